@@ -1,0 +1,62 @@
+"""Progressive pruning for PyTorch: judged, rolled back, resumable, exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunus.errors import InputError, Interrupted, PrunusError, RunError
+    from prunus.masks import enforce
+    from prunus.call import prune, resume
+    from prunus.pruner import Pruner
+    from prunus.recipe import Recipe
+    from prunus.run import Run
+    from prunus.task import Batches, Task
+    from prunus.types import Result, Round
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "prune": "call",
+    "resume": "call",
+    "Recipe": "recipe",
+    "Pruner": "pruner",
+    "Result": "types",
+    "Round": "types",
+    "Run": "run",
+    "Task": "task",
+    "Batches": "task",
+    "enforce": "masks",
+    "PrunusError": "errors",
+    "InputError": "errors",
+    "RunError": "errors",
+    "Interrupted": "errors",
+}
+
+__all__ = [
+    "Batches",
+    "InputError",
+    "Interrupted",
+    "Pruner",
+    "PrunusError",
+    "Recipe",
+    "Result",
+    "Round",
+    "Run",
+    "RunError",
+    "Task",
+    "enforce",
+    "prune",
+    "resume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when they are first used, so that help needs no torch."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prunus' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"prunus.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

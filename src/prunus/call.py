@@ -1,0 +1,357 @@
+"""The one call: prune a model, or a task, by a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus import costs, files, randomness
+from prunus.environment import describe
+from prunus.errors import InputError, PrunusError
+from prunus.folder import digest as file_digest
+from prunus.folder import find
+from prunus.guard import last_accepted
+from prunus.ideas import code_digests, resolve
+from prunus.journal import Journal, read_events
+from prunus.loop import trainer
+from prunus.pruner import Pruner
+from prunus.recipe import Recipe, Spec, load
+from prunus.rounds import (
+    Evaluate,
+    Job,
+    Watch,
+    all_rounds,
+    begin,
+    final_masks,
+    refuse_plain_train,
+    score,
+)
+from prunus.task import Task
+from prunus.types import Result, Round
+
+Source = Recipe | Mapping[str, Any] | str | Path
+
+
+def prune(
+    subject: nn.Module | Task | str,
+    recipe: Source,
+    *,
+    train: Callable[..., Any] | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_train: Evaluate | None = None,
+    test: Evaluate | None = None,
+    calibration: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    example: Any = None,
+    folder: str | Path | None = None,
+    watch: Watch | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Prune a model progressively, in place.
+
+    Without ``train`` it is one-shot: the masks for the target are chosen and applied at once.
+
+    Args:
+        subject: a model; a :class:`Task`, which brings all the rest; or the name of one.
+        recipe: a :class:`Recipe`, the name of one, a file, or a mapping of its values.
+        train: ``train(model, run)``: call ``run.attach(optimizer)``, iterate
+            ``run.batches(loader)``; called for round 0 if the recipe says ``dense``, and after
+            each cut. A plain ``train(model)`` is enough for recipes in rounds.
+        evaluate: ``evaluate(model) -> float`` on validation data, after every round.
+        evaluate_train: the same on training data, to record the gap.
+        test: the same on test data; called once, at the end.
+        calibration: batches for criteria that need gradients.
+        loss: ``loss(model, batch) -> scalar`` for the same.
+        example: an input (or a tuple of inputs), to count MACs and the order of layers.
+        folder: where journal, snapshots and results go; a killed run started again with the
+            same arguments goes on there. Without it nothing is written.
+        watch: called with events (mappings with a key ``event``) as the run goes.
+        stop: asked between steps; True saves and raises :class:`Interrupted`.
+
+    Returns:
+        A :class:`Result`; ``result.model`` is the model given.
+
+    Raises:
+        InputError: for what cannot be used, before work starts where it can be known.
+        RunError: if the run cannot go on. The weights are then as they were given.
+
+    >>> _ = torch.manual_seed(0)
+    >>> result = prune(nn.Linear(10, 10), {"target": 0.8})
+    >>> result.sparsity, int((result.model.weight == 0).sum())
+    (0.8, 80)
+    """
+    recipe = load(recipe)
+    with randomness.kept():
+        randomness.seed(recipe.seed)
+        if isinstance(subject, str):
+            subject = find_task(Spec(name=subject))
+        metric_name = "metric"
+        if isinstance(subject, Task):
+            task = subject
+            metric_name = task.metric_name
+            model = task.model()
+            train = train or trainer(task)
+            evaluate = evaluate or _metric(task, task.validation)
+            if evaluate_train is None and task.train_sample is not None:
+                evaluate_train = _metric(task, task.train_sample)
+            if test is None and task.test is not None:
+                test = _metric(task, task.test)
+            calibration = task.calibration if calibration is None else calibration
+            loss, example = loss or task.loss, task.example if example is None else example
+        elif isinstance(subject, nn.Module):
+            model = subject
+        else:
+            raise InputError(
+                f"prune takes a model (nn.Module), a Task or a task's name, not "
+                f"{type(subject).__name__}"
+            )
+        pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
+        _check(recipe, pruner, train, evaluate)
+        where = None if folder is None else Path(folder)
+        job_watch = watch or (lambda event: None)
+        with _undone_on_error(model), _journal(where, pruner, job_watch) as journal:
+            job = Job(
+                pruner=pruner,
+                journal=journal,
+                train=train,
+                evaluate=evaluate,
+                evaluate_train=evaluate_train,
+                example=example,
+                watch=job_watch,
+                stop=stop or (lambda: False),
+            )
+            if not journal.events:
+                score(evaluate, model, "evaluate")
+            return _finish(job, test, metric_name)
+
+
+def find_task(spec: Spec) -> Task:
+    """A task by name, or from a Python file with a function ``task`` (or the one named).
+
+    Raises:
+        InputError: if there is none, or it makes no :class:`Task`.
+    """
+    name = spec.name
+    if name.endswith(".py"):
+        name += ":task"
+    function = find("tasks", name)
+    known = inspect.signature(function).parameters
+    unknown = [key for key in spec.settings if key not in known]
+    if unknown:
+        raise InputError(
+            f"task {spec.name} has no setting {', '.join(unknown)}; it has: {', '.join(known)}"
+        )
+    try:
+        task = function(**spec.settings)
+    except PrunusError:
+        raise
+    except Exception as error:
+        raise InputError(f"task {spec.name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise InputError(f"task {spec.name} returned {type(task).__name__}, not a prunus.Task")
+    return task
+
+
+def _metric(task: Task, batches: Iterable[Any]) -> Evaluate:
+    return lambda model: task.metric(model, batches)
+
+
+def _check(
+    recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Evaluate | None
+) -> None:
+    """What can be known before work starts."""
+    from prunus import duration
+
+    refuse_plain_train(pruner, train)
+    if recipe.guard is not None and evaluate is None:
+        raise InputError("guard: nothing to judge with: give evaluate(model) -> float, or no guard")
+    if train is not None and not recipe.in_rounds and duration.parse(recipe.retrain).value == 0:
+        raise InputError(
+            "retrain: gradual pruning cuts inside retraining, and its length is 0: set for "
+            "example retrain: 10ep, or rounds: 1 to cut once without retraining"
+        )
+    trained = train is not None and (
+        duration.parse(recipe.dense.length).value > 0 or not recipe.in_rounds
+    )
+    if pruner.collects_running and not trained:
+        raise InputError(
+            f"criterion {recipe.criterion.name} reads the gradients of the training before a cut, "
+            "and there is none before the first: set dense, or use fisher with calibration"
+        )
+
+
+@contextlib.contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """If anything goes wrong, the model is as it was given."""
+    before = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    modes = [(m, m.training) for m in model.modules()]
+    grads = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            own = model.state_dict()
+            for name, value in before.items():
+                own[name].copy_(value)
+        for parameter, needs in grads:
+            parameter.requires_grad_(needs)
+        raise
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+@contextlib.contextmanager
+def _journal(folder: Path | None, pruner: Pruner, watch: Watch) -> Iterator[Journal]:
+    if folder is not None:
+        refuse_other(folder, identity(pruner))
+    journal = Journal(folder)
+    try:
+        if folder is not None:
+            _write_identity(folder, pruner)
+        yield journal
+    finally:
+        journal.close()
+
+
+def identity(pruner: Pruner) -> dict[str, Any]:
+    """What makes two runs the same: recipe, code, parameters and initial weights."""
+    recipe = pruner.recipe
+    task = recipe.task
+    code = code_digests(recipe)
+    if task is not None and ".py" not in task.name:
+        module = inspect.getsourcefile(find("tasks", task.name))
+        if module is not None:
+            code[task.name] = file_digest(Path(module))
+    return {
+        "recipe": recipe.digest(),
+        "code": code,
+        "parameters": {n: list(p.shape) for n, p in pruner.model.named_parameters()},
+        "weights": files.tensors_digest(dict(pruner.model.state_dict())),
+    }
+
+
+def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
+    """Refuse a folder that another recipe's run, or another model's, lies in.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        if folder.exists() and any(p.name not in (".lock", "snapshots") for p in folder.iterdir()):
+            raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"'{path}' cannot be read ({error}): name another folder") from None
+    words = {
+        "recipe": "another recipe",
+        "code": "other code",
+        "parameters": "another model",
+        "weights": "other initial weights",
+    }
+    differs = [words[key] for key in words if theirs.get(key) != own[key]]
+    if differs:
+        raise InputError(
+            f"'{folder}' holds the run of {' and '.join(differs)}: name another with --folder, "
+            "or remove it"
+        )
+
+
+def _write_identity(folder: Path, pruner: Pruner) -> None:
+    values = {
+        "identity": identity(pruner),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "environment": describe(),
+    }
+    if not (folder / "run.json").exists():
+        files.write_atomically(folder / "recipe.yaml", pruner.recipe.to_yaml().encode())
+        files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
+
+
+def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
+    before = costs.measure(job.model, job.example)
+    at = all_rounds(job, begin(job))
+    masks = final_masks(job, at)
+    good = last_accepted(at.rounds)
+    done = [e for e in job.journal.events if e["event"] == "end"]
+    tested = done[-1]["test"] if done else score(test, job.model, "test")
+    if not done:
+        job.journal.write("end", why=at.why, test=tested, seconds=round(at.seconds, 3))
+    result = Result(
+        model=job.model,
+        masks=masks,
+        rounds=tuple(at.rounds),
+        metric=good.metric,
+        test=tested,
+        why=at.why,
+        cost_before=before,
+        cost_after=good.cost,
+        folder=job.journal.folder,
+    )
+    if job.journal.folder is not None:
+        _write_result(job.journal.folder, result, metric_name)
+    return result
+
+
+def _write_result(folder: Path, result: Result, metric_name: str) -> None:
+    tensors = {"weights": dict(result.model.state_dict()), "masks": dict(result.masks)}
+    files.write_atomically(folder / "model.safetensors", files.save_tensors(tensors["weights"]))
+    files.write_atomically(folder / "masks.safetensors", files.save_tensors(tensors["masks"]))
+    summary = {
+        "metric_name": metric_name,
+        "metric": result.metric,
+        "test": result.test,
+        "sparsity": result.sparsity,
+        "why": result.why,
+        "cost_before": dict(result.cost_before),
+        "cost_after": dict(result.cost_after),
+        "rounds": [asdict(r) for r in result.rounds],
+    }
+    files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
+
+
+def rounds_of(folder: Path) -> list[Round]:
+    """The rounds of a run, finished or not; of repeated ones the last.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise InputError(f"'{folder}' holds no run (no run.json)")
+    events = [e for e in read_events(folder) if e["event"] == "round"]
+    fields = set(Round.__dataclass_fields__)
+    found = {e["index"]: Round(**{k: v for k, v in e.items() if k in fields}) for e in events}
+    return [found[i] for i in sorted(found)]
+
+
+def resume(folder: str | Path, **hooks: Any) -> Result:
+    """Go on with a run of a task from its folder alone.
+
+    Raises:
+        InputError: if the folder holds no run, or one without a task.
+    """
+    recipe = load(Path(folder) / "recipe.yaml")
+    if recipe.task is None:
+        raise InputError(
+            f"the run in '{folder}' was started from Python: call prunus.prune again with the "
+            "same arguments and folder"
+        )
+    resolve(recipe)
+    with randomness.kept():
+        randomness.seed(recipe.seed)
+        task = find_task(recipe.task)
+    return prune(task, recipe, folder=folder, **hooks)

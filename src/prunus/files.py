@@ -1,0 +1,163 @@
+"""Files that are whole or not there: nested values as safetensors with typed JSON, no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from prunus.errors import RunError
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a temporary file, flush it to the disk, rename it: a crash leaves old or new.
+
+    Raises:
+        RunError: if the disk is full or refuses.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line and flush it to the disk.
+
+    Raises:
+        RunError: if the disk is full or refuses.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> RunError:
+    """What to say when the disk refuses."""
+    what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
+    return RunError(
+        f"'{path}' could not be written: {what}. What was finished before is kept: make room, "
+        f"then go on with: prunus resume {path.parent}"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def freeze(tree: Any) -> bytes:
+    """Nested dicts, lists, tuples, numbers, strings and tensors as one safetensors file.
+
+    Strides of tensors that are not in the usual order (channels_last) are kept.
+
+    Raises:
+        RunError: for a value of any other type, by its place.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def pack(value: Any, where: str) -> Any:
+        if isinstance(value, Tensor):
+            key = f"t{len(tensors)}"
+            plain = value.detach().cpu()
+            order = None if plain.is_contiguous() else _dim_order(plain)
+            tensors[key] = plain.permute(order).contiguous().clone() if order else plain.clone()
+            return {"tensor": key, "order": order}
+        if isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, (list, tuple)):
+            items = [pack(v, f"{where}[{i}]") for i, v in enumerate(value)]
+            return {"tuple": items} if isinstance(value, tuple) else items
+        if isinstance(value, dict):
+            items = [[pack(k, where), pack(v, f"{where}[{k!r}]")] for k, v in value.items()]
+            return {"dict": items}
+        raise RunError(
+            f"the state at {where} is a {type(value).__name__}, which cannot be saved without "
+            "pickle: give objects whose state_dict() holds tensors, numbers and strings"
+        )
+
+    packed = json.dumps(pack(tree, "state"))
+    return safetensors.torch.save(tensors, {"tree": packed})
+
+
+def thaw(data: bytes) -> Any:
+    """What :func:`freeze` packed.
+
+    >>> thaw(freeze({"a": (1, [None, 0.5]), 2: torch.ones(2)}))
+    {'a': (1, [None, 0.5]), 2: tensor([1., 1.])}
+    """
+    tensors = safetensors.torch.load(data)
+    length = int.from_bytes(data[:8], "little")
+    packed = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tree"])
+
+    def unpack(value: Any) -> Any:
+        if isinstance(value, list):
+            return [unpack(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        if "tensor" in value:
+            tensor, order = tensors[value["tensor"]], value["order"]
+            return tensor if order is None else tensor.permute(_inverse(order))
+        if "tuple" in value:
+            return tuple(unpack(v) for v in value["tuple"])
+        return {unpack(k): unpack(v) for k, v in value["dict"]}
+
+    return unpack(packed)
+
+
+def _dim_order(tensor: Tensor) -> list[int] | None:
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    return order if tensor.permute(order).is_contiguous() else list(range(tensor.dim()))
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(d) for d in range(len(order))]
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        whole.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        if plain.numel():
+            whole.update(plain.flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def save_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """A plain safetensors file: contiguous copies, tied tensors under each of their names."""
+    return safetensors.torch.save(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    )

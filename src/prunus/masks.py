@@ -1,0 +1,214 @@
+"""Masks on weights and gradients: applied, enforced at every optimizer step, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunus.errors import InputError, RunError
+from prunus.layout import plain_name
+from prunus.types import Masks
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_REFUSED = {
+    "LBFGS": "it evaluates the loss several times a step and keeps its own copy of the weights",
+    "DeepSpeedZeroOptimizer": "it keeps master copies of the weights",
+    "FP16_Optimizer": "it keeps master copies of the weights",
+}
+
+
+def match_names(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
+    """Masks under the parameter names of this model, wrapped (``module.``) or not.
+
+    Raises:
+        InputError: if a mask names no parameter or has a shape that does not fit.
+    """
+    known = {plain_name(name): name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    matched = {}
+    for name, mask in masks.items():
+        full = known.get(plain_name(name))
+        if full is None:
+            raise InputError(f"the masks name '{name}', which the model does not have")
+        shape = parameters[full].shape
+        try:
+            mask.expand(shape)
+        except RuntimeError:
+            raise InputError(
+                f"the mask of '{name}' is {tuple(mask.shape)}, the parameter {tuple(shape)}"
+            ) from None
+        matched[full] = mask
+    return matched
+
+
+@torch.no_grad()
+def apply(model: nn.Module, masks: Masks) -> None:
+    """Set removed weights to exactly zero."""
+    parameters = dict(model.named_parameters())
+    for name, mask in match_names(model, masks).items():
+        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+
+
+@torch.no_grad()
+def check(model: nn.Module, masks: Masks) -> None:
+    """Removed weights are zero and the others finite, or an error that names the parameter.
+
+    Raises:
+        RunError: if not.
+    """
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.items():
+        weight = parameters[name]
+        if bool((weight.masked_fill(mask.to(weight.device), 0) != 0).any()):
+            raise RunError(
+                f"removed weights of '{name}' are not zero: something writes to them outside "
+                "the optimizer step (a master copy, an EMA, a loaded state?)"
+            )
+    finite(model)
+
+
+@torch.no_grad()
+def finite(model: nn.Module) -> None:
+    """Every floating-point parameter is finite.
+
+    Raises:
+        RunError: naming the first that is not.
+    """
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel():
+            low, high = torch.aminmax(weight)
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise RunError(
+                    f"'{name}' holds NaN or infinity: the training diverged; a lower learning "
+                    "rate or gradient clipping may help"
+                )
+
+
+def real_optimizer(optimizer: object) -> Optimizer:
+    """The torch optimizer inside wrappers such as accelerate's.
+
+    Raises:
+        InputError: for optimizers that keep the weights elsewhere, by name.
+    """
+    while not isinstance(optimizer, Optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    name = type(optimizer).__name__
+    if name in _REFUSED:
+        raise InputError(f"{name} cannot be used while pruning: {_REFUSED[name]}; use SGD or Adam")
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"'{name}' is no torch.optim.Optimizer")
+    return optimizer
+
+
+class Enforcer:
+    """Keeps removed weights at zero while an optimizer trains.
+
+    Weights after every step (the optimizer's public post-step hook), gradients as they
+    accumulate, so that clipping never sees those of removed weights. A mask is held as an
+    integer of the weight's width with all bits set or none: one bitwise AND gives exact zeros,
+    from NaN too, and costs what reading it costs.
+    """
+
+    def __init__(self) -> None:
+        self._bits: dict[nn.Parameter, Tensor] = {}
+        self._copies: list[nn.Module] = []
+        self._masks: Masks = {}
+        self._handles: list[RemovableHandle] = []
+
+    def set(self, model: nn.Module, masks: Masks) -> None:
+        """Take new masks; the hooks that are installed use them from now on."""
+        parameters = dict(model.named_parameters())
+        self._masks = dict(masks)
+        self._bits = {}
+        for name, mask in masks.items():
+            weight = parameters[name]
+            integer = _INTEGERS[weight.element_size()]
+            bits = mask.to(weight.device).to(integer).neg_()
+            if bits.shape == weight.shape and not weight.is_contiguous():
+                bits = torch.empty_like(weight, dtype=integer).copy_(bits)
+            self._bits[weight] = bits
+
+    def install(
+        self, optimizer: Optimizer, model: nn.Module, copies: Iterable[nn.Module] = ()
+    ) -> None:
+        """Hook the optimizer's steps and the parameters' gradients."""
+        self._copies = list(copies)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                if weight in self._bits and id(weight) not in held:
+                    raise InputError(
+                        f"'{name}' is pruned and trainable, and the optimizer does not hold it: "
+                        "build the optimizer from the parameters of this very model"
+                    )
+                hook = weight.register_post_accumulate_grad_hook(self._mask_gradient)
+                self._handles.append(hook)
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Zero removed weights now, in the model and its copies."""
+        for weight, bits in self._bits.items():
+            _and(weight.data, bits)
+        for copy in self._copies:
+            apply(copy, self._masks)
+
+    def _after_step(self, *_: object) -> None:
+        self.enforce()
+
+    def _mask_gradient(self, weight: Tensor) -> None:
+        bits = self._bits.get(weight)  # type: ignore[call-overload]
+        if bits is not None and weight.grad is not None:
+            _and(weight.grad, bits)
+
+
+def _and(values: Tensor, bits: Tensor) -> None:
+    if values.is_sparse:
+        raise InputError("sparse gradients cannot be masked: set sparse=False on the layer")
+    values.view(bits.dtype).bitwise_and_(bits)
+
+
+def enforce(
+    model: nn.Module, masks: Masks, optimizer: object, *, copies: Iterable[nn.Module] = ()
+) -> Callable[[], None]:
+    """Go on training a pruned model: removed weights stay zero from now on.
+
+    Args:
+        model: whose weights the masks belong to; they are applied at once.
+        masks: parameter name to bool, True = kept (``Result.masks``).
+        optimizer: that trains ``model``.
+        copies: other modules to keep masked, such as an EMA of the model.
+
+    Returns:
+        A function that takes the hooks off again.
+
+    Raises:
+        InputError: if a mask fits no parameter, or for an optimizer that keeps weights elsewhere.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    >>> stop = enforce(model, {"weight": torch.tensor([[True, False]])}, optimizer)
+    >>> model(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> float(model.weight[0, 1])
+    0.0
+    >>> stop()
+    """
+    matched = match_names(model, masks)
+    apply(model, matched)
+    for copy in copies:
+        apply(copy, matched)
+    enforcer = Enforcer()
+    enforcer.set(model, matched)
+    enforcer.install(real_optimizer(optimizer), model, copies)
+    return enforcer.remove

@@ -1,0 +1,190 @@
+"""The decision: scores to units, units to counts, counts to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunus.errors import InputError, RunError
+from prunus.select import keep_largest, keep_largest_by_run
+from prunus.types import Allocation, Counts, Group, Limits, Masks
+from prunus.units import member_mask, unit_alive, unit_scores
+
+
+class LazyUnits(Mapping[Group, Tensor]):
+    """Unit scores made when they are read, so that no two layers' scores need be in memory.
+
+    The few scores of large units are kept; those of single weights are made anew, which is
+    cheaper than the memory they would fill.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], score_of: Callable[[str], Tensor], alive: Alive
+    ) -> None:
+        self._groups = list(groups)
+        self._score_of = score_of
+        self._alive = alive
+        self._kept: dict[Group, Tensor] = {}
+
+    def __getitem__(self, group: Group) -> Tensor:
+        if group in self._kept:
+            return self._kept[group]
+        scores = unit_scores(group, self._score_of)
+        low, high = torch.aminmax(scores)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise RunError(
+                f"the criterion gave NaN or infinite scores for {group.name}: look for NaN or "
+                "infinity in its weights and gradients"
+            )
+        alive = self._alive[group]
+        if alive is not None:
+            scores = scores.masked_fill(~alive.to(scores.device), -torch.inf)
+        if group.sizes is not None:
+            self._kept[group] = scores
+        return scores
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+
+Alive = Mapping[Group, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Exact sparsity of a choice: removed weights ÷ weights in scope.
+
+    Attributes:
+        groups: everything in scope.
+        alive: the units not removed yet.
+    """
+
+    groups: Sequence[Group]
+
+    @property
+    def total(self) -> int:
+        return sum(g.weights for g in self.groups)
+
+    def of(self, sizes_kept: Mapping[Group, int]) -> float:
+        """Sparsity from the weights that each group keeps."""
+        return 1 - sum(sizes_kept.values()) / self.total
+
+    def __call__(self, counts: Counts) -> float:
+        kept = 0
+        for group, number in counts.items():
+            units = int(number.sum()) if isinstance(number, Tensor) else number
+            kept += units if group.sizes is None else _weights(group, units)
+        return 1 - kept / self.total
+
+
+def _weights(group: Group, units: int) -> int:
+    """Weights in so many units; exact for units of one size, else the largest first."""
+    assert group.sizes is not None
+    return int(group.sizes.sort(descending=True).values[:units].sum())
+
+
+def limits_of(groups: Sequence[Group], alive: Alive) -> dict[Group, Limits]:
+    """At least one unit of every group stays, unless it may be emptied or is chosen by runs."""
+    limits = {}
+    for group in groups:
+        mask = alive[group]
+        most = group.units if mask is None else int(mask.sum())
+        least = 0 if group.may_empty or group.balanced else min(1, most)
+        limits[group] = Limits(least, most)
+    return limits
+
+
+def alive_of(
+    groups: Sequence[Group], masks: Masks, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[Group, Tensor | None]:
+    """The units of each group that the masks leave."""
+    return {g: unit_alive(g, masks, shapes) for g in groups}
+
+
+def sparsity(groups: Sequence[Group], alive: Alive) -> float:
+    """Removed weights ÷ weights in scope, counted in elements."""
+    return Cost(groups).of({g: kept_weights(g, alive[g]) for g in groups})
+
+
+def kept_weights(group: Group, alive: Tensor | None) -> int:
+    """Weights of a group that are left."""
+    if alive is None:
+        return group.weights
+    if group.sizes is None:
+        return int(alive.sum())
+    return int(group.sizes[alive.cpu()].sum())
+
+
+def allocate(
+    units: LazyUnits,
+    allocation: Allocation,
+    target: float,
+    limits: Mapping[Group, Limits],
+) -> Counts:
+    """Counts for a sparsity, or the limit that forbids it.
+
+    Raises:
+        InputError: if more is asked than may be removed.
+    """
+    cost = Cost(list(units))
+    most = cost({g: limits[g].least for g in units})
+    removed = round(target * cost.total) / cost.total
+    if removed > most + 1e-12:
+        raise InputError(
+            f"a sparsity of {target:g} leaves less than one unit in some group: at most "
+            f"{most:.6g} can be removed from {len(units)} groups of {cost.total} weights"
+        )
+    return allocation(units, cost, target, limits)
+
+
+def bottom_up(
+    final: Counts, progress: float, schedule: Callable[[float, float, float], float]
+) -> Counts:
+    """Counts on the way to ``final``, group after group in execution order.
+
+    Group i of L goes from nothing to its final count while progress runs from i/L to (i+1)/L.
+    """
+    counts: Counts = {}
+    for i, (group, kept) in enumerate(final.items()):
+        own = min(max(progress * len(final) - i, 0.0), 1.0)
+        share = schedule(own, 0.0, 1.0) if own > 0 else 0.0
+        whole = group.run if isinstance(kept, Tensor) else group.units
+        gone = (whole - kept) * share
+        if isinstance(gone, Tensor):
+            counts[group] = whole - gone.double().add(1e-9).floor().long()
+        else:
+            counts[group] = whole - int(gone + 1e-9)
+    return counts
+
+
+def masks_from(
+    units: LazyUnits,
+    counts: Counts,
+    masks: Masks,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Masks:
+    """The masks that keep ``counts`` of the highest units, and nothing that was removed.
+
+    A parameter in several groups keeps what all of them keep.
+    """
+    chosen: Masks = {}
+    guess: float | None = None
+    for group in units:
+        scores, kept = units[group], counts[group]
+        if isinstance(kept, Tensor):
+            keep = keep_largest_by_run(scores.view(len(kept), -1), kept).flatten()
+        else:
+            keep, guess = keep_largest(scores, kept, guess=guess)
+        for member in group.members:
+            mask = member_mask(member, keep, shapes[member.name])
+            known = chosen.get(member.name)
+            chosen[member.name] = mask if known is None else known & mask
+    for name, before in masks.items():
+        chosen[name] = chosen[name] & before if name in chosen else before
+    return chosen

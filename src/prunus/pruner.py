@@ -1,0 +1,381 @@
+"""The one object that changes a model while it trains."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunus import duration
+from prunus.errors import InputError
+from prunus.ideas import Ideas, resolve
+from prunus.layout import Layer
+from prunus.masks import Enforcer, apply, finite, real_optimizer
+from prunus.plan import (
+    Cost,
+    LazyUnits,
+    alive_of,
+    allocate,
+    bottom_up,
+    kept_weights,
+    limits_of,
+    masks_from,
+    sparsity,
+)
+from prunus.recipe import Recipe, load
+from prunus.restore._memory import Memory
+from prunus.scope import drop_output_layer, execution_order, find_layers, initial_masks
+from prunus.signals import Look, collect, needed
+from prunus.signals.grad_sq_running import DECAY
+from prunus.types import Counts, Group, Masks, State
+
+CUTS = 100
+"""Cuts of a gradual run over its whole length, where the recipe does not space them."""
+
+
+class Pruner:
+    """Prunes a model gradually inside a training loop of your own.
+
+    Build it after model and optimizer; nothing else in the loop changes. After every optimizer
+    step it zeroes what is removed, and at the steps of the schedule it removes more. It uses
+    public hooks only: no method is patched, no module wrapped, ``state_dict`` keys stay.
+
+    Args:
+        model: pruned in place.
+        recipe: a :class:`Recipe`, the name of one, a file or a mapping; a gradual one.
+        optimizer: that trains the model.
+        steps: optimizer steps of the training, over which the schedule runs; by default the
+            recipe's ``retrain``.
+        steps_per_epoch: needed where the recipe counts epochs.
+        calibration: batches for criteria that need gradients.
+        loss: ``(model, batch) -> scalar`` for the same.
+        example: an input (or a tuple of inputs), from which the order of execution is read.
+
+    Attributes:
+        masks: parameter name to bool, True = kept.
+        sparsity: removed weights ÷ weights in scope, by the masks.
+
+    Raises:
+        InputError: for whatever cannot be pruned as asked, before anything is changed.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Linear(8, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> pruner = Pruner(model, {"target": 0.5, "schedule": "linear"}, optimizer, steps=4)
+    >>> for _ in range(4):
+    ...     optimizer.zero_grad()
+    ...     model(torch.ones(2, 8)).square().mean().backward()
+    ...     optimizer.step()
+    >>> pruner.sparsity, int((model.weight == 0).sum())
+    (0.5, 4)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe | Mapping[str, Any] | str | Path,
+        optimizer: object = None,
+        *,
+        steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        calibration: Iterable[Any] | None = None,
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        example: Any = None,
+    ) -> None:
+        self.model = model
+        self.recipe = load(recipe)
+        self.ideas: Ideas = resolve(self.recipe)
+        self.calibration, self.loss = calibration, loss
+        self.step = 0
+        self.running: dict[str, Tensor] = {}
+        self.masks: Masks = {}
+        self.sparsity = 0.0
+        self._enforcer = Enforcer()
+        self._hooks: list[RemovableHandle] = []
+        self._enforced = True
+        self._first_cut, self._last_cut, self._every = 0, -1, 1
+        finite(model)
+        self._shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self.layers, self.groups = self._look(example)
+        self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
+        self._check_signals()
+        given = initial_masks(model, [la for la in self.layers if la.name in self._scored])
+        self._given: Masks = given
+        self._set_masks(dict(given))
+        self.start = self.sparsity
+        self._start_state: State | None = None
+        if optimizer is not None:
+            self._own_loop(optimizer, steps, steps_per_epoch)
+
+    def _look(self, example: Any) -> tuple[list[Layer], list[Group]]:
+        layers = find_layers(self.model, self.recipe.scope.include, self.recipe.scope.exclude)
+        run = None
+        if example is not None:
+            inputs = example if isinstance(example, tuple) else (example,)
+            run = functools.partial(_run, self.model, inputs)
+        layers = execution_order(self.model, layers, run)
+        if self.recipe.structure.name == "neuron" and not self.recipe.scope.include:
+            layers = drop_output_layer(layers)
+        groups = self.ideas.structure(layers, self._shapes)
+        wanted = self.recipe.sparsity
+        cost = Cost(groups)
+        most = cost({g: 0 if g.may_empty or g.balanced else 1 for g in groups})
+        if not self.recipe.until_guard and round(wanted * cost.total) / cost.total > most:
+            raise InputError(
+                f"target: a sparsity of {wanted:g} leaves less than one unit in some layer; at "
+                f"most {most:.6g} of the {cost.total} weights in scope can go"
+            )
+        smallest = min((int(g.sizes.min()) for g in groups if g.sizes is not None), default=1)
+        if not self.recipe.until_guard and 0 < wanted < smallest / cost.total:
+            raise InputError(
+                f"target: {wanted:g} of {cost.total} weights is less than one unit of structure "
+                f"{self.recipe.structure.name}, whose smallest has {smallest}"
+            )
+        return layers, groups
+
+    def _check_signals(self) -> None:
+        wanted = needed(self.ideas.criterion)
+        reads = [s for s in ("grad", "grad_sq") if s in wanted]
+        if reads and (self.calibration is None or self.loss is None):
+            raise InputError(
+                f"criterion {self.recipe.criterion.name} needs gradients: give calibration "
+                "(batches) and loss (a function of model and batch); magnitude needs neither"
+            )
+        self.collects_running = "grad_sq_running" in wanted
+
+    # --- hooks
+
+    def attach(self, optimizer: object, copies: Iterable[nn.Module] = ()) -> Optimizer:
+        """Follow an optimizer until :meth:`detach`.
+
+        Args:
+            optimizer: that trains the model; wrappers around it are looked through.
+            copies: modules to keep masked as well, such as an EMA.
+        """
+        self.detach()
+        real = real_optimizer(optimizer)
+        self._refresh()
+        self._enforcer.install(real, self.model, copies)
+        if self.collects_running:
+            self._hooks.append(real.register_step_pre_hook(self._before_step))
+        self._hooks.append(real.register_step_post_hook(self._after_step))
+        return real
+
+    def detach(self) -> None:
+        """Take all hooks off; masks stay."""
+        self._enforcer.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _own_loop(self, optimizer: object, steps: int | None, per_epoch: int | None) -> None:
+        if self.recipe.in_rounds:
+            raise InputError(
+                "this recipe prunes in rounds, which need a training to call again: use "
+                "prunus.prune(model, recipe, train=…, evaluate=…), or a recipe without rounds"
+            )
+        if self.recipe.guard is not None:
+            raise InputError("a guard needs something to judge: use prunus.prune, or no guard")
+        total = steps
+        if total is None:
+            total = duration.parse(self.recipe.retrain).steps(per_epoch=per_epoch, whole=None)
+        if total < 1:
+            raise InputError("steps: say over how many optimizer steps to prune, e.g. steps=1000")
+        self.attach(optimizer)
+        apply(self.model, self.masks)
+        self.begin(total, per_epoch)
+
+    def begin(self, steps: int, per_epoch: int | None = None) -> None:
+        """Let the schedule run over the next ``steps`` optimizer steps."""
+        plan = self.recipe.schedule
+        first, last = (
+            duration.parse(d).steps(per_epoch=per_epoch, whole=steps)
+            for d in (plan.start, plan.end)
+        )
+        every = max(1, steps // CUTS)
+        if plan.every is not None:
+            every = max(1, duration.parse(plan.every).steps(per_epoch=per_epoch, whole=steps))
+        if not 0 <= first <= last <= steps:
+            raise InputError(
+                f"schedule: start {plan.start} and end {plan.end} are steps {first} and {last} of "
+                f"{steps}: 0 ≤ start ≤ end ≤ {steps} is needed"
+            )
+        self.step = 0
+        self._first_cut, self._last_cut, self._every = first, max(last, 1), every
+
+    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+        with torch.no_grad():
+            for name, weight in self._parameters().items():
+                if weight.grad is None:
+                    continue
+                square = weight.grad.detach().float().square()
+                past = self.running.get(name)
+                self.running[name] = square if past is None else past.lerp_(square, 1 - DECAY)
+
+    def _after_step(self, *_: object) -> None:
+        self.step += 1
+        if self._first_cut <= self.step <= self._last_cut and (
+            self.step == self._last_cut or (self.step - self._first_cut) % self._every == 0
+        ):
+            length = self._last_cut - self._first_cut
+            progress = (self.step - self._first_cut) / length if length else 1.0
+            self._scheduled_cut(progress)
+
+    def _scheduled_cut(self, progress: float) -> None:
+        asked = self.asks(progress)
+        final = progress >= 1
+        revives = self.recipe.restore.name == "revive"
+        if not revives and self.recipe.order == "all" and asked <= self.sparsity + 1e-12:
+            return
+        if revives:
+            before = self.state()
+            self.cut(progress, asked)
+            apply(self.model, self.masks)
+            if not final:
+                self.load(self.ideas.restore(self.state(), self.masks, self._memory(before)))
+            self.hold(final)
+        else:
+            self.cut(progress, asked)
+
+    # --- decisions
+
+    def asks(self, progress: float) -> float:
+        """The sparsity that the schedule asks for."""
+        if self.recipe.until_guard:
+            return max(progress, self.start)
+        target = max(self.recipe.sparsity, self.start)
+        return self.ideas.schedule(progress, self.start, target)
+
+    def cut(self, progress: float, asked: float | None = None) -> float:
+        """Choose masks and apply them; the model is unchanged if that fails.
+
+        Args:
+            progress: of the schedule, 0 to 1.
+            asked: the sparsity, by default what the schedule asks for.
+
+        Returns:
+            The sparsity asked of the groups together.
+        """
+        asked = self.asks(progress) if asked is None else asked
+        kept = self._given if self.recipe.restore.name == "revive" else self.masks
+        units, counts = self._decide(progress, asked, kept)
+        self._set_masks(masks_from(units, counts, kept, self._shapes))
+        apply(self.model, self.masks)
+        return Cost(self.groups)(counts) if self.recipe.order == "bottom_up" else asked
+
+    def _decide(self, progress: float, asked: float, kept: Masks) -> tuple[LazyUnits, Counts]:
+        score = collect(self.ideas.criterion, self._signals())
+        alive = alive_of(self.groups, kept, self._shapes)
+        units = LazyUnits(self.groups, score, alive)
+        limits = limits_of(self.groups, alive)
+        if self.recipe.order == "all":
+            return units, allocate(units, self.ideas.allocation, asked, limits)
+        final = allocate(units, self.ideas.allocation, self.recipe.sparsity, limits)
+        return units, bottom_up(final, progress, self.ideas.schedule)
+
+    def counts(self, asked: float) -> dict[str, tuple[int, int]]:
+        """Weights kept and weights in all, by group, if ``asked`` were cut now."""
+        progress = 1.0
+        units, counts = self._decide(progress, asked, self.masks)
+        masks = masks_from(units, counts, self.masks, self._shapes)
+        alive = alive_of(self.groups, masks, self._shapes)
+        return {g.name: (kept_weights(g, alive[g]), g.weights) for g in self.groups}
+
+    def _signals(self) -> Look:
+        return Look(
+            model=self.model,
+            parameters=self._parameters(),
+            calibration=self.calibration,
+            loss=self.loss,
+            seed=self.recipe.seed,
+            running=self.running,
+        )
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        every = dict(self.model.named_parameters())
+        return {name: every[name] for name in self._scored}
+
+    # --- state
+
+    def _set_masks(self, masks: Masks) -> None:
+        self.masks = masks
+        self.sparsity = sparsity(self.groups, alive_of(self.groups, masks, self._shapes))
+        self._refresh()
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Kept weights ÷ weights, by group."""
+        alive = alive_of(self.groups, self.masks, self._shapes)
+        return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.groups}
+
+    @property
+    def l1(self) -> float:
+        """Σ|w| over the scope."""
+        with torch.no_grad():
+            return sum(float(p.abs().sum(dtype=torch.float64)) for p in self._parameters().values())
+
+    def hold(self, enforced: bool) -> None:
+        """Enforce the masks from now on, or let removed weights train."""
+        self._enforced = enforced
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._enforcer.set(self.model, self.masks if self._enforced else self._given)
+
+    def state(self, optimizer_state: dict[Any, Any] | None = None) -> State:
+        """A copy of all that training changes."""
+        tensors = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        return State(tensors, optimizer_state or {})
+
+    @torch.no_grad()
+    def load(self, state: State) -> None:
+        """Put parameters and buffers back, in place."""
+        own = self.model.state_dict()
+        for name, value in state.tensors.items():
+            own[name].copy_(value)
+
+    def _memory(self, cut: State) -> Memory:
+        def unavailable() -> State:
+            raise InputError("restore: gradual pruning remembers no earlier training")
+
+        if self._start_state is None:
+            self._start_state = cut
+        start = self._start_state
+        return Memory(lambda: start, unavailable, lambda: cut, unavailable)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from, for your own checkpoints: plain values and tensors."""
+        return {
+            "step": self.step,
+            "masks": dict(self.masks),
+            "enforced": self._enforced,
+            "cuts": (self._first_cut, self._last_cut, self._every),
+            "running": dict(self.running),
+            "start": None if self._start_state is None else self._start_state.tensors,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Return to what :meth:`state_dict` gave."""
+        self.step = saved["step"]
+        self._enforced = saved["enforced"]
+        self._first_cut, self._last_cut, self._every = saved["cuts"]
+        self.running = dict(saved["running"])
+        start = saved["start"]
+        self._start_state = None if start is None else State(dict(start), {})
+        self._set_masks(dict(saved["masks"]))
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        model(*inputs)
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,474 @@
+"""The recipe: plain values that say how to prune, checked at the door, all errors at once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from prunus import duration
+from prunus.errors import InputError, did_you_mean
+from prunus.folder import HERE, names
+
+_N_OF_M = re.compile(r"\s*(\d+):(\d+)\s*")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _length(value: Any) -> Any:
+    duration.parse(value)
+    return value
+
+
+Length = Annotated[str | float | int, BeforeValidator(_length)]
+"""A length of training: ``3ep``, ``500it`` or a part from 0 to 1."""
+
+
+class Spec(BaseModel):
+    """An idea and its settings: ``magnitude`` or ``{name: magnitude, p: 2}``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return {"name": str(value)}
+        if isinstance(value, Mapping) and "name" not in value:
+            raise ValueError(f"a name is missing: write {{name: …, {', '.join(map(str, value))}}}")
+        return value
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+    def plain(self) -> Any:
+        """As it is written in a file."""
+        return {"name": self.name, **self.settings} if self.settings else self.name
+
+
+class Scope(_Frozen):
+    """Patterns of parameter or module names."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class Schedule(Spec):
+    """How sparsity grows; ``start``, ``end`` and ``every`` are lengths within the retraining."""
+
+    start: Length = 0.0
+    end: Length = 1.0
+    every: Length | None = None
+
+
+class Target(_Frozen):
+    """Where sparsity ends: a number, or as far as the guard allows."""
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    step: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    smallest: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return {"sparsity": value}
+        if value == "guard":
+            return {}
+        if isinstance(value, str):
+            raise ValueError("write a sparsity such as 0.9, or 'guard' for as far as it allows")
+        return value
+
+
+class Guard(_Frozen):
+    """When a round is accepted: its metric may fall by at most ``max_drop`` from dense."""
+
+    better: Literal["higher", "lower"] = "higher"
+    max_drop: Annotated[float, Field(ge=0)] = 0.01
+    relative: bool = False
+
+
+class Dense(_Frozen):
+    """Training of round 0."""
+
+    length: Length = 0
+    learning_rate: Spec = Spec(name="constant")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return value if isinstance(value, Mapping | BaseModel) else {"length": value}
+
+
+class Recipe(_Frozen):
+    """How to prune.
+
+    Args:
+        version: of the meaning of defaults.
+        name: what the run folder is called; no part of the fingerprint.
+        task: a task of prunus, or ``my/file.py`` (``my/file.py:function``).
+        seed: of everything random.
+        dense: length of training in round 0; 0: the model is trained already.
+        structure: what is removed: weight, ``2:4``, block, neuron, subset, layer.
+        scope: include and exclude patterns.
+        criterion: what a weight is worth.
+        allocation: how much each group gives.
+        schedule: how sparsity grows.
+        rounds: prune–retrain–judge cycles; without it pruning is gradual, inside retraining.
+        retrain: length of retraining, after each cut or (gradual) in all.
+        target: final sparsity, or ``guard``. Default 0.9; n:m sets it itself.
+        guard: judges rounds; none by default.
+        restore: what happens to weights after a cut.
+        learning_rate: plan of the rate while retraining; by default the loop's own.
+        order: all groups at once, or from the bottom up.
+        limit: stop after this time (``20min``) or training (``30ep``, ``5000it``).
+        snapshot: how often training is saved.
+
+    >>> Recipe(structure="2:4", allocation="uniform").structure.settings
+    {'n': 2, 'm': 4}
+    """
+
+    version: Literal[1] = 1
+    name: str | None = None
+    task: Spec | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    dense: Dense = Dense()
+    structure: Spec = Spec(name="weight")
+    scope: Scope = Scope()
+    criterion: Spec = Spec(name="magnitude")
+    allocation: Spec = Spec(name="global")
+    schedule: Schedule = Schedule(name="early")
+    rounds: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    retrain: Length = 0
+    target: Target | None = None
+    guard: Guard | None = None
+    restore: Spec = Spec(name="keep")
+    learning_rate: Spec | None = None
+    order: Literal["all", "bottom_up"] = "all"
+    limit: Length | None = None
+    snapshot: Length = "1ep"
+
+    @field_validator("structure", mode="before")
+    @classmethod
+    def _n_of_m(cls, value: Any) -> Any:
+        match = _N_OF_M.fullmatch(value) if isinstance(value, str) else None
+        return {"name": "n_m", "n": int(match[1]), "m": int(match[2])} if match else value
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        problems = list(_conflicts(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it prunes in rounds; otherwise gradually."""
+        return self.rounds is not None or self.until_guard
+
+    @property
+    def until_guard(self) -> bool:
+        """Whether the target is as far as the guard allows."""
+        return self.target is not None and self.target.sparsity is None
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity to reach; the most there is when the guard decides."""
+        if self.structure.name == "n_m":
+            n, m = (self.structure.settings.get(k, d) for k, d in (("n", 2), ("m", 4)))
+            return float(1 - n / m)
+        if self.target is None:
+            return 0.9
+        return 1.0 if self.target.sparsity is None else self.target.sparsity
+
+    def plain(self) -> dict[str, Any]:
+        """The values that differ from the defaults, as they are written in a file."""
+        out = {}
+        for key in type(self).model_fields:
+            value = _plain(getattr(self, key))
+            if value != _plain(_DEFAULTS[key]):
+                out[key] = value
+        return {"version": self.version, **out}
+
+    def digest(self) -> str:
+        """SHA-256 of the values that differ from the defaults, without the name."""
+        plain = {k: v for k, v in self.plain().items() if k != "name"}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The recipe as a file."""
+        out = io.StringIO()
+        _yaml().dump(self.plain(), out)
+        return out.getvalue()
+
+
+_DEFAULTS = {key: field.default for key, field in Recipe.model_fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        ends = {k: getattr(value, k) for k in ("start", "end", "every")}
+        default = Schedule(name=value.name)
+        ends = {k: v for k, v in ends.items() if v != getattr(default, k)}
+        extra = {**ends, **value.settings}
+        return {"name": value.name, **extra} if extra else value.name
+    if isinstance(value, Spec):
+        return value.plain()
+    if isinstance(value, Target):
+        given = {k: v for k, v in value.model_dump().items() if k in value.model_fields_set}
+        return given if set(given) - {"sparsity"} else given.get("sparsity", "guard")
+    if isinstance(value, Dense):
+        plain = _plain(value.learning_rate)
+        return (
+            value.length
+            if plain == "constant"
+            else {"length": value.length, "learning_rate": plain}
+        )
+    if isinstance(value, BaseModel):
+        return {k: _plain(getattr(value, k)) for k in type(value).model_fields}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _conflicts(recipe: Recipe) -> list[str]:
+    """What cannot go together, with the reason."""
+    found = []
+    structure, allocation = recipe.structure.name, recipe.allocation.name
+    restore = {"values": "zero", "when": "before", **recipe.restore.settings}
+    if recipe.rounds is not None and recipe.schedule.every is not None:
+        found.append(
+            "rounds and schedule.every exclude each other: rounds cut once each, every spaces "
+            "the cuts of gradual pruning; leave one out"
+        )
+    if recipe.until_guard and recipe.guard is None:
+        found.append("target: guard needs a guard: add for example guard: {max_drop: 0.01}")
+    if structure == "n_m":
+        n, m = recipe.structure.settings.get("n", 2), recipe.structure.settings.get("m", 4)
+        if isinstance(n, int) and isinstance(m, int) and not 0 < n < m:
+            found.append(f"structure: {n}:{m} is no n:m: n of every m are kept, so 0 < n < m")
+        elif recipe.target is not None and not (
+            recipe.target.sparsity is not None
+            and math.isclose(recipe.target.sparsity, recipe.sparsity)
+        ):
+            found.append(
+                f"target: {n}:{m} removes {recipe.sparsity:g} of the eligible weights, no more "
+                "and no less; leave target out"
+            )
+        if allocation != "uniform":
+            found.append(
+                f"allocation: n:m takes the same number from every {m} weights, which is "
+                f"allocation: uniform, not {allocation}"
+            )
+    if allocation == "per_neuron" and structure in ("neuron", "layer"):
+        found.append(
+            f"allocation: per_neuron shares out the weights of a neuron; structure {structure} "
+            "removes whole ones: use uniform, global or erk"
+        )
+    if recipe.restore.name == "revive" and (restore["values"], restore["when"]) == (
+        "cut",
+        "before",
+    ):
+        found.append(
+            "restore: values cut with when before would undo the cut: use when: after "
+            "(dense–sparse–dense), or values: zero"
+        )
+    if not recipe.in_rounds and (
+        recipe.restore.name in ("rewind", "reinitialize")
+        or (recipe.restore.name == "revive" and restore["when"] == "after")
+    ):
+        found.append(
+            f"restore: {recipe.restore.name} returns after a whole retraining, and gradual "
+            "pruning has one only: set rounds"
+        )
+    untrained = duration.parse(recipe.dense.length).value == 0
+    if untrained and recipe.restore.name == "rewind":
+        found.append("restore: rewind returns to a step of round 0: set dense, for example 10ep")
+    if untrained and recipe.learning_rate is not None and recipe.learning_rate.name == "rewind":
+        found.append("learning_rate: rewind repeats the plan of round 0: set dense, e.g. 10ep")
+    if recipe.limit is not None and duration.parse(recipe.limit).unit == "part":
+        found.append("limit: write a time ('20min') or a length ('30ep', '5000it')")
+    for key in ("dense.length", "retrain", "snapshot"):
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        parsed = duration.parse(value)
+        if parsed.unit == "min" or (parsed.unit == "part" and parsed.value > 0):
+            found.append(f"{key}: '{value}' is no length of training; write '3ep' or '500it'")
+    for key in ("start", "end", "every"):
+        value = getattr(recipe.schedule, key)
+        if value is not None and duration.parse(value).unit == "min":
+            found.append(f"schedule.{key}: '{value}' is a time; write '3ep', '500it' or a part")
+    return found
+
+
+def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, file, mapping or value, with ``key=value`` changes.
+
+    Raises:
+        InputError: listing everything that is wrong with it.
+
+    >>> load("one_shot", ["target=0.5", "criterion.name=fisher"]).criterion.name
+    'fisher'
+    """
+    if isinstance(source, Recipe) and not changes:
+        return source
+    if isinstance(source, Recipe):
+        values, where = source.plain(), "the recipe"
+    elif isinstance(source, Mapping):
+        values, where = dict(source), "the recipe"
+    else:
+        path = recipe_path(source)
+        values, where = {"name": path.stem, **_read(path)}, f"recipe '{source}'"
+    for change in changes:
+        _change(values, change)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}:\n" + "\n".join(explain(error, Recipe))) from None
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply") from None
+    problems = _unknown_ideas(recipe)
+    if problems:
+        raise InputError(f"{where}:\n" + "\n".join(problems))
+    return recipe
+
+
+def recipe_path(source: str | Path) -> Path:
+    """The file of a recipe: one of prunus's own by name, or a path.
+
+    Raises:
+        InputError: if there is none.
+    """
+    builtin = HERE / "recipes" / f"{source}.yaml"
+    path = Path(source)
+    if builtin.is_file() and not path.suffix:
+        return builtin
+    if path.is_file():
+        return path
+    known = [p.stem for p in (HERE / "recipes").glob("*.yaml")]
+    raise InputError(
+        f"there is no recipe or file '{source}' (looked in {Path.cwd()}); "
+        f"{did_you_mean(str(source), known)}"
+    )
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)  # YAML 1.2
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    return yaml
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = _yaml().load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"'{path}' is no YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"'{path}' should hold keys and values, such as target: 0.9")
+    return {str(k): v for k, v in values.items()}
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise InputError(f"'{change}' is no change: write key=value, for example target=0.95")
+    try:
+        value = _yaml().load(text)
+    except (YAMLError, ValueError) as error:
+        raise InputError(f"'{change}': {' '.join(str(error).split())}") from None
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        inner = place.get(parent)
+        if not isinstance(inner, dict):
+            inner = {} if inner is None else {_SHORT.get(parent, "name"): inner}
+        place[parent] = inner = dict(inner)
+        place = inner
+    place[last] = value
+
+
+_SHORT = {"target": "sparsity", "dense": "length"}
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line an error: where, what is wrong, what is allowed."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function"))
+        if item["type"] == "extra_forbidden":
+            fields = _fields(model, [str(p) for p in item["loc"][:-1]])
+            hint = did_you_mean(str(item["loc"][-1]), fields)
+            lines.append(f"  {where}: there is no such key; {hint}")
+            continue
+        message = str(item["msg"]).removeprefix("Value error, ")
+        got = item.get("input")
+        short = f" (got {got!r:.60})" if item["type"] != "value_error" and "input" in item else ""
+        lines += [f"  {where}: {m}{short}" if where else f"  {m}" for m in message.split("\n")]
+    return list(dict.fromkeys(lines))
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        if part not in model.model_fields:
+            break
+        found = model.model_fields[part].annotation
+        inner = [a for a in (found, *getattr(found, "__args__", ())) if isinstance(a, type)]
+        nested = [a for a in inner if issubclass(a, BaseModel)]
+        if not nested:
+            break
+        model = nested[0]
+    return list(model.model_fields)
+
+
+_AXIS = {
+    "structure": "structures",
+    "criterion": "criteria",
+    "allocation": "allocations",
+    "schedule": "schedules",
+    "restore": "restore",
+    "learning_rate": "rates",
+}
+
+
+def _unknown_ideas(recipe: Recipe) -> list[str]:
+    """Names that no folder knows; settings are checked when the idea is loaded."""
+    problems = []
+    specs = {key: getattr(recipe, key) for key in _AXIS}
+    for key, spec in [*specs.items(), ("dense.learning_rate", recipe.dense.learning_rate)]:
+        axis = _AXIS.get(key, "rates")
+        if spec is None or ".py:" in spec.name:
+            continue
+        if spec.name not in names(axis):
+            problems.append(
+                f"  {key}: there is no '{spec.name}'; {did_you_mean(spec.name, names(axis))}"
+            )
+    if recipe.task is not None and ".py" not in recipe.task.name:
+        known = names("tasks")
+        if recipe.task.name not in known:
+            hint = did_you_mean(recipe.task.name, known)
+            problems.append(
+                f"  task: there is no '{recipe.task.name}'; {hint}; or a file 'my/task.py'"
+            )
+    return problems

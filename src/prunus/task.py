@@ -1,0 +1,87 @@
+"""A task: a model, its data and how it is trained and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunus.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that ``prunus run`` needs to train and judge a model.
+
+    Attributes:
+        model: makes the model, freshly initialised (or loads a trained one).
+        optimizer: makes the optimizer from the parameters.
+        loss: ``(model, batch) -> scalar``.
+        metric: ``(model, batches) -> float``; the model is in eval mode.
+        train: batches, iterated once an epoch; with a ``len()``.
+        validation: batches that choices use.
+        test: batches used once, at the end.
+        example: an input of the model (or a tuple of inputs), for counting its cost.
+        calibration: batches for criteria that need gradients; by default some of ``train``.
+        train_sample: training batches on which the metric is computed as well, to see the gap.
+        metric_name: what reports call the metric.
+    """
+
+    model: Callable[[], nn.Module]
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    loss: Callable[[nn.Module, Any], Tensor]
+    metric: Callable[[nn.Module, Iterable[Any]], float]
+    train: Iterable[Any]
+    validation: Iterable[Any]
+    test: Iterable[Any] | None = None
+    example: Any = None
+    calibration: Iterable[Any] | None = None
+    train_sample: Iterable[Any] | None = None
+    metric_name: str = "accuracy"
+
+
+class Batches:
+    """Tensors cut into batches, in a new order every epoch.
+
+    The order comes from torch's generator, which a run sets from (seed, epoch).
+
+    >>> [x.tolist() for x, in Batches(torch.arange(3), size=2, shuffle=False)]
+    [[0, 1], [2]]
+    """
+
+    def __init__(self, *tensors: Tensor, size: int, shuffle: bool) -> None:
+        if len({len(t) for t in tensors}) != 1 or len(tensors[0]) == 0:
+            raise InputError(
+                f"Batches needs as many items of each, got {[len(t) for t in tensors]}"
+            )
+        if size < 1:
+            raise InputError(f"the batch size is {size}; it must be at least 1")
+        self.tensors, self.size, self.shuffle = tensors, size, shuffle
+
+    def __len__(self) -> int:
+        return -(-len(self.tensors[0]) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        count = len(self.tensors[0])
+        order = torch.randperm(count) if self.shuffle else torch.arange(count)
+        for chosen in order.split(self.size):
+            yield tuple(t[chosen] for t in self.tensors)
+
+
+def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of a batch of inputs ``[b, ...]`` and classes ``[b]``."""
+    inputs, classes = batch
+    return nn.functional.cross_entropy(model(inputs), classes)
+
+
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of inputs whose highest output is the right class, 0 to 1."""
+    right = count = 0
+    for inputs, classes in batches:
+        right += int((model(inputs).argmax(dim=1) == classes).sum())
+        count += len(classes)
+    return right / count

@@ -1,0 +1,174 @@
+"""The words of the library as types, and the signature of each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A parameter's part in a group.
+
+    Attributes:
+        name: the parameter's name in ``model.named_parameters()``.
+        index: one small integer vector per dimension, shaped to broadcast; their sum is the
+            number of the unit to which an element belongs. An element with a negative entry
+            is not of the group. ``None``: every element is its own unit, in storage order.
+        scored: whether its elements count: in a unit's score and in the sparsity
+            (a bias falls with its neuron but does neither).
+    """
+
+    name: str
+    index: tuple[Tensor, ...] | None = None
+    scored: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Parameters whose units fall together.
+
+    Attributes:
+        name: what reports call it.
+        units: how many units it has.
+        members: its parameters.
+        shape: the shape of the weight it stands for, ``(out, in, ...)``.
+        run: units in one local competition: the weights of one output neuron, the m of n:m.
+            Units are numbered run by run.
+        balanced: every run keeps the same number (n:m).
+        sizes: weights per unit, ``[units]``; ``None`` when each unit is one weight.
+        may_empty: whether all of its units may go (``layer``).
+    """
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+    shape: tuple[int, ...]
+    run: int
+    balanced: bool = False
+    sizes: Tensor | None = None
+    may_empty: bool = False
+
+    @property
+    def weights(self) -> int:
+        """How many weights its units hold together."""
+        return self.units if self.sizes is None else int(self.sizes.sum())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an allocation must respect in one group.
+
+    Attributes:
+        least: units that must stay.
+        most: units that can stay: those not removed already.
+    """
+
+    least: int
+    most: int
+
+
+Masks: TypeAlias = dict[str, Tensor]
+"""Parameter name to bool, True = kept; of the parameter's shape or broadcastable to it."""
+
+Units: TypeAlias = Mapping[Group, Tensor]
+"""A group's unit scores, ``[units]``, float; −inf = removed already."""
+
+Counts: TypeAlias = dict[Group, int | Tensor]
+"""Units kept in a group; a tensor ``[units // run]`` counts run by run."""
+
+Criterion: TypeAlias = Callable[..., Tensor]
+Allocation: TypeAlias = Callable[..., Counts]
+Schedule: TypeAlias = Callable[..., float]
+Rate: TypeAlias = Callable[..., float]
+Restore: TypeAlias = Callable[..., "State"]
+
+
+@dataclass
+class State:
+    """All that training changes: what a restore receives and returns.
+
+    Attributes:
+        tensors: parameters and buffers by their names in ``model.state_dict()``.
+        optimizer: the ``"state"`` part of the optimizer's ``state_dict()``.
+    """
+
+    tensors: dict[str, Tensor]
+    optimizer: dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One prune–restore–retrain–judge cycle; round 0 is the dense model.
+
+    Attributes:
+        index: its number.
+        step: optimizer steps taken in the whole run up to its end.
+        progress: how far the schedule was, 0 to 1.
+        asked: the sparsity that the schedule or the guard asked for.
+        achieved: the sparsity of the judged model.
+        metric: on validation data; ``None`` when nothing evaluates.
+        verdict: ``dense``, ``accepted``, ``rejected`` or ``not judged``.
+        train_metric: the same metric on training data, where it is known.
+        l1: Σ|w| over the scope.
+        densities: density by group.
+        cost: what the model costs as it stands, with the theoretical figures beside it.
+        seconds: wall time of the round.
+    """
+
+    index: int
+    step: int
+    progress: float
+    asked: float
+    achieved: float
+    metric: float | None
+    verdict: str
+    train_metric: float | None = None
+    l1: float = 0.0
+    densities: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float | None] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def gap(self) -> float | None:
+        """Training metric minus validation metric."""
+        if self.metric is None or self.train_metric is None:
+            return None
+        return self.train_metric - self.metric
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Attributes:
+        model: the pruned model, its removed weights exactly zero.
+        masks: by parameter name; True = kept.
+        rounds: every round, rejected ones too.
+        metric: of the last accepted round, on validation data.
+        test: the metric on test data, computed once.
+        why: why the run ended.
+        cost_before: of the dense model.
+        cost_after: of ``model`` as it stands.
+        folder: where the run lies; ``None`` when nothing was written.
+    """
+
+    model: nn.Module
+    masks: Masks
+    rounds: Sequence[Round]
+    metric: float | None
+    test: float | None
+    why: str
+    cost_before: Mapping[str, float | None]
+    cost_after: Mapping[str, float | None]
+    folder: Path | None
+
+    @property
+    def sparsity(self) -> float:
+        """Removed weights ÷ weights in scope."""
+        kept = [r for r in self.rounds if r.verdict != "rejected"]
+        return kept[-1].achieved

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunus.call import prune, resume
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
     from prunus.masks import enforce
-    from prunus.call import prune, resume
     from prunus.pruner import Pruner
     from prunus.recipe import Recipe
     from prunus.run import Run

@@ -20,7 +20,7 @@ from prunus.errors import InputError, PrunusError
 from prunus.folder import digest as file_digest
 from prunus.folder import find
 from prunus.guard import last_accepted
-from prunus.ideas import code_digests, resolve
+from prunus.ideas import code_digests
 from prunus.journal import Journal, read_events
 from prunus.loop import trainer
 from prunus.pruner import Pruner
@@ -338,19 +338,36 @@ def rounds_of(folder: Path) -> list[Round]:
     return [found[i] for i in sorted(found)]
 
 
-def resume(folder: str | Path, **hooks: Any) -> Result:
-    """Go on with a run of a task from its folder alone.
+def recipe_of(folder: str | Path) -> Recipe:
+    """The recipe of a run of a task.
 
     Raises:
         InputError: if the folder holds no run, or one without a task.
     """
-    recipe = load(Path(folder) / "recipe.yaml")
+    path = Path(folder) / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
+    recipe = load(path)
     if recipe.task is None:
         raise InputError(
             f"the run in '{folder}' was started from Python: call prunus.prune again with the "
             "same arguments and folder"
         )
-    resolve(recipe)
+    return recipe
+
+
+def resume(folder: str | Path, **hooks: Any) -> Result:
+    """Go on with a run of a task from its folder alone.
+
+    Args:
+        folder: of the run.
+        hooks: ``watch`` and ``stop`` of :func:`prune`.
+
+    Raises:
+        InputError: if the folder holds no run, or one without a task.
+    """
+    recipe = recipe_of(folder)
+    assert recipe.task is not None
     with randomness.kept():
         randomness.seed(recipe.seed)
         task = find_task(recipe.task)

@@ -22,7 +22,7 @@ class RunError(PrunusError, RuntimeError):
     """A run could not go on; what was finished before is kept."""
 
 
-class Interrupted(PrunusError):
+class Interrupted(PrunusError):  # noqa: N818 (nothing went wrong)
     """The user asked a run to stop; its state was saved."""
 
     exit_code = 130

@@ -132,7 +132,7 @@ def thaw(data: bytes) -> Any:
 
 
 def _dim_order(tensor: Tensor) -> list[int] | None:
-    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+    order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], d))
     return order if tensor.permute(order).is_contiguous() else list(range(tensor.dim()))
 
 
@@ -152,7 +152,7 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
         plain = tensor.detach().cpu().contiguous()
         whole.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
         if plain.numel():
-            whole.update(plain.flatten().view(torch.uint8).numpy())
+            whole.update(plain.flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 

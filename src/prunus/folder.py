@@ -45,6 +45,15 @@ def entries(axis: str) -> list[Entry]:
     return [_entry(path_of(axis, name), name) for name in names(axis)]
 
 
+def recipe_entries() -> list[Entry]:
+    """prunus's own recipes; the first comment of each says what it is."""
+    found = []
+    for path in sorted((HERE / "recipes").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        found.append(Entry(path.stem, first.lstrip("# "), "", ()))
+    return found
+
+
 def path_of(axis: str, name: str) -> Path:
     """The file of an idea; a Python keyword (``global``) has an underscore after its name."""
     return HERE / axis / f"{function_of(name)}.py"
@@ -99,7 +108,8 @@ def from_file(path: Path, function: str) -> Callable[..., Any]:
     module_name = f"prunus_user_{path.stem}_{digest(path)[:8]}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:

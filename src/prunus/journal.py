@@ -148,8 +148,9 @@ def read_events(folder: Path, *, mend: bool = False) -> list[dict[str, Any]]:
     for line in data.split(b"\n")[:-1]:
         try:
             event = json.loads(line)
-            assert isinstance(event, dict) and "event" in event
-        except (ValueError, AssertionError):
+        except ValueError:
+            break
+        if not isinstance(event, dict) or "event" not in event:
             break
         events.append(event)
         good += len(line) + 1

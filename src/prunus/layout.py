@@ -56,7 +56,7 @@ def plain_name(name: str) -> str:
 
 def layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
     """The prunable weights that a module itself owns, in the order of its parameters."""
-    own = {key: value for key, value in module.named_parameters(recurse=False)}
+    own = dict(module.named_parameters(recurse=False))
     if isinstance(module, nn.RNNBase):
         gates = _GATES[module.mode]
         for key, weight in own.items():

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import nn
@@ -444,22 +444,21 @@ def score(evaluate: Evaluate | None, model: nn.Module, name: str) -> float | Non
     try:
         model.eval()
         with torch.no_grad(), randomness.kept():
-            value = evaluate(model)
+            value: object = evaluate(model)
     finally:
         for module, training in modes:
             module.training = training
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(value.item())  # numpy's numbers
-        except (AttributeError, TypeError, ValueError):
-            raise InputError(
-                f"{name} returned {type(value).__name__}, not a number: return the metric as float"
-            ) from None
-    if not math.isfinite(value):
-        raise RunError(f"{name} returned {value}: the metric must be finite")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise InputError(
+            f"{name} returned {type(value).__name__}, not a number: return the metric as float"
+        )
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} returned no number: {error}") from None
+    if not math.isfinite(number):
+        raise RunError(f"{name} returned {number}: the metric must be finite")
+    return number
 
 
 def _roll_back(job: Job, at: Position) -> None:

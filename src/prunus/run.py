@@ -39,7 +39,7 @@ class Run:
         self._pruner, self._length, self._gradual = pruner, length, gradual
         self._rate, self._seed = rate, data_seed
         self._steps: int | None = None
-        self._base: list[float | Tensor] = []
+        self._base: list[float] = []
         self._others: dict[str, Any] = {}
         self._hook: Any = None
         self._rng: dict[str, Any] | None = None
@@ -86,7 +86,7 @@ class Run:
             )
         copies = [o for o in others.values() if isinstance(o, nn.Module)]
         real = self._pruner.attach(optimizer, copies)
-        self._base = [group["lr"] for group in real.param_groups]
+        self._base = [float(group["lr"]) for group in real.param_groups]
         self.optimizer = real
         self._others = {"scheduler": scheduler, **others} if scheduler is not None else dict(others)
         if self.saved is not None:
@@ -145,8 +145,9 @@ class Run:
             getattr(loader, "sampler", None),
             getattr(loader, "batch_sampler", None),
         ):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(self.epoch)
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(self.epoch)
         iterator = iter(loader)
         while True:
             try:
@@ -166,7 +167,7 @@ class Run:
         factor = self._rate(self.done / max(1, self.steps))
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].copy_(base * factor)
+                group["lr"].fill_(base * factor)
             else:
                 group["lr"] = base * factor
 

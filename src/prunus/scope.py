@@ -136,7 +136,8 @@ def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
         if not bool(mask.any()):
             mask = torch.ones_like(mask)
         if layer.name.endswith("weight_orig"):
-            mask = mask & module.weight_mask.bool()
+            given = module.get_buffer("weight_mask")
+            mask = mask & given.bool()
         if not bool(mask.all()):
             masks[layer.name] = mask
     return masks

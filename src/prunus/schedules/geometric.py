@@ -17,4 +17,5 @@ def geometric(progress: float, start: float, target: float) -> float:
         return start if progress <= 0 else target
     if progress >= 1:
         return target
-    return 1 - (1 - start) ** (1 - progress) * max(1 - target, 1e-12) ** progress
+    density: float = (1 - start) ** (1 - progress) * max(1 - target, 1e-12) ** progress
+    return 1 - density

@@ -1,0 +1,161 @@
+"""What a recipe would do: counts, reach, steps and estimated time, without training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+
+from prunus import costs, duration, randomness
+from prunus.call import find_task
+from prunus.errors import InputError
+from prunus.plan import Cost
+from prunus.pruner import Pruner
+from prunus.recipe import Recipe, Spec
+from prunus.rounds import score
+from prunus.task import Task
+
+TIMED_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``prunus plan`` prints.
+
+    Attributes:
+        recipe: as it would run.
+        counts: kept and all weights by group, at the target, for the weights as they are now.
+        dense: layers in scope that the structure leaves dense.
+        reachable: the highest sparsity that leaves a unit in every group.
+        asked: the sparsity of each round, or of the end.
+        steps: optimizer steps by phase.
+        seconds: estimated, from a few measured steps.
+        cost: of the dense model.
+        notes: what the reader should know.
+    """
+
+    recipe: Recipe
+    counts: dict[str, tuple[int, int]]
+    dense: list[str]
+    reachable: float
+    asked: list[float]
+    steps: dict[str, int]
+    seconds: float
+    cost: dict[str, float | None]
+    notes: list[str]
+
+
+def dry_run(recipe: Recipe) -> Plan:
+    """Build the task's model, choose once, time a few steps on a copy.
+
+    Raises:
+        InputError: for everything that ``run`` would refuse before training.
+    """
+    if recipe.task is None:
+        raise InputError("the recipe names no task: add task=digits, or task=my/task.py")
+    notes = ["counts are for weights before training; training moves them between layers"]
+    with randomness.kept():
+        randomness.seed(recipe.seed)
+        task = find_task(recipe.task)
+        randomness.seed(recipe.seed)
+        model = task.model()
+        real = Pruner(model, recipe, calibration=task.calibration, loss=task.loss,
+                      example=task.example)  # fmt: skip
+        pruner = real
+        if real.collects_running:
+            notes.append("fisher_running needs training; magnitude stands in for it here")
+            stand_in = recipe.model_copy(update={"criterion": Spec(name="magnitude")})
+            pruner = Pruner(model, stand_in, example=task.example)
+        asked = _asked(recipe, pruner)
+        counts = pruner.counts(asked[-1])
+        cost = Cost(pruner.groups)
+        grouped = {m.name for g in pruner.groups for m in g.members}
+        steps = _steps(recipe, task, len(asked))
+        seconds = _seconds(task, model, steps)
+    return Plan(
+        recipe=recipe,
+        counts=counts,
+        dense=[la.name for la in pruner.layers if la.name not in grouped],
+        reachable=cost({g: 0 if g.may_empty or g.balanced else 1 for g in pruner.groups}),
+        asked=asked,
+        steps=steps,
+        seconds=seconds,
+        cost=dict(costs.measure(model, task.example)),
+        notes=notes,
+    )
+
+
+def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:
+    if recipe.until_guard:
+        assert recipe.target is not None
+        return [pruner.start + recipe.target.step * (1 - pruner.start)]
+    if not recipe.in_rounds:
+        return [pruner.asks(1.0)]
+    rounds = recipe.rounds or 1
+    return [pruner.asks((i + 1) / rounds) for i in range(rounds)]
+
+
+def _steps(recipe: Recipe, task: Task, rounds: int) -> dict[str, int]:
+    per_epoch = len(task.train) if isinstance(task.train, Sized) else None
+    dense, retrain = (
+        duration.parse(d).steps(per_epoch=per_epoch, whole=0)
+        for d in (recipe.dense.length, recipe.retrain)
+    )
+    return {"dense": dense, "each round" if recipe.in_rounds else "retraining": retrain,
+            "whole": dense + rounds * retrain}  # fmt: skip
+
+
+def _seconds(task: Task, model: torch.nn.Module, steps: dict[str, int]) -> float:
+    twin = copy.deepcopy(model).train()
+    optimizer = task.optimizer(twin.parameters())
+    times: list[float] = []
+    for batch in task.train:
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        task.loss(twin, batch).backward()
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+        if len(times) > TIMED_STEPS:
+            break
+    began = time.perf_counter()
+    score(lambda m: task.metric(m, task.validation), model, "metric")
+    judging = time.perf_counter() - began
+    rounds = 1 + (steps["whole"] - steps["dense"]) / max(1, steps.get("each round", 1))
+    return statistics.median(times) * steps["whole"] + judging * rounds
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    """Show it, as text or as one JSON object."""
+    if as_json:
+        values: dict[str, Any] = {**vars(plan), "recipe": plan.recipe.plain()}
+        click.echo(json.dumps(values))
+        return
+    whole = sum(total for _, total in plan.counts.values())
+    left = sum(kept for kept, _ in plan.counts.values())
+    width = max(len(name) for name in plan.counts)
+    click.secho(f"{'group':<{width}}  {'kept':>12}  {'of':>12}  density", bold=True)
+    for name, (kept, total) in plan.counts.items():
+        click.echo(f"{name:<{width}}  {kept:>12,}  {total:>12,}  {kept / total:.4f}")
+    click.echo(f"{'all in scope':<{width}}  {left:>12,}  {whole:>12,}  {left / whole:.4f}")
+    click.echo()
+    for name in plan.dense:
+        click.echo(f"stays dense   {name} (the structure does not fit its shape)")
+    click.echo(f"reachable     a sparsity of at most {plan.reachable:.6g}")
+    click.echo(f"asked         {', '.join(f'{s:.4g}' for s in plan.asked)}")
+    click.echo("steps         " + ", ".join(f"{k} {v:,}" for k, v in plan.steps.items()))
+    click.echo(f"time          about {_human(plan.seconds)} (estimated from {TIMED_STEPS} steps)")
+    for note in plan.notes:
+        click.echo(f"note          {note}")
+
+
+def _human(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

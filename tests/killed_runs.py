@@ -1,0 +1,175 @@
+"""Kills runs at chosen write points and resumes them; prints what became of each, as JSON.
+
+One process imports torch and forks a child for every run, so that many kills are affordable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import prunus
+from prunus import call, files, journal
+from prunus.tasks.digits import digits
+
+COMMON = ["dense=2ep", "retrain=1ep", "snapshot=4it", "task=digits"]
+RECIPES = {
+    "rounds": ["iterative", "rounds=3", "criterion=fisher_running", "guard={max_drop: 0.01}"],
+    "gradual": ["gradual", "retrain=2ep", "schedule={name: cubic, end: 0.7, every: 5it}"],
+    "rewind": ["lottery_ticket", "rounds=2", "restore={name: rewind, k: 7it}"],
+    "revive": ["iterative", "rounds=3", "restore={name: revive, values: cut, when: after}"],
+}
+
+
+class Points:
+    """Counts the moments at which a crash may fall between two effects on the disk."""
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.kill_at = kill_at
+        self.kinds: list[str] = []
+
+    def __call__(self, kind: str) -> None:
+        self.kinds.append(kind)
+        if len(self.kinds) - 1 == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch_writes(points: Points) -> None:
+    """The package's writes, with a point before and after each effect."""
+
+    def write_atomically(path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            points("temporary file, empty")
+            file.write(data[: len(data) // 2])
+            file.flush()
+            points("temporary file, half")
+            file.write(data[len(data) // 2 :])
+            file.flush()
+            points("before fsync")
+            os.fsync(file.fileno())
+        points("before rename")
+        os.replace(temporary, path)
+        points("after rename")
+
+    def append_line(path: Path, line: str) -> None:
+        with path.open("ab") as file:
+            points("before journal line")
+            file.write(line.encode()[: len(line) // 2])
+            file.flush()
+            points("half a journal line")
+            file.write(line.encode()[len(line) // 2 :] + b"\n")
+            file.flush()
+            points("journal line before fsync")
+            os.fsync(file.fileno())
+        points("after journal line")
+
+    for module in (files, journal, call):
+        for function in (write_atomically, append_line):
+            if hasattr(module, function.__name__):
+                setattr(module, function.__name__, function)
+
+
+def run(recipe: str, folder: Path) -> None:
+    """One run, with nothing written by the report."""
+    from prunus.recipe import load
+
+    name, *changes = RECIPES[recipe]
+    prunus.prune(digits(batch=128), load(name, [*COMMON, *changes]), folder=folder)
+
+
+def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Run in a fork; its signal (0 if none) and what it returned."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        code = 1
+        try:
+            with os.fdopen(writing, "w") as pipe:
+                json.dump(work(), pipe)
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status), None
+    assert os.WEXITSTATUS(status) == 0, "the child failed"
+    return 0, json.loads(text)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be the same, bit for bit: weights, masks, metrics; times left out."""
+    result = json.loads((folder / "result.json").read_text())
+    for row in result["rounds"]:
+        row.pop("seconds")
+    digests = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("model.safetensors", "masks.safetensors")
+    }
+    return {**digests, "result": result}
+
+
+def spread(kinds: list[str], first: int, count: int, *, each: bool) -> list[int]:
+    """Points to kill at: spread evenly after ``first``, one before it, one of each kind."""
+    step = (len(kinds) - first) / count
+    chosen = {first // 2} | {first + int(i * step) for i in range(count)}
+    if each:
+        chosen |= {max(i for i, k in enumerate(kinds) if k == kind) for kind in set(kinds)}
+    return sorted(chosen)
+
+
+def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
+    """Kill one recipe's run at many points and compare each resumed end with an unbroken one."""
+
+    def whole() -> list[str]:
+        points = Points(None)
+        watch_writes(points)
+        run(recipe, place / "whole")
+        return points.kinds
+
+    _, kinds = in_child(whole)
+    expected = outcome(place / "whole")
+    lines = (place / "whole" / "journal.jsonl").read_text().splitlines()
+    before = next(i for i, x in enumerate(lines) if json.loads(x)["event"] == "snapshot")
+    ends = [i for i, kind in enumerate(kinds) if kind == "after journal line"]
+    first = ends[before]
+    kills = []
+    for point in spread(kinds, first, count, each=recipe == next(iter(RECIPES))):
+        folder = place / f"killed-{point}"
+
+        def killed(point: int = point, folder: Path = folder) -> None:
+            watch_writes(Points(point))
+            run(recipe, folder)
+
+        died, _ = in_child(killed)
+        in_child(lambda folder=folder: run(recipe, folder))
+        kills.append({
+            "point": point,
+            "kind": kinds[point],
+            "signal": died,
+            "after_snapshot": point >= first,
+            "same": outcome(folder) == expected,
+        })  # fmt: skip
+    return {"recipe": recipe, "kinds": sorted(set(kinds)), "kills": kills}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    trials = [trial(name, place / name, int(sys.argv[2])) for name in RECIPES]
+    print(json.dumps(trials))

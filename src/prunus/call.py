@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus import costs, files, randomness
-from prunus.environment import describe
+from prunus import costs, duration, randomness
 from prunus.errors import InputError, PrunusError
-from prunus.folder import digest as file_digest
 from prunus.folder import find
 from prunus.guard import last_accepted
-from prunus.ideas import code_digests
-from prunus.journal import Journal, read_events
+from prunus.judging import final_masks, score
 from prunus.loop import trainer
+from prunus.position import Evaluate, Job, Watch, begin
 from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec, load
-from prunus.rounds import (
-    Evaluate,
-    Job,
-    Watch,
-    all_rounds,
-    begin,
-    final_masks,
-    refuse_plain_train,
-    score,
-)
+from prunus.rounds import all_rounds
+from prunus.run_folder import open_journal, recipe_of, write_result
 from prunus.task import Task
-from prunus.types import Result, Round
+from prunus.training import refuse_plain_train
+from prunus.types import Result
 
 Source = Recipe | Mapping[str, Any] | str | Path
 
@@ -118,7 +106,7 @@ def prune(
         _check(recipe, pruner, train, evaluate)
         where = None if folder is None else Path(folder)
         job_watch = watch or (lambda event: None)
-        with _undone_on_error(model), _journal(where, pruner, job_watch) as journal:
+        with _undone_on_error(model), open_journal(where, pruner) as journal:
             job = Job(
                 pruner=pruner,
                 journal=journal,
@@ -169,8 +157,6 @@ def _check(
     recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Evaluate | None
 ) -> None:
     """What can be known before work starts."""
-    from prunus import duration
-
     refuse_plain_train(pruner, train)
     if recipe.guard is not None and evaluate is None:
         raise InputError("guard: nothing to judge with: give evaluate(model) -> float, or no guard")
@@ -212,76 +198,6 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
             parameter.grad = None
 
 
-@contextlib.contextmanager
-def _journal(folder: Path | None, pruner: Pruner, watch: Watch) -> Iterator[Journal]:
-    if folder is not None:
-        refuse_other(folder, identity(pruner))
-    journal = Journal(folder)
-    try:
-        if folder is not None:
-            _write_identity(folder, pruner)
-        yield journal
-    finally:
-        journal.close()
-
-
-def identity(pruner: Pruner) -> dict[str, Any]:
-    """What makes two runs the same: recipe, code, parameters and initial weights."""
-    recipe = pruner.recipe
-    task = recipe.task
-    code = code_digests(recipe)
-    if task is not None and ".py" not in task.name:
-        module = inspect.getsourcefile(find("tasks", task.name))
-        if module is not None:
-            code[task.name] = file_digest(Path(module))
-    return {
-        "recipe": recipe.digest(),
-        "code": code,
-        "parameters": {n: list(p.shape) for n, p in pruner.model.named_parameters()},
-        "weights": files.tensors_digest(dict(pruner.model.state_dict())),
-    }
-
-
-def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
-    """Refuse a folder that another recipe's run, or another model's, lies in.
-
-    Raises:
-        InputError: saying what differs.
-    """
-    path = folder / "run.json"
-    if not path.exists():
-        if folder.exists() and any(p.name not in (".lock", "snapshots") for p in folder.iterdir()):
-            raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"'{path}' cannot be read ({error}): name another folder") from None
-    words = {
-        "recipe": "another recipe",
-        "code": "other code",
-        "parameters": "another model",
-        "weights": "other initial weights",
-    }
-    differs = [words[key] for key in words if theirs.get(key) != own[key]]
-    if differs:
-        raise InputError(
-            f"'{folder}' holds the run of {' and '.join(differs)}: name another with --folder, "
-            "or remove it"
-        )
-
-
-def _write_identity(folder: Path, pruner: Pruner) -> None:
-    values = {
-        "identity": identity(pruner),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "environment": describe(),
-    }
-    if not (folder / "run.json").exists():
-        files.write_atomically(folder / "recipe.yaml", pruner.recipe.to_yaml().encode())
-        files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
-
-
 def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
     before = costs.measure(job.model, job.example)
     at = all_rounds(job, begin(job))
@@ -303,57 +219,8 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
         folder=job.journal.folder,
     )
     if job.journal.folder is not None:
-        _write_result(job.journal.folder, result, metric_name)
+        write_result(job.journal.folder, result, metric_name)
     return result
-
-
-def _write_result(folder: Path, result: Result, metric_name: str) -> None:
-    tensors = {"weights": dict(result.model.state_dict()), "masks": dict(result.masks)}
-    files.write_atomically(folder / "model.safetensors", files.save_tensors(tensors["weights"]))
-    files.write_atomically(folder / "masks.safetensors", files.save_tensors(tensors["masks"]))
-    summary = {
-        "metric_name": metric_name,
-        "metric": result.metric,
-        "test": result.test,
-        "sparsity": result.sparsity,
-        "why": result.why,
-        "cost_before": dict(result.cost_before),
-        "cost_after": dict(result.cost_after),
-        "rounds": [asdict(r) for r in result.rounds],
-    }
-    files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
-
-
-def rounds_of(folder: Path) -> list[Round]:
-    """The rounds of a run, finished or not; of repeated ones the last.
-
-    Raises:
-        InputError: if the folder holds no run.
-    """
-    if not (folder / "run.json").is_file():
-        raise InputError(f"'{folder}' holds no run (no run.json)")
-    events = [e for e in read_events(folder) if e["event"] == "round"]
-    fields = set(Round.__dataclass_fields__)
-    found = {e["index"]: Round(**{k: v for k, v in e.items() if k in fields}) for e in events}
-    return [found[i] for i in sorted(found)]
-
-
-def recipe_of(folder: str | Path) -> Recipe:
-    """The recipe of a run of a task.
-
-    Raises:
-        InputError: if the folder holds no run, or one without a task.
-    """
-    path = Path(folder) / "recipe.yaml"
-    if not path.is_file():
-        raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
-    recipe = load(path)
-    if recipe.task is None:
-        raise InputError(
-            f"the run in '{folder}' was started from Python: call prunus.prune again with the "
-            "same arguments and folder"
-        )
-    return recipe
 
 
 def resume(folder: str | Path, **hooks: Any) -> Result:

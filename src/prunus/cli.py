@@ -161,7 +161,7 @@ def resume(folder: Path, data: Path | None, threads: int | None, as_json: bool) 
       prunus resume runs/iterative-1a2b3c4d
     """
     _set_data(data)
-    from prunus.call import recipe_of
+    from prunus.run_folder import recipe_of
 
     made = recipe_of(folder)
     _go(folder, as_json, lambda **hooks: _start(made, folder, **hooks))

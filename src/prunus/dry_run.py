@@ -16,10 +16,10 @@ import torch
 from prunus import costs, duration, randomness
 from prunus.call import find_task
 from prunus.errors import InputError
+from prunus.judging import score
 from prunus.plan import Cost
 from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec
-from prunus.rounds import score
 from prunus.task import Task
 
 TIMED_STEPS = 10

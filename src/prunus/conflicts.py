@@ -1,0 +1,82 @@
+"""What cannot go together in a recipe, each with its reason: the one place for such rules."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from prunus import duration
+
+if TYPE_CHECKING:
+    from prunus.recipe import Recipe
+
+
+def conflicts(recipe: Recipe) -> list[str]:
+    """A message for each pair of settings that cannot go together."""
+    found = []
+    structure, allocation = recipe.structure.name, recipe.allocation.name
+    restore = {"values": "zero", "when": "before", **recipe.restore.settings}
+    if recipe.rounds is not None and recipe.schedule.every is not None:
+        found.append(
+            "rounds and schedule.every exclude each other: rounds cut once each, every spaces "
+            "the cuts of gradual pruning; leave one out"
+        )
+    if recipe.until_guard and recipe.guard is None:
+        found.append("target: guard needs a guard: add for example guard: {max_drop: 0.01}")
+    if structure == "n_m":
+        n, m = recipe.structure.settings.get("n", 2), recipe.structure.settings.get("m", 4)
+        if isinstance(n, int) and isinstance(m, int) and not 0 < n < m:
+            found.append(f"structure: {n}:{m} is no n:m: n of every m are kept, so 0 < n < m")
+        elif recipe.target is not None and not (
+            recipe.target.sparsity is not None
+            and math.isclose(recipe.target.sparsity, recipe.sparsity)
+        ):
+            found.append(
+                f"target: {n}:{m} removes {recipe.sparsity:g} of the eligible weights, no more "
+                "and no less; leave target out"
+            )
+        if allocation != "uniform":
+            found.append(
+                f"allocation: n:m takes the same number from every {m} weights, which is "
+                f"allocation: uniform, not {allocation}"
+            )
+    if allocation == "per_neuron" and structure in ("neuron", "layer"):
+        found.append(
+            f"allocation: per_neuron shares out the weights of a neuron; structure {structure} "
+            "removes whole ones: use uniform, global or erk"
+        )
+    if recipe.restore.name == "revive" and (restore["values"], restore["when"]) == (
+        "cut",
+        "before",
+    ):
+        found.append(
+            "restore: values cut with when before would undo the cut: use when: after "
+            "(dense–sparse–dense), or values: zero"
+        )
+    if not recipe.in_rounds and (
+        recipe.restore.name in ("rewind", "reinitialize")
+        or (recipe.restore.name == "revive" and restore["when"] == "after")
+    ):
+        found.append(
+            f"restore: {recipe.restore.name} returns after a whole retraining, and gradual "
+            "pruning has one only: set rounds"
+        )
+    untrained = duration.parse(recipe.dense.length).value == 0
+    if untrained and recipe.restore.name == "rewind":
+        found.append("restore: rewind returns to a step of round 0: set dense, for example 10ep")
+    if untrained and recipe.learning_rate is not None and recipe.learning_rate.name == "rewind":
+        found.append("learning_rate: rewind repeats the plan of round 0: set dense, e.g. 10ep")
+    if recipe.limit is not None and duration.parse(recipe.limit).unit == "part":
+        found.append("limit: write a time ('20min') or a length ('30ep', '5000it')")
+    for key in ("dense.length", "retrain", "snapshot"):
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        parsed = duration.parse(value)
+        if parsed.unit == "min" or (parsed.unit == "part" and parsed.value > 0):
+            found.append(f"{key}: '{value}' is no length of training; write '3ep' or '500it'")
+    for key in ("start", "end", "every"):
+        value = getattr(recipe.schedule, key)
+        if value is not None and duration.parse(value).unit == "min":
+            found.append(f"schedule.{key}: '{value}' is a time; write '3ep', '500it' or a part")
+    return found

@@ -1,0 +1,88 @@
+"""The first half of a round: prune and restore."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from prunus import randomness
+from prunus.errors import InputError
+from prunus.masks import apply
+from prunus.position import Job, Position, blob, unblob
+from prunus.pruner import Pruner
+from prunus.restore._memory import Memory
+from prunus.types import State
+
+
+def cut(job: Job, at: Position) -> bool:
+    """Cut and restore; whether the masks are enforced while retraining."""
+    pruner = job.pruner
+    gradual = not pruner.recipe.in_rounds and job.train is not None
+    if gradual:
+        pruner.hold(pruner.recipe.restore.name != "revive")
+        return pruner.recipe.restore.name != "revive"
+    before = pruner.state(at.optimizer)
+    asked = pruner.cut(at.progress, at.asked)
+    at.asked = asked
+    hard = at.progress >= 1 and not pruner.recipe.until_guard
+    if revives(pruner, "before") and hard:  # the last cut is hard
+        pruner.hold(True)
+        return True
+    if pruner.recipe.restore.settings.get("values") == "cut":
+        at.blobs["cut"] = job.journal.store("cut", blob(before))
+    if not revives(pruner, "after"):
+        restore(job, at)
+    held = not revives(pruner, "before")
+    pruner.hold(held)
+    if held:
+        apply(pruner.model, pruner.masks)
+    return held
+
+
+def restore(job: Job, at: Position) -> None:
+    pruner = job.pruner
+
+    def remembered(name: str) -> Callable[[], State]:
+        return lambda: unblob(job.journal.fetch(at.blobs[name]))
+
+    memory = Memory(
+        start=remembered("start"),
+        rewind=remembered("rewind"),
+        cut=remembered("cut"),
+        fresh=lambda: State(_fresh(pruner.model, pruner.recipe.seed, at.index), {}),
+    )
+    state = pruner.ideas.restore(pruner.state(at.optimizer), pruner.masks, memory)
+    pruner.load(state)
+    at.optimizer = state.optimizer
+
+
+def revives(pruner: Pruner, when: str) -> bool:
+    restore = pruner.recipe.restore
+    return restore.name == "revive" and restore.settings.get("when", "before") == when
+
+
+def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:
+    """Newly initialised parameters and buffers.
+
+    Raises:
+        InputError: for a module that cannot initialise itself, by name.
+    """
+    twin = copy.deepcopy(model)
+    with randomness.kept():
+        randomness.seed(seed, 7, round)
+        for name, module in twin.named_modules():
+            own = list(module.parameters(recurse=False))
+            reset = getattr(module, "reset_parameters", None) or getattr(
+                module, "_reset_parameters", None
+            )
+            if callable(reset):
+                reset()
+            elif own:
+                raise InputError(
+                    f"restore: reinitialize: '{name}' ({type(module).__name__}) has parameters of "
+                    "its own and no reset_parameters(): add that method"
+                )
+    return dict(twin.state_dict())

@@ -1,0 +1,108 @@
+"""The end of a round: measure, accept or roll back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import SupportsFloat
+
+import torch
+from torch import nn
+
+from prunus import costs, randomness
+from prunus.cutting import restore, revives
+from prunus.errors import InputError, RunError
+from prunus.guard import accepts, last_accepted
+from prunus.masks import apply, check, finite
+from prunus.position import Evaluate, Job, Position, model_state, put_back
+from prunus.run import Limit
+from prunus.types import Masks, Round
+
+
+def judge(job: Job, at: Position, limit: Limit) -> None:
+    pruner, recipe = job.pruner, job.pruner.recipe
+    dense = at.phase == "dense"
+    finite(pruner.model)
+    free = at.phase == "free" and pruner.masks
+    trained = pruner.state(at.optimizer) if free else None
+    apply(pruner.model, pruner.masks)
+    check(pruner.model, pruner.masks)
+    metric = score(job.evaluate, pruner.model, "evaluate")
+    first = at.rounds[0].metric if at.rounds else metric
+    if dense:
+        verdict = "dense"
+    elif metric is None or recipe.guard is None:
+        verdict = "not judged" if metric is None else "accepted"
+    else:
+        verdict = "accepted" if accepts(recipe.guard, metric, first) else "rejected"
+    made = Round(
+        index=at.index,
+        step=at.step,
+        progress=0.0 if dense else at.progress,
+        asked=pruner.start if dense else at.asked,
+        achieved=pruner.sparsity,
+        metric=metric,
+        verdict=verdict,
+        train_metric=score(job.evaluate_train, pruner.model, "evaluate_train"),
+        l1=pruner.l1,
+        densities=pruner.densities,
+        cost=costs.measure(pruner.model, job.example, pruner.masks),
+        seconds=limit.seconds - at.round_began,
+    )
+    at.rounds.append(made)
+    if trained is not None and verdict != "rejected":
+        pruner.load(trained)
+    if revives(pruner, "after") and verdict == "accepted" and at.progress < 1:
+        restore(job, at)
+    at.phase = "next"
+    if verdict == "rejected":
+        _roll_back(job, at)
+    else:
+        at.accepted = job.journal.store("accepted", model_state(job, at))
+    event = dataclasses.asdict(made)
+    job.journal.write("round", **event)
+    job.watch({"event": "judged", "row": made, "of": recipe.rounds})
+
+
+def score(evaluate: Evaluate | None, model: nn.Module, name: str) -> float | None:
+    """A metric, with the model in eval mode and no trace left in it.
+
+    Raises:
+        InputError: if what comes back is no number.
+        RunError: if it is not finite.
+    """
+    if evaluate is None:
+        return None
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), randomness.kept():
+            value: object = evaluate(model)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise InputError(
+            f"{name} returned {type(value).__name__}, not a number: return the metric as float"
+        )
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} returned no number: {error}") from None
+    if not math.isfinite(number):
+        raise RunError(f"{name} returned {number}: the metric must be finite")
+    return number
+
+
+def _roll_back(job: Job, at: Position) -> None:
+    assert at.accepted is not None
+    put_back(job, at, job.journal.fetch(at.accepted))
+    job.journal.write("rollback", to=last_accepted(at.rounds).index)
+
+
+def final_masks(job: Job, at: Position) -> Masks:
+    """Return to the last accepted round, removed weights exactly zero."""
+    assert at.accepted is not None
+    put_back(job, at, job.journal.fetch(at.accepted))
+    apply(job.model, job.pruner.masks)
+    return dict(job.pruner.masks)

@@ -1,0 +1,144 @@
+"""What lies in a run's folder beside journal and snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prunus import files
+from prunus.environment import describe
+from prunus.errors import InputError
+from prunus.folder import digest as file_digest
+from prunus.folder import find
+from prunus.ideas import code_digests
+from prunus.journal import Journal, read_events
+from prunus.pruner import Pruner
+from prunus.recipe import Recipe, load
+from prunus.types import Result, Round
+
+
+@contextlib.contextmanager
+def open_journal(folder: Path | None, pruner: Pruner) -> Iterator[Journal]:
+    """The journal of a run; a folder that holds another one is refused."""
+    if folder is not None:
+        refuse_other(folder, identity(pruner))
+    journal = Journal(folder)
+    try:
+        if folder is not None:
+            _write_identity(folder, pruner)
+        yield journal
+    finally:
+        journal.close()
+
+
+def identity(pruner: Pruner) -> dict[str, Any]:
+    """What makes two runs the same: recipe, code, parameters and initial weights."""
+    recipe = pruner.recipe
+    task = recipe.task
+    code = code_digests(recipe)
+    if task is not None and ".py" not in task.name:
+        module = inspect.getsourcefile(find("tasks", task.name))
+        if module is not None:
+            code[task.name] = file_digest(Path(module))
+    return {
+        "recipe": recipe.digest(),
+        "code": code,
+        "parameters": {n: list(p.shape) for n, p in pruner.model.named_parameters()},
+        "weights": files.tensors_digest(dict(pruner.model.state_dict())),
+    }
+
+
+def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
+    """Refuse a folder that another recipe's run, or another model's, lies in.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        if folder.exists() and any(p.name not in (".lock", "snapshots") for p in folder.iterdir()):
+            raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"'{path}' cannot be read ({error}): name another folder") from None
+    words = {
+        "recipe": "another recipe",
+        "code": "other code",
+        "parameters": "another model",
+        "weights": "other initial weights",
+    }
+    differs = [words[key] for key in words if theirs.get(key) != own[key]]
+    if differs:
+        raise InputError(
+            f"'{folder}' holds the run of {' and '.join(differs)}: name another with --folder, "
+            "or remove it"
+        )
+
+
+def _write_identity(folder: Path, pruner: Pruner) -> None:
+    values = {
+        "identity": identity(pruner),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "environment": describe(),
+    }
+    if not (folder / "run.json").exists():
+        files.write_atomically(folder / "recipe.yaml", pruner.recipe.to_yaml().encode())
+        files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
+
+
+def write_result(folder: Path, result: Result, metric_name: str) -> None:
+    """Weights, masks and figures of a finished run."""
+    tensors = {"weights": dict(result.model.state_dict()), "masks": dict(result.masks)}
+    files.write_atomically(folder / "model.safetensors", files.save_tensors(tensors["weights"]))
+    files.write_atomically(folder / "masks.safetensors", files.save_tensors(tensors["masks"]))
+    summary = {
+        "metric_name": metric_name,
+        "metric": result.metric,
+        "test": result.test,
+        "sparsity": result.sparsity,
+        "why": result.why,
+        "cost_before": dict(result.cost_before),
+        "cost_after": dict(result.cost_after),
+        "rounds": [asdict(r) for r in result.rounds],
+    }
+    files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
+
+
+def rounds_of(folder: Path) -> list[Round]:
+    """The rounds of a run, finished or not; of repeated ones the last.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise InputError(f"'{folder}' holds no run (no run.json)")
+    events = [e for e in read_events(folder) if e["event"] == "round"]
+    fields = set(Round.__dataclass_fields__)
+    found = {e["index"]: Round(**{k: v for k, v in e.items() if k in fields}) for e in events}
+    return [found[i] for i in sorted(found)]
+
+
+def recipe_of(folder: str | Path) -> Recipe:
+    """The recipe of a run of a task.
+
+    Raises:
+        InputError: if the folder holds no run, or one without a task.
+    """
+    path = Path(folder) / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
+    recipe = load(path)
+    if recipe.task is None:
+        raise InputError(
+            f"the run in '{folder}' was started from Python: call prunus.prune again with the "
+            "same arguments and folder"
+        )
+    return recipe

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus import costs, duration, randomness
+from prunus import duration, randomness
 from prunus.errors import InputError, PrunusError
 from prunus.folder import find
 from prunus.guard import last_accepted
@@ -199,7 +199,6 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
 
 
 def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
-    before = costs.measure(job.model, job.example)
     at = all_rounds(job, begin(job))
     masks = final_masks(job, at)
     good = last_accepted(at.rounds)
@@ -214,7 +213,7 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
         metric=good.metric,
         test=tested,
         why=at.why,
-        cost_before=before,
+        cost_before=at.rounds[0].cost,
         cost_after=good.cost,
         folder=job.journal.folder,
     )

@@ -1,0 +1,99 @@
+"""One self-contained HTML file about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from prunus.files import write_atomically
+from prunus.report.plots import PICTURES, as_png, as_svg, draw
+from prunus.report.record import Record, read_record
+
+_COUNTED = ("params", "macs", "bytes", "l1")
+_THEORETICAL = ("nonzero_params", "macs_if_zeros_skipped")
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` and the same pictures as PNG into a run's folder.
+
+    Args:
+        folder: of a run, finished or not.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    record = read_record(folder)
+    pictures = []
+    for name, (title, _) in PICTURES.items():
+        if name == "metric" and all(r.metric is None for r in record.rounds):
+            continue
+        figure = draw(name, record.rounds, record.metric_name)
+        write_atomically(folder / f"{name}.png", as_png(figure))
+        pictures.append((title, markupsafe.Markup(as_svg(figure, name))))
+    html = _template().render(run=record, pictures=pictures, **_texts(record))
+    path = folder / "report.html"
+    write_atomically(path, html.encode())
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["figure"] = figure
+    return environment.get_template("page.html.jinja")
+
+
+def _texts(record: Record) -> dict[str, Any]:
+    good, rounds = record.good, record.rounds
+    before = record.result.get("cost_before") or (dict(rounds[0].cost) if rounds else {})
+    after = record.result.get("cost_after") or (dict(good.cost) if good else {})
+    return {
+        "dense": rounds[0] if rounds else None,
+        "headline": _headline(record),
+        "costs": [(k, before.get(k), after.get(k)) for k in _COUNTED],
+        "theoretical": [(k, before.get(k), after.get(k)) for k in _THEORETICAL],
+        "densities": sorted(good.densities.items(), key=lambda x: x[1]) if good else [],
+        "gone": _gone(after),
+    }
+
+
+def _gone(after: Mapping[str, float | None]) -> float | None:
+    whole, left = after.get("params"), after.get("nonzero_params")
+    return None if not whole or left is None else 1 - left / whole
+
+
+def _headline(record: Record) -> str:
+    good = record.good
+    if good is None:
+        return "nothing judged yet"
+    text = f"sparsity {good.achieved:.4g}"
+    first = record.rounds[0]
+    if good.metric is not None and first.metric is not None:
+        text += f", validation {record.metric_name} {good.metric:.4f} (dense {first.metric:.4f})"
+    tested = record.result.get("test")
+    return text if tested is None else f"{text}, test {tested:.4f}"
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """A number for people.
+
+    >>> figure(153128), figure(0.97333333), figure(None), figure(1461.1378)
+    ('153,128', '0.9733', '–', '1,461.1')
+    """
+    if value is None:
+        return "–"
+    if float(value).is_integer() and abs(value) >= 2:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.{digits}f}"

@@ -1,0 +1,63 @@
+"""A run as its folder tells it, finished or not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import InputError
+from prunus.run_folder import rounds_of
+from prunus.types import Round
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a report needs of a run.
+
+    Attributes:
+        folder: of the run.
+        rounds: all so far.
+        result: the contents of result.json; empty while the run is not finished.
+        recipe: as YAML.
+        environment: of the machine that ran it.
+    """
+
+    folder: Path
+    rounds: list[Round]
+    result: dict[str, Any]
+    recipe: str
+    environment: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def good(self) -> Round | None:
+        """The newest round that was not rejected."""
+        return next((r for r in reversed(self.rounds) if r.verdict != "rejected"), None)
+
+    @property
+    def metric_name(self) -> str:
+        """What the task calls its metric."""
+        return str(self.result.get("metric_name", "metric"))
+
+
+def read_record(folder: Path) -> Record:
+    """Read a run's folder.
+
+    Raises:
+        InputError: if it holds no run.
+    """
+    rounds = rounds_of(folder)
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        done = folder / "result.json"
+        result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+        recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the run in '{folder}' cannot be read: {error}") from None
+    return Record(folder, rounds, result, recipe, about.get("environment", {}))

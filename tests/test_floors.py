@@ -16,8 +16,8 @@ FLOORS = [
     {"units", "plan", "masks"},
     set(),  # compact, runtimes: what makes a model really smaller comes here
     {"recipe", "conflicts", "ideas", "pruner", "guard", "journal"},
-    {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop", "call",
-     "report"},
+    {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
+     "call", "report"},
     {"console", "dry_run", "template", "cli", "tasks"},
 ]  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -73,7 +73,7 @@ def test_help_and_lists_import_no_torch() -> None:
     for command in (["--help"], ["run", "--help"], ["list"]):
         code = (
             "import sys; from click.testing import CliRunner; from prunus.cli import cli; "
-            f"done = CliRunner().invoke(cli, {command!r}); assert done.exit_code == 0, done.output; "
+            f"done = CliRunner().invoke(cli, {command!r}); assert done.exit_code == 0; "
             "sys.exit('torch' in sys.modules)"
         )
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,114 @@
+"""Small models, tasks and settings that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunus
+from prunus.layout import Layer
+from prunus.recipe import Spec
+from prunus.scope import find_layers
+from prunus.task import Batches, Task, accuracy, classification_loss
+from prunus.types import Group
+
+# Settings without a default, for the models of these tests.
+NEEDED: dict[str, dict[str, Any]] = {
+    "threshold": {"theta": 0.5, "form": "mean"},
+    "subset": {"neurons": {"*": [1, 0]}},
+    "layer": {"modules": ["*"]},
+}
+
+
+def spec(name: str) -> Spec:
+    """An idea with the settings that it cannot do without."""
+    return Spec(name=name, **NEEDED.get(name, {}))
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: the weight is stored (in, out)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(8, 6),
+    "conv1d": lambda: nn.Conv1d(4, 6, 3),
+    "conv2d": lambda: nn.Conv2d(8, 6, (3, 2)),
+    "grouped": lambda: nn.Conv2d(8, 6, 3, groups=2),
+    "transposed": lambda: nn.ConvTranspose2d(8, 6, 3),
+    "transposed, grouped": lambda: nn.ConvTranspose2d(8, 6, 3, groups=2),
+    "lstm": lambda: nn.LSTM(8, 4, num_layers=2, bidirectional=True),
+    "gru": lambda: nn.GRU(8, 4),
+    "cell": lambda: nn.LSTMCell(8, 4),
+    "attention": lambda: nn.MultiheadAttention(8, 2),
+    "attention of two widths": lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=4),
+    "gpt2": lambda: Conv1D(8, 6),
+}
+
+
+def layers_of(name: str) -> tuple[nn.Module, list[Layer], dict[str, tuple[int, ...]]]:
+    """A model of one module, its layers, the shapes of its parameters."""
+    torch.manual_seed(1)
+    model = nn.Sequential(MODULES[name]())
+    return model, find_layers(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
+
+
+def weights(*sizes: int, run: int = 0) -> list[Group]:
+    """Groups of single weights."""
+    from prunus.types import Member
+
+    return [
+        Group(f"g{i}", n, (Member(f"g{i}"),), (n // (run or n), run or n), run or n)
+        for i, n in enumerate(sizes)
+    ]
+
+
+def tiny_task(*, width: int = 16, epochs_of: int = 8, noise: float = 0.0, **changes: Any) -> Task:
+    """A task learned in a few steps: the class is the sign of a sum."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(epochs_of * 16, 8, generator=generator)
+    classes = (inputs.sum(1) > 0).long()
+
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(8, width), nn.ReLU(), nn.Dropout(noise), nn.Linear(width, 2)
+        )
+
+    values: dict[str, Any] = {
+        "model": model,
+        "optimizer": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9),
+        "loss": classification_loss,
+        "metric": accuracy,
+        "train": Batches(inputs, classes, size=16, shuffle=True),
+        "validation": Batches(inputs[:64], classes[:64], size=64, shuffle=False),
+        "test": Batches(inputs[64:], classes[64:], size=64, shuffle=False),
+        "example": inputs[:1],
+        "calibration": list(Batches(inputs[:64], classes[:64], size=16, shuffle=False)),
+        "train_sample": Batches(inputs[:64], classes[:64], size=64, shuffle=False),
+        **changes,
+    }
+    return Task(**values)
+
+
+def zeros(model: nn.Module, name: str) -> int:
+    """How many weights of a parameter are exactly zero."""
+    return int((model.get_parameter(name) == 0).sum())
+
+
+def quick(**values: Any) -> prunus.Recipe:
+    """A recipe in rounds on the tiny task."""
+    return prunus.Recipe(**{
+        "dense": "2ep", "retrain": "1ep", "rounds": 2, "target": 0.5, "schedule": "linear",
+        **values,
+    })  # fmt: skip

@@ -1,0 +1,271 @@
+"""Laws that every file of every axis folder obeys; a new file is tested by being there."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from helpers import MODULES, NEEDED, layers_of, spec, weights
+from prunus import folder
+from prunus.errors import InputError
+from prunus.ideas import bind
+from prunus.plan import Cost, LazyUnits, limits_of
+from prunus.restore._memory import Memory
+from prunus.signals import Look, collect, needed
+from prunus.types import Group, Member, State
+from prunus.units import member_mask, numbers, unit_alive, unit_scores
+
+FRACTION = st.floats(0, 1)
+
+
+@pytest.mark.parametrize("axis", folder.AXES)
+def test_every_idea_says_in_one_line_what_it_is_and_where_it_comes_from(axis: str) -> None:
+    for entry in folder.entries(axis):
+        assert entry.line.endswith("."), entry
+        assert entry.source, entry
+
+
+@pytest.mark.parametrize("axis", folder.AXES)
+def test_settings_without_default_are_known_to_these_tests(axis: str) -> None:
+    for name in folder.names(axis):
+        parameters = inspect.signature(folder.find(axis, name)).parameters.values()
+        missing = [
+            p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+        ]
+        assert set(missing) <= set(NEEDED.get(name, {}))
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize("name", folder.names("schedules"))
+@given(ends=st.tuples(FRACTION, FRACTION), points=st.lists(FRACTION, min_size=2, max_size=9))
+def test_a_schedule_goes_from_start_to_target_and_never_falls(
+    name: str, ends: tuple[float, float], points: list[float]
+) -> None:
+    schedule = bind("schedules", spec(name))
+    start, target = sorted(ends)
+    assert schedule(0.0, start, target) == pytest.approx(start, abs=1e-12)
+    assert schedule(1.0, start, target) == pytest.approx(target, abs=1e-12)
+    values = [schedule(p, start, target) for p in sorted(points)]
+    assert all(a <= b + 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(start - 1e-12 <= v <= target + 1e-12 for v in values)
+    assert values == [schedule(p, start, target) for p in sorted(points)]
+
+
+# --- rates
+
+
+@pytest.mark.parametrize("name", folder.names("rates"))
+@given(progress=FRACTION)
+def test_a_rate_is_a_factor_between_none_and_all_of_the_dense_one(
+    name: str, progress: float
+) -> None:
+    rate = bind("rates", spec(name))
+    assert 0 <= rate(progress, lambda p: 1.0) <= 1
+    assert rate(0.0, lambda p: 1.0) == 1.0
+
+
+# --- criteria
+
+
+@pytest.mark.parametrize("name", folder.names("criteria"))
+def test_a_criterion_gives_finite_scores_of_the_weights_shape_and_changes_nothing(
+    name: str,
+) -> None:
+    criterion = bind("criteria", spec(name))
+    model = nn.Linear(5, 3)
+    inputs, target = torch.randn(4, 5), torch.randn(4, 3)
+    look = Look(
+        model=model,
+        parameters={"weight": model.weight},
+        calibration=[(inputs, target)],
+        loss=lambda m, b: (m(b[0]) - b[1]).square().mean(),
+        seed=3,
+        running={"weight": torch.rand(3, 5)},
+    )
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    first, second = (collect(criterion, look)("weight") for _ in range(2))
+    assert first.shape == model.weight.shape
+    assert bool(torch.isfinite(first).all())
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert model.weight.grad is None
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert set(needed(criterion)) <= set(folder.names("signals"))
+
+
+# --- allocations
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[Group], dict[Group, torch.Tensor], float]:
+    runs = draw(st.integers(1, 6))
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
+    groups = weights(*(runs * s for s in sizes), run=runs)
+    few = st.integers(0, draw(st.sampled_from([1, 3, 1000])))
+    scores = {
+        g: torch.tensor(draw(st.lists(few, min_size=g.units, max_size=g.units))).float() + 1
+        for g in groups
+    }
+    return groups, scores, draw(st.floats(0, 1))
+
+
+def reach(groups: list[Group]) -> float:
+    return 1 - len(groups) / sum(g.units for g in groups)
+
+
+@pytest.mark.parametrize("name", folder.names("allocations"))
+@given(problem=problems())
+@settings(max_examples=60, deadline=None)
+def test_an_allocation_removes_exactly_as_many_as_asked_and_respects_limits(
+    name: str, problem: tuple[list[Group], dict[Group, torch.Tensor], float]
+) -> None:
+    groups, scores, target = problem
+    target = min(target, reach(groups))
+    allocation = bind("allocations", spec(name))
+    limits, cost = limits_of(groups, dict.fromkeys(groups)), Cost(groups)
+    counts = allocation(scores, cost, target, limits)
+    again = allocation(scores, cost, target, limits)
+    kept = {g: int(torch.as_tensor(counts[g]).sum()) for g in groups}
+    total = sum(g.units for g in groups)
+    asked = total - round(target * total)
+    assert {g: int(torch.as_tensor(again[g]).sum()) for g in groups} == kept
+    assert all(0 <= kept[g] <= g.units for g in groups)
+    if name != "per_neuron":
+        assert all(kept[g] >= limits[g].least for g in groups)
+    if name == "threshold":  # the rule decides, and never goes past the target
+        assert sum(kept.values()) >= asked
+    else:
+        assert sum(kept.values()) == asked
+    if name == "per_neuron":
+        assert all(int(n) <= g.run for g in groups for n in counts[g])
+
+
+@pytest.mark.parametrize("name", sorted({*folder.names("allocations")} - {"per_neuron"}))
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 9)), min_size=1, max_size=4),
+    target=st.floats(0, 0.999),
+)
+@settings(max_examples=40, deadline=None)
+def test_units_of_many_weights_never_pass_the_target(
+    name: str, sizes: list[tuple[int, int]], target: float
+) -> None:
+    groups = [
+        Group(f"g{i}", n, (Member(f"g{i}"),), (n, size), 0, sizes=torch.full((n,), size))
+        for i, (n, size) in enumerate(sizes)
+    ]
+    generator = torch.Generator().manual_seed(len(sizes))
+    scores = {g: torch.rand(g.units, generator=generator).double() + 1 for g in groups}
+    limits, cost = limits_of(groups, dict.fromkeys(groups)), Cost(groups)
+    target = min(target, cost({g: limits[g].least for g in groups}))
+    counts = bind("allocations", spec(name))(scores, cost, target, limits)
+    assert cost(counts) <= target + 1e-9
+    assert all(limits[g].least <= int(counts[g]) <= limits[g].most for g in groups)
+
+
+# --- structures
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", folder.names("structures"))
+def test_every_unit_of_a_structure_holds_the_weights_it_says_and_masks_remove_just_them(
+    name: str, module: str
+) -> None:
+    model, layers, shapes = layers_of(module)
+    try:
+        groups = bind("structures", spec(name))(layers, shapes)
+    except InputError as error:
+        assert name == "n_m"
+        assert "input width" in str(error)
+        return
+    seen: dict[str, torch.Tensor] = {}
+    for group in groups:
+        counted = torch.zeros(group.units, dtype=torch.int64)
+        for member in group.members:
+            number = numbers(member)
+            if number is None:
+                number = torch.arange(math.prod(shapes[member.name]))
+            full = number.view(shapes[member.name]) if member.index is None else number.expand(
+                shapes[member.name]
+            )
+            inside = full >= 0
+            assert not bool((seen.get(member.name, torch.zeros_like(inside)) & inside).any())
+            seen[member.name] = seen.get(member.name, torch.zeros_like(inside)) | inside
+            if member.scored:
+                counted += torch.bincount(full[inside].flatten(), minlength=group.units)
+            keep = torch.rand(group.units) > 0.5
+            mask = member_mask(member, keep, shapes[member.name]).expand(shapes[member.name])
+            assert torch.equal(mask, keep[full.clamp(min=0)] | ~inside)
+        sizes = torch.ones_like(counted) if group.sizes is None else group.sizes
+        assert torch.equal(counted, sizes)
+        if group.run:
+            assert group.units % group.run == 0
+    assert any(m.name == layers[0].name for g in groups for m in g.members)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("name", folder.names("structures"))
+def test_unit_scores_are_the_mean_of_their_weights(name: str, module: str) -> None:
+    model, layers, shapes = layers_of(module)
+    try:
+        groups = bind("structures", spec(name))(layers, shapes)
+    except InputError:
+        return
+    values = {n: torch.rand(s, dtype=torch.float64) for n, s in shapes.items()}
+    for group in groups:
+        found = unit_scores(group, values.__getitem__)
+        total, count = torch.zeros(group.units).double(), torch.zeros(group.units).double()
+        for member in group.members:
+            if member.scored:
+                number = numbers(member)
+                full = (
+                    torch.arange(group.units).view(shapes[member.name])
+                    if number is None
+                    else number.expand(shapes[member.name])
+                )
+                inside = full >= 0
+                total.index_add_(0, full[inside], values[member.name][inside])
+                count.index_add_(0, full[inside], torch.ones(int(inside.sum())).double())
+        assert torch.allclose(found.double(), total / count, rtol=1e-12)
+        keep = torch.rand(group.units) > 0.4
+        masks = {
+            m.name: member_mask(m, keep, shapes[m.name]) for m in group.members
+        }
+        alive = unit_alive(group, masks, shapes)
+        assert alive is not None
+        assert torch.equal(alive, keep)
+
+
+def test_lazy_units_read_the_same_whether_kept_or_made_anew() -> None:
+    groups = weights(6, 4)
+    scores = {"g0": torch.rand(6), "g1": torch.rand(4)}
+    alive = {groups[0]: torch.tensor([True] * 5 + [False]), groups[1]: None}
+    units = LazyUnits(groups, scores.__getitem__, alive)
+    assert torch.equal(units[groups[1]], scores["g1"])
+    assert units[groups[0]][5] == -torch.inf
+    assert torch.equal(units[groups[0]], units[groups[0]])
+
+
+# --- restore
+
+
+@pytest.mark.parametrize("name", folder.names("restore"))
+def test_a_restore_gives_every_tensor_in_its_shape_and_changes_none_in_place(name: str) -> None:
+    def state(value: float) -> State:
+        return State({"w": torch.full((2, 3), value), "running": torch.tensor(value)}, {0: value})
+
+    memory = Memory(*(lambda v=v: state(v) for v in (1.0, 2.0, 3.0, 4.0)))  # type: ignore[misc]
+    given_state = state(9.0)
+    masks = {"w": torch.tensor([[True, False, True], [False, True, True]])}
+    made = bind("restore", spec(name))(given_state, masks, memory)
+    assert {k: v.shape for k, v in made.tensors.items()} == {
+        "w": torch.Size([2, 3]), "running": torch.Size([]),
+    }  # fmt: skip
+    assert torch.equal(given_state.tensors["w"], torch.full((2, 3), 9.0))

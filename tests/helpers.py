@@ -81,9 +81,7 @@ def tiny_task(*, width: int = 16, epochs_of: int = 8, noise: float = 0.0, **chan
     classes = (inputs.sum(1) > 0).long()
 
     def model() -> nn.Module:
-        return nn.Sequential(
-            nn.Linear(8, width), nn.ReLU(), nn.Dropout(noise), nn.Linear(width, 2)
-        )
+        return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Dropout(noise), nn.Linear(width, 2))
 
     values: dict[str, Any] = {
         "model": model,

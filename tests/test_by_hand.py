@@ -38,7 +38,9 @@ def allocate(allocation: object, target: float, **settings: object) -> list[obje
     units = {g: torch.tensor(s) for g, s in zip(groups, SCORES, strict=True)}
     limits = limits_of(groups, dict.fromkeys(groups))
     counts: Counts = allocation(units, Cost(groups), target, limits, **settings)  # type: ignore[operator]
-    return [counts[g].tolist() if isinstance(counts[g], torch.Tensor) else counts[g] for g in groups]
+    return [
+        counts[g].tolist() if isinstance(counts[g], torch.Tensor) else counts[g] for g in groups
+    ]
 
 
 # --- allocations: of ten weights with the scores above

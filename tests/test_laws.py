@@ -35,9 +35,7 @@ def test_every_idea_says_in_one_line_what_it_is_and_where_it_comes_from(axis: st
 def test_settings_without_default_are_known_to_these_tests(axis: str) -> None:
     for name in folder.names(axis):
         parameters = inspect.signature(folder.find(axis, name)).parameters.values()
-        missing = [
-            p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty
-        ]
+        missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
         assert set(missing) <= set(NEEDED.get(name, {}))
 
 
@@ -192,8 +190,10 @@ def test_every_unit_of_a_structure_holds_the_weights_it_says_and_masks_remove_ju
             number = numbers(member)
             if number is None:
                 number = torch.arange(math.prod(shapes[member.name]))
-            full = number.view(shapes[member.name]) if member.index is None else number.expand(
-                shapes[member.name]
+            full = (
+                number.view(shapes[member.name])
+                if member.index is None
+                else number.expand(shapes[member.name])
             )
             inside = full >= 0
             assert not bool((seen.get(member.name, torch.zeros_like(inside)) & inside).any())
@@ -235,9 +235,7 @@ def test_unit_scores_are_the_mean_of_their_weights(name: str, module: str) -> No
                 count.index_add_(0, full[inside], torch.ones(int(inside.sum())).double())
         assert torch.allclose(found.double(), total / count, rtol=1e-12)
         keep = torch.rand(group.units) > 0.4
-        masks = {
-            m.name: member_mask(m, keep, shapes[m.name]) for m in group.members
-        }
+        masks = {m.name: member_mask(m, keep, shapes[m.name]) for m in group.members}
         alive = unit_alive(group, masks, shapes)
         assert alive is not None
         assert torch.equal(alive, keep)

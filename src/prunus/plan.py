@@ -73,14 +73,14 @@ class Cost:
 
     def of(self, sizes_kept: Mapping[Group, int]) -> float:
         """Sparsity from the weights that each group keeps."""
-        return 1 - sum(sizes_kept.values()) / self.total
+        return (self.total - sum(sizes_kept.values())) / self.total
 
     def __call__(self, counts: Counts) -> float:
         kept = 0
         for group, number in counts.items():
             units = int(number.sum()) if isinstance(number, Tensor) else number
             kept += units if group.sizes is None else _weights(group, units)
-        return 1 - kept / self.total
+        return (self.total - kept) / self.total
 
 
 def _weights(group: Group, units: int) -> int:

@@ -123,6 +123,9 @@ def begin(job: Job) -> Position:
     torch.set_num_threads(tree["threads"])
     put_back(job, at, tree)
     randomness.set_state(tree["rng"])
+    if at.phase == "end":
+        job.watch({"event": "note", "text": "this run is finished; here is what it ended with"})
+        return at
     job.journal.write("resumed", step=at.step, round=at.index, time=time.time())
     job.watch({"event": "note", "text": f"resumed in round {at.index}"})
     return at

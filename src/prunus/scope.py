@@ -72,8 +72,9 @@ def _in_scope(
     if include:
         return any(_matches(layer, pattern) for pattern in include)
     if layer.kind == "other":
-        parametrised = ".parametrizations." in f".{layer.name}"
-        return parametrised and layer.name.endswith((".original", ".original0", ".original1"))
+        name = f".{layer.name}"  # taken in, so that they are refused by name, not passed over
+        computed = ".parametrizations." in name and name.rpartition(".")[2].startswith("original")
+        return computed or name.endswith(".weight_v")
     return not _is_embedding(model, layer)
 
 

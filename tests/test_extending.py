@@ -1,0 +1,108 @@
+"""A new idea is one new file; a user's own needs no change of the package at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import prunus
+from helpers import quick, tiny_task
+from prunus.cli import cli
+from prunus.errors import InputError
+
+CRITERION = '''"""Late inputs matter least."""
+
+from torch import Tensor, arange
+
+
+def first(weight: Tensor, *, slope: float = 1.0) -> Tensor:
+    """First: the further to the right an input, the lower.
+
+    Source: this test.
+    """
+    return (-slope * arange(weight.shape[-1])).expand(weight.shape).clone()
+'''
+SCHEDULE = '''"""All of it half way."""
+
+
+def halfway(progress: float, start: float, target: float) -> float:
+    """Halfway: start, and from the middle on the target.
+
+    Source: this test.
+    """
+    return target if progress >= 0.5 else start
+'''
+
+
+def test_a_new_criterion_and_a_new_schedule_are_one_file_each(tmp_path: Path) -> None:
+    package = Path(prunus.__file__).parent
+    shutil.copytree(package, tmp_path / "copy" / "prunus")
+    (tmp_path / "copy/prunus/criteria/first.py").write_text(CRITERION)
+    (tmp_path / "copy/prunus/schedules/halfway.py").write_text(SCHEDULE)
+
+    def python(code: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True,
+            capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    listed = python(
+        "from prunus.cli import main; import sys; sys.argv = ['prunus', 'list']; main()"
+    )
+    assert "first (slope=1.0): First: the further to the right" in listed
+    assert "halfway: Halfway: start, and from the middle on" in listed
+    used = python(
+        "import prunus, torch; from torch import nn; m = nn.Linear(4, 2);"
+        "recipe = {'criterion': {'name': 'first', 'slope': 2}, 'schedule': 'halfway',"
+        " 'target': 0.5}; prunus.prune(m, recipe);"
+        "print(prunus.__file__); print((m.weight != 0).long().tolist())"
+    )
+    assert str(tmp_path) in used
+    assert "[[1, 1, 0, 0], [1, 1, 0, 0]]" in used
+
+
+def test_a_users_own_criterion_is_named_in_a_recipe() -> None:
+    Path("my").mkdir()
+    Path("my/own.py").write_text(CRITERION)
+    recipe = quick(criterion={"name": "my/own.py:first", "slope": 3.0}, allocation="uniform")
+    result = prunus.prune(tiny_task(), recipe)
+    assert result.masks["0.weight"].all(dim=0).tolist() == [True] * 4 + [False] * 4
+
+
+def test_a_users_own_code_is_announced_and_part_of_the_fingerprint() -> None:
+    Path("own.py").write_text(CRITERION)
+    Path("task.py").write_text(
+        "from prunus.tasks.mlp import mlp\n\n\ndef task():\n    return mlp()\n"
+    )
+    words = ["run", "iterative", "task=task.py", "criterion=own.py:first", "dense=1ep",
+             "retrain=1ep", "rounds=1", "guard=null", "target=0.5"]  # fmt: skip
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    assert "runs code from own.py" in done.output
+    assert "runs code from task.py" in done.output
+    (folder,) = Path("runs").iterdir()
+    about = json.loads((folder / "run.json").read_text())
+    assert set(about["identity"]["code"]) == {"own.py", "task.py"}
+    Path("own.py").write_text(CRITERION.replace("-slope", "slope"))
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_a_criterion_that_returns_another_shape_is_refused() -> None:
+    Path("own.py").write_text("def sums(weight):\n    return weight.abs().sum(dim=1)\n")
+    with pytest.raises(InputError, match="returned"):
+        prunus.prune(tiny_task(), quick(criterion="own.py:sums"))
+
+
+def test_a_criterion_that_asks_for_an_unknown_signal_is_refused() -> None:
+    Path("own.py").write_text("def odd(weight, curvature):\n    return weight\n")
+    with pytest.raises(InputError, match="curvature"):
+        prunus.prune(tiny_task(), quick(criterion="own.py:odd"))

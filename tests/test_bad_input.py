@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -338,8 +339,8 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
 # --- fuzz
 
 WORDS = st.sampled_from([
-    *Recipe.model_fields, "name", "sparsity", "weight", "2:4", "magnitude", "guard", "global", "3ep",
-    "0.5", "uniform", "keep", "p", "", "¿", "fisher", "length",
+    *Recipe.model_fields, "name", "sparsity", "weight", "2:4", "magnitude", "guard", "global",
+    "3ep", "0.5", "uniform", "keep", "p", "", "¿", "fisher", "length",
 ])  # fmt: skip
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), WORDS, st.text(max_size=5)
@@ -353,11 +354,8 @@ TREES = st.recursive(
 @given(values=st.dictionaries(WORDS, TREES, max_size=4))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_mapping_is_a_recipe_or_one_of_our_own_errors(values: dict[str, Any]) -> None:
-    try:
-        recipe = load(values)
-        prunus.Pruner(nn.Linear(8, 4), recipe)
-    except PrunusError as error:
-        assert str(error)
+    with contextlib.suppress(PrunusError):
+        assert prunus.Pruner(nn.Linear(8, 4), load(values)).sparsity == 0
 
 
 @given(
@@ -371,7 +369,5 @@ def test_any_mapping_is_a_recipe_or_one_of_our_own_errors(values: dict[str, Any]
 def test_any_change_on_the_command_line_is_understood_or_one_of_our_own_errors(
     name: str, changes: list[str]
 ) -> None:
-    try:
-        load(name, changes)
-    except PrunusError as error:
-        assert str(error)
+    with contextlib.suppress(PrunusError):
+        assert load(name, changes).version == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,7 +147,7 @@ def test_masks_only_grow_smaller_and_bottom_up_fills_group_after_group() -> None
         model(torch.randn(4, 9)).square().mean().backward()
         optimizer.step()
         history.append(pruner.densities)
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in itertools.pairwise(history):
         assert all(after[k] <= before[k] for k in after)
         assert after["1.weight"] == 1 or after["0.weight"] < 0.42
         assert after["2.weight"] == 1 or after["1.weight"] < 0.42

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_schedule_goes_from_start_to_target_and_never_falls(
     assert schedule(0.0, start, target) == pytest.approx(start, abs=1e-12)
     assert schedule(1.0, start, target) == pytest.approx(target, abs=1e-12)
     values = [schedule(p, start, target) for p in sorted(points)]
-    assert all(a <= b + 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in itertools.pairwise(values))
     assert all(start - 1e-12 <= v <= target + 1e-12 for v in values)
     assert values == [schedule(p, start, target) for p in sorted(points)]
 
@@ -176,12 +177,12 @@ def test_units_of_many_weights_never_pass_the_target(
 def test_every_unit_of_a_structure_holds_the_weights_it_says_and_masks_remove_just_them(
     name: str, module: str
 ) -> None:
-    model, layers, shapes = layers_of(module)
+    _, layers, shapes = layers_of(module)
     try:
         groups = bind("structures", spec(name))(layers, shapes)
-    except InputError as error:
+    except InputError:
         assert name == "n_m"
-        assert "input width" in str(error)
+        assert layers[0].shape[layers[0].in_dim] % 4
         return
     seen: dict[str, torch.Tensor] = {}
     for group in groups:
@@ -213,7 +214,7 @@ def test_every_unit_of_a_structure_holds_the_weights_it_says_and_masks_remove_ju
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("name", folder.names("structures"))
 def test_unit_scores_are_the_mean_of_their_weights(name: str, module: str) -> None:
-    model, layers, shapes = layers_of(module)
+    _, layers, shapes = layers_of(module)
     try:
         groups = bind("structures", spec(name))(layers, shapes)
     except InputError:

@@ -8,14 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from torch import nn
-
-import prunus
-from prunus.errors import InputError, Interrupted
-from prunus.recipe import load
-
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 
 

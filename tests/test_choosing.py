@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,9 +70,11 @@ def test_the_cutoff_of_many_parts_is_that_of_all_of_them(seed: int, keep: int) -
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.randint(0, 9, (n,), generator=generator).float() for n in (100, 1, 150)]
     every = torch.cat(parts).sort(descending=True).values
-    found = cutoff([lambda p=p: p for p in parts], keep)  # type: ignore[misc]
+    found = cutoff([lambda p=p: p for p in parts], [len(p) for p in parts], keep)  # type: ignore[misc]
     if 0 < keep < len(every):
-        assert found == every[keep - 1]
+        assert found.value == every[keep - 1]
+        assert found.at_least == [int((p >= found.value).sum()) for p in parts]
+        assert found.equal == [int((p == found.value).sum()) for p in parts]
 
 
 @given(seed=st.integers(0, 50))
@@ -170,3 +173,15 @@ def test_two_four_goes_through_exact_stages() -> None:
 
 def zero_share(layer: nn.Module) -> float:
     return float((layer.weight == 0).float().mean())  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk", "per_neuron"])
+def test_scores_made_anew_in_each_pass_give_the_same_masks(
+    criterion: str, allocation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"target": 0.6, "criterion": criterion, "allocation": allocation}
+    held = prunus.Pruner(three_layers(), recipe).choose(1.0)
+    monkeypatch.setattr("prunus.plan.HELD", 0)
+    anew = prunus.Pruner(three_layers(), recipe).choose(1.0)
+    assert all(torch.equal(held[name], anew[name]) for name in held)

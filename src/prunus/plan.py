@@ -13,13 +13,12 @@ from prunus.select import keep_largest, keep_largest_by_run
 from prunus.types import Allocation, Counts, Group, Limits, Masks
 from prunus.units import member_mask, unit_alive, unit_scores
 
+HELD = 1 << 28
+"""Scores held in memory between passes; of larger models they are made anew in each pass."""
+
 
 class LazyUnits(Mapping[Group, Tensor]):
-    """Unit scores made when they are read, so that no two layers' scores need be in memory.
-
-    The few scores of large units are kept; those of single weights are made anew, which is
-    cheaper than the memory they would fill.
-    """
+    """Unit scores made when they are read: for large models, one layer at a time."""
 
     def __init__(
         self, groups: Sequence[Group], score_of: Callable[[str], Tensor], alive: Alive
@@ -28,22 +27,30 @@ class LazyUnits(Mapping[Group, Tensor]):
         self._score_of = score_of
         self._alive = alive
         self._kept: dict[Group, Tensor] = {}
+        self._finite: set[Group] = set()
+        self._holds = sum(g.units for g in self._groups) <= HELD
 
     def __getitem__(self, group: Group) -> Tensor:
         if group in self._kept:
             return self._kept[group]
         scores = unit_scores(group, self._score_of)
-        low, high = torch.aminmax(scores)
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        if group not in self._finite and not _finite(scores):
             raise RunError(
                 f"the criterion gave NaN or infinite scores for {group.name}: look for NaN or "
                 "infinity in its weights and gradients"
             )
+        self._finite.add(group)
         alive = self._alive[group]
         if alive is not None:
             scores = scores.masked_fill(~alive.to(scores.device), -torch.inf)
-        if group.sizes is not None:
+        if self._holds:
             self._kept[group] = scores
+        return scores
+
+    def take(self, group: Group) -> Tensor:
+        """The scores, for the last time."""
+        scores = self[group]
+        self._kept.pop(group, None)
         return scores
 
     def __iter__(self) -> Iterator[Group]:
@@ -51,6 +58,11 @@ class LazyUnits(Mapping[Group, Tensor]):
 
     def __len__(self) -> int:
         return len(self._groups)
+
+
+def _finite(scores: Tensor) -> bool:
+    low, high = torch.aminmax(scores)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 Alive = Mapping[Group, Tensor | None]
@@ -176,7 +188,7 @@ def masks_from(
     chosen: Masks = {}
     guess: float | None = None
     for group in units:
-        scores, kept = units[group], counts[group]
+        scores, kept = units.take(group), counts[group]
         if isinstance(kept, Tensor):
             keep = keep_largest_by_run(scores.view(len(kept), -1), kept).flatten()
         else:

@@ -263,11 +263,19 @@ class Pruner:
             The sparsity asked of the groups together.
         """
         asked = self.asks(progress) if asked is None else asked
+        masks, counts = self._choose(progress, asked)
+        self._set_masks(masks)
+        apply(self.model, masks)
+        return Cost(self.groups)(counts) if self.recipe.order == "bottom_up" else asked
+
+    def choose(self, progress: float) -> Masks:
+        """The masks that a cut at this progress would give; nothing is changed."""
+        return self._choose(progress, self.asks(progress))[0]
+
+    def _choose(self, progress: float, asked: float) -> tuple[Masks, Counts]:
         kept = self._given if self.recipe.restore.name == "revive" else self.masks
         units, counts = self._decide(progress, asked, kept)
-        self._set_masks(masks_from(units, counts, kept, self._shapes))
-        apply(self.model, self.masks)
-        return Cost(self.groups)(counts) if self.recipe.order == "bottom_up" else asked
+        return masks_from(units, counts, kept, self._shapes), counts
 
     def _decide(self, progress: float, asked: float, kept: Masks) -> tuple[LazyUnits, Counts]:
         score = collect(self.ideas.criterion, self._signals())

@@ -7,7 +7,8 @@ is partitioned. The result is exact: a bracket that misses is widened, never tru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,22 @@ from torch import Tensor
 
 Part = Callable[[], Tensor]
 """Makes a flat tensor of scores; called once a pass, so that they need not all be in memory."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the largest scores end.
+
+    Attributes:
+        value: the smallest score that stays.
+        at_least: how many scores of each part are that large or larger.
+        equal: how many of each part are just that large.
+    """
+
+    value: float
+    at_least: list[int]
+    equal: list[int]
+
 
 _CHUNK = 1 << 17  # scores looked at together: they stay in the cache between two comparisons
 _SMALL = 1 << 16
@@ -33,11 +50,11 @@ def keep_largest(scores: Tensor, keep: int, *, guess: float | None = None) -> tu
     >>> keep_largest(torch.tensor([1.0, 2.0, 1.0, 0.0]), 2)
     (tensor([ True,  True, False, False]), 1.0)
     """
-    for value in [] if guess is None else [guess]:
-        mask = at_least(scores, value)
-        if _drop_ties(mask, scores, value, keep):
-            return mask, value
-    value = cutoff([lambda: scores], keep)
+    if guess is not None:
+        mask = at_least(scores, guess)
+        if _drop_ties(mask, scores, guess, keep):
+            return mask, guess
+    value = cutoff([lambda: scores], [len(scores)], keep).value
     mask = at_least(scores, value)
     found = _drop_ties(mask, scores, value, keep)
     assert found
@@ -74,27 +91,35 @@ def keep_largest_by_run(scores: Tensor, keep: Tensor) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool).scatter_(1, order, kept)
 
 
-def cutoff(parts: Sequence[Part], keep: int) -> float:
-    """The ``keep``-th largest score of all parts together.
+def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cut:
+    """The ``keep``-th largest score of all parts together, and what reaches it in each.
 
-    Infinity if nothing is to be kept, minus infinity if everything.
+    Its value is infinite if nothing is to be kept, minus infinite if everything.
 
-    >>> cutoff([lambda: torch.tensor([1.0, 2.0]), lambda: torch.tensor([3.0])], 2)
-    2.0
+    Args:
+        parts: make flat scores.
+        sizes: how many each part makes.
+        keep: how many of all stay.
+
+    >>> cutoff([lambda: torch.tensor([1.0, 2.0]), lambda: torch.tensor([3.0])], [2, 1], 2)
+    Cut(value=2.0, at_least=[1, 1], equal=[1, 0])
     """
-    total = sum(len(part()) for part in parts)
+    total = sum(sizes)
     if keep >= total:
-        return float("-inf")
+        return Cut(float("-inf"), list(sizes), [0] * len(sizes))
     if keep <= 0:
-        return float("inf")
+        return Cut(float("inf"), [0] * len(sizes), [0] * len(sizes))
     low, high = _bracket(parts, total, keep) if total > _SMALL else (-torch.inf, torch.inf)
     while True:
         above, inside = _pass(parts, low, high)
-        rank = keep - above
-        if 0 < rank <= len(inside):
-            return _kth_largest(inside, rank)
+        rank, every = keep - sum(above), torch.cat(inside)
+        if 0 < rank <= len(every):
+            break
         # The bracket misses the rank: look on the other side of the end that it misses.
         low, high = (high, float("inf")) if rank <= 0 else (float("-inf"), low)
+    value = _kth_largest(every, rank)
+    reach = [n + count(at_least(x, value)) for n, x in zip(above, inside, strict=True)]
+    return Cut(value, reach, [int((x == value).sum()) for x in inside])
 
 
 def at_least(scores: Tensor, value: float) -> Tensor:
@@ -128,25 +153,23 @@ def _bracket(parts: Sequence[Part], total: int, keep: int) -> tuple[float, float
     return float(low), float(high)
 
 
-def _pass(parts: Sequence[Part], low: float, high: float) -> tuple[int, Tensor]:
-    """How many scores are ``high`` or more, and copies of those in ``[low, high)``."""
-    above, inside = 0, []
-    for chunk in _chunks(parts):
-        if high == float("inf"):
-            between = at_least(chunk, low)
-        else:
-            over = at_least(chunk, high)
-            above += count(over)
-            between = at_least(chunk, low).logical_xor_(over)
-        inside.append(_choose(chunk, between))
-    return above, torch.cat(inside)
-
-
-def _chunks(parts: Sequence[Part]) -> Iterator[Tensor]:
+def _pass(parts: Sequence[Part], low: float, high: float) -> tuple[list[int], list[Tensor]]:
+    """By part: how many scores are ``high`` or more, and copies of those in ``[low, high)``."""
+    above, inside = [], []
     for part in parts:
         scores = part()
         assert scores.dim() == 1
-        yield from scores.split(_CHUNK)
+        number, kept = 0, []
+        for chunk in scores.split(_CHUNK):
+            between = at_least(chunk, low)
+            if high != float("inf"):
+                over = at_least(chunk, high)
+                number += count(over)
+                between.logical_xor_(over)
+            kept.append(_choose(chunk, between))
+        above.append(number)
+        inside.append(torch.cat(kept))
+    return above, inside
 
 
 def _choose(scores: Tensor, mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from prunus.select import at_least, count, cutoff
+from prunus.select import cutoff
 from prunus.types import Counts, Group, Limits, Units
 
 
@@ -39,14 +39,11 @@ def _by_count(units: Units, keep: int, limits: Mapping[Group, Limits]) -> Counts
     fixed: Counts = {}
     while True:
         free = [g for g in units if g not in fixed]
-        value = cutoff([partial(units.__getitem__, g) for g in free], keep)
-        counts = {g: count(at_least(units[g], value)) for g in free}
-        excess = sum(counts.values()) - keep
-        for group in reversed(free):  # of equal scores the first stay
-            if excess <= 0:
-                break
-            equal = int((units[group] == value).sum())
-            counts[group] -= min(excess, equal)
+        found = cutoff([partial(units.__getitem__, g) for g in free], [g.units for g in free], keep)
+        counts = dict(zip(free, found.at_least, strict=True))
+        excess = sum(found.at_least) - keep
+        for group, equal in zip(reversed(free), reversed(found.equal), strict=True):
+            counts[group] -= min(excess, equal)  # of equal scores the first stay
             excess -= min(excess, equal)
         short = [g for g in free if counts[g] < limits[g].least]
         if not short:

@@ -107,9 +107,9 @@ def main() -> None:
         f"""# Choosing a global mask
 
 {LAYERS} layers of {WIDTH}×{WIDTH}, {LAYERS * WIDTH**2:,} weights
-({4 * LAYERS * WIDTH**2 / 2**20:,.0f} MiB), {100 * SPARSITY:g} % to remove; each way in a fresh process, its first call (median of five
-processes; torch.nn.utils.prune one). Extra memory: growth of the peak, masks included
-({LAYERS * WIDTH**2 / 2**20:,.0f} MiB).
+({4 * LAYERS * WIDTH**2 / 2**20:,.0f} MiB), {100 * SPARSITY:g} % to remove; each way in a fresh
+process, its first call (median of five processes; torch.nn.utils.prune one). Extra memory:
+growth of the peak, masks included ({LAYERS * WIDTH**2 / 2**20:,.0f} MiB).
 
 | | seconds | times prunus | extra MiB | weights removed beyond those asked |
 |---|---|---|---|---|

@@ -86,16 +86,21 @@ def main() -> None:
                 parts.append(f"## {name}: \\|w\\| ≤ {rule}, over the {over}\n\n"
                              + table(model, mean=mean, over=over))  # fmt: skip
     machine = ", ".join(f"{k} {v}" for k, v in {**describe(), "threads": "1"}.items())
-    (HERE / "literal_rule.md").write_text(
-        "# The literal rule\n\nShare of weights that the rule P(W) removes in one cut from trained "
-        "networks\n(10-20-10: 2,000 steps; SimpleCNN: 300). As written, with C(W) = Σ|w|, the useful "
-        "θ\ndepends on the number of weights, and θ = 0.1 removes everything; divided by that\n"
-        "number it is the same for both networks.\n\n![what θ removes](literal_rule.png)\n\n"
-        + "\n\n".join(parts) + f"\n\n`python benchmarks/literal_rule.py` · {machine}\n",
-        encoding="utf-8",
-    )  # fmt: skip
+    text = f"""# The literal rule
+
+Share of weights that the rule P(W) removes in one cut from trained networks (10-20-10: 2,000
+steps; SimpleCNN: 300). As written, with C(W) = Σ|w|, the useful θ depends on the number of
+weights, and θ = 0.1 removes everything; divided by that number it is the same for both networks.
+
+![what θ removes](literal_rule.png)
+
+{(chr(10) * 2).join(parts)}
+
+`python benchmarks/literal_rule.py` · {machine}
+"""
+    (HERE / "literal_rule.md").write_text(text, encoding="utf-8")
     plot(models).savefig(HERE / "literal_rule.png", dpi=110)
-    print((HERE / "literal_rule.md").read_text(encoding="utf-8"))
+    print(text)
 
 
 if __name__ == "__main__":

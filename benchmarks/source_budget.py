@@ -7,6 +7,7 @@ About twenty minutes on one thread. A killed run goes on where it was: it lies i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from torch import nn
 
 import prunus
 from prunus.console import Lines
@@ -22,19 +24,37 @@ from prunus.recipe import load
 from prunus.tasks.mnist import mnist
 
 HERE, RUNS = Path(__file__).parent, Path("runs/bench")
-CHANGES = ["task=mnist", "target=0.98", "seed=0"]
+CHANGES = ["task=mnist", "seed=0"]
 
 
 def main() -> None:
     torch.set_num_threads(1)
     if "PRUNUS_DATA" not in os.environ:
         sys.exit("set PRUNUS_DATA to the folder that holds mnist/ (the four IDX files)")
-    recipe = load("gradual", [*CHANGES, "dense=10ep", "retrain=10ep"])
-    pruned = prunus.prune(mnist(), recipe, folder=RUNS / "source-pruned", watch=Lines())
-    # The dense network with the same 20 epochs and the same decay: nothing is removed.
-    same = load("gradual", [*CHANGES, "target=0.0", "criterion=magnitude", "dense=10ep",
-                            "retrain=10ep"])  # fmt: skip
-    dense = prunus.prune(mnist(), same, folder=RUNS / "source-dense", watch=Lines())
+    task = mnist()
+    first = load("gradual", [*CHANGES, "criterion=magnitude", "dense=10ep", "rounds=1",
+                             "target=0.0", "retrain=0"])  # fmt: skip
+    trained = prunus.prune(task, first, folder=RUNS / "source-dense", watch=Lines())
+    weights = {k: v.clone() for k, v in trained.model.state_dict().items()}
+
+    def model() -> nn.Module:
+        made = task.model()
+        made.load_state_dict(weights)
+        return made
+
+    shared = dataclasses.replace(task, model=model)
+    pruned, dense = (
+        prunus.prune(
+            shared,
+            load("gradual", [*CHANGES, *changes, "dense=0", "retrain=10ep"]),
+            folder=RUNS / folder,
+            watch=Lines(),
+        )  # fmt: skip
+        for folder, changes in (
+            ("source-pruned", ["target=0.98"]),
+            ("source-longer", ["target=0.0", "criterion=magnitude"]),
+        )
+    )
     machine = ", ".join(f"{k} {v}" for k, v in {**describe(), "threads": "1"}.items())
     rows = [
         _row("prunus, default recipe", pruned.rounds[-1], pruned.test),

@@ -43,18 +43,13 @@ def main() -> None:
         return made
 
     shared = dataclasses.replace(task, model=model)
-    pruned, dense = (
-        prunus.prune(
-            shared,
-            load("gradual", [*CHANGES, *changes, "dense=0", "retrain=10ep"]),
-            folder=RUNS / folder,
-            watch=Lines(),
-        )  # fmt: skip
-        for folder, changes in (
-            ("source-pruned", ["target=0.98"]),
-            ("source-longer", ["target=0.0", "criterion=magnitude"]),
-        )
-    )
+
+    def second(folder: str, *changes: str) -> prunus.Result:
+        recipe = load("gradual", [*CHANGES, "dense=0", "retrain=10ep", *changes])
+        return prunus.prune(shared, recipe, folder=RUNS / folder, watch=Lines())
+
+    pruned = second("source-pruned", "target=0.98")
+    dense = second("source-longer", "target=0.0", "criterion=magnitude")
     machine = ", ".join(f"{k} {v}" for k, v in {**describe(), "threads": "1"}.items())
     rows = [
         _row("prunus, default recipe", pruned.rounds[-1], pruned.test),

@@ -456,3 +456,39 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
             assert bool((weight.masked_fill(mask, 0) == 0).all())
     assert worked > 0
     assert worked + refused == len([c for c in COMBINATIONS if c[0] == structure])
+
+
+def test_without_train_it_is_one_shot_and_returns_at_once() -> None:
+    model = tiny_task().model()
+    result = prunus.prune(model, load("iterative", ["task=null"]))
+    assert result.model is model
+    assert [r.verdict for r in result.rounds] == ["dense", "not judged"]
+    assert result.sparsity == 0.95
+    assert result.folder is None
+
+
+def test_without_train_the_guard_can_still_say_how_far() -> None:
+    task = tiny_task()
+    trained = prunus.prune(task, quick(rounds=1, target=0.0)).model
+    recipe = {"target": "guard", "guard": {"max_drop": 0.05}}
+    result = prunus.prune(trained, recipe, evaluate=lambda m: task.metric(m, task.validation))
+    assert 0.3 < result.sparsity < 1
+    assert result.rounds[-1].verdict == "rejected"
+    assert result.metric is not None
+    assert result.metric >= (result.rounds[0].metric or 0) - 0.05
+
+
+def test_restoring_what_was_never_trained_is_refused() -> None:
+    with pytest.raises(InputError, match="no train was given"):
+        prunus.prune(tiny_task().model(), {"target": 0.5, "rounds": 1, "restore": "reinitialize"})
+
+
+def test_a_model_with_state_of_its_own_kind_is_pruned() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            assert state == {"calls": 3}
+
+    assert prunus.prune(nn.Sequential(Counting(6, 4)), {"target": 0.5}).sparsity == 0.5

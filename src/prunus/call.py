@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunus import duration, randomness
@@ -17,6 +16,7 @@ from prunus.folder import find
 from prunus.guard import last_accepted
 from prunus.judging import final_masks, score
 from prunus.loop import trainer
+from prunus.masks import copy_of, put_back
 from prunus.position import Evaluate, Job, Watch, begin
 from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec, load
@@ -102,6 +102,8 @@ def prune(
                 f"prune takes a model (nn.Module), a Task or a task's name, not "
                 f"{type(subject).__name__}"
             )
+        if train is None:
+            recipe = _without_training(recipe, evaluate)
         pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
         _check(recipe, pruner, train, evaluate)
         where = None if folder is None else Path(folder)
@@ -153,6 +155,26 @@ def _metric(task: Task, batches: Iterable[Any]) -> Evaluate:
     return lambda model: task.metric(model, batches)
 
 
+def _without_training(recipe: Recipe, evaluate: Evaluate | None) -> Recipe:
+    """The recipe for a model that nothing trains: one cut, or rounds that are only judged.
+
+    Raises:
+        InputError: if the guard should decide and nothing evaluates.
+    """
+    if recipe.until_guard and evaluate is None:
+        raise InputError("target: guard needs evaluate(model) -> float to judge with")
+    values = {k: v for k, v in recipe.plain().items() if k not in ("dense", "learning_rate")}
+    if recipe.restore.name != "keep":
+        raise InputError(
+            f"restore: {recipe.restore.name} is about retraining, and no train was given: "
+            "give train(model, run), or use restore: keep"
+        )
+    if evaluate is None:
+        values = {**values, "schedule": "one_shot", "rounds": 1}
+        values.pop("guard", None)
+    return Recipe.model_validate(values)
+
+
 def _check(
     recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Evaluate | None
 ) -> None:
@@ -178,16 +200,13 @@ def _check(
 @contextlib.contextmanager
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
     """If anything goes wrong, the model is as it was given."""
-    before = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    before = copy_of(model)
     modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            own = model.state_dict()
-            for name, value in before.items():
-                own[name].copy_(value)
+        put_back(model, before)
         for parameter, needs in grads:
             parameter.requires_grad_(needs)
         raise

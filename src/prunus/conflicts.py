@@ -79,4 +79,10 @@ def conflicts(recipe: Recipe) -> list[str]:
         value = getattr(recipe.schedule, key)
         if value is not None and duration.parse(value).unit == "min":
             found.append(f"schedule.{key}: '{value}' is a time; write '3ep', '500it' or a part")
+    first, last = duration.parse(recipe.schedule.start), duration.parse(recipe.schedule.end)
+    if first.unit == last.unit and first.value > last.value:
+        found.append(f"schedule: start {first} lies after end {last}")
+    whole = duration.parse(recipe.retrain)
+    if last.unit == whole.unit != "part" and last.value > whole.value:
+        found.append(f"schedule: end {last} lies after the end of retrain, {whole}")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,20 @@ def apply(model: nn.Module, masks: Masks) -> None:
     parameters = dict(model.named_parameters())
     for name, mask in match_names(model, masks).items():
         parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+
+
+def copy_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter and buffer that is saved with the model."""
+    saved = model.state_dict().items()
+    return {k: v.detach().clone() for k, v in saved if isinstance(v, Tensor)}
+
+
+@torch.no_grad()
+def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy such tensors into the model, in place."""
+    own = model.state_dict()
+    for name, value in tensors.items():
+        own[name].copy_(value)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from prunus import duration
 from prunus.errors import InputError
 from prunus.ideas import Ideas, resolve
 from prunus.layout import Layer
-from prunus.masks import Enforcer, apply, finite, real_optimizer
+from prunus.masks import Enforcer, apply, copy_of, finite, put_back, real_optimizer
 from prunus.plan import (
     Cost,
     LazyUnits,
@@ -338,15 +338,11 @@ class Pruner:
 
     def state(self, optimizer_state: dict[Any, Any] | None = None) -> State:
         """A copy of all that training changes."""
-        tensors = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        return State(tensors, optimizer_state or {})
+        return State(copy_of(self.model), optimizer_state or {})
 
-    @torch.no_grad()
     def load(self, state: State) -> None:
         """Put parameters and buffers back, in place."""
-        own = self.model.state_dict()
-        for name, value in state.tensors.items():
-            own[name].copy_(value)
+        put_back(self.model, state.tensors)
 
     def _memory(self, cut: State) -> Memory:
         def unavailable() -> State:

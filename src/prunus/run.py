@@ -211,8 +211,14 @@ class Run:
 def _carry(optimizer: Optimizer, state: dict[Any, Any]) -> None:
     """Go on with the momenta of the training before, if they fit this optimizer."""
     fresh = optimizer.state_dict()
-    count = sum(len(g["params"]) for g in fresh["param_groups"])
-    if set(state) <= set(range(count)):
+    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+    fits = all(
+        isinstance(i, int) and i < len(shapes) and value.shape in (shapes[i], torch.Size([]))
+        for i, values in state.items()
+        for value in values.values()
+        if isinstance(value, Tensor)
+    )
+    if fits:
         with torch.no_grad():
             optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
 

@@ -20,7 +20,7 @@ from torch import nn
 import prunus
 from prunus.console import Lines
 from prunus.environment import describe
-from prunus.recipe import load
+from prunus.recipe_file import load
 from prunus.tasks.mnist import mnist
 
 HERE, RUNS = Path(__file__).parent, Path("runs/bench")

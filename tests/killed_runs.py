@@ -81,7 +81,7 @@ def watch_writes(points: Points) -> None:
 
 def run(recipe: str, folder: Path) -> None:
     """One run, with nothing written by the report."""
-    from prunus.recipe import load
+    from prunus.recipe_file import load
 
     name, *changes = RECIPES[recipe]
     prunus.prune(digits(batch=128), load(name, [*COMMON, *changes]), folder=folder)

@@ -25,7 +25,8 @@ from helpers import quick, tiny_task
 from prunus import files
 from prunus.cli import cli
 from prunus.errors import InputError, Interrupted, PrunusError, RunError
-from prunus.recipe import Recipe, load
+from prunus.recipe import Recipe
+from prunus.recipe_file import load
 from prunus.run import Run
 
 FAST = ["task=digits", "dense=1ep", "retrain=1ep", "rounds=2"]

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 import prunus
 from prunus.cli import cli
-from prunus.recipe import Recipe, load
+from prunus.recipe import Recipe
+from prunus.recipe_file import load
 
 FAST = ["dense=2ep", "retrain=1ep", "rounds=2", "guard={max_drop: 0.5}"]
 

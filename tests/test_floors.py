@@ -10,12 +10,12 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 FLOORS = [
     {"types", "duration", "layout", "folder", "errors", "files", "randomness", "environment",
-     "select"},
+     "select", "native"},
     {"criteria", "allocations", "schedules", "restore", "rates"},
     {"structures", "signals", "costs", "scope"},
     {"units", "plan", "masks"},
     set(),  # compact, runtimes: what makes a model really smaller comes here
-    {"recipe", "conflicts", "ideas", "pruner", "guard", "journal"},
+    {"recipe", "recipe_file", "conflicts", "ideas", "pruner", "guard", "journal"},
     {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
      "call", "report"},
     {"console", "dry_run", "template", "cli", "tasks"},

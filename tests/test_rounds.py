@@ -15,7 +15,7 @@ from helpers import NEEDED, quick, tiny_task
 from prunus import folder
 from prunus.errors import InputError, RunError
 from prunus.guard import next_progress
-from prunus.recipe import load
+from prunus.recipe_file import load
 from prunus.run import Run
 from prunus.types import Round
 

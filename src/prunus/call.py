@@ -19,7 +19,8 @@ from prunus.loop import trainer
 from prunus.masks import copy_of, put_back
 from prunus.position import Evaluate, Job, Watch, begin
 from prunus.pruner import Pruner
-from prunus.recipe import Recipe, Spec, load
+from prunus.recipe import Recipe, Spec
+from prunus.recipe_file import load
 from prunus.rounds import all_rounds
 from prunus.run_folder import open_journal, recipe_of, write_result
 from prunus.task import Task
@@ -72,6 +73,7 @@ def prune(
         InputError: for what cannot be used, before work starts where it can be known.
         RunError: if the run cannot go on. The weights are then as they were given.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> result = prune(nn.Linear(10, 10), {"target": 0.8})
     >>> result.sparsity, int((result.model.weight == 0).sum())

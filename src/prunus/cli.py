@@ -122,7 +122,7 @@ def run(
     """
     _set_data(data)
     from prunus.ideas import code_digests, short_hash
-    from prunus.recipe import load
+    from prunus.recipe_file import load
 
     made = load(recipe, changes)
     if made.task is None:
@@ -224,7 +224,7 @@ def plan(
     """
     _set_data(data)
     from prunus.dry_run import dry_run, print_plan
-    from prunus.recipe import load
+    from prunus.recipe_file import load
 
     print_plan(dry_run(load(recipe, changes)), as_json=as_json)
 

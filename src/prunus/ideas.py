@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from prunus import folder
 from prunus.errors import InputError
-from prunus.recipe import Recipe, Spec, explain
+from prunus.recipe import Recipe, Spec
+from prunus.recipe_file import explain
 from prunus.signals import needed
 from prunus.types import Allocation, Criterion, Rate, Restore
 from prunus.types import Schedule as ScheduleFunction

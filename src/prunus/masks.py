@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunus.errors import InputError, RunError
 from prunus.layout import plain_name
+from prunus.native import keeper
 from prunus.types import Masks
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -122,13 +123,12 @@ class Enforcer:
     """Keeps removed weights at zero while an optimizer trains.
 
     Weights after every step (the optimizer's public post-step hook), gradients as they
-    accumulate, so that clipping never sees those of removed weights. A mask is held as an
-    integer of the weight's width with all bits set or none: one bitwise AND gives exact zeros,
-    from NaN too, and costs what reading it costs.
+    accumulate, so that clipping never sees those of removed weights. What is removed is cleared
+    bit by bit: exact zeros without a sign, from NaN too.
     """
 
     def __init__(self) -> None:
-        self._bits: dict[nn.Parameter, Tensor] = {}
+        self._zero: dict[nn.Parameter, Callable[[Tensor], None]] = {}
         self._copies: list[nn.Module] = []
         self._masks: Masks = {}
         self._handles: list[RemovableHandle] = []
@@ -137,14 +137,7 @@ class Enforcer:
         """Take new masks; the hooks that are installed use them from now on."""
         parameters = dict(model.named_parameters())
         self._masks = dict(masks)
-        self._bits = {}
-        for name, mask in masks.items():
-            weight = parameters[name]
-            integer = _INTEGERS[weight.element_size()]
-            bits = mask.to(weight.device).to(integer).neg_()
-            if bits.shape == weight.shape and not weight.is_contiguous():
-                bits = torch.empty_like(weight, dtype=integer).copy_(bits)
-            self._bits[weight] = bits
+        self._zero = {parameters[name]: _zeroer(parameters[name], m) for name, m in masks.items()}
 
     def install(
         self, optimizer: Optimizer, model: nn.Module, copies: Iterable[nn.Module] = ()
@@ -154,7 +147,7 @@ class Enforcer:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                if weight in self._bits and id(weight) not in held:
+                if weight in self._zero and id(weight) not in held:
                     raise InputError(
                         f"'{name}' is pruned and trainable, and the optimizer does not hold it: "
                         "build the optimizer from the parameters of this very model"
@@ -172,8 +165,8 @@ class Enforcer:
     @torch.no_grad()
     def enforce(self) -> None:
         """Zero removed weights now, in the model and its copies."""
-        for weight, bits in self._bits.items():
-            _and(weight.data, bits)
+        for weight, zero in self._zero.items():
+            zero(weight.data)
         for copy in self._copies:
             apply(copy, self._masks)
 
@@ -181,15 +174,32 @@ class Enforcer:
         self.enforce()
 
     def _mask_gradient(self, weight: Tensor) -> None:
-        bits = self._bits.get(weight)  # type: ignore[call-overload]
-        if bits is not None and weight.grad is not None:
-            _and(weight.grad, bits)
+        zero = self._zero.get(weight)  # type: ignore[call-overload]
+        if zero is not None and weight.grad is not None:
+            if weight.grad.is_sparse:
+                raise InputError("sparse gradients cannot be masked: set sparse=False on the layer")
+            zero(weight.grad)
 
 
-def _and(values: Tensor, bits: Tensor) -> None:
-    if values.is_sparse:
-        raise InputError("sparse gradients cannot be masked: set sparse=False on the layer")
-    values.view(bits.dtype).bitwise_and_(bits)
+def _zeroer(weight: nn.Parameter, mask: Tensor) -> Callable[[Tensor], None]:
+    """What zeroes the removed weights of a tensor shaped like ``weight``, in place.
+
+    The compiled kernel where it applies; else one bitwise AND with integers of the weight's
+    width that have all bits set or none.
+    """
+    mask = mask.to(weight.device)
+    native = keeper(weight, mask)
+    if native is not None:
+        return native
+    integer = _INTEGERS[weight.element_size()]
+    bits = mask.to(integer).neg_()
+    if bits.shape == weight.shape and not weight.is_contiguous():
+        bits = torch.empty_like(weight, dtype=integer).copy_(bits)
+
+    def zero(values: Tensor) -> None:
+        values.view(integer).bitwise_and_(bits)
+
+    return zero
 
 
 def enforce(
@@ -214,7 +224,7 @@ def enforce(
     >>> stop = enforce(model, {"weight": torch.tensor([[True, False]])}, optimizer)
     >>> model(torch.ones(1, 2)).sum().backward()
     >>> optimizer.step()
-    >>> float(model.weight[0, 1])
+    >>> model.weight[0, 1].item()
     0.0
     >>> stop()
     """

@@ -28,7 +28,8 @@ from prunus.plan import (
     masks_from,
     sparsity,
 )
-from prunus.recipe import Recipe, load
+from prunus.recipe import Recipe
+from prunus.recipe_file import load
 from prunus.restore._memory import Memory
 from prunus.scope import drop_output_layer, execution_order, find_layers, initial_masks
 from prunus.signals import Look, collect, needed

@@ -19,7 +19,8 @@ from prunus.folder import find
 from prunus.ideas import code_digests
 from prunus.journal import Journal, read_events
 from prunus.pruner import Pruner
-from prunus.recipe import Recipe, load
+from prunus.recipe import Recipe
+from prunus.recipe_file import load
 from prunus.types import Result, Round
 
 

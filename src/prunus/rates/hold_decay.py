@@ -18,7 +18,7 @@ def hold_decay(
 
     Source: Hägele et al. 2024 (constant rate with a cooldown), arXiv:2405.18392.
 
-    >>> hold_decay(0.5, lambda p: 1.0), hold_decay(0.8, lambda p: 1.0, tail=0.4)
-    (1.0, 0.49999999999999994)
+    >>> hold_decay(0.5, lambda p: 1.0), hold_decay(0.75, lambda p: 1.0, tail=0.5)
+    (1.0, 0.5)
     """
     return min(1.0, (1 - progress) / tail)

@@ -13,6 +13,7 @@ def along(dim: int, rank: int, values: Tensor) -> Tensor:
         rank: how many dimensions the weight has.
         values: ``[size of dim]``, int64.
 
+    >>> import torch
     >>> along(0, 2, torch.arange(3)).shape
     torch.Size([3, 1])
     """

@@ -1,0 +1,3 @@
+instructions: str
+
+def keep(address: int, bits: memoryview, n: int, /) -> None: ...

@@ -13,6 +13,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.optim.swa_utils import AveragedModel
 
 import prunus
+from prunus import native
 from prunus.errors import InputError, RunError
 from prunus.masks import check
 from prunus.scope import find_layers
@@ -52,11 +53,14 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, times: int = 1) -> 
         optimizer.step()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_removed_weights_stay_zero_after_momentum_was_gathered(
-    name: str, dtype: torch.dtype
+    name: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not compiled:
+        monkeypatch.setattr("prunus.masks.keeper", lambda weight, mask: None)
     model = model_of_two().to(dtype)
     optimizer = OPTIMIZERS[name](model.parameters())
     step(model, optimizer, 3)
@@ -67,6 +71,28 @@ def test_removed_weights_stay_zero_after_momentum_was_gathered(
         for key, mask in masks.items():
             assert bool((model.get_parameter(key)[~mask] == 0).all())
             assert bool((model.get_parameter(key)[mask] != 0).any())
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiled kernel for this processor")
+@pytest.mark.parametrize(
+    "shape", [(1,), (7,), (16,), (33,), (5, 7), (3, 1), (8, 4, 3, 3), (1000, 17)]
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_compiled_kernel_zeroes_the_same_as_torch(shape: tuple[int, ...], last: bool) -> None:
+    values = torch.randn(shape)
+    if last and len(shape) == 4:
+        values = values.to(memory_format=torch.channels_last)
+    mask = torch.rand(shape) > 0.5
+    values[~mask] = torch.nan
+    expected = values.masked_fill(~mask, 0)
+    other = values.t().clone().t() if values.dim() == 2 else values.clone()
+    zero = native.keeper(values, mask)
+    assert zero is not None
+    zero(values)
+    zero(other)  # laid out in another way, perhaps
+    assert torch.equal(values, expected)
+    assert torch.equal(other, expected)
+    assert not bool(torch.signbit(values[~mask]).any())
 
 
 def test_clipping_sees_the_gradients_of_the_survivors_alone() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 import prunus
 from prunus.environment import describe
+from prunus.masks import apply
 
 HERE = Path(__file__).parent
 PAIRS, STEPS = 40, 3
@@ -41,7 +42,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     inputs = torch.randn(256, 1024)
     masks = {n: torch.rand(p.shape) > 0.9 for n, p in model.named_parameters() if p.dim() > 1}
-    prunus.masks.apply(model, masks)
+    apply(model, masks)
     steps(model, optimizer, inputs)
     free, held = [], []
     for pair in range(PAIRS):  # interleaved, in both orders

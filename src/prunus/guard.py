@@ -62,7 +62,7 @@ def next_progress(
         return progress, ""
     if good.progress >= 1 - 1e-9:
         return None, _end(good, recipe)
-    if _nothing_left(good, recipe):
+    if recipe.in_rounds and _nothing_left(good, recipe):
         return None, "the target is reached"
     # Steps of 1/3 add up to 0.999…: the last one is the end itself.
     progress = good.progress + step

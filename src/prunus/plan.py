@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError, RunError
-from prunus.select import keep_largest, keep_largest_by_run
+from prunus.select import count, keep_largest, keep_largest_by_run
 from prunus.types import Allocation, Counts, Group, Limits, Masks
 from prunus.units import member_mask, unit_alive, unit_scores
 
@@ -106,7 +106,7 @@ def limits_of(groups: Sequence[Group], alive: Alive) -> dict[Group, Limits]:
     limits = {}
     for group in groups:
         mask = alive[group]
-        most = group.units if mask is None else int(mask.sum())
+        most = group.units if mask is None else count(mask)
         least = 0 if group.may_empty or group.balanced else min(1, most)
         limits[group] = Limits(least, most)
     return limits
@@ -129,7 +129,7 @@ def kept_weights(group: Group, alive: Tensor | None) -> int:
     if alive is None:
         return group.weights
     if group.sizes is None:
-        return int(alive.sum())
+        return count(alive)
     return int(group.sizes[alive.cpu()].sum())
 
 

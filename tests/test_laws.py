@@ -100,6 +100,18 @@ def test_a_criterion_gives_finite_scores_of_the_weights_shape_and_changes_nothin
     assert set(needed(criterion)) <= set(folder.names("signals"))
 
 
+def test_a_criterion_that_returns_its_signal_gets_a_copy_to_be_changed() -> None:
+    model = nn.Linear(2, 2)
+
+    def itself(weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    look = Look(model, {"weight": model.weight}, None, None, 0, None)
+    before = model.weight.detach().clone()
+    collect(itself, look)("weight").zero_()
+    assert torch.equal(model.weight, before)
+
+
 # --- allocations
 
 

@@ -42,7 +42,7 @@ class LazyUnits(Mapping[Group, Tensor]):
         self._finite.add(group)
         alive = self._alive[group]
         if alive is not None:
-            scores = scores.masked_fill(~alive.to(scores.device), -torch.inf)
+            scores.masked_fill_(~alive.to(scores.device), -torch.inf)
         if self._holds:
             self._kept[group] = scores
         return scores

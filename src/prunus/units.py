@@ -36,6 +36,9 @@ def unit_scores(group: Group, score_of: Callable[[str], Tensor]) -> Tensor:
     Args:
         group: whose units.
         score_of: the scores of a parameter by its name, of the parameter's shape.
+
+    Returns:
+        a view of what ``score_of`` gave where every weight is its own unit, else a new tensor.
     """
     if group.sizes is None:
         (member,) = (m for m in group.members if m.scored)

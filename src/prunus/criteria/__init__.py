@@ -2,5 +2,5 @@
 
 One file, one criterion: a function of the file's name. Positional parameters name the signals
 that it reads (``weight``, ``grad``, ``grad_sq``, ``grad_sq_running``, ``noise``); keyword-only
-ones are its settings. It returns a tensor of the weight's shape.
+ones are its settings. It returns a new tensor of the weight's shape.
 """

@@ -62,20 +62,23 @@ def needed(criterion: Callable[..., Tensor]) -> list[str]:
 
 
 def collect(criterion: Callable[..., Tensor], look: Look) -> Callable[[str], Tensor]:
-    """The criterion as a function from a parameter's name to its scores."""
+    """The criterion as a function from a parameter's name to its scores, a tensor of their own."""
     wanted = needed(criterion)
     values = {}
     for signal in wanted:
         values[signal] = getattr(importlib.import_module(f"prunus.signals.{signal}"), signal)(look)
 
     def score(name: str) -> Tensor:
-        made: Tensor = criterion(*(values[signal][name] for signal in wanted))
+        given = [values[signal][name] for signal in wanted]
+        made: Tensor = criterion(*given)
         shape = look.parameters[name].shape
         if not isinstance(made, Tensor) or made.shape != shape:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise InputError(
                 f"the criterion returned {got} for '{name}', whose shape is {tuple(shape)}"
             )
-        return made.detach() if made.dtype.itemsize >= 4 else made.detach().float()
+        made = made.detach() if made.dtype.itemsize >= 4 else made.detach().float()
+        shared = {x.untyped_storage().data_ptr() for x in given}
+        return made.clone() if made.untyped_storage().data_ptr() in shared else made
 
     return score

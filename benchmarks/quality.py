@@ -349,8 +349,8 @@ retraining, batch {BATCH}, SGD with momentum 0.9; learning rate {RATE}, held, th
 over the last 40 % of the {BUDGET} steps, in every row (in each round where a row has rounds). Dense
 has no sparsity; it stands in every column for comparison.
 
-The aim, dense apart: no row ahead by more than one standard error, and every row behind by more than
-two at 99.5 %. What misses it: {"; ".join(missed) or "nothing"}.
+The aim, dense apart: no row ahead by more than one standard error, and every row behind by more
+than two at 99.5 %. What misses it: {"; ".join(missed) or "nothing"}.
 
 Default recipe: criterion fisher_running, allocation global, schedule early (cubic over the first
 quarter), gradual. Before, magnitude in its place and a ramp over half of the budget were tried with

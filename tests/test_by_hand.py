@@ -28,7 +28,7 @@ from prunus.structures.neuron import neuron
 from prunus.structures.subset import subset
 from prunus.structures.weight import weight
 from prunus.types import Counts, State
-from prunus.units import numbers
+from prunus.members import numbers
 
 SCORES = ([5.0, 1.0, 4.0, 2.0], [3.0, 9.0, 8.0, 7.0, 6.0, 0.5])
 

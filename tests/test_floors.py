@@ -12,9 +12,9 @@ FLOORS = [
     {"types", "duration", "layout", "folder", "errors", "files", "randomness", "environment",
      "select", "native"},
     {"criteria", "allocations", "schedules", "restore", "rates"},
-    {"structures", "signals", "costs", "scope"},
-    {"units", "plan", "masks"},
-    set(),  # compact, runtimes: what makes a model really smaller comes here
+    {"structures", "signals", "costs", "scope", "graph"},
+    {"members", "plan", "masks"},
+    {"compaction"},  # what makes a model really smaller
     {"recipe", "recipe_file", "conflicts", "ideas", "pruner", "guard", "journal"},
     {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
      "call", "report"},

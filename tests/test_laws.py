@@ -20,7 +20,7 @@ from prunus.plan import Cost, LazyUnits, limits_of
 from prunus.restore._memory import Memory
 from prunus.signals import Look, collect, needed
 from prunus.types import Group, Member, State
-from prunus.units import member_mask, numbers, unit_alive, unit_scores
+from prunus.members import member_mask, numbers, unit_alive, unit_scores
 
 FRACTION = st.floats(0, 1)
 

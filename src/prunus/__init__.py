@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.call import prune, resume
+    from prunus.compaction.compact import Compact, compact
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
+    from prunus.graph.listing import units
     from prunus.masks import enforce
     from prunus.pruner import Pruner
     from prunus.recipe import Recipe
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "compact": "compaction.compact",
+    "Compact": "compaction.compact",
+    "units": "graph.listing",
     "prune": "call",
     "resume": "call",
     "Recipe": "recipe",
@@ -35,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "Batches",
+    "Compact",
     "InputError",
     "Interrupted",
     "Pruner",
@@ -45,9 +51,11 @@ __all__ = [
     "Run",
     "RunError",
     "Task",
+    "compact",
     "enforce",
     "prune",
     "resume",
+    "units",
 ]
 
 

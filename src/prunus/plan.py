@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError, RunError
+from prunus.members import member_mask, unit_alive, unit_scores
 from prunus.select import count, keep_largest, keep_largest_by_run
 from prunus.types import Allocation, Counts, Group, Limits, Masks
-from prunus.units import member_mask, unit_alive, unit_scores
 
 HELD = 1 << 28
 """Scores held in memory between passes; of larger models they are made anew in each pass."""

@@ -1,0 +1,136 @@
+"""The call: a masked model in, a smaller and equal one out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from prunus import costs
+from prunus.compaction.cut import Cut, Kept, cut_of
+from prunus.compaction.routes import ROUTES, Plan, find_plan
+from prunus.errors import InputError
+from prunus.graph.analysis import analyse
+from prunus.graph.solve import Heads
+from prunus.graph.trace import trace
+from prunus.masks import apply, match_names
+from prunus.types import Masks
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A smaller model and what was shown of it.
+
+    Attributes:
+        model: the smaller model.
+        route: ``sliced``, ``attributes``, ``modules`` or ``graph`` (see ``ROUTES``).
+        error: largest difference from the masked model in float64, relative to its outputs.
+        effect: how far the masks moved the dense model's outputs, by the same measure.
+        units: units removed.
+        before: params, macs, bytes and more of the dense model.
+        after: the same of the compact model.
+        kept: the indices that stay, by tensor and dimension.
+        notes: what to know beside.
+    """
+
+    model: nn.Module
+    route: str
+    error: float
+    effect: float
+    units: int
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
+    kept: Kept = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.units} units removed; route: {self.route} ({ROUTES[self.route]})",
+            f"equal to the masked model within {self.error:.1e} in float64; "
+            f"the masks moved the outputs by {self.effect:.1e}",
+        ]
+        for key in ("params", "macs", "bytes"):
+            old, new = self.before[key], self.after[key]
+            if old and new is not None:
+                lines.append(f"{key:<7}{old:>16,.0f} -> {new:>14,.0f}  ({1 - new / old:.1%} fewer)")
+        return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
+
+
+def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None = None) -> Compact:
+    """Remove what whole-unit masks set to zero: a smaller model that computes the same.
+
+    Units are found by analysis; a unit goes when the masks remove all of its slices. Other zeros
+    stay as they are. The given model is not changed.
+
+    Args:
+        model: dense or masked; the masks are applied to a copy.
+        masks: parameter name to bool, True = kept.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        heads: at attention, whether masks remove ``whole`` heads or the same ``dims`` of every
+            head; by default whatever removes more.
+
+    Returns:
+        The smaller model, verified: of the same class where that is possible, otherwise with
+        some modules, or all of it, as a ``torch.fx.GraphModule``.
+
+    Raises:
+        InputError: if the masks do not fit, remove no whole unit, or the model cannot be traced.
+        RunError: if the result does not equal the masked model; it names the operator.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> keep = torch.tensor([True, False, True])
+    >>> masks = {"0.weight": keep[:, None], "0.bias": keep, "2.weight": keep[None]}
+    >>> small = compact(model, masks, torch.ones(1, 4))
+    >>> small.model[0], small.route, small.units
+    (Linear(in_features=4, out_features=2, bias=True), 'sliced', 1)
+    """
+    masks = match_names(model, masks)
+    cut = whole_units(model, masks, example, heads)
+    if not cut.units():
+        raise InputError(
+            "these masks remove no whole unit, so nothing can be made smaller: single zeros stay "
+            "where they are (prune with structure: channel or head; prunus.units shows the units)"
+        )
+    before = costs.measure(model, example)
+    twin = copy.deepcopy(model)
+    apply(twin, masks)
+    plan = find_plan(twin, cut, example)
+    small = perform(twin, plan)
+    return Compact(
+        model=small,
+        route=plan.route,
+        error=plan.comparison.error,
+        effect=plan.comparison.effect,
+        units=cut.units(),
+        before=before,
+        after=costs.measure(small, example),
+        kept=plan.surgery.kept,
+        notes=plan.notes,
+    )
+
+
+def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> Cut:
+    """The units that masks remove, by the policy at attention that removes more."""
+    traced = trace(model, example)
+    policies: tuple[Heads, ...] = ("whole", "dims") if heads is None else (heads,)
+    cuts = [
+        cut_of(analyse(model, example, heads=policy, traced=traced), masks) for policy in policies
+    ]
+    return max(cuts, key=Cut.units)
+
+
+def perform(model: nn.Module, plan: Plan) -> nn.Module:
+    """Carry a plan out on a model, in place where its class stays."""
+    if plan.graph is None:
+        plan.surgery.apply(model)
+        return model
+    from prunus.compaction.surgery import adopt, slice_tensors
+
+    slice_tensors(model, plan.surgery.kept)
+    adopt(plan.graph, model)
+    plan.graph.train(model.training)
+    return plan.graph

@@ -1,0 +1,112 @@
+"""A module rewritten as a graph, where its own code cannot hold the smaller shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from prunus.compaction.cut import Cut, Kept
+from prunus.compaction.rewrite import rewrite
+from prunus.errors import RunError
+from prunus.graph.analysis import Analysis, analyse, canonical_names
+from prunus.graph.labels import Fixed
+from prunus.graph.solve import Heads
+from prunus.graph.trace import Inputs, quiet, trace, twin
+
+
+def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
+    """The arguments with which modules are first called in a forward pass."""
+    calls: dict[str, Inputs] = {}
+    model = twin(model)
+    hooks = []
+    for name in names:
+
+        def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            calls.setdefault(name, (args, kwargs))
+
+        hooks.append(model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        with quiet(model), torch.no_grad():
+            model(*inputs[0], **inputs[1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def as_graph(module: nn.Module, inputs: Inputs, kept: Kept, heads: Heads) -> fx.GraphModule:
+    """A module as a smaller graph that takes the same arguments.
+
+    Args:
+        module: the dense one.
+        inputs: with which it is called.
+        kept: by names within the module.
+        heads: the policy that the cut was made by.
+
+    Raises:
+        InputError: if it cannot be traced by itself.
+        RunError: if it cannot be rewritten.
+    """
+    for dynamic in (True, False):
+        traced = trace(module, None, dynamic=dynamic, inputs=inputs)
+        analysis = analyse(module, None, heads=heads, open_ends=True, traced=traced)
+        try:
+            return rewrite(cut_from_kept(analysis, kept)).module
+        except RunError:
+            if not dynamic:
+                raise
+    raise AssertionError
+
+
+def whole_graph(model: nn.Module, inputs: Inputs, kept: Kept, heads: Heads) -> fx.GraphModule:
+    """The whole model as a smaller graph, sizes of the inputs open where the model allows it."""
+    traced = trace(model, None, dynamic=True, inputs=inputs)
+    analysis = analyse(model, None, heads=heads, traced=traced)
+    return rewrite(cut_from_kept(analysis, kept)).module
+
+
+def cut_from_kept(analysis: Analysis, kept: Kept) -> Cut:
+    """The classes that hold a removed index of a tensor.
+
+    Raises:
+        RunError: if the kept indices are no cut of this graph: a class goes in part.
+    """
+    removed = np.zeros(len(analysis.solved.reason), dtype=bool)
+    for name, value in analysis.tensors.items():
+        for dim, indices in zip(value.dims, kept.get(name, ()), strict=False):
+            if indices is None:
+                continue
+            if isinstance(dim, Fixed):
+                raise RunError(f"'{name}' loses indices that this module pins: {dim.why}")
+            gone = np.ones(len(dim), dtype=bool)
+            gone[indices.numpy()] = False
+            removed[analysis.solved.of(dim)[gone]] = True
+    cut = Cut(analysis, removed)
+    found = cut.kept()
+    for name in analysis.tensors:
+        if not _same(found.get(name), kept.get(name)):
+            raise RunError(f"'{name}' falls together with more than what was removed")
+    return cut
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return all(x is None for x in (a or ()) + (b or ()))
+    return all(
+        (x is None) == (y is None) and (x is None or np.array_equal(x.numpy(), y.numpy()))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def within(kept: Kept, names: dict[str, str], module: nn.Module, path: str) -> Kept:
+    """Kept indices under the names that tensors have inside a module."""
+    own: Kept = {}
+    for inner, first in canonical_names(module).items():
+        outer = names.get(f"{path}.{inner}" if path else inner)
+        if outer in kept and first == inner:
+            own[inner] = kept[outer]
+    return own

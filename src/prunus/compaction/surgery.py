@@ -1,0 +1,114 @@
+"""What is done to a model to make it smaller: sliced tensors, changed attributes, new modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.compaction.attributes import Attribute
+from prunus.compaction.cut import Kept, take
+from prunus.compaction.rewrite import PLAIN
+from prunus.graph.analysis import canonical_names
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Changes of a model, in place: done, undone, and done again on a copy.
+
+    Attributes:
+        kept: indices that stay, by the first name of each tensor that is sliced.
+        attributes: numbers that modules remember.
+        replaced: modules by name that became graphs.
+    """
+
+    kept: Kept
+    attributes: tuple[Attribute, ...] = ()
+    replaced: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Make the model smaller; parameters keep their identity.
+
+        Returns:
+            The modules that were replaced, for :meth:`undo`.
+        """
+        slice_tensors(model, self.kept)
+        for attribute in self.attributes:
+            attribute.set(model)
+        before = {}
+        for name, module in self.replaced.items():
+            before[name] = model.get_submodule(name)
+            adopt(module, before[name])
+            _plain_attributes(module, before[name])
+            _set_module(model, name, module)
+        refresh(model)
+        return before
+
+    def undo(self, model: nn.Module, before: Mapping[str, nn.Module]) -> None:
+        """Put modules and attributes back; tensors are put back by whoever has their values."""
+        for name, module in before.items():
+            _set_module(model, name, module)
+        for attribute in reversed(self.attributes):
+            attribute.set(model, back=True)
+
+
+def slice_tensors(model: nn.Module, kept: Kept) -> None:
+    """Slice parameters (in place, the same objects) and buffers (replaced) of a model."""
+    names = canonical_names(model)
+    done: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in list(module._parameters.items()):
+            name = names.get(_join(path, key), "")
+            if parameter is not None and name in kept and name not in done:
+                parameter.data = take(parameter.data, kept[name])
+                parameter.grad = None
+                done[name] = parameter
+        for key, buffer in list(module._buffers.items()):
+            name = names.get(_join(path, key), "")
+            if buffer is not None and name in kept:
+                if name not in done:
+                    done[name] = take(buffer, kept[name])
+                module._buffers[key] = done[name]
+
+
+def refresh(model: nn.Module) -> None:
+    """What recurrent layers cache about their weights."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [
+                getattr(module, n) if hasattr(module, n) else None
+                for n in module._flat_weights_names
+            ]
+
+
+def adopt(graph: nn.Module, original: nn.Module) -> None:
+    """Let a graph use the very parameters and buffers of the module that it replaces."""
+    names = canonical_names(original)
+    own: dict[str, Tensor] = {}
+    for name, tensor in (*original.named_parameters(), *original.named_buffers()):
+        own[name] = tensor
+    for path, module in graph.named_modules():
+        for store in (module._parameters, module._buffers):
+            store_any: dict[str, Any] = store
+            for key in list(store_any):
+                full = _join(path, key)
+                if full in names:
+                    store_any[key] = own[names[full]]
+
+
+def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
+    """Numbers, words and flags that enclosing code may ask a replaced module for."""
+    for key, value in vars(original).items():
+        if type(value) in PLAIN and key not in vars(graph):
+            setattr(graph, key, value)
+
+
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, last = name.rpartition(".")
+    model.get_submodule(path)._modules[last] = module
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

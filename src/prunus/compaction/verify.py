@@ -1,0 +1,246 @@
+"""The gate: masked and compact model compared in float64, on random inputs and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus.compaction.cut import Cut, Kept, take
+from prunus.compaction.rewrite import Rewritten
+from prunus.graph.call import describe
+from prunus.graph.labels import Value
+from prunus.graph.trace import arguments, quiet, twin
+from prunus.types import Masks
+
+TOLERANCE = 1e-10
+"""Largest difference in float64, relative to the largest output."""
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same inputs.
+
+    Attributes:
+        error: largest difference ÷ largest value of the masked model's outputs.
+        effect: the same between masked and dense model: near zero, equality says nothing.
+        problem: why there is no comparison (an exception, other outputs), or ``None``.
+    """
+
+    error: float
+    effect: float = 0.0
+    problem: str | None = None
+
+    @property
+    def equal(self) -> bool:
+        return self.problem is None and self.error <= TOLERANCE
+
+
+State = Mapping[str, Tensor]
+Run = Callable[[], list[Tensor]]
+
+
+class Double(TorchDispatchMode):
+    """Everything in float64, literals such as ``.to(torch.float32)`` included."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        written = set()
+        if func._schema.is_mutable:
+            written = {
+                i
+                for i, a in enumerate(func._schema.arguments)
+                if a.alias_info and a.alias_info.is_write
+            }
+
+        def wide(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.dtype in (
+                torch.float32, torch.float16, torch.bfloat16
+            ):  # fmt: skip
+                return value.double()
+            return torch.float64 if value is torch.float32 else value
+
+        widened = [a if i in written else _pytree.tree_map(wide, a) for i, a in enumerate(args)]
+        return func(*widened, **_pytree.tree_map(wide, kwargs or {}))
+
+
+def values_for_test(model: nn.Module, masks: Masks, seed: int = 0) -> tuple[State, State]:
+    """Values for a comparison in float64: of the dense model, and with the masks applied.
+
+    Statistics, biases, scales and whatever else is constant are made random: zeros and ones
+    would hide mistakes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dense: dict[str, Tensor] = {}
+    done: dict[int, Tensor] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    every = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    for name, tensor in every.items():
+        if id(tensor) not in done:
+            done[id(tensor)] = _value(name, tensor, name in parameters, generator)
+        dense[name] = done[id(tensor)]
+    masked = dict(dense)
+    for name, mask in masks.items():
+        masked[name] = dense[name] * mask.to(dense[name].device)
+        for other, tensor in every.items():
+            if tensor is every[name]:
+                masked[other] = masked[name]
+    return dense, masked
+
+
+def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.detach()
+    values = tensor.detach().double()
+    last = name.rpartition(".")[2]
+    if last == "running_var":
+        return 0.5 + torch.rand(values.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+    if last == "running_mean":
+        return 0.3 * noise
+    if parameter and (values.dim() < 2 or bool((values == values.flatten()[0]).all())):
+        return values + 0.2 * noise.to(values.device)
+    return values
+
+
+def small_state(state: State, kept: Kept, names: Mapping[str, str]) -> State:
+    """The values of a state that a compact model has."""
+    small = {}
+    for name, tensor in state.items():
+        cut = kept.get(names.get(name, name))
+        small[name] = tensor if cut is None else take(tensor, cut)
+    return small
+
+
+def random_like(example: Any, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Random inputs of an example's shapes: normal values, integers within the example's range."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fresh(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.numel() == 0:
+            return value
+        if value.is_floating_point():
+            made = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            return made.to(value.device)
+        if value.dtype is torch.bool or int(value.min()) == int(value.max()):
+            return value
+        low, high = int(value.min()), int(value.max())
+        made = torch.randint(low, high + 1, value.shape, generator=generator, dtype=value.dtype)
+        return made.to(value.device)
+
+    args, kwargs = arguments(example)
+    return _pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
+
+
+def outputs(model: nn.Module, state: State, inputs: tuple[Any, Any]) -> list[Tensor]:
+    """A model's floating-point outputs with these values in place of its own, in float64."""
+    known = {k for k, _ in (*model.named_parameters(remove_duplicate=False),
+                            *model.named_buffers(remove_duplicate=False))}  # fmt: skip
+    own = {k: v for k, v in state.items() if k in known}
+    args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+    model = twin(model)  # a pass may fill caches
+    with torch.no_grad(), quiet(model), Double():
+        found = functional_call(model, own, args, kwargs)
+    return tensors_of(found)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Floating-point tensors of a nested output, in order."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors_of(v)]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in tensors_of(v)]
+    if hasattr(value, "__dataclass_fields__"):
+        return [t for k in value.__dataclass_fields__ for t in tensors_of(getattr(value, k))]
+    return []
+
+
+def difference(expected: list[Tensor], found: list[Tensor]) -> tuple[float, str | None]:
+    """Largest difference relative to the largest value, or what makes them incomparable."""
+    if len(expected) != len(found):
+        return float("inf"), f"{len(found)} outputs instead of {len(expected)}"
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return float("inf"), f"an output of shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+        if a.numel() == 0:
+            continue
+        a, b = a.double(), b.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        gap = torch.where(same, torch.zeros_like(a), (a - b).abs())
+        scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0
+        worst = max(worst, float(gap.max()) / max(scale, 1e-300))
+    return worst, (None if worst == worst else "an output is NaN on one side")
+
+
+def compare(
+    masked: list[Tensor], model: nn.Module, state: State, inputs: tuple[Any, Any]
+) -> Comparison:
+    """A compact model against the masked model's outputs."""
+    try:
+        found = outputs(model, state, inputs)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        return Comparison(
+            float("inf"), problem=f"{type(error).__name__}: {text[0] if text else ''}"
+        )
+    gap, problem = difference(masked, found)
+    return Comparison(gap, problem=problem)
+
+
+def first_difference(
+    cut: Cut, rewritten: Rewritten, states: tuple[State, State], inputs: tuple[Any, Any]
+) -> str | None:
+    """The first operator whose value differs between the masked and the smaller graph.
+
+    Args:
+        cut: what was removed.
+        rewritten: the smaller graph.
+        states: values of the masked and of the compact model.
+        inputs: positional and keyword arguments.
+    """
+    old = cut.analysis.traced.module
+    with torch.no_grad(), Double():
+        before = _every_value(old, states[0], inputs)
+        after = _every_value(rewritten.module, states[1], inputs)
+    for node, value in before.items():
+        known = cut.analysis.known.get(node)
+        if not isinstance(value, Tensor) or not isinstance(known, Value):
+            continue
+        twin = rewritten.nodes[node]
+        if twin not in after:
+            return describe(node)
+        expected = take(value, tuple(cut.indices(d) for d in known.dims))
+        if difference([expected], [after[twin]])[0] > TOLERANCE:
+            return describe(node)
+    return None
+
+
+def _every_value(
+    module: fx.GraphModule, state: State, inputs: tuple[Any, Any]
+) -> dict[fx.Node, Any]:
+    values: dict[fx.Node, Any] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            values[n] = found = super().run_node(n)
+            return found.clone() if isinstance(found, Tensor) and n.op == "placeholder" else found
+
+        def fetch_attr(self, target: str) -> Any:
+            return state[target] if target in state else super().fetch_attr(target)
+
+    flat = [v for v in _pytree.tree_leaves(inputs) if v is not None]
+    try:
+        Watch(module).run(*flat, enable_io_processing=False)
+    except Exception:
+        return values
+    return values

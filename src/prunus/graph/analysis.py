@@ -1,0 +1,264 @@
+"""The walk over a traced model: labels for every value, then the classes that fall together."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
+from prunus.graph.labels import Dim, Fixed, Labels, Value
+from prunus.graph.rules import Rule, all_rules
+from prunus.graph.rules.movement import MOVES, SPLITS
+from prunus.graph.rules.pointwise import pointwise
+from prunus.graph.solve import Heads, Solved, solve
+from prunus.graph.trace import Traced, trace
+
+_IGNORED = frozenset(
+    {"_assert_tensor_metadata", "sym_size", "_assert_scalar", "sym_constrain_range",
+     "sym_constrain_range_for_size", "sym_numel", "sym_stride"}
+)  # fmt: skip
+_TABLES = frozenset({*MOVES, *SPLITS, "to", "clone", "detach", "alias", "contiguous", "_to_copy"})
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What falls together in a model.
+
+    Attributes:
+        traced: its operators.
+        known: the labels of every node.
+        tensors: the labels of every parameter and buffer, by its first name in the model.
+        names: every name of a tensor to that first one.
+        solved: the classes of labels.
+        unknown: operators without a rule, and how often.
+        heads: the policy at attention sites.
+    """
+
+    traced: Traced
+    known: dict[fx.Node, Known]
+    tensors: dict[str, Value]
+    names: dict[str, str]
+    solved: Solved
+    unknown: Counter[str]
+    heads: Heads
+
+
+def analyse(
+    model: nn.Module,
+    example: Any,
+    *,
+    heads: Heads = "whole",
+    open_ends: bool = False,
+    traced: Traced | None = None,
+) -> Analysis:
+    """Find what falls together in a model.
+
+    Args:
+        model: on any device, meta too.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        heads: at attention sites, whole heads go or the same dimensions of every head.
+        open_ends: whether indices of inputs and outputs may go (for a module inside a model).
+        traced: the model's operators, if they were traced before.
+
+    Raises:
+        InputError: if the model cannot be traced.
+
+    >>> found = analyse(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.ones(1, 2))
+    >>> bool(found.solved.free(found.tensors["0.weight"].dims[0]).all())
+    True
+    """
+    traced = trace(model, example) if traced is None else traced
+    walk = _Walk(model, traced, open_ends)
+    for node in traced.module.graph.nodes:
+        walk.step(node)
+    walk.pin_unread_rows()
+    return Analysis(
+        traced=traced,
+        known=walk.known,
+        tensors=walk.tensors,
+        names=walk.names,
+        solved=solve(walk.labels, heads),
+        unknown=walk.unknown,
+        heads=heads,
+    )
+
+
+class _Walk:
+    """Labels as they travel, operator by operator."""
+
+    def __init__(self, model: nn.Module, traced: Traced, open_ends: bool) -> None:
+        self.traced, self.open_ends = traced, open_ends
+        self.labels, self.memo = Labels(), Memo()
+        self.known: dict[fx.Node, Known] = {}
+        self.tensors: dict[str, Value] = {}
+        self.unknown: Counter[str] = Counter()
+        self.names = canonical_names(model)
+        self._parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+        self._by_identity: dict[int, str] = {}
+        self._rules = rules()
+        self._views: dict[fx.Node, fx.Node] = {}
+        self._tables: set[fx.Node] = set()
+
+    def step(self, node: fx.Node) -> None:
+        """One node."""
+        if node.op == "placeholder":
+            self.known[node] = self._input(node)
+        elif node.op == "get_attr":
+            self.known[node] = self._tensor(node)
+        elif node.op == "output":
+            self._output(node)
+        elif node.op == "call_function":
+            self._operator(node)
+
+    def _input(self, node: fx.Node) -> Value | None:
+        tensor = node.meta.get("val")
+        if not isinstance(tensor, Tensor):
+            return None
+        shape = tuple(int(n) for n in tensor.shape)
+        if self.open_ends:
+            return Value(self.labels.made(shape), (True,) * len(shape), shape)
+        why = f"input {node.target}"
+        return Value(tuple(Fixed(why) for _ in shape), (False,) * len(shape), shape)
+
+    def _tensor(self, node: fx.Node) -> Value | None:
+        tensor = self.traced.tensor(node)
+        if tensor is None:
+            return None
+        node.meta.setdefault("val", tensor)
+        target = str(node.target)
+        name = self.names.get(target, self._by_identity.get(id(tensor), target))
+        self._by_identity.setdefault(id(tensor), name)
+        self._tables.add(node)
+        if name not in self.tensors:
+            shape = tuple(int(n) for n in tensor.shape)
+            masked = target in self._parameters and tensor.is_floating_point()
+            self.tensors[name] = Value(self.labels.made(shape), (masked,) * len(shape), shape)
+        return self.tensors[name]
+
+    def _output(self, node: fx.Node) -> None:
+        for leaf in _pytree.tree_leaves(node.args):
+            found = self.known.get(leaf) if isinstance(leaf, fx.Node) else None
+            if isinstance(found, Value) and not self.open_ends:
+                for dim in found.dims:
+                    self.labels.pin(dim, "the model's output")
+
+    def _operator(self, node: fx.Node) -> None:
+        if node.target is operator.getitem:
+            whole, which = self.known.get(node.args[0]), node.args[1]  # type: ignore[arg-type]
+            if isinstance(whole, (list, tuple)) and isinstance(which, int):
+                self.known[node] = whole[which]
+                self._follow(node, node.args[0])  # type: ignore[arg-type]
+            return
+        name = base_name(node)
+        if name in _IGNORED:
+            return
+        value = node.meta.get("val")
+        if not isinstance(value, (Tensor, tuple, list)):
+            for dim in self._dims_of(node):
+                self.labels.pin(dim, f"{describe(node)}: a number read from the values")
+            return
+        call = Call(node, named_arguments(node), self.known, self.labels, self.memo)
+        rule = self._rules.get(name)
+        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            rule = pointwise
+        found = None if rule is None else rule(call)
+        if found is None:
+            found = self._without_rule(call, value)
+        self.known[node] = found
+        self._note(node, name, found)
+
+    def _without_rule(self, call: Call, value: Any) -> Found:
+        why = f"{call.where}: no rule for this operator"
+        free = [d for d in self._dims_of(call.node) if not isinstance(d, Fixed)]
+        for dim in free:
+            self.labels.pin(dim, why)
+        if free:
+            self.unknown[call.name] += 1
+        if isinstance(value, Tensor):
+            return call.fixed(why)
+        return [call.fixed(why, t) if isinstance(t, Tensor) else None for t in value]
+
+    def _dims_of(self, node: fx.Node) -> Iterator[Dim]:
+        for operand in node.all_input_nodes:
+            found = self.known.get(operand)
+            for value in found if isinstance(found, (list, tuple)) else (found,):
+                yield from value.dims if value is not None else ()
+
+    # --- views, in-place changes, tables
+
+    def _note(self, node: fx.Node, name: str, found: Found) -> None:
+        first = node.args[0] if node.args else None
+        if isinstance(first, fx.Node):
+            if name in _TABLES or _in_place(node):
+                self._follow(node, first)
+            if _in_place(node) and isinstance(found, Value):
+                self._written(first, found.zero)
+        if name not in _TABLES:
+            for dim in self._dims_of(node):
+                if not isinstance(dim, Fixed):
+                    self.labels.used.append(dim)
+
+    def _follow(self, node: fx.Node, source: fx.Node) -> None:
+        self._views[node] = source
+        if source in self._tables:
+            self._tables.add(node)
+
+    def _written(self, node: fx.Node, zero: tuple[bool, ...]) -> None:
+        """A value written in place: what it is a view of may no longer be zero."""
+        if all(zero):
+            return
+        at: fx.Node | None = node
+        while at is not None:
+            old = self.known.get(at)
+            if isinstance(old, Value):
+                self.known[at] = Value(old.dims, (False,) * len(old.zero), old.shape)
+            at = self._views.get(at)
+
+    def pin_unread_rows(self) -> None:
+        """Rows of a table that this example never reads look free, and are not."""
+        used = np.zeros(self.labels.count, dtype=bool)
+        for labels in self.labels.used:
+            used[labels] = True
+        for value in self.tensors.values():
+            for dim in value.dims:
+                if not isinstance(dim, Fixed):
+                    self.labels.pin(dim[~used[dim]], "not read with this example")
+
+
+def _in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+@functools.cache
+def rules() -> dict[str, Rule]:
+    """Every rule by operator name."""
+    return all_rules()
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer to the first one of the same tensor.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight = model[0].weight
+    >>> canonical_names(model)["1.weight"]
+    '0.weight'
+    """
+    first: dict[int, str] = {}
+    names = {}
+    every = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in every:
+        names[name] = first.setdefault(id(tensor), name)
+    return names

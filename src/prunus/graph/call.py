@@ -1,0 +1,147 @@
+"""One operator of a traced model, with what is known of its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor, fx
+
+from prunus.graph.labels import Dim, Dims, Fixed, Labels, Value
+from prunus.graph.movement import Relation
+
+Known: TypeAlias = "Value | Sequence[Value | None] | None"
+"""A tensor, several of them, or something without labels."""
+
+Found: TypeAlias = "Value | list[Value | None] | None"
+"""What a rule gives; ``None``: it does not know this form of the operator."""
+
+
+@dataclass
+class Memo:
+    """What movements of the same form were found to do; a model repeats them block by block."""
+
+    relations: dict[Any, tuple[Relation, list[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator and its arguments by their names in the operator's schema.
+
+    Attributes:
+        node: in the graph.
+        args: by name, defaults filled in; nodes stand for tensors.
+        known: labels of nodes.
+        labels: where relations go.
+        memo: shared by all calls of one analysis.
+    """
+
+    node: fx.Node
+    args: Mapping[str, Any]
+    known: Mapping[fx.Node, Known]
+    labels: Labels
+    memo: Memo
+
+    @property
+    def name(self) -> str:
+        """The operator's name, without overload and in-place underscore."""
+        return base_name(self.node)
+
+    @property
+    def where(self) -> str:
+        """For reasons: the operator and the module that it belongs to."""
+        return describe(self.node)
+
+    @property
+    def out(self) -> Any:
+        """The result's tensor (or several), of which only shape and type matter."""
+        return self.node.meta["val"]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.args.get(key)
+
+    def first(self, *keys: str) -> Any:
+        """The first argument that is there under one of these names."""
+        return next((self.args[k] for k in keys if self.args.get(k) is not None), None)
+
+    def value(self, *keys: str) -> Value | None:
+        """Labels of a tensor argument, under one of several names."""
+        return self.of(self.first(*keys))
+
+    def of(self, argument: Any) -> Value | None:
+        """Labels of a node."""
+        found = self.known.get(argument) if isinstance(argument, fx.Node) else None
+        return found if isinstance(found, Value) else None
+
+    def operands(self) -> list[Value]:
+        """Every tensor that goes in."""
+        return [v for n in self.node.all_input_nodes if (v := self.of(n)) is not None]
+
+    def result(self, dims: Sequence[Dim], zero: Sequence[bool], out: Tensor | None = None) -> Value:
+        """A value of the operator's result shape."""
+        shape = tuple(int(n) for n in (self.out if out is None else out).shape)
+        fixed = tuple(
+            Fixed("of size 1") if n == 1 and not isinstance(d, Fixed) else d
+            for d, n in zip(dims, shape, strict=True)
+        )
+        return Value(fixed, tuple(zero), shape)
+
+    def fixed(self, why: str, out: Tensor | None = None) -> Value:
+        """A result none of whose indices can go."""
+        tensor = self.out if out is None else out
+        dims: Dims = tuple(Fixed(why) for _ in tensor.shape)
+        return self.result(dims, [False] * len(dims), tensor)
+
+    def summed(self, *operands: tuple[Value, int], what: str) -> None:
+        """Indices that are summed over fall together, and need a factor that is zero.
+
+        Args:
+            operands: values and the dimension of each, multiplied index by index.
+            what: for the reason.
+        """
+        joined = self.labels.join(*(v.dims[d] for v, d in operands))
+        if not any(v.zero[d] for v, d in operands):
+            self.labels.pin(joined, f"{self.where}: {what} of values that a cut does not make zero")
+
+
+def base_name(node: fx.Node) -> str:
+    """The name of a node's operator, without overload and in-place underscore."""
+    schema = getattr(node.target, "_schema", None)
+    name = str(node.target) if schema is None else str(schema.name).split("::")[1]
+    return name if name.startswith("__") else name.rstrip("_")
+
+
+def describe(node: fx.Node) -> str:
+    """An operator for the user: ``softmax in encoder.0.attention``.
+
+    >>> graph = fx.Graph()
+    >>> describe(graph.placeholder("x"))
+    'x'
+    """
+    name = base_name(node) if node.op == "call_function" else str(node.target)
+    path = module_path(node)
+    return f"{name} in {path}" if path else name
+
+
+def module_path(node: fx.Node) -> str:
+    """The innermost module whose code called an operator."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(entry[0]) for entry in stack.values()]
+    return paths[-1] if paths else ""
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments by their names in the schema, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
+    named = {}
+    for i, argument in enumerate(schema.arguments):
+        if i < len(node.args):
+            named[argument.name] = node.args[i]
+        elif argument.name in node.kwargs:
+            named[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            named[argument.name] = argument.default_value
+    return named

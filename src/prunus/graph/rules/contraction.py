@@ -1,0 +1,100 @@
+"""Products that sum over an index: the summed indices of both factors fall together."""
+
+from __future__ import annotations
+
+from prunus.graph.call import Call, Found
+from prunus.graph.labels import Value
+from prunus.graph.rules.pointwise import along, line_up
+
+
+def linear(call: Call) -> Found:
+    """y[…, o] = Σᵢ x[…, i]·w[o, i] + b[o]."""
+    x, w, b = call.value("input"), call.value("weight"), call.value("bias")
+    if x is None or w is None:
+        return None
+    call.summed((x, len(x.dims) - 1), (w, 1), what="a sum")
+    zero = w.zero[0]
+    if b is not None:
+        call.labels.tie(w.dims[0], b.dims[0])
+        zero = zero and b.zero[0]
+    return call.result([*x.dims[:-1], w.dims[0]], [*_rows(x, b), zero])
+
+
+def _rows(x: Value, bias: Value | None) -> list[bool]:
+    """Rows of a product are zero where those of x are, unless a bias fills them."""
+    return [z and bias is None for z in x.zero[:-1]]
+
+
+def matmul(call: Call) -> Found:
+    """Batches of matrices, matrices and vectors."""
+    x, w = call.value("self", "input"), call.value("other", "mat2", "vec", "tensor")
+    if x is None or w is None:
+        return None
+    return _product(call, x, w)
+
+
+def _product(call: Call, x: Value, w: Value) -> Value:
+    inner = 0 if len(w.dims) == 1 else len(w.dims) - 2
+    call.summed((x, len(x.dims) - 1), (w, inner), what="a product")
+    if len(x.dims) == 1 or len(w.dims) == 1:
+        left, right = x.dims[:-1], (() if len(w.dims) == 1 else (*w.dims[:-2], w.dims[-1]))
+        zero = x.zero[:-1] + (() if len(w.dims) == 1 else (*w.zero[:-2], w.zero[-1]))
+        return call.result([*left, *right], zero)
+    shape = tuple(int(n) for n in call.out.shape[:-2])
+    batches = [Value(v.dims[:-2], v.zero[:-2], v.shape[:-2]) for v in (x, w)]
+    batch = line_up(call.labels, shape, batches)
+    zero = tuple(any(along(v, len(shape), e, shape[e]) for v in batches) for e in range(len(shape)))
+    return call.result([*batch, x.dims[-2], w.dims[-1]], [*zero, x.zero[-2], w.zero[-1]])
+
+
+def addmm(call: Call) -> Found:
+    """b + x·w."""
+    b = call.value("self", "input")
+    x, w = call.value("mat1", "batch1", "vec1"), call.value("mat2", "batch2", "vec2")
+    if b is None or x is None or w is None or call.name == "addr":
+        return None
+    product = _product(call, x, w)
+    dims = line_up(call.labels, product.shape, [product, b])
+    rank = len(product.shape)
+    zero = [z and along(b, rank, e, product.shape[e]) for e, z in enumerate(product.zero)]
+    return call.result(dims, zero)
+
+
+def einsum(call: Call) -> Found:
+    """Letters that repeat fall together; those that vanish are summed over."""
+    equation = str(call["equation"]).replace(" ", "")
+    values = [call.of(n) for n in call["tensors"]]
+    if "." in equation or "->" not in equation or any(v is None for v in values):
+        return None
+    left, right = equation.split("->")
+    places: dict[str, list[tuple[Value, int]]] = {}
+    for letters, value in zip(left.split(","), values, strict=True):
+        assert value is not None
+        if len(set(letters)) != len(letters):
+            return None
+        for d, letter in enumerate(letters):
+            places.setdefault(letter, []).append((value, d))
+    for letter, found in places.items():
+        real = [(v, d) for v, d in found if v.shape[d] != 1] or found
+        if letter in right:
+            call.labels.join(*(v.dims[d] for v, d in real))
+        else:
+            call.summed(*real, what="a sum")
+        places[letter] = real
+    dims = [places[letter][0][0].dims[places[letter][0][1]] for letter in right]
+    zero = [any(v.zero[d] for v, d in places[letter]) for letter in right]
+    return call.result(dims, zero)
+
+
+RULES = {
+    "linear": linear,
+    "matmul": matmul,
+    "mm": matmul,
+    "bmm": matmul,
+    "mv": matmul,
+    "dot": matmul,
+    "vdot": matmul,
+    "addmm": addmm,
+    "baddbmm": addmm,
+    "einsum": einsum,
+}

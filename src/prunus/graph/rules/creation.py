@@ -1,0 +1,26 @@
+"""Tensors made from nothing: every index is free until something relates it."""
+
+from __future__ import annotations
+
+from prunus.graph.call import Call, Found
+
+ZERO = ("zeros", "zeros_like", "new_zeros")
+FULL = ("ones", "full", "empty", "ones_like", "full_like", "empty_like", "new_ones", "new_full",
+        "new_empty", "scalar_tensor")  # fmt: skip
+NUMBERED = ("arange", "linspace", "eye", "rand", "randn", "rand_like", "randn_like", "randint",
+            "tril_indices", "triu_indices", "randperm")  # fmt: skip
+
+
+def filled(call: Call) -> Found:
+    """One value everywhere: labels that nothing relates yet."""
+    dims = call.labels.made(call.out.shape)
+    zero = call.name in ZERO or call["fill_value"] == 0
+    return call.result(dims, [zero] * len(dims))
+
+
+def numbered(call: Call) -> Found:
+    """Positions and random numbers: each index has a meaning of its own."""
+    return call.fixed(f"{call.where}: positions or random numbers")
+
+
+RULES = dict.fromkeys((*ZERO, *FULL), filled) | dict.fromkeys(NUMBERED, numbered)

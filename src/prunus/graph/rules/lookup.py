@@ -1,0 +1,103 @@
+"""Reading by position: the dimension that is looked up stays."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from prunus.graph.call import Call, Found
+from prunus.graph.labels import Dim, Fixed
+
+
+def embedding(call: Call) -> Found:
+    """Rows by number."""
+    w = call.value("weight")
+    if w is None:
+        return None
+    why = f"{call.where}: rows are looked up"
+    call.labels.pin(w.dims[0], why)
+    rank = call.out.dim()
+    dims: list[Dim] = [Fixed(why) for _ in range(rank - 1)]
+    return call.result([*dims, w.dims[1]], [*(False for _ in dims), w.zero[1]])
+
+
+def index(call: Call) -> Found:
+    """x[:, numbers, …] with tensors of numbers in one or more neighbouring places."""
+    x, numbers = call.value("self"), call["indices"]
+    if x is None:
+        return None
+    places = [i for i, n in enumerate(numbers) if n is not None]
+    why = f"{call.where}: read by position"
+    for place in places:
+        call.labels.pin(x.dims[place], why)
+        value = call.of(numbers[place])
+        for dim in value.dims if value is not None else ():
+            call.labels.pin(dim, why)
+    if places != list(range(places[0], places[-1] + 1)):
+        return None
+    read = call.out.dim() - (len(x.dims) - len(places))
+    first, last = places[0], places[-1] + 1
+    dims: list[Dim] = [*x.dims[:first], *(Fixed(why) for _ in range(read)), *x.dims[last:]]
+    zero = [*x.zero[:first], *(False for _ in range(read)), *x.zero[last:]]
+    return call.result(dims, zero)
+
+
+def index_select(call: Call) -> Found:
+    """Along one dimension."""
+    x = call.value("self")
+    if x is None:
+        return None
+    d = int(call["dim"]) % len(x.dims)
+    why = f"{call.where}: read by position"
+    call.labels.pin(x.dims[d], why)
+    dims: list[Dim] = [Fixed(why) if i == d else dim for i, dim in enumerate(x.dims)]
+    return call.result(dims, [z and i != d for i, z in enumerate(x.zero)])
+
+
+def gather(call: Call) -> Found:
+    """Along one dimension, with numbers of the result's shape: other dimensions line up."""
+    x, numbers = call.value("self"), call.value("index")
+    if x is None or numbers is None:
+        return None
+    d = int(call["dim"]) % len(x.dims)
+    why = f"{call.where}: read by position"
+    dims: list[Dim] = []
+    for i, (a, b) in enumerate(zip(x.dims, numbers.dims, strict=True)):
+        if i == d or x.shape[i] != numbers.shape[i]:
+            call.labels.pin(a, why)
+            call.labels.pin(b, why)
+            dims.append(Fixed(why))
+        else:
+            dims.append(call.labels.join(a, b))
+    return call.result(dims, [z and i != d for i, z in enumerate(x.zero)])
+
+
+def embedding_bag(call: Call) -> Found:
+    """Means or sums of rows by number."""
+    w = call.value("weight")
+    if w is None:
+        return None
+    why = f"{call.where}: rows are looked up"
+    call.labels.pin(w.dims[0], why)
+    first = call.result([Fixed(why), w.dims[1]], [False, w.zero[1]], call.out[0])
+    return [first, *(call.fixed(why, t) for t in call.out[1:])]
+
+
+def one_hot(call: Call) -> Found:
+    """Numbers to unit vectors: nothing can go."""
+    for node in call.node.all_input_nodes:
+        value = call.of(node) if isinstance(node, fx.Node) else None
+        for dim in value.dims if value is not None else ():
+            call.labels.pin(dim, f"{call.where}: read by position")
+    return call.fixed(f"{call.where}: positions")
+
+
+RULES = {
+    "embedding": embedding,
+    "embedding_bag": embedding_bag,
+    "_embedding_bag": embedding_bag,
+    "_embedding_bag_forward_only": embedding_bag,
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    "one_hot": one_hot,
+}

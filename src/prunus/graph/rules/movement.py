@@ -1,0 +1,152 @@
+"""Operators that only move elements: run on index numbers instead of rules of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree
+
+from prunus.graph.call import Call, Found
+from prunus.graph.labels import Dim, Dims, Fixed, Value
+from prunus.graph.movement import Move, move_labels, relate
+
+SHAPED = ("view", "reshape", "_unsafe_view", "reshape_as", "view_as")
+EXPANDED = ("expand", "expand_as", "broadcast_to")
+MOVES = (
+    *SHAPED, *EXPANDED, "permute", "transpose", "t", "unsqueeze", "squeeze", "flatten",
+    "unflatten", "select", "slice", "narrow", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "repeat", "repeat_interleave", "roll", "pad", "constant_pad_nd", "movedim",
+    "moveaxis", "unfold", "im2col", "swapaxes", "swapdims", "numpy_T", "mT", "adjoint", "tile",
+    "rot90", "tril", "triu", "diagonal", "_reshape_alias", "squeeze_copy",
+)  # fmt: skip
+SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split",
+          "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit")  # fmt: skip
+
+
+def move(call: Call) -> Found:
+    """One tensor in, one out."""
+    node = call.node.args[0]
+    x = call.of(node)
+    if x is None:
+        return None
+    return _moved(call, x, as_move(call), call.out)
+
+
+def split(call: Call) -> Found:
+    """One tensor in, several out."""
+    x = call.of(call.node.args[0])
+    if x is None:
+        return None
+    whole = as_move(call)
+
+    def part(i: int) -> Move:
+        return lambda t: whole(t)[i]
+
+    return [_moved(call, x, part(i), t, i) for i, t in enumerate(call.out)]
+
+
+def as_move(call: Call) -> Callable[[Tensor], Any]:
+    """The operator as a function of its first operand; places that it fills become −1."""
+    node = call.node
+    target: Any = node.target
+    shape = None if isinstance(call.out, (tuple, list)) else tuple(int(n) for n in call.out.shape)
+    if call.name in SHAPED:
+        assert shape is not None
+        return lambda t: t.reshape(shape)
+    if call.name in EXPANDED:
+        assert shape is not None
+        return lambda t: t.expand(shape)
+    rest, kwargs = _pytree.tree_map(_stand_in, (tuple(node.args[1:]), dict(node.kwargs)))
+    if call.name == "constant_pad_nd":
+        return lambda t: target(t.contiguous(), rest[0], -1)
+    if call.name == "pad":
+        if call["mode"] not in (None, "constant"):
+            return lambda t: target(t.double(), *rest, **kwargs)
+        return lambda t: target(t.contiguous(), rest[0], "constant", -1)
+    if call.name in ("tril", "triu"):
+        return lambda t: torch.where(target(torch.ones_like(t), *rest, **kwargs) > 0, t, -1)
+    return lambda t: target(t, *rest, **kwargs)
+
+
+def _stand_in(argument: Any) -> Any:
+    if not isinstance(argument, fx.Node):
+        return argument
+    value = argument.meta["val"]  # an open size is a number here
+    return (
+        torch.zeros(tuple(value.shape), dtype=value.dtype) if isinstance(value, Tensor) else value
+    )
+
+
+def _moved(call: Call, x: Value, function: Move, out: Tensor, part: int = 0) -> Value:
+    shape = tuple(int(n) for n in out.shape)
+    if x.all_fixed() or 0 in shape:
+        why = next((d.why for d in x.dims if isinstance(d, Fixed)), "of size 1")
+        dims: Dims = tuple(Fixed(why) for _ in shape)
+        return call.result(dims, [False] * len(shape), out)
+    free = tuple(d for d, dim in enumerate(x.dims) if not isinstance(dim, Fixed))
+    literals = () if call.name in (*SHAPED, *EXPANDED) else (call.node.args[1:], call.node.kwargs)
+    key = (call.name, part, str(literals), x.shape, free, shape)
+    found = call.memo.relations.get(key)
+    if found is None:
+        found = call.memo.relations[key] = relate(function, x.shape, free)
+    relation, _ = found
+    for d in free:
+        dim = x.dims[d]
+        assert not isinstance(dim, Fixed)
+        call.labels.used.append(dim[relation.seen[d]])
+    moved = move_labels(call.labels, relation, x.dims, shape, call.where)
+    return call.result(moved, _zero(call, x, relation.flows, len(shape)), out)
+
+
+def _zero(call: Call, x: Value, flows: Any, rank: int) -> list[bool]:
+    """A moved index is zero where every index that it comes from is; what is filled must be 0."""
+    if call.name in ("pad", "constant_pad_nd") and (call["value"] or 0) != 0:
+        return [False] * rank
+    zero = []
+    for e in range(rank):
+        sources = [d for d, to in flows if to == e]
+        zero.append(bool(sources) and all(x.zero[d] for d in sources))
+    return zero
+
+
+def cat(call: Call) -> Found:
+    """End to end along one dimension."""
+    values = [call.of(n) for n in call["tensors"]]
+    if any(v is None for v in values):
+        return None
+    known = [v for v in values if v is not None and 0 not in v.shape]
+    at = int(call["dim"] or 0) % call.out.dim()
+    dims: list[Dim] = []
+    for e in range(call.out.dim()):
+        if e != at:
+            dims.append(call.labels.join(*(v.dims[e] for v in known)))
+        elif all(isinstance(v.dims[e], Fixed) for v in known):
+            dims.append(known[0].dims[e])
+        else:
+            dims.append(np.concatenate([call.labels.array(v.dims[e], v.shape[e]) for v in known]))
+    return call.result(dims, [all(v.zero[e] for v in known) for e in range(len(dims))])
+
+
+def stack(call: Call) -> Found:
+    """Side by side along a new dimension."""
+    values = [v for n in call["tensors"] if (v := call.of(n)) is not None]
+    if len(values) != len(call["tensors"]):
+        return None
+    at = int(call["dim"] or 0) % call.out.dim()
+    rank = call.out.dim() - 1
+    dims: list[Dim] = [call.labels.join(*(v.dims[e] for v in values)) for e in range(rank)]
+    zero = [all(v.zero[e] for v in values) for e in range(rank)]
+    dims.insert(at, Fixed(f"{call.where}: which of the stacked tensors"))
+    zero.insert(at, False)
+    return call.result(dims, zero)
+
+
+RULES = (
+    dict.fromkeys(MOVES, move)
+    | dict.fromkeys(SPLITS, split)
+    | {"cat": cat, "concat": cat, "concatenate": cat, "stack": stack}
+)

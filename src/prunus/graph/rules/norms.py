@@ -1,0 +1,102 @@
+"""Normalisations: what is normalised over stays, what is only scaled can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunus.graph.call import Call, Found
+from prunus.graph.labels import Value
+
+
+def channel_norm(call: Call) -> Found:
+    """Batch and instance norm: each channel by itself, with its scale, bias and statistics."""
+    x = call.value("input")
+    if x is None:
+        return None
+    dims = list(x.dims)
+    parts = [call.value(k) for k in ("weight", "bias", "running_mean", "running_var")]
+    for part in parts:
+        if part is not None:
+            dims[1] = call.labels.join(dims[1], part.dims[0])
+    scale, shift = parts[0], parts[1]
+    made_zero = scale is not None and scale.zero[0] and (shift is None or shift.zero[0])
+    if call.name == "instance_norm" or call["training"] or call["use_input_stats"]:
+        for d, dim in enumerate(dims):
+            if d != 1:
+                call.labels.pin(dim, f"{call.where}: statistics count every index")
+    return _with_statistics(call, dims, [False, made_zero, *(False for _ in dims[2:])])
+
+
+def last_dims_norm(call: Call) -> Found:
+    """Layer and RMS norm: the variance counts every index, so none of them can go."""
+    x = call.value("input", "self")
+    if x is None:
+        return None
+    why = f"{call.where}: its variance counts every index"
+    first = len(x.dims) - len(call["normalized_shape"])
+    for part in (x, *(v for k in ("weight", "bias") if (v := call.value(k)) is not None)):
+        for dim in part.dims[first if part is x else 0 :]:
+            call.labels.pin(dim, why)
+    kept = x.zero[:first] if call.value("bias") is None else [False] * first
+    return _with_statistics(call, x.dims, [*kept, *(False for _ in x.dims[first:])])
+
+
+def group_norm(call: Call) -> Found:
+    """Whole groups of channels can go; within a group the variance counts every one."""
+    x, weight, bias = call.value("input"), call.value("weight"), call.value("bias")
+    if x is None:
+        return None
+    groups = int(call.first("num_groups", "group"))
+    dims = list(x.dims)
+    for part in (weight, bias):
+        if part is not None:
+            dims[1] = call.labels.join(dims[1], part.dims[0])
+    inner = call.labels.fresh(x.shape[1] // groups)
+    call.labels.pin(inner, f"{call.where}: its variance counts every channel of a group")
+    call.labels.factors(
+        call.where, dims[1], (call.labels.fresh(groups), inner), (groups, x.shape[1] // groups)
+    )
+    for dim in dims[2:]:
+        call.labels.pin(dim, f"{call.where}: its variance counts every position")
+    zero = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
+    return _with_statistics(call, dims, [False, zero, *(False for _ in dims[2:])])
+
+
+def weight_norm(call: Call) -> Found:
+    """g·v/‖v‖ along one dimension; masked entries of v are zero and leave the norm as it is."""
+    v, g = call.value("v"), call.value("g")
+    if v is None or g is None:
+        return None
+    dim = int(call["dim"] or 0)
+    dims = list(v.dims)
+    for d in range(len(dims)):
+        if d == dim:
+            dims[d] = call.labels.join(dims[d], g.dims[d])
+        elif not v.zero[d]:
+            call.labels.pin(dims[d], f"{call.where}: a norm of values that a cut does not zero")
+    return _with_statistics(call, dims, v.zero)
+
+
+def _with_statistics(call: Call, dims: Any, zero: Any) -> Found:
+    if not isinstance(call.out, (tuple, list)):
+        return call.result(dims, zero)
+    found: list[Value | None] = [call.result(dims, zero, call.out[0])]
+    return found + [call.fixed("statistics", t) for t in call.out[1:]]
+
+
+RULES = {
+    "batch_norm": channel_norm,
+    "instance_norm": channel_norm,
+    "native_batch_norm": channel_norm,
+    "_native_batch_norm_legit_no_training": channel_norm,
+    "_batch_norm_with_update": channel_norm,
+    "cudnn_batch_norm": channel_norm,
+    "layer_norm": last_dims_norm,
+    "native_layer_norm": last_dims_norm,
+    "rms_norm": last_dims_norm,
+    "_fused_rms_norm": last_dims_norm,
+    "group_norm": group_norm,
+    "native_group_norm": group_norm,
+    "_weight_norm": weight_norm,
+    "_weight_norm_interface": weight_norm,
+}

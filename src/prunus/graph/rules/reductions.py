@@ -1,0 +1,72 @@
+"""Operators that look along a dimension as a whole: sums, means, extremes, softmax, scans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from prunus.graph.call import Call, Found
+from prunus.graph.labels import Dim, Fixed, Value
+from prunus.graph.rules.pointwise import pointwise
+
+SUMS = frozenset({"sum", "linalg_vector_norm", "norm", "nansum"})
+MIXES = frozenset(
+    {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "argmax",
+     "argmin", "prod", "any", "all", "logsumexp", "median", "count_nonzero", "aminmax"}
+)  # fmt: skip
+KEEPS = frozenset(
+    {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "sort",
+     "argsort", "topk", "logcumsumexp", "glu", "cummax", "cummin", "renorm", "_safe_softmax"}
+)  # fmt: skip
+
+
+def reduction(call: Call) -> Found:
+    """Over the dimensions of ``dim``; without it over all."""
+    x = call.value("self", "input", "x")
+    if call.value("other") is not None:  # the larger or smaller of two tensors
+        return pointwise(call)
+    if x is None:
+        return None
+    rank = len(x.dims)
+    over = _dims(call["dim"], rank, call)
+    for d in over:
+        if call.name in SUMS:
+            call.summed((x, d), what="a sum")
+        else:
+            call.labels.pin(x.dims[d], f"{call.where}: looks at every index")
+    if call.name in ("softmax", "_softmax", "_safe_softmax") and rank > 2 and over == [rank - 1]:
+        call.labels.head(x.dims[-3])
+    keeps = call.name in KEEPS
+
+    def found(out: Tensor) -> Value:
+        same = keeps or (out.dim() == rank and rank > 0)
+        why = f"{call.where}: looks at every index"
+        dims: list[Dim] = [
+            Fixed(why) if d in over else dim
+            for d, dim in enumerate(x.dims)
+            if same or d not in over
+        ]
+        stays = call.name in SUMS or call.name in ("mean", "cumsum", "flip", "amax", "amin")
+        zero = [
+            stays and z and d not in over for d, z in enumerate(x.zero) if same or d not in over
+        ]
+        return call.result(dims, zero, out)
+
+    if isinstance(call.out, Tensor):
+        return found(call.out)
+    return [found(t) if isinstance(t, Tensor) else None for t in call.out]
+
+
+def _dims(given: Any, rank: int, call: Call) -> list[int]:
+    if given is None and call.name in ("sort", "argsort", "topk", "glu"):
+        given = -1
+    if given is None and call["dims"] is not None:
+        given = call["dims"]
+    if given is None or isinstance(given, bool) or given == []:
+        return list(range(rank))
+    many = [given] if isinstance(given, int) else given
+    return sorted({int(d) % rank for d in many}) if rank else []
+
+
+RULES = dict.fromkeys(SUMS | MIXES | KEEPS, reduction)

@@ -1,0 +1,217 @@
+"""The operators of one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from prunus.errors import InputError
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A forward pass as a graph of ATen operators.
+
+    Attributes:
+        module: the graph; its parameters and buffers are those of the model, by the same names.
+        inputs: positional and keyword arguments of the pass.
+        how: ``export`` or ``recorder``.
+    """
+
+    module: fx.GraphModule
+    inputs: Inputs
+    how: str
+
+    def tensor(self, node: fx.Node) -> Tensor | None:
+        """The tensor that a ``get_attr`` node names, if it is one."""
+        value: Any = self.module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value if isinstance(value, Tensor) else None
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as arguments: a mapping by keyword, a tuple by position, else the only one.
+
+    >>> arguments((1, 2)), arguments({"mask": 3})
+    (((1, 2), {}), ((), {'mask': 3}))
+    """
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def trace(
+    model: nn.Module, example: Any, *, dynamic: bool = False, inputs: Inputs | None = None
+) -> Traced:
+    """Trace a model in eval mode; its mode is put back.
+
+    Args:
+        model: on any device, meta too.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        dynamic: keep batch size and lengths open where the model allows it, so that the graph
+            serves other inputs too.
+        inputs: positional and keyword arguments, instead of an example.
+
+    Raises:
+        InputError: if the model cannot be traced, with the reason.
+
+    >>> traced = trace(nn.Linear(2, 3), torch.ones(1, 2))
+    >>> [str(n.target) for n in traced.module.graph.nodes if n.op == "call_function"]
+    ['aten.linear.default']
+    """
+    args, kwargs = arguments(example) if inputs is None else inputs
+    model = twin(model)  # caches that a pass fills stay in the copy
+    with quiet(model), torch.no_grad():
+        module = _open_export(model, args, kwargs) if dynamic else None
+        if module is None:
+            try:
+                module = _export(model, args, kwargs)
+            except Exception as error:
+                raise InputError(
+                    f"{type(model).__name__} cannot be traced by torch.export with this example: "
+                    f"{_first_line(error)}"
+                ) from error
+    _inline(module)
+    _settle(module)
+    return Traced(module, (args, kwargs), "export")
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of a model that holds the very same parameters and buffers.
+
+    >>> model = nn.Linear(1, 1)
+    >>> twin(model).weight is model.weight
+    True
+    """
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, dict(shared))
+
+
+def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.GraphModule:
+    exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def _open_export(model: nn.Module, args: Any, kwargs: Any) -> fx.GraphModule | None:
+    """With open sizes: of every dimension, else of the first one, else not at all."""
+    names = list(inspect.signature(model.forward).parameters)
+
+    def shapes(most: int) -> Any:
+        def one(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return None
+            return {
+                d: torch.export.Dim.AUTO
+                for d in range(min(most, value.dim()))
+                if value.shape[d] > 1
+            }
+
+        by_position = _pytree.tree_map(one, args)
+        by_name = _pytree.tree_map(one, kwargs)
+        return {**dict(zip(names, by_position, strict=False)), **by_name}
+
+    for most in (8, 1):
+        try:
+            return _export(model, args, kwargs, shapes(most))
+        except Exception:  # many models cannot: their code branches on sizes
+            continue
+    return None
+
+
+def _settle(module: fx.GraphModule) -> None:
+    """Open sizes as this example has them, wherever the analysis reads a size."""
+
+    def settled(value: Any) -> Any:
+        if isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape):
+            shape = [_hint(n) for n in value.shape]
+            return torch.empty(shape, dtype=value.dtype, device="meta")
+        return _hint(value) if isinstance(value, torch.SymInt) else value
+
+    for node in module.graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = _pytree.tree_map(settled, node.meta["val"])
+
+
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _inline(module: fx.GraphModule) -> None:
+    """Bring the bodies of ``with no_grad()`` and ``with autocast()`` into the graph itself."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        kind = str(node.target)
+        if node.op != "call_function" or "wrap_with_" not in kind:
+            continue
+        body = next(i for i, a in enumerate(node.args) if _is_module(module, a))
+        inner = getattr(module, str(node.args[body].target))
+        _inline(inner)
+        values = dict(
+            zip(
+                (n for n in inner.graph.nodes if n.op == "placeholder"),
+                node.args[body + 1 :],
+                strict=True,
+            )
+        )
+        with graph.inserting_before(node):
+            result = graph.graph_copy(inner.graph, values)
+        outputs: Any = result
+        for user in list(node.users):  # each is a getitem
+            user.replace_all_uses_with(outputs[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+    module.recompile()
+
+
+def _is_module(module: fx.GraphModule, argument: Any) -> bool:
+    if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+        return False
+    return isinstance(getattr(module, str(argument.target), None), fx.GraphModule)
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """A model as it is analysed: eval mode, no cache among its outputs, no fused fast path."""
+    modes = [(m, m.training) for m in model.modules()]
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    log = logging.getLogger("torch")
+    level = log.level
+    try:
+        log.setLevel(logging.CRITICAL)  # a failed export prints pages; the reason is in the error
+        model.eval()
+        for config in caching:
+            config.use_cache = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for config in caching:
+            config.use_cache = True
+        for module, mode in modes:
+            module.training = mode
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -14,7 +14,7 @@ from prunus import duration, randomness
 from prunus.errors import InputError, PrunusError
 from prunus.folder import find
 from prunus.guard import last_accepted
-from prunus.judging import final_masks, score
+from prunus.judging import compacted, final_cost, final_masks, score
 from prunus.loop import trainer
 from prunus.masks import copy_of, put_back
 from prunus.position import Evaluate, Job, Watch, begin
@@ -23,6 +23,7 @@ from prunus.recipe import Recipe, Spec
 from prunus.recipe_file import load
 from prunus.rounds import all_rounds
 from prunus.run_folder import open_journal, recipe_of, write_result
+from prunus.shrinking import follow
 from prunus.task import Task
 from prunus.training import refuse_plain_train
 from prunus.types import Result
@@ -67,7 +68,8 @@ def prune(
         stop: asked between steps; True saves and raises :class:`Interrupted`.
 
     Returns:
-        A :class:`Result`; ``result.model`` is the model given.
+        A :class:`Result`; ``result.model`` is the model given, pruned in place. With ``compact``
+        it is smaller; only where its own code holds sizes that cannot be changed it is a new one.
 
     Raises:
         InputError: for what cannot be used, before work starts where it can be known.
@@ -110,7 +112,7 @@ def prune(
         _check(recipe, pruner, train, evaluate)
         where = None if folder is None else Path(folder)
         job_watch = watch or (lambda event: None)
-        with _undone_on_error(model), open_journal(where, pruner) as journal:
+        with _undone_on_error(pruner), open_journal(where, pruner) as journal:
             job = Job(
                 pruner=pruner,
                 journal=journal,
@@ -200,14 +202,16 @@ def _check(
 
 
 @contextlib.contextmanager
-def _undone_on_error(model: nn.Module) -> Iterator[None]:
+def _undone_on_error(pruner: Pruner) -> Iterator[None]:
     """If anything goes wrong, the model is as it was given."""
+    model = pruner.model
     before = copy_of(model)
     modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]
     try:
         yield
     except BaseException:
+        follow(pruner, [])
         put_back(model, before)
         for parameter, needs in grads:
             parameter.requires_grad_(needs)
@@ -215,6 +219,8 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        if pruner.model is not model:
+            pruner.model.train(modes[0][1])
         for parameter in model.parameters():
             parameter.grad = None
 
@@ -222,6 +228,9 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
 def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
     at = all_rounds(job, begin(job))
     masks = final_masks(job, at)
+    compaction = compacted(job)
+    if compaction is not None:
+        masks = dict(job.pruner.masks)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]
     tested = done[-1]["test"] if done else score(test, job.model, "test")
@@ -235,8 +244,9 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
         test=tested,
         why=at.why,
         cost_before=at.rounds[0].cost,
-        cost_after=good.cost,
+        cost_after=good.cost if compaction is None else final_cost(job),
         folder=job.journal.folder,
+        compaction=compaction,
     )
     if job.journal.folder is not None:
         write_result(job.journal.folder, result, metric_name)

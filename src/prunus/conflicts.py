@@ -45,6 +45,7 @@ def conflicts(recipe: Recipe) -> list[str]:
             f"allocation: per_neuron shares out the weights of a neuron; structure {structure} "
             "removes whole ones: use uniform, global or erk"
         )
+    found += _about_structure(recipe)
     if recipe.restore.name == "revive" and (restore["values"], restore["when"]) == (
         "cut",
         "before",
@@ -85,4 +86,39 @@ def conflicts(recipe: Recipe) -> list[str]:
     whole = duration.parse(recipe.retrain)
     if last.unit == whole.unit != "part" and last.value > whole.value:
         found.append(f"schedule: end {last} lies after the end of retrain, {whole}")
+    return found
+
+
+COUPLED = ("channel", "head")
+"""Structures whose units are found by analysis and can be taken out."""
+
+
+def _about_structure(recipe: Recipe) -> list[str]:
+    """What needs units that can be taken out of the model."""
+    found = []
+    coupled = recipe.structure.name in COUPLED
+    if recipe.compact != "none" and not coupled:
+        found.append(
+            f"compact: {recipe.compact} takes whole units out of the model, and structure "
+            f"{recipe.structure.name} only sets weights to zero: use structure: channel or head"
+        )
+    if recipe.target is not None and recipe.target.bound is not None and not coupled:
+        found.append(
+            f"target: max_{recipe.target.bound[0]} bounds what the model costs, and structure "
+            f"{recipe.structure.name} removes zeros that are stored and multiplied all the same: "
+            "use structure: channel or head"
+        )
+    if coupled and recipe.allocation.name in ("per_neuron", "threshold"):
+        found.append(
+            f"allocation: {recipe.allocation.name} shares out single weights; structure "
+            f"{recipe.structure.name} removes whole units: use uniform, global or erk"
+        )
+    if recipe.compact == "every_round":
+        if not recipe.in_rounds:
+            found.append("compact: every_round needs rounds; gradual pruning takes compact: end")
+        if recipe.restore.name != "keep":
+            found.append(
+                f"compact: every_round takes units out for good, and restore: "
+                f"{recipe.restore.name} would bring them back: use restore: keep or compact: end"
+            )
     return found

@@ -14,12 +14,13 @@ from prunus.masks import apply
 from prunus.position import Job, Position, blob, unblob
 from prunus.pruner import Pruner
 from prunus.restore._memory import Memory
+from prunus.shrinking import shrink, slice_saved
 from prunus.types import State
 
 
 def cut(job: Job, at: Position) -> bool:
     """Cut and restore; whether the masks are enforced while retraining."""
-    pruner = job.pruner
+    pruner, recipe = job.pruner, job.pruner.recipe
     gradual = not pruner.recipe.in_rounds and job.train is not None
     if gradual:
         pruner.hold(pruner.recipe.restore.name != "revive")
@@ -39,7 +40,26 @@ def cut(job: Job, at: Position) -> bool:
     pruner.hold(held)
     if held:
         apply(pruner.model, pruner.masks)
+    if recipe.compact == "every_round":
+        take_out(job, at)
     return held
+
+
+def take_out(job: Job, at: Position) -> None:
+    """Make the model smaller by what the masks remove; its optimizer goes on."""
+    pruner = job.pruner
+    shapes = {n: tuple(p.shape) for n, p in pruner.model.named_parameters()}
+    done = shrink(pruner, pruner.optimizer)
+    if done is None:
+        return
+    kept = done.plan.surgery.kept
+    at.optimizer = slice_saved(at.optimizer, at.names, kept, shapes)
+    compacted = done.plan.comparison
+    job.journal.write(
+        "compacted", route=done.plan.route, units=done.units, error=compacted.error,
+        effect=compacted.effect,
+    )  # fmt: skip
+    job.watch({"event": "compacted", "route": done.plan.route, "units": done.units})
 
 
 def restore(job: Job, at: Position) -> None:

@@ -75,7 +75,6 @@ def dry_run(recipe: Recipe) -> Plan:
             pruner = Pruner(model, stand_in, example=task.example)
         asked = _asked(recipe, pruner)
         counts = pruner.counts(asked[-1])
-        cost = Cost(pruner.groups)
         grouped = {m.name for g in pruner.groups for m in g.members}
         steps = _steps(recipe, task, len(asked))
         seconds = _seconds(task, model, steps)
@@ -83,13 +82,18 @@ def dry_run(recipe: Recipe) -> Plan:
         recipe=recipe,
         counts=counts,
         dense=[la.name for la in pruner.layers if la.name not in grouped],
-        reachable=cost({g: 0 if g.may_empty or g.balanced else 1 for g in pruner.groups}),
+        reachable=_reachable(pruner),
         asked=asked,
         steps=steps,
         seconds=seconds,
         cost=dict(costs.measure(model, task.example)),
         notes=notes,
     )
+
+
+def _reachable(pruner: Pruner) -> float:
+    least = {g: 0 if g.may_empty or g.balanced else g.least for g in pruner.groups}
+    return (pruner.view.figure or Cost(pruner.groups))({**least})
 
 
 def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:

@@ -61,23 +61,23 @@ def next_progress(
             return None, f"the guard rejected a sparsity of {rounds[-1].asked:.4g}"
         return progress, ""
     if good.progress >= 1 - 1e-9:
-        return None, _end(good, recipe)
-    if recipe.in_rounds and _nothing_left(good, recipe):
+        return None, _end(good, asks(1.0))
+    if recipe.in_rounds and _nothing_left(good, recipe, asks(1.0)):
         return None, "the target is reached"
     # Steps of 1/3 add up to 0.999…: the last one is the end itself.
     progress = good.progress + step
     return (1.0 if progress > 1 - 1e-9 else progress), ""
 
 
-def _end(good: Round, recipe: Recipe) -> str:
-    if good.achieved < recipe.sparsity - 0.005:
+def _end(good: Round, target: float) -> str:
+    if good.achieved < target - 0.005:
         return f"all rounds are done, at a sparsity of {good.achieved:.4g}"
     return "the target is reached"
 
 
-def _nothing_left(good: Round, recipe: Recipe) -> bool:
+def _nothing_left(good: Round, recipe: Recipe, target: float) -> bool:
     """Whether the sparsity is final and another round would only retrain."""
-    return recipe.restore.name == "keep" and good.achieved >= recipe.sparsity - 1e-9
+    return recipe.restore.name == "keep" and good.achieved >= target - 1e-9
 
 
 def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None, str]:

@@ -16,7 +16,8 @@ from prunus.guard import accepts, last_accepted
 from prunus.masks import apply, check, finite
 from prunus.position import Evaluate, Job, Position, model_state, put_back
 from prunus.run import Limit
-from prunus.types import Masks, Round
+from prunus.shrinking import shrink
+from prunus.types import Compaction, Masks, Round
 
 
 def judge(job: Job, at: Position, limit: Limit) -> None:
@@ -40,7 +41,9 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         step=at.step,
         progress=0.0 if dense else at.progress,
         asked=pruner.start if dense else at.asked,
-        achieved=pruner.sparsity,
+        achieved=pruner.reached,
+        sparsity=pruner.sparsity,
+        target=pruner.counts_in,
         metric=metric,
         verdict=verdict,
         train_metric=score(job.evaluate_train, pruner.model, "evaluate_train"),
@@ -106,3 +109,29 @@ def final_masks(job: Job, at: Position) -> Masks:
     put_back(job, at, job.journal.fetch(at.accepted))
     apply(job.model, job.pruner.masks)
     return dict(job.pruner.masks)
+
+
+_ORDER = ("sliced", "attributes", "modules", "graph")
+
+
+def compacted(job: Job) -> Compaction | None:
+    """Make the final model physically smaller, if the recipe says so."""
+    pruner = job.pruner
+    if pruner.recipe.compact == "none":
+        return None
+    shrink(pruner)
+    if not pruner.shrinks:
+        return None
+    plans = [s.plan for s in pruner.shrinks]
+    return Compaction(
+        route=max((p.route for p in plans), key=_ORDER.index),
+        units=sum(s.units for s in pruner.shrinks),
+        error=max(p.comparison.error for p in plans),
+        effect=max(p.comparison.effect for p in plans),
+        notes=tuple(dict.fromkeys(n for p in plans for n in p.notes)),
+    )
+
+
+def final_cost(job: Job) -> dict[str, float | None]:
+    """Of the model as it stands."""
+    return dict(costs.measure(job.model, job.example, job.pruner.masks))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError, RunError
+from prunus.figures import Figure
 from prunus.members import member_mask, unit_alive, unit_scores
 from prunus.select import count, keep_largest, keep_largest_by_run
 from prunus.types import Allocation, Counts, Group, Limits, Masks
@@ -107,7 +108,7 @@ def limits_of(groups: Sequence[Group], alive: Alive) -> dict[Group, Limits]:
     for group in groups:
         mask = alive[group]
         most = group.units if mask is None else count(mask)
-        least = 0 if group.may_empty or group.balanced else min(1, most)
+        least = 0 if group.may_empty or group.balanced else min(group.least, most)
         limits[group] = Limits(least, most)
     return limits
 
@@ -138,12 +139,22 @@ def allocate(
     allocation: Allocation,
     target: float,
     limits: Mapping[Group, Limits],
+    figure: Figure | None = None,
 ) -> Counts:
     """Counts for a sparsity, or the limit that forbids it.
+
+    Args:
+        units: scores.
+        allocation: how much each group gives.
+        target: the part to be removed.
+        limits: what must stay.
+        figure: what the target counts, for coupled units.
 
     Raises:
         InputError: if more is asked than may be removed.
     """
+    if figure is not None:
+        return _allocate_coupled(units, allocation, target, limits, figure)
     cost = Cost(list(units))
     most = cost({g: limits[g].least for g in units})
     removed = round(target * cost.total) / cost.total
@@ -153,6 +164,50 @@ def allocate(
             f"{most:.6g} can be removed from {len(units)} groups of {cost.total} weights"
         )
     return allocation(units, cost, target, limits)
+
+
+def _allocate_coupled(
+    units: LazyUnits,
+    allocation: Allocation,
+    target: float,
+    limits: Mapping[Group, Limits],
+    figure: Figure,
+) -> Counts:
+    """Counts in whole multiples; a bound on a cost is kept, a sparsity is not passed."""
+    most = figure({g: limits[g].least for g in units})
+    if target > most + 1e-9:
+        raise InputError(
+            f"target: at most {most:.4g} of the dense model's {figure.name} can be removed while "
+            f"every group keeps a unit; {target:.4g} is asked"
+        )
+
+    def at(asked: float) -> Counts:
+        counts = allocation(units, figure, min(asked, most), limits)
+        return {g: _multiple(g, int(k), limits[g]) for g, k in counts.items()}
+
+    found = at(target)
+    if figure.name == "sparsity" or figure(found) >= target - 1e-12:
+        return found
+    low, high = target, most
+    best = at(high)
+    for _ in range(SEARCH):
+        middle = (low + high) / 2
+        counts = at(middle)
+        if figure(counts) >= target - 1e-12:
+            high, best = middle, counts
+        else:
+            low = middle
+    return best
+
+
+SEARCH = 24
+"""Halvings of the interval in which the asked fraction is looked for."""
+
+
+def _multiple(group: Group, kept: int, limits: Limits) -> int:
+    """The next multiple above, within the limits."""
+    step = group.multiple_of
+    return min(limits.most, max(limits.least, -(-kept // step) * step))
 
 
 def bottom_up(

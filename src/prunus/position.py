@@ -55,6 +55,7 @@ class Position:
     accepted: dict[str, str] | None = None
     blobs: dict[str, dict[str, str]] = field(default_factory=dict)
     optimizer: dict[Any, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)  # of the optimizer's parameters, in its order
     saved: dict[str, Any] | None = None
     why: str = ""
 
@@ -78,9 +79,9 @@ def model_state(job: Job, at: Position) -> dict[str, Any]:
 
 def put_back(job: Job, at: Position, saved: dict[str, Any]) -> None:
     state = unblob(saved)
+    job.pruner.load_state_dict(saved["pruner"])  # its shapes first
     job.pruner.load(state)
     at.optimizer = state.optimizer
-    job.pruner.load_state_dict(saved["pruner"])
 
 
 def save(job: Job, at: Position, limit: Limit) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,16 @@ from prunus.plan import (
     kept_weights,
     limits_of,
     masks_from,
-    sparsity,
 )
 from prunus.recipe import Recipe
 from prunus.recipe_file import load
 from prunus.restore._memory import Memory
-from prunus.scope import drop_output_layer, execution_order, find_layers, initial_masks
+from prunus.scope import initial_masks
+from prunus.shrinking import Shrunk, follow, refuse_optimizer
 from prunus.signals import Look, collect, needed
 from prunus.signals.grad_sq_running import DECAY
 from prunus.types import Counts, Group, Masks, State
+from prunus.view import View, look, target_of
 
 CUTS = 100
 """Cuts of a gradual run over its whole length, where the recipe does not space them."""
@@ -61,6 +61,8 @@ class Pruner:
     Attributes:
         masks: parameter name to bool, True = kept.
         sparsity: removed weights ÷ weights in scope, by the masks.
+        reached: the part of what the target counts that is gone: the sparsity, or of a bound
+            such as ``max_macs`` what the dense model has more than the compact one.
 
     Raises:
         InputError: for whatever cannot be pruned as asked, before anything is changed.
@@ -96,49 +98,28 @@ class Pruner:
         self.step = 0
         self.running: dict[str, Tensor] = {}
         self.masks: Masks = {}
-        self.sparsity = 0.0
+        self.sparsity, self.reached = 0.0, 0.0
         self._enforcer = Enforcer()
         self._hooks: list[RemovableHandle] = []
         self._enforced = True
         self._first_cut, self._last_cut, self._every = 0, -1, 1
         finite(model)
         self._shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        self.layers, self.groups = self._look(example)
+        self.example = example
+        self.view = look(model, self.recipe, self.ideas, example)
+        self.target = target_of(self.recipe, self.view)
         self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
         self._check_signals()
         given = initial_masks(model, [la for la in self.layers if la.name in self._scored])
-        self._given: Masks = given
+        self.given: Masks = given
+        self.shrinks: list[Shrunk] = []
+        self.optimizer: Optimizer | None = None
+        self._units = {g.name: g.units for g in self.groups}
         self._set_masks(dict(given))
-        self.start = self.sparsity
+        self.start = self.reached
         self._start_state: State | None = None
         if optimizer is not None:
             self._own_loop(optimizer, steps, steps_per_epoch)
-
-    def _look(self, example: Any) -> tuple[list[Layer], list[Group]]:
-        layers = find_layers(self.model, self.recipe.scope.include, self.recipe.scope.exclude)
-        run = None
-        if example is not None:
-            inputs = example if isinstance(example, tuple) else (example,)
-            run = functools.partial(_run, self.model, inputs)
-        layers = execution_order(self.model, layers, run)
-        if self.recipe.structure.name == "neuron" and not self.recipe.scope.include:
-            layers = drop_output_layer(layers)
-        groups = self.ideas.structure(layers, self._shapes)
-        wanted = self.recipe.sparsity
-        cost = Cost(groups)
-        most = cost({g: 0 if g.may_empty or g.balanced else 1 for g in groups})
-        if not self.recipe.until_guard and round(wanted * cost.total) / cost.total > most:
-            raise InputError(
-                f"target: a sparsity of {wanted:g} leaves less than one unit in some layer; at "
-                f"most {most:.6g} of the {cost.total} weights in scope can go"
-            )
-        smallest = min((int(g.sizes.min()) for g in groups if g.sizes is not None), default=1)
-        if not self.recipe.until_guard and 0 < wanted < smallest / cost.total:
-            raise InputError(
-                f"target: {wanted:g} of {cost.total} weights is less than one unit of structure "
-                f"{self.recipe.structure.name}, whose smallest has {smallest}"
-            )
-        return layers, groups
 
     def _check_signals(self) -> None:
         wanted = needed(self.ideas.criterion)
@@ -149,6 +130,21 @@ class Pruner:
                 "(batches) and loss (a function of model and batch); magnitude needs neither"
             )
         self.collects_running = "grad_sq_running" in wanted
+
+    @property
+    def counts_in(self) -> str:
+        """What ``asked`` and ``reached`` count."""
+        return "sparsity" if self.view.figure is None else self.view.figure.name
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The weights in scope."""
+        return self.view.layers
+
+    @property
+    def groups(self) -> list[Group]:
+        """Their units."""
+        return self.view.groups
 
     # --- hooks
 
@@ -161,6 +157,9 @@ class Pruner:
         """
         self.detach()
         real = real_optimizer(optimizer)
+        if self.recipe.compact == "every_round":
+            refuse_optimizer(real)
+        self.optimizer = real
         self._refresh()
         self._enforcer.install(real, self.model, copies)
         if self.collects_running:
@@ -232,7 +231,7 @@ class Pruner:
         asked = self.asks(progress)
         final = progress >= 1
         revives = self.recipe.restore.name == "revive"
-        if not revives and self.recipe.order == "all" and asked <= self.sparsity + 1e-12:
+        if not revives and self.recipe.order == "all" and asked <= self.reached + 1e-12:
             return
         if revives:
             before = self.state()
@@ -250,7 +249,7 @@ class Pruner:
         """The sparsity that the schedule asks for."""
         if self.recipe.until_guard:
             return max(progress, self.start)
-        target = max(self.recipe.sparsity, self.start)
+        target = max(self.target, self.start)
         return self.ideas.schedule(progress, self.start, target)
 
     def cut(self, progress: float, asked: float | None = None) -> float:
@@ -267,14 +266,17 @@ class Pruner:
         masks, counts = self._choose(progress, asked)
         self._set_masks(masks)
         apply(self.model, masks)
-        return Cost(self.groups)(counts) if self.recipe.order == "bottom_up" else asked
+        return self._gone(counts) if self.recipe.order == "bottom_up" else asked
+
+    def _gone(self, counts: Counts) -> float:
+        return (self.view.figure or Cost(self.groups))(counts)
 
     def choose(self, progress: float) -> Masks:
         """The masks that a cut at this progress would give; nothing is changed."""
         return self._choose(progress, self.asks(progress))[0]
 
     def _choose(self, progress: float, asked: float) -> tuple[Masks, Counts]:
-        kept = self._given if self.recipe.restore.name == "revive" else self.masks
+        kept = self.given if self.recipe.restore.name == "revive" else self.masks
         units, counts = self._decide(progress, asked, kept)
         return masks_from(units, counts, kept, self._shapes), counts
 
@@ -284,8 +286,8 @@ class Pruner:
         units = LazyUnits(self.groups, score, alive)
         limits = limits_of(self.groups, alive)
         if self.recipe.order == "all":
-            return units, allocate(units, self.ideas.allocation, asked, limits)
-        final = allocate(units, self.ideas.allocation, self.recipe.sparsity, limits)
+            return units, allocate(units, self.ideas.allocation, asked, limits, self.view.figure)
+        final = allocate(units, self.ideas.allocation, self.target, limits, self.view.figure)
         return units, bottom_up(final, progress, self.ideas.schedule)
 
     def counts(self, asked: float) -> dict[str, tuple[int, int]]:
@@ -312,16 +314,27 @@ class Pruner:
 
     # --- state
 
+    def see(self, view: View, given: Masks, masks: Masks) -> None:
+        """Go on with a model that became smaller, or larger again."""
+        self.view, self.given = view, given
+        self._shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
+        self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
+        self._set_masks(masks)
+
     def _set_masks(self, masks: Masks) -> None:
         self.masks = masks
-        self.sparsity = sparsity(self.groups, alive_of(self.groups, masks, self._shapes))
+        self.sparsity = self.view.sparsity(masks, self._shapes)
+        self.reached = self.view.reached(masks, self._shapes)
         self._refresh()
 
     @property
     def densities(self) -> dict[str, float]:
-        """Kept weights ÷ weights, by group."""
+        """Kept ÷ all, by group: weights, or of coupled units those of the dense model."""
         alive = alive_of(self.groups, self.masks, self._shapes)
-        return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.groups}
+        if self.view.analysis is None:
+            return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.groups}
+        left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups}
+        return {name: left.get(name, 0) / units for name, units in self._units.items()}
 
     @property
     def l1(self) -> float:
@@ -335,7 +348,7 @@ class Pruner:
         self._refresh()
 
     def _refresh(self) -> None:
-        self._enforcer.set(self.model, self.masks if self._enforced else self._given)
+        self._enforcer.set(self.model, self.masks if self._enforced else self.given)
 
     def state(self, optimizer_state: dict[Any, Any] | None = None) -> State:
         """A copy of all that training changes."""
@@ -362,11 +375,13 @@ class Pruner:
             "enforced": self._enforced,
             "cuts": (self._first_cut, self._last_cut, self._every),
             "running": dict(self.running),
+            "shrinks": [dict(s.plan.surgery.kept) for s in self.shrinks],
             "start": None if self._start_state is None else self._start_state.tensors,
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Return to what :meth:`state_dict` gave."""
+        follow(self, saved["shrinks"])
         self.step = saved["step"]
         self._enforced = saved["enforced"]
         self._first_cut, self._last_cut, self._every = saved["cuts"]
@@ -374,13 +389,3 @@ class Pruner:
         start = saved["start"]
         self._start_state = None if start is None else State(dict(start), {})
         self._set_masks(dict(saved["masks"]))
-
-
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        model(*inputs)
-    finally:
-        for module, training in modes:
-            module.training = training

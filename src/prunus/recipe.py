@@ -79,9 +79,15 @@ class Schedule(Spec):
 
 
 class Target(_Frozen):
-    """Where sparsity ends: a number, or as far as the guard allows."""
+    """Where pruning ends: a sparsity, a bound on a cost, or as far as the guard allows.
+
+    A bound below 1 is a fraction of the dense model's cost, any other an absolute number.
+    """
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    max_macs: Annotated[float, Field(gt=0)] | None = None
+    max_params: Annotated[float, Field(gt=0)] | None = None
+    max_bytes: Annotated[float, Field(gt=0)] | None = None
     step: Annotated[float, Field(gt=0, lt=1)] = 0.3
     smallest: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
@@ -95,6 +101,24 @@ class Target(_Frozen):
         if isinstance(value, str):
             raise ValueError("write a sparsity such as 0.9, or 'guard' for as far as it allows")
         return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [k for k in ("sparsity", *BOUNDS) if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: keep one")
+        return self
+
+    @property
+    def bound(self) -> tuple[str, float] | None:
+        """The name of the bounded cost and its bound."""
+        return next(
+            ((k.removeprefix("max_"), b) for k in BOUNDS if (b := getattr(self, k)) is not None),
+            None,
+        )
+
+
+BOUNDS = ("max_macs", "max_params", "max_bytes")
 
 
 class Guard(_Frozen):
@@ -126,18 +150,22 @@ class Recipe(_Frozen):
         task: a task of prunus, or ``my/file.py`` (``my/file.py:function``).
         seed: of everything random.
         dense: length of training in round 0; 0: the model is trained already.
-        structure: what is removed: weight, ``2:4``, block, neuron, subset, layer.
+        structure: what is removed: weight, ``2:4``, block, neuron, subset, layer; channel and
+            head are physically removable.
         scope: include and exclude patterns.
         criterion: what a weight is worth.
         allocation: how much each group gives.
         schedule: how sparsity grows.
         rounds: prune–retrain–judge cycles; without it pruning is gradual, inside retraining.
         retrain: length of retraining, after each cut or (gradual) in all.
-        target: final sparsity, or ``guard``. Default 0.9; n:m sets it itself.
+        target: final sparsity, a bound such as ``max_macs: 0.5``, or ``guard``. Default 0.9; n:m
+            sets it itself.
         guard: judges rounds; none by default.
         restore: what happens to weights after a cut.
         learning_rate: plan of the rate while retraining; by default the loop's own.
         order: all groups at once, or from the bottom up.
+        compact: whether the model becomes physically smaller: ``none``, at the ``end``, or
+            ``every_round``, so that retraining gets faster as it goes.
         limit: stop after this time (``20min``) or training (``30ep``, ``5000it``).
         snapshot: how often training is saved.
 
@@ -162,6 +190,7 @@ class Recipe(_Frozen):
     restore: Spec = Spec(name="keep")
     learning_rate: Spec | None = None
     order: Literal["all", "bottom_up"] = "all"
+    compact: Literal["none", "end", "every_round"] = "none"
     limit: Length | None = None
     snapshot: Length = "1ep"
 
@@ -186,7 +215,8 @@ class Recipe(_Frozen):
     @property
     def until_guard(self) -> bool:
         """Whether the target is as far as the guard allows."""
-        return self.target is not None and self.target.sparsity is None
+        target = self.target
+        return target is not None and target.sparsity is None and target.bound is None
 
     @property
     def sparsity(self) -> float:
@@ -196,6 +226,8 @@ class Recipe(_Frozen):
             return float(1 - n / m)
         if self.target is None:
             return 0.9
+        if self.target.bound is not None:  # an absolute bound is known when the model is
+            return max(0.0, 1 - self.target.bound[1])
         return 1.0 if self.target.sparsity is None else self.target.sparsity
 
     def plain(self) -> dict[str, Any]:

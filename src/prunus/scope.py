@@ -14,13 +14,24 @@ from prunus.types import Masks
 
 
 def find_layers(
-    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    computed: bool = False,
 ) -> list[Layer]:
     """The weights in scope, in the order of definition.
 
     Without ``include``: weights of two or more dimensions of linear, convolution, recurrent and
     attention layers. Patterns are matched (``*`` and ``?``) against names of parameters and of
     the modules that hold them, without the prefixes ``module.`` and ``_orig_mod.``.
+
+    Args:
+        model: the model.
+        include: patterns of what may be pruned.
+        exclude: patterns of what may not.
+        computed: whether weights computed from others (weight_norm, parametrisations) are taken:
+            whole units of those can go, single weights cannot.
 
     Raises:
         InputError: if a pattern matches nothing, if nothing is left, or for weights that cannot
@@ -43,8 +54,17 @@ def find_layers(
             "recurrent and attention layers are pruned; others can be named in scope.include"
         )
     for layer in chosen:
-        _refuse(model, layer)
+        _refuse(model, layer, computed)
     return chosen
+
+
+def excluded(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter, or the module that holds it, matches one of the patterns."""
+    plain = plain_name(name)
+    return any(
+        fnmatch.fnmatchcase(plain, p) or fnmatch.fnmatchcase(plain.rpartition(".")[0], p)
+        for p in patterns
+    )
 
 
 def _known(model: nn.Module) -> list[Layer]:
@@ -90,19 +110,19 @@ def _matches(layer: Layer, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern)
 
 
-def _refuse(model: nn.Module, layer: Layer) -> None:
+def _refuse(model: nn.Module, layer: Layer, computed: bool) -> None:
     module = model.get_submodule(layer.module)
     weight = model.get_parameter(layer.name)
     where = f"'{plain_name(layer.name)}'"
     out = f"or leave it out with scope.exclude: ['{plain_name(layer.module)}']"
-    if "parametrizations" in layer.name.split("."):
+    if "parametrizations" in layer.name.split(".") and not computed:
         owner = layer.name.split(".parametrizations.")[0]
         raise InputError(
             f"'{owner}' is parametrised: its weight is computed from other tensors, and a mask on "
             f"those is no mask on it; call torch.nn.utils.parametrize.remove_parametrizations "
             f"first, or leave it out with scope.exclude: ['{owner}.*']"
         )
-    if hasattr(module, "weight_g") and hasattr(module, "weight_v"):
+    if hasattr(module, "weight_g") and hasattr(module, "weight_v") and not computed:
         raise InputError(f"{where} has weight_norm: call remove_weight_norm first, {out}")
     if any(hasattr(m, "lora_A") for m in _owners(model, layer.module)):
         raise InputError(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus import duration
@@ -68,6 +69,7 @@ def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
     at.step += run.done
     at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
     at.optimizer = _optimizer_state(run.optimizer)
+    at.names = _names(pruner.model, run.optimizer)
     at.saved = None
 
 
@@ -92,6 +94,11 @@ def _factor(
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
     state = optimizer.state_dict()["state"]
     return copy.deepcopy(state) if isinstance(state, dict) else {}
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
 
 
 def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool) -> None:
@@ -176,6 +183,8 @@ def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None
         reason = "the recipe's learning_rate drives the optimizer"
     elif revives(pruner, "before") or revives(pruner, "after"):
         reason = "revive switches the masks off for a part of the training"
+    elif recipe.compact == "every_round":
+        reason = "the optimizer's state must be sliced with the model"
     elif pruner.recipe.criterion.name == "fisher_running":
         reason = "fisher_running reads the gradients of the training"
     if reason:

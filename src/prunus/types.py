@@ -42,6 +42,10 @@ class Group:
         balanced: every run keeps the same number (n:m).
         sizes: weights per unit, ``[units]``; ``None`` when each unit is one weight.
         may_empty: whether all of its units may go (``layer``).
+        classes: of coupled units: the class of each in the analysis that they come from.
+        multiple_of: the number kept is a multiple of this, where the group is large enough.
+        least: units that must stay.
+        dense_units: how many the dense model had, where the model became smaller since.
     """
 
     name: str
@@ -52,6 +56,10 @@ class Group:
     balanced: bool = False
     sizes: Tensor | None = None
     may_empty: bool = False
+    classes: tuple[int, ...] | None = None
+    multiple_of: int = 1
+    least: int = 1
+    dense_units: int | None = None
 
     @property
     def weights(self) -> int:
@@ -109,8 +117,8 @@ class Round:
         index: its number.
         step: optimizer steps taken in the whole run up to its end.
         progress: how far the schedule was, 0 to 1.
-        asked: the sparsity that the schedule or the guard asked for.
-        achieved: the sparsity of the judged model.
+        asked: the part of ``target`` that the schedule or the guard asked to be gone.
+        achieved: what the judged model reached.
         metric: on validation data; ``None`` when nothing evaluates.
         verdict: ``dense``, ``accepted``, ``rejected`` or ``not judged``.
         train_metric: the same metric on training data, where it is known.
@@ -118,6 +126,8 @@ class Round:
         densities: density by group.
         cost: what the model costs as it stands, with the theoretical figures beside it.
         seconds: wall time of the round.
+        sparsity: removed weights ÷ weights in scope.
+        target: what asked and achieved count: ``sparsity``, or a cost of the dense model.
     """
 
     index: int
@@ -132,6 +142,8 @@ class Round:
     densities: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float | None] = field(default_factory=dict)
     seconds: float = 0.0
+    sparsity: float | None = None
+    target: str = "sparsity"
 
     @property
     def gap(self) -> float | None:
@@ -139,6 +151,25 @@ class Round:
         if self.metric is None or self.train_metric is None:
             return None
         return self.train_metric - self.metric
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """How a model was made physically smaller.
+
+    Attributes:
+        route: ``sliced``, ``attributes``, ``modules`` or ``graph``; of several the last of these.
+        units: units taken out.
+        error: largest difference from the masked model in float64, relative to its outputs.
+        effect: how far the masks moved the outputs, by the same measure.
+        notes: what to know beside.
+    """
+
+    route: str
+    units: int
+    error: float
+    effect: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +186,7 @@ class Result:
         cost_before: of the dense model.
         cost_after: of ``model`` as it stands.
         folder: where the run lies; ``None`` when nothing was written.
+        compaction: how the model was made smaller and shown equal; ``None`` when it was not.
     """
 
     model: nn.Module
@@ -166,9 +198,11 @@ class Result:
     cost_before: Mapping[str, float | None]
     cost_after: Mapping[str, float | None]
     folder: Path | None
+    compaction: Compaction | None = None
 
     @property
     def sparsity(self) -> float:
         """Removed weights ÷ weights in scope."""
         kept = [r for r in self.rounds if r.verdict != "rejected"]
-        return kept[-1].achieved
+        last = kept[-1]
+        return last.achieved if last.sparsity is None else last.sparsity

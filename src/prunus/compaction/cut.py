@@ -112,7 +112,7 @@ def cut_of(analysis: Analysis, masks: Masks) -> Cut:
         if mask is None and not _is_parameter(value):
             continue
         for d, dim in enumerate(value.dims):
-            if isinstance(dim, Fixed):
+            if isinstance(dim, Fixed) or (name, d) in analysis.spared:
                 continue
             classes = solved.of(dim)
             touched[classes] = True
@@ -132,13 +132,14 @@ def masks_of(cut: Cut, parameters: Mapping[str, Tensor]) -> Masks:
     """The masks of a cut: every slice of every parameter that it removes, broadcastable."""
     masks: Masks = {}
     for name, parameter in parameters.items():
-        value = cut.analysis.tensors.get(cut.analysis.names.get(name, name))
+        first = cut.analysis.names.get(name, name)
+        value = cut.analysis.tensors.get(first)
         if value is None or not cut.changes(value):
             continue
         mask = torch.ones((1,) * parameter.dim(), dtype=torch.bool)
         for d, dim in enumerate(value.dims):
             stays = cut.stays(dim)
-            if stays is not None:
+            if stays is not None and (first, d) not in cut.analysis.spared:
                 shape = [1] * parameter.dim()
                 shape[d] = len(stays)
                 mask = mask & torch.from_numpy(stays).view(shape)

@@ -53,7 +53,24 @@ class Rewritten:
 
 
 class CompactGraph(fx.GraphModule):
-    """A graph that stands in for a module of the user's, with the plain attributes of that one."""
+    """A graph that stands in for a module of the user's, with the plain attributes of that one.
+
+    It was traced in eval mode; ``train()`` switches its dropout, batch norms and recurrent layers
+    as it would have switched the modules that they came from.
+    """
+
+    def train(self, mode: bool = True) -> CompactGraph:
+        """Training or eval mode, for the operators that know the difference."""
+        super().train(mode)
+        changed = False
+        for node in self.graph.nodes:
+            place = MODES.get(base_name(node)) if node.op == "call_function" else None
+            if place is not None and len(node.args) > place and node.args[place] is not mode:
+                node.args = (*node.args[:place], mode, *node.args[place + 1 :])
+                changed = True
+        if changed:
+            self.recompile()
+        return self
 
     def __deepcopy__(self, memo: Any) -> CompactGraph:
         with warnings.catch_warnings():
@@ -69,6 +86,11 @@ class CompactGraph(fx.GraphModule):
 
 PLAIN = (int, float, bool, str, type(None))
 """Attributes that enclosing code may ask a replaced module for."""
+
+
+MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5, "lstm": 6,
+         "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip
+"""Operators with a training flag, and its place among their arguments."""
 
 
 def rewrite(cut: Cut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:

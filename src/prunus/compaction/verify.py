@@ -86,6 +86,11 @@ def values_for_test(model: nn.Module, masks: Masks, seed: int = 0) -> tuple[Stat
         if id(tensor) not in done:
             done[id(tensor)] = _value(name, tensor, name in parameters, generator)
         dense[name] = done[id(tensor)]
+    for name, mask in masks.items():  # what is zero already would hide what the masks do
+        filled = _filled(dense[name], mask.to(dense[name].device), generator)
+        for other, tensor in every.items():
+            if tensor is every[name]:
+                dense[other] = filled
     masked = dict(dense)
     for name, mask in masks.items():
         masked[name] = dense[name] * mask.to(dense[name].device)
@@ -93,6 +98,14 @@ def values_for_test(model: nn.Module, masks: Masks, seed: int = 0) -> tuple[Stat
             if tensor is every[name]:
                 masked[other] = masked[name]
     return dense, masked
+
+
+def _filled(values: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers, of the size of what is kept, in place of what is removed."""
+    kept = values[mask.expand(values.shape)]
+    scale = float(kept.std()) if kept.numel() > 1 else 0.1
+    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+    return torch.where(mask, values, noise.to(values.device) * max(scale, 1e-3))
 
 
 def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
@@ -141,8 +154,7 @@ def random_like(example: Any, seed: int = 0) -> tuple[tuple[Any, ...], dict[str,
 
 def outputs(model: nn.Module, state: State, inputs: tuple[Any, Any]) -> list[Tensor]:
     """A model's floating-point outputs with these values in place of its own, in float64."""
-    known = {k for k, _ in (*model.named_parameters(remove_duplicate=False),
-                            *model.named_buffers(remove_duplicate=False))}  # fmt: skip
+    known = {k for k, _ in (*model.named_parameters(), *model.named_buffers())}  # tied ones once
     own = {k: v for k, v in state.items() if k in known}
     args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
     model = twin(model)  # a pass may fill caches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,15 +23,17 @@ def macs(model: nn.Module, example: Any, masks: Masks) -> tuple[int | None, int 
 
     Args:
         model: any model that runs on the meta device; ``(None, None)`` for others.
-        example: an input, or a tuple of inputs; counted for its first item alone.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments; counted for its
+            first item alone.
         masks: by parameter name.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    named = isinstance(example, Mapping)
+    inputs = example if isinstance(example, tuple) or named else (example,)
     first = _pytree.tree_map_only(torch.Tensor, lambda t: t[:1].to("meta"), inputs)
     try:
         twin = copy.deepcopy(model).to("meta").eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            twin(*first)
+            twin(**first) if named else twin(*first)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         return None, None
     whole = counter.get_total_flops() // 2

@@ -18,7 +18,7 @@ from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, nam
 from prunus.graph.labels import Dim, Fixed, Labels, Value
 from prunus.graph.rules import Rule, all_rules
 from prunus.graph.rules.movement import MOVES, SPLITS
-from prunus.graph.rules.pointwise import pointwise
+from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
 from prunus.graph.trace import Traced, trace
 
@@ -26,7 +26,7 @@ _IGNORED = frozenset(
     {"_assert_tensor_metadata", "sym_size", "_assert_scalar", "sym_constrain_range",
      "sym_constrain_range_for_size", "sym_numel", "sym_stride"}
 )  # fmt: skip
-_TABLES = frozenset({*MOVES, *SPLITS, "to", "clone", "detach", "alias", "contiguous", "_to_copy"})
+_TABLES = frozenset({*MOVES, *SPLITS, *COPIES} - {"copy"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Analysis:
         solved: the classes of labels.
         unknown: operators without a rule, and how often.
         heads: the policy at attention sites.
+        spared: dimensions of parameters that are sliced, but not masked.
     """
 
     traced: Traced
@@ -50,6 +51,7 @@ class Analysis:
     solved: Solved
     unknown: Counter[str]
     heads: Heads
+    spared: frozenset[tuple[str, int]] = frozenset()
 
 
 def analyse(
@@ -89,6 +91,12 @@ def analyse(
         solved=solve(walk.labels, heads),
         unknown=walk.unknown,
         heads=heads,
+        spared=frozenset(
+            (name, d)
+            for name, value in walk.tensors.items()
+            for d, dim in enumerate(value.dims)
+            if any(dim is s for s in walk.labels.spared)
+        ),
     )
 
 

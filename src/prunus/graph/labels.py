@@ -82,6 +82,7 @@ class Labels:
         self.sites: list[Site] = []
         self.heads: list[Array] = []
         self.used: list[Array] = []
+        self.spared: list[Array] = []
 
     def fresh(self, size: int) -> Array:
         """Labels that nothing relates yet."""
@@ -146,6 +147,11 @@ class Labels:
     def made(self, sizes: Sequence[int], why: str = "of size 1") -> Dims:
         """Labels for a new tensor; dimensions of size 1 are broadcast, and stay."""
         return tuple(self.fresh(int(n)) if int(n) != 1 else Fixed(why) for n in sizes)
+
+    def spare(self, dim: Dim) -> None:
+        """Removed indices of this dimension are sliced, and not masked: something else is zero."""
+        if not isinstance(dim, Fixed):
+            self.spared.append(dim)
 
     def head(self, dim: Dim) -> None:
         """These labels number attention heads."""

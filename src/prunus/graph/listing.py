@@ -22,12 +22,14 @@ class Units:
         pinned: dimensions of parameters that stay, with the reason.
         unknown: operators without a rule, and how often they pinned something.
         how: how the model was traced.
+        notes: what the traced graph takes as given.
     """
 
     coupled: Sequence[Coupled]
     pinned: Sequence[Pinned]
     unknown: dict[str, int]
     how: str
+    notes: Sequence[str] = ()
 
     @property
     def total(self) -> int:
@@ -55,7 +57,7 @@ class Units:
             found.append(f"{len(pins):>7,} stay   {why}: {_places([p.place for p in pins], most)}")
         for name, number in self.unknown.items():
             found.append(f"no rule for the operator {name} (met {number} times): its operands stay")
-        return found
+        return [*found, *(f"note: {note}" for note in self.notes)]
 
 
 def units(model: nn.Module, example: Any, *, heads: Heads = "whole") -> Units:
@@ -91,6 +93,7 @@ def table(model: nn.Module, analysis: Analysis) -> Units:
         pinned=pinned_dims(analysis, names),
         unknown=dict(analysis.unknown),
         how=analysis.traced.how,
+        notes=analysis.traced.notes,
     )
 
 

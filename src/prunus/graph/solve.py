@@ -72,7 +72,8 @@ def solve(labels: Labels, heads: Heads = "whole") -> Solved:
             else:
                 rest.append((site, alive))
         if not chosen:
-            site, alive = rest.pop(0)
+            headed = [i for i, (s, _) in enumerate(rest) if classes.touches_head(s)]
+            site, alive = rest.pop(headed[0] if headed else 0)
             chosen.append((site, [_choice(site, alive, classes, heads)]))
         for site, partners in chosen:
             classes.settle(site, partners)
@@ -102,6 +103,10 @@ class _Classes:
     def stays(self, dim: Array) -> bool:
         """Whether every index stays."""
         return bool((self._reason[self._of[dim]] >= 0).all())
+
+    def touches_head(self, site: Site) -> bool:
+        """Whether one of a site's dimensions numbers heads: these decide what others may do."""
+        return any(self.is_head(d) for d in (*site.sources, *site.sinks))
 
     def is_head(self, dim: Array) -> bool:
         return bool(self._head[self._of[dim]].any())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from prunus.errors import InputError
+from prunus.graph.recorder import record
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward pass."""
@@ -29,11 +31,13 @@ class Traced:
         module: the graph; its parameters and buffers are those of the model, by the same names.
         inputs: positional and keyword arguments of the pass.
         how: ``export`` or ``recorder``.
+        notes: what the graph takes as given that another input might change.
     """
 
     module: fx.GraphModule
     inputs: Inputs
     how: str
+    notes: tuple[str, ...] = ()
 
     def tensor(self, node: fx.Node) -> Tensor | None:
         """The tensor that a ``get_attr`` node names, if it is one."""
@@ -80,14 +84,25 @@ def trace(
         if module is None:
             try:
                 module = _export(model, args, kwargs)
-            except Exception as error:
-                raise InputError(
-                    f"{type(model).__name__} cannot be traced by torch.export with this example: "
-                    f"{_first_line(error)}"
-                ) from error
+            except Exception as error:  # export raises whatever its parts do
+                return _recorded(model, (args, kwargs), error)
     _inline(module)
     _settle(module)
     return Traced(module, (args, kwargs), "export")
+
+
+def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
+    """The operators of a real pass, where export refused."""
+    try:
+        module = record(model, *inputs)
+    except Exception as error:  # whatever the model raises
+        raise InputError(
+            f"{type(model).__name__} cannot be traced with this example, neither by torch.export "
+            f"({_first_line(refused)}) nor by recording a pass ({_first_line(error)})"
+        ) from error
+    notes: Any = vars(module)
+    given = f"torch.export refused ({_first_line(refused)}), so one pass was recorded"
+    return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -102,7 +117,8 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.GraphModule:
-    exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    with contextlib.redirect_stderr(io.StringIO()):  # a failed export prints its whole graph
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return module
@@ -195,7 +211,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     log = logging.getLogger("torch")
     level = log.level
     try:
-        log.setLevel(logging.CRITICAL)  # a failed export prints pages; the reason is in the error
+        log.setLevel(logging.CRITICAL)
         model.eval()
         for config in caching:
             config.use_cache = False

@@ -41,6 +41,38 @@ def index(call: Call) -> Found:
     return call.result(dims, zero)
 
 
+def index_put(call: Call) -> Found:
+    """x[:, numbers, …] = values: places that are written stay, the others line up."""
+    x, values, numbers = call.value("self"), call.value("values"), call["indices"]
+    if x is None or values is None:
+        return None
+    places = [i for i, n in enumerate(numbers) if n is not None]
+    why = f"{call.where}: written by position"
+    dims: list[Dim] = list(x.dims)
+    for place in places:
+        call.labels.pin(x.dims[place], why)
+        dims[place] = Fixed(why)
+        value = call.of(numbers[place])
+        for dim in value.dims if value is not None else ():
+            call.labels.pin(dim, why)
+    after = len(x.dims) - places[-1] - 1  # behind the places, values line up from the last one
+    zero = [False] * len(dims)
+    for back, dim in enumerate(reversed(values.dims), start=1):
+        size = values.shape[-back]
+        if size == 1:
+            zero[-back] = False
+        elif back <= after:
+            dims[-back] = call.labels.join(dims[-back], dim)
+            zero[-back] = x.zero[-back] and values.zero[-back]
+        else:
+            call.labels.pin(dim, why)
+    if places != list(range(places[-1] + 1)):  # what stands before may line up: not looked into
+        for place in range(places[-1]):
+            call.labels.pin(dims[place], why)
+            dims[place] = Fixed(why)
+    return call.result(dims, zero)
+
+
 def index_select(call: Call) -> Found:
     """Along one dimension."""
     x = call.value("self")
@@ -97,6 +129,9 @@ RULES = {
     "_embedding_bag": embedding_bag,
     "_embedding_bag_forward_only": embedding_bag,
     "index": index,
+    "index_put": index_put,
+    "_unsafe_index": index,
+    "_unsafe_index_put": index_put,
     "index_select": index_select,
     "gather": gather,
     "one_hot": one_hot,

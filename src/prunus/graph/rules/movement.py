@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree
 
 from prunus.graph.call import Call, Found
-from prunus.graph.labels import Dim, Dims, Fixed, Value
+from prunus.graph.labels import Dim, Fixed, Value
 from prunus.graph.movement import Move, move_labels, relate
 
 SHAPED = ("view", "reshape", "_unsafe_view", "reshape_as", "view_as")
@@ -85,7 +85,12 @@ def _moved(call: Call, x: Value, function: Move, out: Tensor, part: int = 0) -> 
     shape = tuple(int(n) for n in out.shape)
     if x.all_fixed() or 0 in shape:
         why = next((d.why for d in x.dims if isinstance(d, Fixed)), "of size 1")
-        dims: Dims = tuple(Fixed(why) for _ in shape)
+        dims: list[Dim] = [Fixed(why) for _ in shape]
+        if call.name in EXPANDED:  # what repeats one value is free, whatever that value is
+            for e, size in enumerate(shape):
+                d = e - len(shape) + len(x.shape)
+                if size > 1 and (d < 0 or x.shape[d] == 1):
+                    dims[e] = call.labels.fresh(size)
         return call.result(dims, [False] * len(shape), out)
     free = tuple(d for d, dim in enumerate(x.dims) if not isinstance(dim, Fixed))
     literals = () if call.name in (*SHAPED, *EXPANDED) else (call.node.args[1:], call.node.kwargs)

@@ -70,7 +70,8 @@ def weight_norm(call: Call) -> Found:
     dim = int(call["dim"] or 0)
     dims = list(v.dims)
     for d in range(len(dims)):
-        if d == dim:
+        if d == dim:  # g alone is masked: a row of zeros has no direction, 0/0
+            call.labels.spare(v.dims[d])
             dims[d] = call.labels.join(dims[d], g.dims[d])
         elif not v.zero[d]:
             call.labels.pin(dims[d], f"{call.where}: a norm of values that a cut does not zero")

@@ -74,4 +74,24 @@ def _outputs(call: Call, x: Value, out: Dim, hidden: Dim, zero: bool) -> Found:
     return [sequence, *states]
 
 
-RULES = dict.fromkeys(GATES, recurrent)
+def cell(call: Call) -> Found:
+    """One step of one layer: (hidden, cell) of an LSTM, else the hidden state."""
+    start = call["hx"]
+    starts = [call.of(n) for n in (start if isinstance(start, (list, tuple)) else [start])]
+    own = [call.value(k) for k in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    x = call.value("input")
+    if x is None or own[0] is None or own[1] is None or any(s is None for s in starts):
+        return None
+    states = [s for s in starts if s is not None]
+    hidden: Dim = call.labels.join(*(s.dims[-1] for s in states))
+    hidden = call.labels.join(hidden, own[1].dims[1])
+    _one(call, [w for w in own if w is not None], x.dims[-1], hidden, GATES[call.name[:-5]])
+    batch = call.labels.join(*(v.dims[0] for v in (x, *states))) if len(x.dims) > 1 else None
+    dims = [hidden] if batch is None else [batch, hidden]
+    zero = [*(False for _ in dims[1:]), all(s.zero[-1] for s in states)]
+    if not isinstance(call.out, (tuple, list)):
+        return call.result(dims, zero)
+    return [call.result(dims, zero, t) for t in call.out]
+
+
+RULES = dict.fromkeys(GATES, recurrent) | {f"{name}_cell": cell for name in GATES}

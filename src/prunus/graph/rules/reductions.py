@@ -17,7 +17,7 @@ MIXES = frozenset(
 )  # fmt: skip
 KEEPS = frozenset(
     {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "sort",
-     "argsort", "topk", "logcumsumexp", "glu", "cummax", "cummin", "renorm", "_safe_softmax"}
+     "argsort", "topk", "logcumsumexp", "cummax", "cummin", "renorm", "_safe_softmax", "diff"}
 )  # fmt: skip
 
 
@@ -58,8 +58,17 @@ def reduction(call: Call) -> Found:
     return [found(t) if isinstance(t, Tensor) else None for t in call.out]
 
 
+def diff(call: Call) -> Found:
+    """Neighbours subtracted along one dimension, with something before or behind it."""
+    for key in ("prepend", "append"):
+        value = call.value(key)
+        for dim in value.dims if value is not None else ():
+            call.labels.pin(dim, f"{call.where}: looks at every index")
+    return reduction(call)
+
+
 def _dims(given: Any, rank: int, call: Call) -> list[int]:
-    if given is None and call.name in ("sort", "argsort", "topk", "glu"):
+    if given is None and call.name in ("sort", "argsort", "topk"):
         given = -1
     if given is None and call["dims"] is not None:
         given = call["dims"]
@@ -69,4 +78,4 @@ def _dims(given: Any, rank: int, call: Call) -> list[int]:
     return sorted({int(d) % rank for d in many}) if rank else []
 
 
-RULES = dict.fromkeys(SUMS | MIXES | KEEPS, reduction)
+RULES = dict.fromkeys(SUMS | MIXES | KEEPS, reduction) | {"diff": diff}

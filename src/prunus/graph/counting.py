@@ -1,0 +1,107 @@
+"""Multiply–accumulates of every operator as products of dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from prunus.graph.analysis import Analysis
+from prunus.graph.call import base_name, named_arguments
+from prunus.graph.labels import Dim, Value
+from prunus.graph.rules.recurrent import GATES
+
+
+@dataclass(frozen=True)
+class Term:
+    """``factor · Π size of dims``.
+
+    Attributes:
+        factor: whatever does not change.
+        dims: labels, or fixed dimensions, with their sizes.
+    """
+
+    factor: float
+    dims: tuple[tuple[Dim, int], ...]
+
+
+def macs_terms(analysis: Analysis) -> list[Term]:
+    """A term for each product in the model; elementwise work counts nothing, as elsewhere."""
+    return [
+        term
+        for node in analysis.traced.module.graph.nodes
+        if node.op == "call_function"
+        for term in _terms(analysis, node)
+    ]
+
+
+def _terms(analysis: Analysis, node: fx.Node) -> Iterator[Term]:
+    name, args = base_name(node), named_arguments(node)
+
+    def value(key: str) -> Value | None:
+        found = analysis.known.get(args[key]) if isinstance(args.get(key), fx.Node) else None
+        return found if isinstance(found, Value) else None
+
+    out = analysis.known.get(node)
+    if name == "linear":
+        x, w = value("input"), value("weight")
+        if x is not None and w is not None:
+            yield _term(1, [*_pairs(x)[:-1], *_pairs(w)])
+    elif name.startswith("conv") or name == "_convolution":
+        x, w = value("input"), value("weight")
+        if x is not None and w is not None and isinstance(out, Value):
+            turned = "transpose" in name or bool(args.get("transposed"))
+            space = (x if turned else out).shape
+            yield _term(space[0] * math.prod(space[2:]), _pairs(w))
+    elif name in ("matmul", "mm", "bmm", "mv") and isinstance(out, Value):
+        x = value("self") or value("input")
+        if x is not None:
+            yield _term(1, [*_pairs(out), _pairs(x)[-1]])
+    elif name in ("addmm", "baddbmm") and isinstance(out, Value):
+        x = value("mat1") or value("batch1")
+        if x is not None:
+            yield _term(1, [*_pairs(out), _pairs(x)[-1]])
+    elif name == "einsum":
+        yield from _einsum(analysis, args)
+    elif name.startswith(("scaled_dot_product", "_scaled_dot_product")):
+        q, k, v = value("query"), value("key"), value("value")
+        if q is not None and k is not None and v is not None:
+            rows = [*_pairs(q)[:-1], _pairs(k)[-2]]
+            yield _term(1, [*rows, _pairs(q)[-1]])
+            yield _term(1, [*rows, _pairs(v)[-1]])
+    elif name in GATES:
+        yield from _recurrent(analysis, node, args)
+
+
+def _recurrent(analysis: Analysis, node: fx.Node, args: Any) -> Iterator[Term]:
+    data = args["data"] if "data" in args else args["input"]
+    x = analysis.known.get(data)
+    assert isinstance(x, Value)
+    for weight in args["params"]:
+        w = analysis.known.get(weight)
+        if isinstance(w, Value) and len(w.shape) == 2:
+            yield _term(math.prod(x.shape[:-1]), _pairs(w))
+
+
+def _einsum(analysis: Analysis, args: Any) -> Iterator[Term]:
+    left = str(args["equation"]).replace(" ", "").split("->")[0]
+    letters: dict[str, tuple[Dim, int]] = {}
+    for names, node in zip(left.split(","), args["tensors"], strict=True):
+        value = analysis.known.get(node)
+        if isinstance(value, Value) and "." not in names:
+            for letter, pair in zip(names, _pairs(value), strict=True):
+                if letters.get(letter, (None, 1))[1] == 1:
+                    letters[letter] = pair
+    if len(args["tensors"]) > 1:
+        yield _term(1, list(letters.values()))
+
+
+def _pairs(value: Value) -> list[tuple[Dim, int]]:
+    return list(zip(value.dims, value.shape, strict=True))
+
+
+def _term(factor: float, dims: Sequence[tuple[Dim, int]]) -> Term:
+    return Term(float(factor), tuple(dims))

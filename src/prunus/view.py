@@ -1,0 +1,206 @@
+"""What a pruner sees of a model: the weights in scope, their units, and what those cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.errors import InputError
+from prunus.figures import Figure, figure
+from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.trace import arguments, quiet
+from prunus.ideas import Ideas
+from prunus.layout import Layer
+from prunus.plan import Cost, alive_of, limits_of, sparsity
+from prunus.recipe import Recipe
+from prunus.scope import drop_output_layer, excluded, execution_order, find_layers
+from prunus.types import Group, Masks
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class View:
+    """A model as a recipe sees it.
+
+    Attributes:
+        layers: the weights in scope, in the order of execution.
+        groups: their units.
+        analysis: what falls together; ``None`` for structures that need none.
+        figure: what the target counts, for coupled units.
+        weights: the sparsity of coupled units.
+    """
+
+    layers: list[Layer]
+    groups: list[Group]
+    analysis: Analysis | None = None
+    figure: Figure | None = None
+    weights: Figure | None = None
+
+    def sparsity(self, masks: Masks, shapes: Shapes) -> float:
+        """Removed weights ÷ weights in scope of the dense model."""
+        return self._of(self.weights, masks, shapes)
+
+    def reached(self, masks: Masks, shapes: Shapes) -> float:
+        """The part of what the target counts that is gone; without a bound the sparsity."""
+        return self._of(self.figure, masks, shapes)
+
+    def _of(self, what: Figure | None, masks: Masks, shapes: Shapes) -> float:
+        alive = alive_of(self.groups, masks, shapes)
+        if what is None:
+            return sparsity(self.groups, alive)
+        kept = {g: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups}
+        return what(dict(kept))
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """The dense model's costs, for a view of a smaller one."""
+        return {f.name: f.baseline for f in (self.figure, self.weights) if f is not None}
+
+
+def look(
+    model: nn.Module,
+    recipe: Recipe,
+    ideas: Ideas,
+    example: Any,
+    *,
+    layers: Sequence[Layer] | None = None,
+    dense: View | None = None,
+) -> View:
+    """See a model as a recipe does.
+
+    Args:
+        model: to be pruned.
+        recipe: scope, structure and target.
+        ideas: the functions that the recipe names.
+        example: an input; needed by structures that are found by analysis.
+        layers: in scope, where they are known from before the model became smaller.
+        dense: the view of the dense model, then.
+
+    Raises:
+        InputError: if nothing can be pruned as asked.
+    """
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    coupled = "analysis" in inspect.signature(ideas.structure).parameters
+    if coupled and example is None:
+        raise InputError(
+            f"structure {recipe.structure.name} finds what falls together by analysing a forward "
+            "pass: give example=, an input (or a tuple, or a mapping of keyword arguments)"
+        )
+    if layers is None:
+        found = find_layers(model, recipe.scope.include, recipe.scope.exclude, computed=coupled)
+        run = None if example is None else functools.partial(_run, model, example)
+        found = execution_order(model, found, run)
+    else:
+        found = [dataclasses.replace(la, shape=shapes[la.name]) for la in layers]
+    if recipe.structure.name == "neuron" and not recipe.scope.include:
+        found = drop_output_layer(found)
+    if not coupled:
+        groups = ideas.structure(found, shapes)
+        _refuse_target(recipe, groups)
+        return View(found, groups)
+    dims = recipe.structure.settings.get("heads") == "dims"
+    analysis = analyse(model, example, heads="dims" if dims else "whole")
+    groups = ideas.structure(found, shapes, analysis)
+    groups = _allowed(groups, recipe, model)
+    known: dict[str, float] = {}
+    if dense is not None:
+        known = dense.baselines
+        whole = {g.name: g.dense_units or g.units for g in dense.groups}
+        groups = [dataclasses.replace(g, dense_units=whole.get(g.name)) for g in groups]
+    name = recipe.target.bound[0] if recipe.target and recipe.target.bound else "sparsity"
+    weights = figure("sparsity", groups, analysis, model, baseline=known.get("sparsity"))
+    counted = weights
+    if name != "sparsity":
+        counted = figure(name, groups, analysis, model, baseline=known.get(name))
+    view = View(found, groups, analysis, counted, weights)
+    _refuse_bound(recipe, view)
+    return view
+
+
+def target_of(recipe: Recipe, view: View) -> float:
+    """The part of what the target counts that is to go, 0 to 1.
+
+    Raises:
+        InputError: if an absolute bound is above what the dense model costs.
+    """
+    bound = recipe.target.bound if recipe.target is not None else None
+    if bound is None or bound[1] < 1:
+        return recipe.sparsity
+    assert view.figure is not None
+    dense = view.figure.baseline
+    if bound[0] == "macs":
+        dense /= _batch(view)
+    if bound[1] >= dense:
+        raise InputError(
+            f"target: max_{bound[0]} {bound[1]:,.0f} is no bound: the dense model has {dense:,.0f}"
+        )
+    return 1 - bound[1] / dense
+
+
+def _batch(view: View) -> int:
+    """Examples in the input that was traced."""
+    assert view.analysis is not None
+    args, kwargs = view.analysis.traced.inputs
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.dim()]
+    return int(tensors[0].shape[0]) if tensors else 1
+
+
+def _allowed(groups: Sequence[Group], recipe: Recipe, model: nn.Module) -> list[Group]:
+    """Without units that touch an excluded parameter."""
+    every = dict(model.named_parameters())
+    banned = {n for n in every if excluded(n, recipe.scope.exclude)}
+    kept = [g for g in groups if not any(m.name in banned for m in g.members)]
+    if not kept:
+        raise InputError(
+            "scope.exclude touches every unit: whatever falls together with an excluded "
+            "parameter stays"
+        )
+    return kept
+
+
+def _refuse_target(recipe: Recipe, groups: Sequence[Group]) -> None:
+    wanted = recipe.sparsity
+    cost = Cost(groups)
+    most = cost({g: 0 if g.may_empty or g.balanced else 1 for g in groups})
+    if recipe.until_guard:
+        return
+    if round(wanted * cost.total) / cost.total > most:
+        raise InputError(
+            f"target: a sparsity of {wanted:g} leaves less than one unit in some layer; at "
+            f"most {most:.6g} of the {cost.total} weights in scope can go"
+        )
+    smallest = min((int(g.sizes.min()) for g in groups if g.sizes is not None), default=1)
+    if 0 < wanted < smallest / cost.total:
+        raise InputError(
+            f"target: {wanted:g} of {cost.total} weights is less than one unit of structure "
+            f"{recipe.structure.name}, whose smallest has {smallest}"
+        )
+
+
+def _refuse_bound(recipe: Recipe, view: View) -> None:
+    assert view.figure is not None
+    if recipe.until_guard:
+        return
+    wanted = target_of(recipe, view)
+    limits = limits_of(view.groups, dict.fromkeys(view.groups))
+    most = view.figure({g: limits[g].least for g in view.groups})
+    if wanted > most + 1e-9:
+        raise InputError(
+            f"target: {wanted:.4g} of the {view.figure.name} should go, and at most {most:.4g} can "
+            f"while every group keeps a unit ({sum(g.units for g in view.groups)} units in "
+            f"{len(view.groups)} groups; prunus units shows what is pinned and why)"
+        )
+
+
+def _run(model: nn.Module, example: Any) -> None:
+    args, kwargs = arguments(example)
+    with quiet(model):
+        model(*args, **kwargs)

@@ -26,6 +26,16 @@ RECIPES = {
     "rounds": ["iterative", "rounds=3", "criterion=fisher_running", "guard={max_drop: 0.01}"],
     "gradual": ["gradual", "retrain=2ep", "schedule={name: cubic, end: 0.7, every: 5it}"],
     "rewind": ["lottery_ticket", "rounds=2", "restore={name: rewind, k: 7it}"],
+    "compact": [
+        "iterative",
+        "rounds=3",
+        "structure=channel",
+        "target={max_macs: 0.3}",
+        "schedule=linear",
+        "compact=every_round",
+        "allocation=per_cost",
+        "guard={max_drop: 0.03}",
+    ],
     "revive": ["iterative", "rounds=3", "restore={name: revive, values: cut, when: after}"],
 }
 

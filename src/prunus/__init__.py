@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.call import prune, resume
+    from prunus.compaction.artefact import load, save
     from prunus.compaction.compact import Compact, compact
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
     from prunus.graph.listing import units
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "compact": "compaction.compact",
+    "save": "compaction.artefact",
+    "load": "compaction.artefact",
     "Compact": "compaction.compact",
     "units": "graph.listing",
     "prune": "call",
@@ -53,8 +56,10 @@ __all__ = [
     "Task",
     "compact",
     "enforce",
+    "load",
     "prune",
     "resume",
+    "save",
     "units",
 ]
 

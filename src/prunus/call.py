@@ -155,6 +155,26 @@ def find_task(spec: Spec) -> Task:
     return task
 
 
+def find_model(name: str) -> tuple[nn.Module, Any]:
+    """A model and an example of its input: a task's, or what a function in a file returns.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path, _, function = name.partition(":")
+    if not path.endswith(".py") or not function:
+        task = find_task(Spec(name=name))
+        return task.model(), task.example
+    made = find("tasks", name)()
+    if isinstance(made, Task):
+        return made.model(), made.example
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
+        return made
+    raise InputError(
+        f"{name} returned {type(made).__name__}: return (model, example), or a prunus.Task"
+    )
+
+
 def _metric(task: Task, batches: Iterable[Any]) -> Evaluate:
     return lambda model: task.metric(model, batches)
 

@@ -24,7 +24,7 @@ class _Help(click.Group):
     """Commands in the order in which one needs them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["run", "resume", "report", "compare", "plan", "init", "list"]
+        return ["run", "resume", "report", "compare", "plan", "units", "init", "list"]
 
 
 @click.group(cls=_Help, context_settings={"help_option_names": ["-h", "--help"]})
@@ -290,6 +290,48 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--heads",
+    type=click.Choice(["whole", "dims"]),
+    default="whole",
+    help="At attention: whole heads, or the same dimensions of every head.",
+)
+@click.option("--all", "everything", is_flag=True, help="Name every dimension, not the first four.")
+@_DATA
+@_JSON
+@_says_errors
+def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: bool) -> None:
+    """Say what can be removed from a MODEL, and what cannot and why.
+
+    MODEL is a task, or a function in a Python file that returns a model and an example of its
+    input (or a prunus.Task).
+
+    \b
+    Examples:
+      prunus units digits
+      prunus units my/model.py:make --heads dims
+    """
+    _set_data(data)
+    import json
+    from dataclasses import asdict
+
+    from prunus.call import find_model
+    from prunus.graph.listing import units as units_of
+
+    made, example = find_model(model)
+    found = units_of(made, example, heads=heads)
+    if not as_json:
+        click.echo("\n".join(found.lines(10_000 if everything else 4)))
+        return
+    for kind in found.coupled:
+        row = {"units": len(kind), "head": kind.head, "places": [list(p) for p in kind.places]}
+        click.echo(json.dumps(row))
+    for pin in found.pinned:
+        click.echo(json.dumps({"stays": asdict(pin)}))
 
 
 @cli.command()

@@ -69,10 +69,14 @@ def conflicts(recipe: Recipe) -> list[str]:
         found.append("learning_rate: rewind repeats the plan of round 0: set dense, e.g. 10ep")
     if recipe.limit is not None and duration.parse(recipe.limit).unit == "part":
         found.append("limit: write a time ('20min') or a length ('30ep', '5000it')")
-    for key in ("dense.length", "retrain", "snapshot"):
+    if recipe.last_retrain is not None and (recipe.rounds is None or recipe.until_guard):
+        found.append("last_retrain: which cut is the last is known with rounds only: set rounds")
+    for key in ("dense.length", "retrain", "last_retrain", "snapshot"):
         value: Any = recipe
         for part in key.split("."):
             value = getattr(value, part)
+        if value is None:
+            continue
         parsed = duration.parse(value)
         if parsed.unit == "min" or (parsed.unit == "part" and parsed.value > 0):
             found.append(f"{key}: '{value}' is no length of training; write '3ep' or '500it'")

@@ -149,10 +149,13 @@ class Bars:
 def round_line(row: Round) -> str:
     """A judged round in one line."""
     metric = "" if row.metric is None else f"  metric {row.metric:.4f}"
-    return (
-        f"round {row.index:>2}  sparsity {row.achieved:.4f} (asked {row.asked:.4f}){metric}"
-        f"  {row.verdict}  {row.seconds:.1f} s"
-    )
+    return f"round {row.index:>2}  {_reached(row)}{metric}  {row.verdict}  {row.seconds:.1f} s"
+
+
+def _reached(row: Round) -> str:
+    if row.target == "sparsity":
+        return f"sparsity {row.achieved:.4f} (asked {row.asked:.4f})"
+    return f"{row.target} {1 - row.achieved:.4f} of dense (asked {1 - row.asked:.4f})"
 
 
 def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
@@ -179,17 +182,44 @@ def summary(console: Console, result: Result, metric_name: str, report: str | No
     console.print()
     console.print(rounds_table(result.rounds, metric_name))
     console.print()
-    before, after = result.cost_before, result.cost_after
-    fraction = 1 - (after["nonzero_params"] or 0) / (before["params"] or 1)
     rows = [
         ("ended", result.why),
-        ("sparsity", f"{result.sparsity:.4f} of the weights in scope, {fraction:.4f} of all "
-                     "parameters are zero"),
+        ("sparsity", _sparsity(result)),
         (f"test {metric_name}", number(result.test)),
-        ("stored", f"{before['params']:,.0f} parameters, {after['nonzero_params']:,.0f} of them "
-                   "not zero (zeros are stored and multiplied all the same)"),
-    ]  # fmt: skip
+        *(_stored(result) if result.compaction is None else _compact(result)),
+    ]
     for name, text in rows:
         console.print(f"{name:<14}{text}", markup=False, soft_wrap=True)
     if report is not None:
         console.print(f"{'report':<14}{report}", markup=False, soft_wrap=True)
+
+
+def _sparsity(result: Result) -> str:
+    before, after = result.cost_before, result.cost_after
+    fraction = 1 - (after["nonzero_params"] or 0) / (before["params"] or 1)
+    what = "zero" if result.compaction is None else "gone"
+    part = f"{fraction:.4f} of all parameters are {what}"
+    return f"{result.sparsity:.4f} of the weights in scope, {part}"
+
+
+def _stored(result: Result) -> list[tuple[str, str]]:
+    before, after = result.cost_before, result.cost_after
+    zeros = "(zeros are stored and multiplied all the same)"
+    text = f"{before['params']:,.0f} parameters, {after['nonzero_params']:,.0f} of them not zero"
+    return [("stored", f"{text} {zeros}")]
+
+
+def _compact(result: Result) -> list[tuple[str, str]]:
+    done, before, after = result.compaction, result.cost_before, result.cost_after
+    assert done is not None
+    costs = [
+        f"{before[key]:,.0f} -> {after[key]:,.0f} {key}"
+        for key in ("params", "macs", "bytes")
+        if before[key] and after[key] is not None
+    ]
+    text = (
+        f"equal to the masked model within {done.error:.1e} in float64; the masks moved its "
+        f"outputs by {done.effect:.1e}; route: {done.route}"
+    )
+    notes = [("note", note) for note in done.notes]
+    return [("compact", ", ".join(costs)), ("verified", text), *notes]

@@ -129,6 +129,7 @@ def compacted(job: Job) -> Compaction | None:
         error=max(p.comparison.error for p in plans),
         effect=max(p.comparison.effect for p in plans),
         notes=tuple(dict.fromkeys(n for p in plans for n in p.notes)),
+        attributes=tuple(a for p in plans for a in p.surgery.attributes),
     )
 
 

@@ -187,7 +187,7 @@ def _allocate_coupled(
 
     found = at(target)
     if figure.name == "sparsity" or figure(found) >= target - 1e-12:
-        return found
+        return found if figure.name == "sparsity" else _fill(found, target, limits, figure)
     low, high = target, most
     best = at(high)
     for _ in range(SEARCH):
@@ -197,7 +197,23 @@ def _allocate_coupled(
             high, best = middle, counts
         else:
             low = middle
-    return best
+    return _fill(best, target, limits, figure)
+
+
+def _fill(counts: Counts, target: float, limits: Mapping[Group, Limits], figure: Figure) -> Counts:
+    """Keep more units while the bound holds: those that use most of what is left of it."""
+    filled = dict(counts)
+    while True:
+        best: tuple[float, Group] | None = None
+        for group, kept in filled.items():
+            more = int(kept) + group.multiple_of
+            if more <= limits[group].most:
+                gone = figure({**filled, group: more})
+                if gone >= target - 1e-12 and (best is None or gone < best[0]):
+                    best = (gone, group)
+        if best is None:
+            return filled
+        filled[best[1]] = int(filled[best[1]]) + best[1].multiple_of
 
 
 SEARCH = 24

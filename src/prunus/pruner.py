@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunus import duration
+from prunus.compaction.optimizer import refuse_optimizer
 from prunus.errors import InputError
 from prunus.ideas import Ideas, resolve
 from prunus.layout import Layer
@@ -30,7 +31,8 @@ from prunus.recipe import Recipe
 from prunus.recipe_file import load
 from prunus.restore._memory import Memory
 from prunus.scope import initial_masks
-from prunus.shrinking import Shrunk, follow, refuse_optimizer
+from prunus.shrinking import Shrunk, follow
+from prunus.shrinking import saved as saved_shrinks
 from prunus.signals import Look, collect, needed
 from prunus.signals.grad_sq_running import DECAY
 from prunus.types import Counts, Group, Masks, State
@@ -375,7 +377,7 @@ class Pruner:
             "enforced": self._enforced,
             "cuts": (self._first_cut, self._last_cut, self._every),
             "running": dict(self.running),
-            "shrinks": [dict(s.plan.surgery.kept) for s in self.shrinks],
+            "shrinks": saved_shrinks(self),
             "start": None if self._start_state is None else self._start_state.tensors,
         }
 

@@ -158,6 +158,8 @@ class Recipe(_Frozen):
         schedule: how sparsity grows.
         rounds: prune–retrain–judge cycles; without it pruning is gradual, inside retraining.
         retrain: length of retraining, after each cut or (gradual) in all.
+        last_retrain: length of retraining after the last cut, where it is another than after the
+            others: cut early, then recover for long.
         target: final sparsity, a bound such as ``max_macs: 0.5``, or ``guard``. Default 0.9; n:m
             sets it itself.
         guard: judges rounds; none by default.
@@ -185,6 +187,7 @@ class Recipe(_Frozen):
     schedule: Schedule = Schedule(name="early")
     rounds: Annotated[int, Field(ge=1, le=10_000)] | None = None
     retrain: Length = 0
+    last_retrain: Length | None = None
     target: Target | None = None
     guard: Guard | None = None
     restore: Spec = Spec(name="keep")

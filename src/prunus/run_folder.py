@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus import files
+from prunus.compaction.artefact import save
 from prunus.environment import describe
 from prunus.errors import InputError
 from prunus.folder import digest as file_digest
@@ -97,15 +98,18 @@ def _write_identity(folder: Path, pruner: Pruner) -> None:
 
 def write_result(folder: Path, result: Result, metric_name: str) -> None:
     """Weights, masks and figures of a finished run."""
-    tensors = {"weights": dict(result.model.state_dict()), "masks": dict(result.masks)}
-    files.write_atomically(folder / "model.safetensors", files.save_tensors(tensors["weights"]))
-    files.write_atomically(folder / "masks.safetensors", files.save_tensors(tensors["masks"]))
+    small = result.compaction
+    save(result.model, folder / "model.safetensors", small.attributes if small else ())
+    files.write_atomically(folder / "masks.safetensors", files.save_tensors(dict(result.masks)))
     summary = {
         "metric_name": metric_name,
         "metric": result.metric,
         "test": result.test,
         "sparsity": result.sparsity,
         "why": result.why,
+        "compaction": None
+        if small is None
+        else {k: getattr(small, k) for k in ("route", "units", "error", "effect", "notes")},
         "cost_before": dict(result.cost_before),
         "cost_after": dict(result.cost_after),
         "rounds": [asdict(r) for r in result.rounds],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,6 @@ from prunus.compaction.cut import Cut, Kept, cut_of, take
 from prunus.compaction.replace import cut_from_kept
 from prunus.compaction.routes import Plan, find_plan
 from prunus.compaction.surgery import refresh
-from prunus.errors import InputError
 from prunus.types import Masks
 from prunus.view import View, look
 
@@ -63,14 +62,28 @@ def shrink(pruner: Pruner, optimizer: Optimizer | None = None) -> Shrunk | None:
     return _carry_out(pruner, cut, optimizer) if cut.units() else None
 
 
-def follow(pruner: Pruner, kept: Sequence[Mapping[str, Any]]) -> None:
-    """Bring a model to where these shrinks lead: forward from the dense one, or back."""
-    while len(pruner.shrinks) > len(kept):
+def saved(pruner: Pruner) -> list[dict[str, Any]]:
+    """The shrinks so far as plain values, for :func:`follow`."""
+    return [
+        {
+            "kept": dict(s.plan.surgery.kept),
+            "error": s.plan.comparison.error,
+            "effect": s.plan.comparison.effect,
+        }
+        for s in pruner.shrinks
+    ]
+
+
+def follow(pruner: Pruner, steps: Sequence[Mapping[str, Any]]) -> None:
+    """Bring a model to where saved shrinks lead: forward from the dense one, or back."""
+    while len(pruner.shrinks) > len(steps):
         grow(pruner)
-    for step in kept[len(pruner.shrinks) :]:
+    for step in steps[len(pruner.shrinks) :]:
         assert pruner.view.analysis is not None
-        plain: Kept = {name: tuple(indices) for name, indices in step.items()}
-        _carry_out(pruner, cut_from_kept(pruner.view.analysis, plain), None)
+        plain: Kept = {name: tuple(indices) for name, indices in step["kept"].items()}
+        done = _carry_out(pruner, cut_from_kept(pruner.view.analysis, plain), None)
+        first = replace(done.plan.comparison, error=step["error"], effect=step["effect"])
+        pruner.shrinks[-1] = replace(done, plan=replace(done.plan, comparison=first))
 
 
 def grow(pruner: Pruner) -> None:
@@ -105,9 +118,8 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
             *model.named_buffers(remove_duplicate=False),
         )
     }
-    before = dict(model.named_parameters())
     modules = {n: model.get_submodule(n) for n in plan.surgery.replaced}
-    small = perform(model, plan)
+    small = perform(model, plan, optimizer)
     done = Shrunk(
         plan=plan,
         units=cut.units(),
@@ -118,9 +130,6 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
         given=pruner.given,
     )
     pruner.shrinks.append(done)
-    if optimizer is not None:
-        cuts = {id(before[n]): k for n, k in plan.surgery.kept.items() if n in before}
-        slice_states(optimizer, cuts, {id(p): shapes[n] for n, p in before.items()})
     pruner.model = small
     names = {n for n, _ in small.named_parameters()}
     layers = [la for la in pruner.view.layers if la.name in names]
@@ -148,31 +157,10 @@ def smaller_masks(masks: Masks, kept: Kept, shapes: Mapping[str, Sequence[int]])
     return small
 
 
-def slice_states(
-    optimizer: Optimizer,
-    kept: Mapping[int, tuple[Tensor | None, ...]],
-    shapes: Mapping[int, torch.Size],
-) -> None:
-    """Slice every state tensor that has a parameter's old shape.
-
-    Args:
-        optimizer: whose parameters were sliced in place.
-        kept: by the identity of a parameter.
-        shapes: before the slice.
-    """
-    for parameter, state in optimizer.state.items():
-        cut = kept.get(id(parameter))
-        if cut is None:
-            continue
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shapes[id(parameter)]:
-                state[key] = take(value, cut)
-
-
 def slice_saved(
     state: Mapping[Any, Any], names: Sequence[str], kept: Kept, shapes: Mapping[str, Sequence[int]]
 ) -> dict[Any, Any]:
-    """The same for the ``"state"`` part of an optimizer's ``state_dict()``.
+    """Slice the ``"state"`` part of an optimizer's ``state_dict()`` with the parameters.
 
     Args:
         state: by the number of each parameter.
@@ -188,35 +176,6 @@ def slice_saved(
             if isinstance(value, Tensor) and name in kept and value.shape == shapes[name]:
                 small[number][key] = take(value, kept[name])
     return small
-
-
-UNSLICEABLE = {
-    "Adafactor": "it keeps sums over rows and columns, which mix what stays with what goes",
-    "Muon": "its update orthogonalises whole matrices, so those of a smaller one are others",
-    "LBFGS": "it keeps a history of flattened weights",
-    "Shampoo": "it keeps products over whole dimensions",
-    "SOAP": "it keeps products over whole dimensions",
-}
-
-
-def refuse_optimizer(optimizer: Optimizer, parameters: Iterable[nn.Parameter] = ()) -> None:
-    """Refuse an optimizer whose state cannot be sliced.
-
-    Raises:
-        InputError: by name, with what to do.
-    """
-    name = type(optimizer).__name__
-    reason = UNSLICEABLE.get(name)
-    if reason is None:
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    reason = f"its state '{key}' has another shape than its parameter"
-    if reason is not None:
-        raise InputError(
-            f"{name} cannot go on with a smaller model: {reason}. Use SGD, Adam, AdamW, Adagrad, "
-            "RMSprop or NAdam, or compact: end"
-        )
 
 
 def _sliced(tensor: Tensor, kept: tuple[Tensor | None, ...] | None) -> Tensor:

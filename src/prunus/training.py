@@ -76,7 +76,10 @@ def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
 def _length(job: Job, at: Position) -> duration.Duration:
     """Of the phase; what ``revive`` brings back after retraining trains for half of the next."""
     recipe = job.pruner.recipe
-    length = duration.parse(recipe.dense.length if at.phase == "dense" else recipe.retrain)
+    retrain = recipe.retrain
+    if recipe.last_retrain is not None and at.progress >= 1:
+        retrain = recipe.last_retrain
+    length = duration.parse(recipe.dense.length if at.phase == "dense" else retrain)
     if at.phase == "dense" or at.index == 1 or not revives(job.pruner, "after"):
         return length
     half = length.value / 2

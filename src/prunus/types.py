@@ -163,6 +163,7 @@ class Compaction:
         error: largest difference from the masked model in float64, relative to its outputs.
         effect: how far the masks moved the outputs, by the same measure.
         notes: what to know beside.
+        attributes: numbers that modules keep and that changed, for :func:`prunus.save`.
     """
 
     route: str
@@ -170,6 +171,7 @@ class Compaction:
     error: float
     effect: float
     notes: tuple[str, ...] = ()
+    attributes: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

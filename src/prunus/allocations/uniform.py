@@ -24,4 +24,6 @@ def uniform(
         return {
             g: torch.full((g.units // g.run,), g.run - int(target * g.run + 1e-9)) for g in units
         }
-    return keep_by_share(units, {g: float(g.dense_units or g.units) for g in units}, cost, target, limits)
+    return keep_by_share(
+        units, {g: float(g.dense_units or g.units) for g in units}, cost, target, limits
+    )

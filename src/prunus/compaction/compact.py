@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from prunus import costs
+from prunus.compaction.artefact import save
+from prunus.compaction.attributes import Attribute
 from prunus.compaction.cut import Cut, Kept, cut_of
+from prunus.compaction.optimizer import shrink
 from prunus.compaction.routes import ROUTES, Plan, find_plan
+from prunus.compaction.surgery import adopt
 from prunus.errors import InputError
 from prunus.graph.analysis import analyse
 from prunus.graph.solve import Heads
@@ -33,6 +39,7 @@ class Compact:
         before: params, macs, bytes and more of the dense model.
         after: the same of the compact model.
         kept: the indices that stay, by tensor and dimension.
+        attributes: numbers that modules keep and that changed.
         notes: what to know beside.
     """
 
@@ -45,6 +52,11 @@ class Compact:
     after: Mapping[str, float | None]
     kept: Kept = field(repr=False)
     notes: tuple[str, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the model, without pickle; :func:`prunus.load` opens it."""
+        return save(self.model, path, self.attributes)
 
     def __str__(self) -> str:
         lines = [
@@ -110,6 +122,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
         after=costs.measure(small, example),
         kept=plan.surgery.kept,
         notes=plan.notes,
+        attributes=plan.surgery.attributes,
     )
 
 
@@ -123,14 +136,18 @@ def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | Non
     return max(cuts, key=Cut.units)
 
 
-def perform(model: nn.Module, plan: Plan) -> nn.Module:
-    """Carry a plan out on a model, in place where its class stays."""
-    if plan.graph is None:
-        plan.surgery.apply(model)
-        return model
-    from prunus.compaction.surgery import adopt, slice_tensors
+def perform(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn.Module:
+    """Carry a plan out on a model, in place where its class stays.
 
-    slice_tensors(model, plan.surgery.kept)
+    Args:
+        model: that the plan was found for.
+        plan: what to do.
+        optimizer: of the model; its state is sliced along.
+    """
+    if plan.graph is None:
+        plan.surgery.apply(model, optimizer)
+        return model
+    shrink(model, optimizer, plan.surgery.kept)
     adopt(plan.graph, model)
     plan.graph.train(model.training)
     return plan.graph

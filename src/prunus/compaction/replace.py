@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
 
 from prunus.compaction.cut import Cut, Kept
 from prunus.compaction.rewrite import rewrite
+from prunus.compaction.verify import every_value
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyse, canonical_names
-from prunus.graph.labels import Fixed
-from prunus.graph.solve import Heads
+from prunus.graph.labels import Fixed, Value
 from prunus.graph.trace import Inputs, quiet, trace, twin
 
 
@@ -38,35 +39,79 @@ def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict
     return calls
 
 
-def as_graph(module: nn.Module, inputs: Inputs, kept: Kept, heads: Heads) -> fx.GraphModule:
+Ends = Sequence[tuple[Tensor | None, ...] | None]
+"""Of each tensor that enters a module, by dimension the indices that stay; ``None``: unknown."""
+
+
+def entering(cut: Cut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict[str, Ends]:
+    """What a cut leaves of the tensors that enter modules: they are found by their values.
+
+    Args:
+        cut: of the whole model.
+        calls: the arguments of modules in a pass of the dense model.
+        inputs: of that pass.
+    """
+    with torch.no_grad():
+        values = every_value(cut.analysis.traced.module, inputs)
+    known: dict[torch.Size, list[tuple[Tensor, Value]]] = {}
+    for node, tensor in values.items():
+        value = cut.analysis.known.get(node)
+        if isinstance(tensor, Tensor) and isinstance(value, Value):
+            known.setdefault(tensor.shape, []).append((tensor, value))
+
+    def left(tensor: Tensor) -> tuple[Tensor | None, ...] | None:
+        for same, value in known.get(tensor.shape, []):
+            if same.dtype == tensor.dtype and torch.equal(same, tensor):
+                return tuple(cut.indices(d) for d in value.dims)
+        return None
+
+    return {name: [left(t) for t in _entering(call)] for name, call in calls.items()}
+
+
+def _entering(inputs: Inputs) -> list[Tensor]:
+    return [t for t in _pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+
+
+def as_graph(module: nn.Module, inputs: Inputs, kept: Kept, ends: Ends) -> fx.GraphModule:
     """A module as a smaller graph that takes the same arguments.
 
     Args:
         module: the dense one.
         inputs: with which it is called.
         kept: by names within the module.
-        heads: the policy that the cut was made by.
+        ends: what is left of the tensors that enter it.
 
     Raises:
         InputError: if it cannot be traced by itself.
         RunError: if it cannot be rewritten.
     """
+    losing = [[d for d, left in enumerate(end or ()) if left is not None] for end in ends]
     for dynamic in (True, False):
-        traced = trace(module, None, dynamic=dynamic, inputs=inputs)
-        analysis = analyse(module, None, heads=heads, open_ends=True, traced=traced)
+        traced = trace(module, None, dynamic=dynamic, closed=losing, inputs=inputs)
+        analysis = analyse(module, None, open_ends=ends, traced=traced, kept=kept)
         try:
-            return rewrite(cut_from_kept(analysis, kept)).module
+            return rewrite(known_cut(analysis, kept)).module
         except RunError:
             if not dynamic:
                 raise
     raise AssertionError
 
 
-def whole_graph(model: nn.Module, inputs: Inputs, kept: Kept, heads: Heads) -> fx.GraphModule:
-    """The whole model as a smaller graph, sizes of the inputs open where the model allows it."""
+def whole_graph(model: nn.Module, inputs: Inputs, kept: Kept) -> tuple[fx.GraphModule, bool]:
+    """The whole model as a smaller graph, and whether it takes inputs of other sizes."""
     traced = trace(model, None, dynamic=True, inputs=inputs)
-    analysis = analyse(model, None, heads=heads, traced=traced)
-    return rewrite(cut_from_kept(analysis, kept)).module
+    analysis = analyse(model, None, traced=traced, kept=kept)
+    return rewrite(known_cut(analysis, kept)).module, traced.open
+
+
+def known_cut(analysis: Analysis, kept: Kept) -> Cut:
+    """The cut of an analysis that was made for it: classes that hold a removed index of anything.
+
+    Raises:
+        RunError: if the kept indices are no cut of this graph: a class goes in part.
+    """
+    cut = cut_from_kept(analysis, kept)
+    return Cut(analysis, cut.removed | (analysis.solved.gone & (analysis.solved.reason < 0)))
 
 
 def cut_from_kept(analysis: Analysis, kept: Kept) -> Cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch.utils import _pytree
 
 from prunus.compaction.attributes import Attribute, guesses, standard
 from prunus.compaction.cut import Cut, Kept, masks_of
-from prunus.compaction.replace import as_graph, record_calls, whole_graph, within
+from prunus.compaction.optimizer import shrink
+from prunus.compaction.replace import Ends, as_graph, entering, record_calls, whole_graph, within
 from prunus.compaction.rewrite import Rewritten, rewrite
-from prunus.compaction.surgery import Surgery, refresh, slice_tensors
+from prunus.compaction.surgery import Surgery, refresh
 from prunus.compaction.verify import (
+    FLOAT64,
+    META,
+    OWN_TYPE,
     Comparison,
     State,
     compare,
@@ -23,6 +28,7 @@ from prunus.compaction.verify import (
     outputs,
     random_like,
     small_state,
+    traced_outputs,
     values_for_test,
 )
 from prunus.errors import InputError, RunError
@@ -35,6 +41,13 @@ ROUTES = {
     "modules": "the model's own class; some modules became graphs",
     "graph": "the whole model became a graph",
 }
+
+SIMPLE = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Embedding,
+          nn.LayerNorm, nn.GroupNorm, nn.Sequential, nn.ModuleList, nn.ModuleDict)  # fmt: skip
+"""Modules whose code holds no sizes beside the attributes that ``standard`` sees to."""
+
+MOST_ROUNDS = 12
+"""How often modules are replaced before the whole model becomes a graph."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +89,45 @@ class _Search:
         dense, masked = values_for_test(model, self.masks)
         self.small: State = small_state(masked, self.kept, cut.analysis.names)
         self.masked = masked
-        self.expected = outputs(model, masked, self.inputs)
-        self.effect = difference(outputs(model, dense, self.inputs), self.expected)[0]
+        self.gate = META if any(p.is_meta for p in model.parameters()) else FLOAT64
+        self.expected = self._expected()
+        self.effect = self._effect(dense)
         self.rewritten: Rewritten = rewrite(cut)
+
+    def _expected(self) -> list[Tensor]:
+        """The masked model's outputs."""
+        if self.gate is META:
+            return traced_outputs(self.cut.analysis.traced)
+        try:
+            return outputs(self.model, self.masked, self.inputs, self.gate)
+        except (RuntimeError, NotImplementedError):  # an operator without float64, it seems
+            self.gate, self.inputs = OWN_TYPE, self._plain_inputs()
+            return outputs(self.model, self.masked, self.inputs, self.gate)
+
+    def _effect(self, dense: State) -> float:
+        if self.gate is META:
+            return float("nan")
+        return difference(outputs(self.model, dense, self.inputs, self.gate), self.expected)[0]
 
     def find(self) -> Plan:
         graph = self.check(self.rewritten.module)
-        if not graph.equal:
+        recorded = self.cut.analysis.traced.how == "recorder"  # its decisions may be other ones
+        if not graph.equal and not recorded:
             self._fail(graph)
-        if not self.kept:
-            return Plan("sliced", Surgery({}), None, graph)
-        return self._modules_kept() or self._modules_replaced() or self._whole(graph)
+        found = (
+            self._modules_kept() or self._modules_replaced()
+            if self.kept
+            else Plan("sliced", Surgery({}), None, graph)
+        )
+        if found is None and not graph.equal:
+            self._fail(graph)
+        found = found or self._whole(graph)
+        known = (*self.cut.analysis.traced.notes, *([self.gate.note] if self.gate.note else []))
+        return replace(found, notes=(*known, *found.notes))
 
     def check(self, model: nn.Module) -> Comparison:
         """Compare a candidate with the masked model."""
-        found = compare(self.expected, model, self.small, self.inputs)
+        found = compare(self.expected, model, self.small, self.inputs, self.gate)
         return replace(found, effect=self.effect)
 
     def _modules_kept(self) -> Plan | None:
@@ -130,50 +167,76 @@ class _Search:
         graphs: dict[str, nn.Module] = {}
         tried: set[str] = set()
         fixed = standard(self._sliced(), self.rewritten.patches)
-        for _ in range(12):
+        for _ in range(MOST_ROUNDS):
             surgery = Surgery(self.kept, tuple(fixed), dict(graphs))
-            twin = copy.deepcopy(self.model)
-            surgery.apply(twin)
+            twin = self._operated(surgery)
             found = self.check(twin)
             if found.equal:
-                notes = (f"became graphs: {', '.join(sorted(graphs))}",)
-                return Plan("modules", surgery, None, found, notes)
-            wanted = [
-                n
-                for n in self._failing(twin, graphs)
-                if n and n not in tried and not any(_inside(n, g) for g in graphs)
-            ]
+                return self._without_needless(surgery, found)
+            wanted = [n for n in self._failing(twin, graphs, tried) if n and n not in tried]
             if not wanted:
                 return None
             calls = record_calls(self.model, wanted, self._plain_inputs())
+            ends = entering(self.cut, calls, self._plain_inputs())
             for name in sorted(wanted, key=len):
                 tried.add(name)
-                if any(_inside(name, g) for g in graphs):
-                    continue
-                made = self._graph_of(name, calls)
+                made = None if _within_any(name, graphs) else self._graph_of(name, calls, ends)
                 if made is not None:
-                    for inner in [g for g in graphs if g.startswith(f"{name}.")]:
-                        del graphs[inner]
+                    graphs = {n: g for n, g in graphs.items() if not n.startswith(f"{name}.")}
                     graphs[name] = made
         return None
 
-    def _graph_of(self, name: str, calls: dict[str, Inputs]) -> nn.Module | None:
+    def _operated(self, surgery: Surgery) -> nn.Module:
+        twin = copy.deepcopy(self.model)
+        surgery.apply(twin)
+        return twin
+
+    def _without_needless(self, surgery: Surgery, found: Comparison) -> Plan:
+        """Put back whatever module the model can do with."""
+        for name in sorted(surgery.replaced):
+            fewer = {n: g for n, g in surgery.replaced.items() if n != name}
+            smaller = replace(surgery, replaced=fewer)
+            again = self.check(self._operated(smaller))
+            if again.equal:
+                surgery, found = smaller, again
+        notes = (f"became graphs: {', '.join(sorted(surgery.replaced))}",)
+        return Plan("modules", surgery, None, found, notes)
+
+    def _graph_of(
+        self, name: str, calls: Mapping[str, Inputs], ends: Mapping[str, Ends]
+    ) -> nn.Module | None:
         if name not in calls:
             return None
         module = self.model.get_submodule(name)
         kept = within(self.kept, self.cut.analysis.names, module, name)
         try:
-            return as_graph(module, calls[name], kept, self.cut.analysis.heads)
+            return as_graph(module, calls[name], kept, ends[name])
         except (InputError, RunError, AssertionError):
             return None
 
-    def _failing(self, twin: nn.Module, graphs: dict[str, nn.Module]) -> list[str]:
-        """Modules to replace next: where the pass breaks, with others of the same class."""
+    def _failing(
+        self, twin: nn.Module, graphs: Mapping[str, nn.Module], tried: Container[str]
+    ) -> list[str]:
+        """Modules to replace next: where the pass breaks; the second time all of that class."""
+        place = self._own_code(self._broken(twin, graphs), tried)
+        if place is None:
+            return self._patched_modules(graphs)
+        kind = type(self.model.get_submodule(place))
+        if not any(type(self.model.get_submodule(g)) is kind for g in graphs):
+            return [place]
+        changed = self._holders()
+        return [
+            n
+            for n, m in self.model.named_modules()
+            if type(m) is kind and (n in changed or n == place)
+        ]
+
+    def _broken(self, twin: nn.Module, graphs: Mapping[str, nn.Module]) -> list[str]:
+        """The modules that had been entered when the pass broke, the innermost one last."""
         stack: list[str] = []
-        broken: list[str] = []
         hooks = []
         for name, module in twin.named_modules():
-            if any(_inside(name, g) for g in graphs):
+            if _within_any(name, graphs):
                 continue
 
             def enter(module: nn.Module, args: Any, name: str = name) -> None:
@@ -182,33 +245,23 @@ class _Search:
             def leave(module: nn.Module, args: Any, out: Any) -> None:
                 stack.pop()
 
-            hooks += [
-                module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
-            ]  # fmt: skip
+            hooks.append(module.register_forward_pre_hook(enter))
+            hooks.append(module.register_forward_hook(leave))
         try:
-            found = compare(self.expected, twin, self.small, self.inputs)
-            broken = list(stack) if found.problem else []
+            found = compare(self.expected, twin, self.small, self.inputs, self.gate)
         finally:
             for hook in hooks:
                 hook.remove()
-        place = self._own_code(broken)
-        if place is None:
-            return self._patched_modules(graphs)
-        kind = type(twin.get_submodule(place))
-        changed = self._holders()
-        return [
-            n
-            for n, m in self.model.named_modules()
-            if type(m) is kind and (n in changed or n == place)
-        ] or [place]
+        return stack if found.problem else []
 
-    def _own_code(self, broken: list[str]) -> str | None:
+    def _own_code(self, broken: list[str], tried: Container[str]) -> str | None:
         """The innermost module on the way to the failure whose own code is at fault."""
-        simple = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Embedding,
-                  nn.LayerNorm, nn.GroupNorm)  # fmt: skip
         for name in reversed(broken):
-            module = self.model.get_submodule(name)
-            if not isinstance(module, simple) and name:
+            if (
+                name
+                and name not in tried
+                and not isinstance(self.model.get_submodule(name), SIMPLE)
+            ):
                 return name
         return None
 
@@ -220,32 +273,27 @@ class _Search:
             holders |= {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
         return holders
 
-    def _patched_modules(self, graphs: dict[str, nn.Module]) -> list[str]:
+    def _patched_modules(self, graphs: Mapping[str, nn.Module]) -> list[str]:
         """Every module whose own code had a literal that changed."""
         found = []
         for patch in self.rewritten.patches:
             stack = patch.node.meta.get("nn_module_stack") or {}
             paths = [str(entry[0]) for entry in stack.values()]
-            if paths and paths[-1] and not any(_inside(paths[-1], g) for g in graphs):
+            if paths and paths[-1] and not _within_any(paths[-1], graphs):
                 found.append(paths[-1])
         return list(dict.fromkeys(found))
 
     def _whole(self, known: Comparison) -> Plan:
-        notes: tuple[str, ...] = ()
-        graph: fx.GraphModule | None = None
+        """The whole graph, of open sizes where that one is as right."""
         try:
-            graph = whole_graph(
-                self.model, self._plain_inputs(), self.kept, self.cut.analysis.heads
-            )
-            known_open = self.check(graph)
-            if not known_open.equal:
-                graph = None
+            graph, opened = whole_graph(self.model, self._plain_inputs(), self.kept)
+            found = self.check(graph)
         except (InputError, RunError):
-            graph = None
-        if graph is None:
-            graph = self.rewritten.module
-            notes = ("the graph takes inputs of the example's shape only",)
-        return Plan("graph", Surgery(self.kept), graph, known, notes)
+            opened = False
+        if not opened or not found.equal:
+            graph, found, opened = self.rewritten.module, known, False
+        notes = () if opened else ("the graph takes inputs of the example's shape only",)
+        return Plan("graph", Surgery(self.kept), graph, found, notes)
 
     def _plain_inputs(self) -> Inputs:
         """The random inputs in the model's own type."""
@@ -259,17 +307,22 @@ class _Search:
 
     def _sliced(self) -> nn.Module:
         twin = copy.deepcopy(self.model)
-        slice_tensors(twin, self.kept)
+        shrink(twin, None, self.kept)
         return twin
 
     def _fail(self, found: Comparison) -> None:
-        where = first_difference(self.cut, self.rewritten, (self.masked, self.small), self.inputs)
+        states = (self.masked, self.small)
+        where = first_difference(self.cut, self.rewritten, states, self.inputs, self.gate)
         what = found.problem or f"they differ by {found.error:.2g}"
         place = f"; the first operator that differs is {where}" if where else ""
         raise RunError(
             f"the compact model does not equal the masked one ({what}{place}). Nothing was "
             "changed: the masked model is right; please report this with the model's class"
         )
+
+
+def _within_any(path: str, outer: Iterable[str]) -> bool:
+    return any(_inside(path, o) for o in outer)
 
 
 def _inside(path: str, outer: str) -> bool:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from prunus.compaction.attributes import Attribute
-from prunus.compaction.cut import Kept, take
+from prunus.compaction.cut import Kept
+from prunus.compaction.optimizer import shrink
 from prunus.compaction.rewrite import PLAIN
 from prunus.graph.analysis import canonical_names
+from prunus.graph.trace import drop_caches
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,13 @@ class Surgery:
     attributes: tuple[Attribute, ...] = ()
     replaced: Mapping[str, nn.Module] = field(default_factory=dict)
 
-    def apply(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Make the model smaller; parameters keep their identity.
+    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, nn.Module]:
+        """Make the model smaller; parameters keep their identity, and an optimizer its state.
 
         Returns:
             The modules that were replaced, for :meth:`undo`.
         """
-        slice_tensors(model, self.kept)
+        shrink(model, optimizer, self.kept)
         for attribute in self.attributes:
             attribute.set(model)
         before = {}
@@ -54,27 +57,9 @@ class Surgery:
             attribute.set(model, back=True)
 
 
-def slice_tensors(model: nn.Module, kept: Kept) -> None:
-    """Slice parameters (in place, the same objects) and buffers (replaced) of a model."""
-    names = canonical_names(model)
-    done: dict[str, Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        for key, parameter in list(module._parameters.items()):
-            name = names.get(_join(path, key), "")
-            if parameter is not None and name in kept and name not in done:
-                parameter.data = take(parameter.data, kept[name])
-                parameter.grad = None
-                done[name] = parameter
-        for key, buffer in list(module._buffers.items()):
-            name = names.get(_join(path, key), "")
-            if buffer is not None and name in kept:
-                if name not in done:
-                    done[name] = take(buffer, kept[name])
-                module._buffers[key] = done[name]
-
-
 def refresh(model: nn.Module) -> None:
-    """What recurrent layers cache about their weights."""
+    """What modules remember of their weights' values or addresses."""
+    drop_caches(model)
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [
@@ -103,6 +88,8 @@ def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
     for key, value in vars(original).items():
         if type(value) in PLAIN and key not in vars(graph):
             setattr(graph, key, value)
+    if isinstance(original, nn.MultiheadAttention):
+        vars(graph)["_qkv_same_embed_dim"] = False  # torch's encoder layers: no fused fast path
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

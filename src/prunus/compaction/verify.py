@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,35 @@ from prunus.compaction.cut import Cut, Kept, take
 from prunus.compaction.rewrite import Rewritten
 from prunus.graph.call import describe
 from prunus.graph.labels import Value
-from prunus.graph.trace import arguments, quiet, twin
+from prunus.graph.trace import Traced, arguments, quiet, trace, twin
 from prunus.types import Masks
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
 
-_STATISTICS = ("running_mean", "running_var")
+
+@dataclass(frozen=True)
+class Gate:
+    """How two models are compared.
+
+    Attributes:
+        tolerance: largest difference, relative to the largest output.
+        wide: in float64; else in the model's own type.
+        note: what a user should know about it.
+    """
+
+    tolerance: float = TOLERANCE
+    wide: bool = True
+    note: str = ""
+
+
+FLOAT64 = Gate()
+OWN_TYPE = Gate(
+    1e-4,
+    wide=False,
+    note="an operator knows no float64: compared in the model's own type, within 1e-4",
+)
+META = Gate(note="on the meta device: shapes were compared, values could not be")
 
 
 @dataclass(frozen=True)
@@ -30,22 +53,25 @@ class Comparison:
     """Two models on the same inputs.
 
     Attributes:
-        error: largest difference ÷ largest value of the masked model's outputs.
+        error: largest difference ÷ largest value of the masked model's outputs; NaN on the meta
+            device, where only shapes were compared.
         effect: the same between masked and dense model: near zero, equality says nothing.
         problem: why there is no comparison (an exception, other outputs), or ``None``.
+        tolerance: for the error.
     """
 
     error: float
     effect: float = 0.0
     problem: str | None = None
+    tolerance: float = TOLERANCE
 
     @property
     def equal(self) -> bool:
-        return self.problem is None and self.error <= TOLERANCE
+        """Whether nothing speaks against the compact model."""
+        return self.problem is None and not self.error > self.tolerance
 
 
 State = Mapping[str, Tensor]
-Run = Callable[[], list[Tensor]]
 
 
 class Double(TorchDispatchMode):
@@ -102,6 +128,8 @@ def values_for_test(model: nn.Module, masks: Masks, seed: int = 0) -> tuple[Stat
 
 def _filled(values: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers, of the size of what is kept, in place of what is removed."""
+    if values.is_meta:
+        return values
     kept = values[mask.expand(values.shape)]
     scale = float(kept.std()) if kept.numel() > 1 else 0.1
     noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
@@ -112,6 +140,8 @@ def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generato
     if not tensor.is_floating_point():
         return tensor.detach()
     values = tensor.detach().double()
+    if values.is_meta:
+        return values
     last = name.rpartition(".")[2]
     if last == "running_var":
         return 0.5 + torch.rand(values.shape, generator=generator, dtype=torch.float64)
@@ -137,7 +167,7 @@ def random_like(example: Any, seed: int = 0) -> tuple[tuple[Any, ...], dict[str,
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.numel() == 0:
+        if not isinstance(value, Tensor) or value.numel() == 0 or value.is_meta:
             return value
         if value.is_floating_point():
             made = torch.randn(value.shape, generator=generator, dtype=torch.float64)
@@ -152,21 +182,33 @@ def random_like(example: Any, seed: int = 0) -> tuple[tuple[Any, ...], dict[str,
     return _pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
 
 
-def outputs(model: nn.Module, state: State, inputs: tuple[Any, Any]) -> list[Tensor]:
-    """A model's floating-point outputs with these values in place of its own, in float64."""
-    known = {k for k, _ in (*model.named_parameters(), *model.named_buffers())}  # tied ones once
-    own = {k: v for k, v in state.items() if k in known}
+def outputs(
+    model: nn.Module, state: State, inputs: tuple[Any, Any], gate: Gate = FLOAT64
+) -> list[Tensor]:
+    """A model's outputs with these values in place of its own, in float64 or its own type."""
+    if gate is META and not isinstance(model, fx.GraphModule):
+        return traced_outputs(trace(model, None, inputs=inputs))  # eager code may ask for values
+    tensors = (*model.named_parameters(), *model.named_buffers())  # tied ones once
+    own = {k: state[k] if gate.wide else state[k].to(v.dtype) for k, v in tensors if k in state}
     args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
     model = twin(model)  # a pass may fill caches
-    with torch.no_grad(), quiet(model), Double():
+    with torch.no_grad(), quiet(model), Double() if gate.wide else contextlib.nullcontext():
         found = functional_call(model, own, args, kwargs)
-    return tensors_of(found)
+    real = [t for t in tensors_of(found) if t.is_floating_point() or t.is_complex()]
+    return real or tensors_of(found)
+
+
+def traced_outputs(traced: Traced) -> list[Tensor]:
+    """What a traced model returns, without values."""
+    output = next(n for n in traced.module.graph.nodes if n.op == "output")
+    found = _pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), output.args)
+    return [torch.empty_like(t, device="meta") for t in tensors_of(found)]
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Floating-point tensors of a nested output, in order."""
+    """The tensors of a nested output, in order."""
     if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
+        return [value]
     if isinstance(value, Mapping):
         return [t for v in value.values() for t in tensors_of(v)]
     if isinstance(value, (list, tuple)):
@@ -186,31 +228,49 @@ def difference(expected: list[Tensor], found: list[Tensor]) -> tuple[float, str 
             return float("inf"), f"an output of shape {tuple(b.shape)} instead of {tuple(a.shape)}"
         if a.numel() == 0:
             continue
-        a, b = a.double(), b.double()
+        if a.is_meta or b.is_meta:
+            return float("nan"), None
+        a, b = _real(a), _real(b)
         same = (a == b) | (a.isnan() & b.isnan())
         gap = torch.where(same, torch.zeros_like(a), (a - b).abs())
         scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0
+        if bool(gap.isnan().any()):
+            return float("inf"), "an output is NaN on one side"
         worst = max(worst, float(gap.max()) / max(scale, 1e-300))
-    return worst, (None if worst == worst else "an output is NaN on one side")
+    return worst, None
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return (
+        torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
+    )
 
 
 def compare(
-    masked: list[Tensor], model: nn.Module, state: State, inputs: tuple[Any, Any]
+    masked: list[Tensor],
+    model: nn.Module,
+    state: State,
+    inputs: tuple[Any, Any],
+    gate: Gate = FLOAT64,
 ) -> Comparison:
     """A compact model against the masked model's outputs."""
     try:
-        found = outputs(model, state, inputs)
+        found = outputs(model, state, inputs, gate)
     except Exception as error:
         text = str(error).strip().splitlines()
         return Comparison(
             float("inf"), problem=f"{type(error).__name__}: {text[0] if text else ''}"
         )
     gap, problem = difference(masked, found)
-    return Comparison(gap, problem=problem)
+    return Comparison(gap, problem=problem, tolerance=gate.tolerance)
 
 
 def first_difference(
-    cut: Cut, rewritten: Rewritten, states: tuple[State, State], inputs: tuple[Any, Any]
+    cut: Cut,
+    rewritten: Rewritten,
+    states: tuple[State, State],
+    inputs: tuple[Any, Any],
+    gate: Gate = FLOAT64,
 ) -> str | None:
     """The first operator whose value differs between the masked and the smaller graph.
 
@@ -219,11 +279,12 @@ def first_difference(
         rewritten: the smaller graph.
         states: values of the masked and of the compact model.
         inputs: positional and keyword arguments.
+        gate: how values are compared.
     """
     old = cut.analysis.traced.module
-    with torch.no_grad(), Double():
-        before = _every_value(old, states[0], inputs)
-        after = _every_value(rewritten.module, states[1], inputs)
+    with torch.no_grad(), Double() if gate.wide else contextlib.nullcontext():
+        before = every_value(old, inputs, states[0])
+        after = every_value(rewritten.module, inputs, states[1])
     for node, value in before.items():
         known = cut.analysis.known.get(node)
         if not isinstance(value, Tensor) or not isinstance(known, Value):
@@ -232,15 +293,23 @@ def first_difference(
         if twin not in after:
             return describe(node)
         expected = take(value, tuple(cut.indices(d) for d in known.dims))
-        if difference([expected], [after[twin]])[0] > TOLERANCE:
+        if difference([expected], [after[twin]])[0] > gate.tolerance:
             return describe(node)
     return None
 
 
-def _every_value(
-    module: fx.GraphModule, state: State, inputs: tuple[Any, Any]
+def every_value(
+    module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None = None
 ) -> dict[fx.Node, Any]:
+    """What each operator of a traced model gives, up to the first one that fails.
+
+    Args:
+        module: traced.
+        inputs: positional and keyword arguments.
+        state: values in place of the module's own.
+    """
     values: dict[fx.Node, Any] = {}
+    own = {} if state is None else state
 
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -248,11 +317,13 @@ def _every_value(
             return found.clone() if isinstance(found, Tensor) and n.op == "placeholder" else found
 
         def fetch_attr(self, target: str) -> Any:
-            return state[target] if target in state else super().fetch_attr(target)
+            return own[target] if target in own else super().fetch_attr(target)
 
-    flat = [v for v in _pytree.tree_leaves(inputs) if v is not None]
+    flat = _pytree.tree_leaves(inputs)
+    if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
+        flat = [v for v in flat if v is not None]
     try:
         Watch(module).run(*flat, enable_io_processing=False)
-    except Exception:
+    except Exception:  # the caller looks at what there is
         return values
     return values

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ _IGNORED = frozenset(
      "sym_constrain_range_for_size", "sym_numel", "sym_stride"}
 )  # fmt: skip
 _TABLES = frozenset({*MOVES, *SPLITS, *COPIES} - {"copy"})
+
+
+Kept: TypeAlias = Mapping[str, Sequence[Tensor | None]]
+"""A cut: by tensor and dimension the indices that stay; ``None``: all of them."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,9 @@ def analyse(
     example: Any,
     *,
     heads: Heads = "whole",
-    open_ends: bool = False,
+    open_ends: Sequence[Sequence[Tensor | None] | None] | None = None,
     traced: Traced | None = None,
+    kept: Kept | None = None,
 ) -> Analysis:
     """Find what falls together in a model.
 
@@ -68,8 +73,11 @@ def analyse(
         model: on any device, meta too.
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         heads: at attention sites, whole heads go or the same dimensions of every head.
-        open_ends: whether indices of inputs and outputs may go (for a module inside a model).
+        open_ends: for a module inside a model, whose inputs and outputs may lose indices: of each
+            tensor that enters, by dimension, the indices that stay; ``None``: unknown.
         traced: the model's operators, if they were traced before.
+        kept: a cut that is known: by tensor and dimension the indices that stay (``None``: all).
+            What can be removed is then no more than that, and sites are decided by it.
 
     Raises:
         InputError: if the model cannot be traced.
@@ -79,7 +87,7 @@ def analyse(
     True
     """
     traced = trace(model, example) if traced is None else traced
-    walk = _Walk(model, traced, open_ends)
+    walk = _Walk(model, traced, open_ends, kept)
     for node in traced.module.graph.nodes:
         walk.step(node)
     walk.pin_unread_rows()
@@ -103,8 +111,15 @@ def analyse(
 class _Walk:
     """Labels as they travel, operator by operator."""
 
-    def __init__(self, model: nn.Module, traced: Traced, open_ends: bool) -> None:
-        self.traced, self.open_ends = traced, open_ends
+    def __init__(
+        self,
+        model: nn.Module,
+        traced: Traced,
+        open_ends: Sequence[Sequence[Tensor | None] | None] | None,
+        kept: Kept | None,
+    ) -> None:
+        self.traced, self.open, self.kept = traced, open_ends is not None, kept
+        self._ends = iter(open_ends or ())
         self.labels, self.memo = Labels(), Memo()
         self.known: dict[fx.Node, Known] = {}
         self.tensors: dict[str, Value] = {}
@@ -132,8 +147,12 @@ class _Walk:
         if not isinstance(tensor, Tensor):
             return None
         shape = tuple(int(n) for n in tensor.shape)
-        if self.open_ends:
-            return Value(self.labels.made(shape), (True,) * len(shape), shape)
+        if self.open:
+            value = Value(self.labels.made(shape), (True,) * len(shape), shape)
+            end = next(self._ends, None)
+            if end is not None:
+                self._decided(value, end)
+            return value
         why = f"input {node.target}"
         return Value(tuple(Fixed(why) for _ in shape), (False,) * len(shape), shape)
 
@@ -150,12 +169,26 @@ class _Walk:
             shape = tuple(int(n) for n in tensor.shape)
             masked = target in self._parameters and tensor.is_floating_point()
             self.tensors[name] = Value(self.labels.made(shape), (masked,) * len(shape), shape)
+            if self.kept is not None:
+                self._decided(self.tensors[name], self.kept.get(name))
         return self.tensors[name]
+
+    def _decided(self, value: Value, kept: Sequence[Tensor | None] | None) -> None:
+        """The cut is known: these indices go, all others stay."""
+        for d, dim in enumerate(value.dims):
+            indices = kept[d] if kept is not None and d < len(kept) else None
+            if isinstance(dim, Fixed):
+                continue
+            stays = np.full(len(dim), indices is None)
+            if indices is not None:
+                stays[indices.numpy()] = True
+            self.labels.pin(dim[stays], "it stays in this cut")
+            self.labels.gone.append(dim[~stays])
 
     def _output(self, node: fx.Node) -> None:
         for leaf in _pytree.tree_leaves(node.args):
             found = self.known.get(leaf) if isinstance(leaf, fx.Node) else None
-            if isinstance(found, Value) and not self.open_ends:
+            if isinstance(found, Value) and not self.open:
                 for dim in found.dims:
                     self.labels.pin(dim, "the model's output")
 

@@ -83,6 +83,7 @@ class Labels:
         self.heads: list[Array] = []
         self.used: list[Array] = []
         self.spared: list[Array] = []
+        self.gone: list[Array] = []
 
     def fresh(self, size: int) -> Array:
         """Labels that nothing relates yet."""

@@ -25,12 +25,14 @@ class Solved:
         reason: why a class stays, an index into ``reasons``; −1: it can go. ``[classes]``.
         reasons: texts.
         head: classes that are attention heads, ``[classes]``.
+        gone: classes that a known cut takes, ``[classes]``.
     """
 
     classes: Array
     reason: Array
     reasons: tuple[str, ...]
     head: NDArray[np.bool_]
+    gone: NDArray[np.bool_]
 
     def of(self, dim: Array) -> Array:
         """The class of each index of a dimension."""
@@ -65,15 +67,19 @@ def solve(labels: Labels, heads: Heads = "whole") -> Solved:
             alive = [
                 p
                 for p in site.pairs
-                if not classes.stays(site.sources[p[0]]) and not classes.stays(site.sinks[p[1]])
+                if not classes.stays(site.sources[p[0]])
+                and not classes.stays(site.sinks[p[1]])
+                and not classes.torn(p[2])
             ]
             if len(alive) <= 1:
                 chosen.append((site, alive))
             else:
                 rest.append((site, alive))
         if not chosen:
+            decided = [i for i, (_, a) in enumerate(rest) if classes.decided(a)]
             headed = [i for i, (s, _) in enumerate(rest) if classes.touches_head(s)]
-            site, alive = rest.pop(headed[0] if headed else 0)
+            site, alive = rest.pop((decided or headed or [0])[0])
+            alive = classes.decided(alive) or alive
             chosen.append((site, [_choice(site, alive, classes, heads)]))
         for site, partners in chosen:
             classes.settle(site, partners)
@@ -99,6 +105,9 @@ class _Classes:
             self._pin(dim, why)
         for dim in labels.heads:
             self._head[self._of[dim]] = True
+        self._gone = np.zeros(number, dtype=bool)
+        for dim in labels.gone:
+            self._gone[self._of[dim]] = True
 
     def stays(self, dim: Array) -> bool:
         """Whether every index stays."""
@@ -107,6 +116,16 @@ class _Classes:
     def touches_head(self, site: Site) -> bool:
         """Whether one of a site's dimensions numbers heads: these decide what others may do."""
         return any(self.is_head(d) for d in (*site.sources, *site.sinks))
+
+    def torn(self, tied: Array) -> bool:
+        """Whether a known cut takes one of two tied labels and leaves the other."""
+        a, b = self._of[tied]
+        stays = self._reason >= 0
+        return bool((self._gone[a] & stays[b] | self._gone[b] & stays[a]).any())
+
+    def decided(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Those pairs of which a known cut takes something."""
+        return [p for p in pairs if self._gone[self._of[p[2]]].any()] if self._gone.any() else []
 
     def is_head(self, dim: Array) -> bool:
         return bool(self._head[self._of[dim]].any())
@@ -132,11 +151,14 @@ class _Classes:
         np.minimum.at(reason, joined, np.where(self._reason < 0, large, self._reason))
         head = np.zeros(number, dtype=bool)
         head[joined[self._head]] = True
+        gone = np.zeros(number, dtype=bool)
+        gone[joined[self._gone]] = True
+        self._gone = gone
         self._reason, self._head = np.where(reason == large, -1, reason), head
         self._of, self._ties = joined[self._of], []
 
     def solved(self) -> Solved:
-        return Solved(self._of, self._reason, tuple(self._texts), self._head)
+        return Solved(self._of, self._reason, tuple(self._texts), self._head, self._gone)
 
     def _pin(self, dim: Array, why: str) -> None:
         number = self._texts.setdefault(why, len(self._texts))

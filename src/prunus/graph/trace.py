@@ -8,7 +8,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,12 +32,14 @@ class Traced:
         inputs: positional and keyword arguments of the pass.
         how: ``export`` or ``recorder``.
         notes: what the graph takes as given that another input might change.
+        open: whether it takes inputs of other sizes.
     """
 
     module: fx.GraphModule
     inputs: Inputs
     how: str
     notes: tuple[str, ...] = ()
+    open: bool = False
 
     def tensor(self, node: fx.Node) -> Tensor | None:
         """The tensor that a ``get_attr`` node names, if it is one."""
@@ -59,7 +61,12 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def trace(
-    model: nn.Module, example: Any, *, dynamic: bool = False, inputs: Inputs | None = None
+    model: nn.Module,
+    example: Any,
+    *,
+    dynamic: bool = False,
+    closed: Sequence[Collection[int]] = (),
+    inputs: Inputs | None = None,
 ) -> Traced:
     """Trace a model in eval mode; its mode is put back.
 
@@ -68,6 +75,7 @@ def trace(
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         dynamic: keep batch size and lengths open where the model allows it, so that the graph
             serves other inputs too.
+        closed: of each tensor among the inputs, dimensions that are not open even then.
         inputs: positional and keyword arguments, instead of an example.
 
     Raises:
@@ -80,7 +88,8 @@ def trace(
     args, kwargs = arguments(example) if inputs is None else inputs
     model = twin(model)  # caches that a pass fills stay in the copy
     with quiet(model), torch.no_grad():
-        module = _open_export(model, args, kwargs) if dynamic else None
+        module = _open_export(model, args, kwargs, closed) if dynamic else None
+        opened = module is not None
         if module is None:
             try:
                 module = _export(model, args, kwargs)
@@ -88,7 +97,7 @@ def trace(
                 return _recorded(model, (args, kwargs), error)
     _inline(module)
     _settle(module)
-    return Traced(module, (args, kwargs), "export")
+    return Traced(module, (args, kwargs), "export", open=opened)
 
 
 def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
@@ -113,7 +122,27 @@ def twin(model: nn.Module) -> nn.Module:
     True
     """
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, dict(shared))
+    made = copy.deepcopy(model, dict(shared))
+    drop_caches(made)
+    return made
+
+
+def drop_caches(model: nn.Module) -> None:
+    """Let modules forget tensors that they computed from parameters in eval mode.
+
+    LeViT and its like keep them in a dictionary that their own ``train()`` empties.
+    """
+    for module in model.modules():
+        own = type(module).train is not nn.Module.train
+        cached = any(
+            isinstance(v, dict) and v and all(isinstance(t, Tensor) for t in v.values())
+            for k, v in vars(module).items()
+            if k not in ("_parameters", "_buffers")
+        )
+        if own and cached and not isinstance(module, fx.GraphModule):
+            mode = module.training
+            module.train(True)
+            module.train(mode)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.GraphModule:
@@ -124,18 +153,23 @@ def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.
     return module
 
 
-def _open_export(model: nn.Module, args: Any, kwargs: Any) -> fx.GraphModule | None:
+def _open_export(
+    model: nn.Module, args: Any, kwargs: Any, closed: Sequence[Collection[int]]
+) -> fx.GraphModule | None:
     """With open sizes: of every dimension, else of the first one, else not at all."""
     names = list(inspect.signature(model.forward).parameters)
 
     def shapes(most: int) -> Any:
+        these = iter(closed)
+
         def one(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return None
+            fixed = next(these, ())
             return {
                 d: torch.export.Dim.AUTO
                 for d in range(min(most, value.dim()))
-                if value.shape[d] > 1
+                if value.shape[d] > 1 and d not in fixed
             }
 
         by_position = _pytree.tree_map(one, args)
@@ -225,6 +259,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
         for config in caching:
             config.use_cache = True
         for module, mode in modes:
+            if isinstance(module, fx.GraphModule):
+                module.train(mode)  # its operators hold the mode themselves
             module.training = mode
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunus.graph.call import Call, Found
-from prunus.graph.labels import Value
+from prunus.graph.labels import Fixed, Value
 from prunus.graph.rules.pointwise import along, line_up
 
 
@@ -86,7 +86,22 @@ def einsum(call: Call) -> Found:
     return call.result(dims, zero)
 
 
+def grouped_matmul(call: Call) -> Found:
+    """Rows in groups of their own lengths, each group times a matrix of its own."""
+    x, w = call.value("self", "input"), call.value("mat2", "weight")
+    offsets = call.value("offs")
+    if x is None or w is None or offsets is None or (len(x.dims), len(w.dims)) != (2, 3):
+        return None
+    why = f"{call.where}: which group a row belongs to"
+    for dim in (x.dims[0], w.dims[0], *offsets.dims):
+        call.labels.pin(dim, why)
+    call.summed((x, 1), (w, 1), what="a sum")
+    return call.result([Fixed(why), w.dims[2]], [False, w.zero[2]])
+
+
 RULES = {
+    "grouped_mm_fallback": grouped_matmul,  # transformers
+    "_grouped_mm": grouped_matmul,
     "linear": linear,
     "matmul": matmul,
     "mm": matmul,

@@ -103,6 +103,47 @@ def gather(call: Call) -> Found:
     return call.result(dims, [z and i != d for i, z in enumerate(x.zero)])
 
 
+def index_add(call: Call) -> Found:
+    """Slices written by number along one dimension; other dimensions line up."""
+    x, source, numbers = call.value("self"), call.value("source"), call.value("index")
+    if x is None or source is None or numbers is None or len(x.dims) != len(source.dims):
+        return None
+    d = int(call["dim"]) % len(x.dims)
+    why = f"{call.where}: written by position"
+    for dim in (x.dims[d], source.dims[d], *numbers.dims):
+        call.labels.pin(dim, why)
+    dims: list[Dim] = [
+        Fixed(why) if i == d else call.labels.join(a, b)
+        for i, (a, b) in enumerate(zip(x.dims, source.dims, strict=True))
+    ]
+    zero = [a and b and i != d for i, (a, b) in enumerate(zip(x.zero, source.zero, strict=True))]
+    return call.result(dims, zero)
+
+
+def scatter(call: Call) -> Found:
+    """Elements written along one dimension, with numbers of the source's shape."""
+    x, numbers, source = call.value("self"), call.value("index"), call.value("src")
+    if x is None or numbers is None:
+        return None
+    d = int(call["dim"]) % len(x.dims)
+    why = f"{call.where}: written by position"
+    parts = [x, numbers] if source is None else [x, numbers, source]
+    dims: list[Dim] = []
+    for i, size in enumerate(x.shape):
+        if i == d or any(v.shape[i] != size for v in parts):
+            for value in parts:
+                call.labels.pin(value.dims[i], why)
+            dims.append(Fixed(why))
+        else:
+            dims.append(call.labels.join(*(v.dims[i] for v in parts)))
+    written = call["value"] == 0 if source is None else None
+    zero = [
+        x.zero[i] and i != d and (written if source is None else source.zero[i])
+        for i in range(len(dims))
+    ]
+    return call.result(dims, [bool(z) for z in zero])
+
+
 def embedding_bag(call: Call) -> Found:
     """Means or sums of rows by number."""
     w = call.value("weight")
@@ -133,6 +174,11 @@ RULES = {
     "_unsafe_index": index,
     "_unsafe_index_put": index_put,
     "index_select": index_select,
+    "index_add": index_add,
+    "index_copy": index_add,
+    "scatter": scatter,
+    "scatter_add": scatter,
+    "scatter_reduce": scatter,
     "gather": gather,
     "one_hot": one_hot,
 }

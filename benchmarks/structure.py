@@ -1,0 +1,162 @@
+"""Channels taken out of trained networks: prunus against Torch-Pruning and the dense network.
+
+    make bench-structure            # needs PRUNUS_DATA; the opponent's rows: structure_opponent.py
+
+One row is one run: MNIST SimpleCNN or CIFAR ResNet-20, a bound on the macs, a seed, a method. All
+rows of one seed train with the data order, budget, optimizer and learning-rate plan of
+``structure_common.py``; cutting shares the budget. Rows are appended to a file, and what is there
+is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunus
+import structure_common as common
+
+METHODS = ("one_shot", "progressive", "masked")
+ROUNDS = {"cifar": 10, "mnist": 8}
+EACH = {"cifar": 12, "mnist": 15}  # steps between two cuts; the rest of the budget follows
+
+
+def recipe_of(
+    task: str, method: str, target: float, seed: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The recipe of a row."""
+    steps = common.STEPS if task == "cifar" else common.MNIST_STEPS
+    rounds = 1 if method == "one_shot" else ROUNDS[task]
+    each = settings.get("each", EACH[task])
+    return {
+        "seed": seed,
+        "structure": "channel",
+        "criterion": settings.get("criterion", "sensitivity"),
+        "allocation": settings.get("allocation", "per_cost"),
+        "schedule": settings.get("schedule", "geometric"),
+        "target": {"max_macs": round(1 - target, 6)},
+        "rounds": rounds,
+        "retrain": f"{each}it" if rounds > 1 else f"{steps}it",
+        "last_retrain": f"{steps - each * (rounds - 1)}it",
+        "compact": "end" if method == "masked" else "every_round",
+        "snapshot": f"{steps}it",
+    }
+
+
+class Loop:
+    """A user's own training loop: one optimizer and one learning-rate plan over all rounds."""
+
+    def __init__(self, task: str, batches: Any, peak: float) -> None:
+        self.task, self.batches, self.peak = task, batches, peak
+        self.steps = common.STEPS if task == "cifar" else common.MNIST_STEPS
+        self.factor: Callable[[float], float] = (
+            common.warm_hold_decay if task == "cifar" else common.mnist_decay
+        )
+        self.taken = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def __call__(self, model: nn.Module, run: prunus.Run) -> None:
+        if self.optimizer is None:
+            make = common.sgd if self.task == "cifar" else common.mnist_sgd
+            self.optimizer = make(model, self.peak)
+        run.attach(self.optimizer)
+        for batch in run.batches(self.batches):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.peak * self.factor(self.taken / self.steps)
+            self.optimizer.zero_grad(set_to_none=True)
+            common.loss_of(model, batch).backward()
+            self.optimizer.step()
+            self.taken += 1
+
+
+def run(
+    task: str, method: str, target: float, seed: int, data: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """One row."""
+    fit = settings.get("fit", "all")
+    torch.manual_seed(seed)
+    if task == "cifar":
+        model: nn.Module = common.resnet20(data)
+        parts = common.cifar(data, fit=fit)
+        batches: Any = common.Crops(*parts["train"], seed=1000 + seed)
+        example = torch.zeros(2, 3, 32, 32)
+        peak = settings.get("peak", 0.02)
+    else:
+        model = common.train_mnist(seed, data)
+        parts = common.load_mnist(data)
+        batches = common.Shuffled(*parts["train"], seed=2000 + seed)
+        example = torch.zeros(2, 1, 28, 28)
+        peak = settings.get("peak", common.MNIST_RATE)
+    dense = common.macs(model, common.CIFAR_SHAPE if task == "cifar" else common.MNIST_SHAPE)
+    judge = common.plain(*parts["validation"]) if "validation" in parts else None
+    sample = [b for b, _ in zip(batches, range(settings.get("calibration", 8)), strict=False)]
+    recipe = recipe_of(task, method, target, seed, settings)
+    began = time.perf_counter()
+    result = prunus.prune(
+        model,
+        recipe,
+        train=Loop(task, batches, peak),
+        evaluate=None,
+        calibration=sample,
+        loss=common.loss_of,
+        example=example,
+    )
+    seconds = time.perf_counter() - began
+    small = result.model
+    shape = common.CIFAR_SHAPE if task == "cifar" else common.MNIST_SHAPE
+    row = {
+        "task": task, "method": f"prunus-{method}", "target": target, "seed": seed, "fit": fit,
+        "settings": settings, "macs": common.macs(small, shape), "dense_macs": dense,
+        "params": common.params(small), "seconds": round(seconds, 1),
+        "route": result.compaction.route if result.compaction else None,
+        "error": result.compaction.error if result.compaction else None,
+        "test": common.accuracy(small, common.plain(*parts["test"])),
+        "validation": None if judge is None else common.accuracy(small, judge),
+        "widths": [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)],
+    }  # fmt: skip
+    return {**row, "removed": 1 - row["macs"] / dense}
+
+
+def main() -> None:
+    """Run the rows that the file does not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--task", choices=["cifar", "mnist"], default=None)
+    parser.add_argument("--method", choices=METHODS, default=None)
+    parser.add_argument("--target", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--settings", type=json.loads, default={})
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    done = set()
+    if chosen.out.exists():
+        rows = [json.loads(line) for line in chosen.out.read_text().splitlines()]
+        done = {_key(r) for r in rows}
+    for seed in (0, 1, 2) if chosen.seed is None else (chosen.seed,):
+        for task in ("cifar", "mnist") if chosen.task is None else (chosen.task,):
+            for target in (0.5, 0.7, 0.9) if chosen.target is None else (chosen.target,):
+                for method in METHODS[:2] if chosen.method is None else (chosen.method,):
+                    job = {"task": task, "method": f"prunus-{method}", "target": target,
+                           "seed": seed, "settings": chosen.settings}  # fmt: skip
+                    if _key(job) in done:
+                        continue
+                    row = run(task, method, target, seed, chosen.data, chosen.settings)
+                    with chosen.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row[k] for k in ("task", "method", "target", "seed", "settings")])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,399 @@
+"""A graph of ATen operators as a JSON document and named tensors, without pickle::
+
+    {"format": "prunus graph 1",
+     "call": {"names": ["x"], "inputs": TREE, "outputs": TREE},      or null: leaf by leaf
+     "tensors": {"fc.weight": {"kind": "parameter", "dtype": "float32", "shape": [3, 2],
+                               "requires_grad": true, "persistent": true},
+                 "tied.weight": {"same_as": "fc.weight"}},
+     "nodes": [{"name": "linear", "op": "call_function", "target": "aten.linear.default",
+                "args": [{"node": "x"}, {"node": "fc_weight"}], "kwargs": {}}]}
+
+A value is what JSON holds, or an object of one key that names its kind: node, tuple, dict, slice,
+float, complex, dtype, layout, memory_format, device. A TREE is such a value with "*" for each
+leaf, or class: [name, keys, parts].
+
+**Classes of inputs and outputs are never imported.** A dataclass that torch's pytree already knows
+(a ModelOutput, once its transformers module is imported) is used; where it is not in memory, a
+dict of its fields stands for it, a tuple where it has none. A named tuple becomes one of the same
+fields, a deque a list, any other mapping and a class of ``register_dataclass`` a dict.
+
+**Reading is not running.** A document may come from anyone: operators are looked up among torch's
+registered ATen overloads (without ``from_file``, which opens files) and in ``_FUNCTIONS``, names
+in generated code are identifiers or in a schema, nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import keyword
+import math
+import operator
+import re
+import reprlib
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
+
+from prunus.errors import InputError
+from prunus.graph.recorder import Named, assemble, named_tensors
+
+FORMAT = "prunus graph 1"
+_ARITHMETIC = "add sub mul truediv floordiv mod eq ne lt le gt ge getitem"
+_FUNCTIONS: dict[str, Any] = {
+    **{f"operator.{name}": getattr(operator, name) for name in _ARITHMETIC.split()},
+    **{f"torch.{name}": getattr(torch, name) for name in ("sym_min", "sym_max")},
+    "prims.convert_element_type.default": torch.ops.prims.convert_element_type.default,
+}
+_ARITY = {"placeholder": 0, "get_attr": 0, "call_function": 2, "output": 1}  # without a schema
+_ASSERTS = re.compile(r"aten\.(_assert_\w+|_functional_assert_\w+|sym_constrain_range\w*)\.\w+")
+_KINDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+_WORDS: dict[str, Mapping[str, Any]] = {
+    kind: {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, of)}
+    for kind, of in _KINDS.items()
+}
+_TEXTS: dict[str, Any] = {"float": float, "complex": complex, "device": torch.device}
+_LISTS: dict[str, Any] = {"tuple": tuple, "dict": dict, "slice": lambda parts: slice(*parts)}
+_LISTS["class"] = lambda parts: _Class(parts[0], parts[1], [*parts[2]])
+_PLAIN = re.compile(r"(?!__\w*__$)[A-Za-z_]\w*", re.ASCII)
+_PART = re.compile(r"(?!__\w*__$)[\w +/:-]+", re.ASCII)  # nothing that could end a string
+_DEEPEST = 20  # nested values; Python's own parser ends at 200 brackets
+
+
+class _Class(NamedTuple):
+    """A structure of a class, named and not looked up."""
+
+    name: str
+    keys: list[str] | None
+    parts: list[Any]
+
+
+def to_plain(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document and the tensors of a graph module; assertions and guards are left out.
+
+    The tensors are detached and share memory with the module's; a tied one is there once.
+
+    Raises:
+        InputError: by its name, for a node that is neither ATen's nor plain.
+
+    >>> model = torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)).module()
+    >>> document, tensors = to_plain(model)
+    >>> [node["target"] for node in document["nodes"]], sorted(tensors)
+    (['weight', 'bias', 'input', 'aten.linear.default', 'output'], ['bias', 'weight'])
+    """
+    left_out = _left_out(module.graph)
+    nodes = [_plain_node(n) for n in module.graph.nodes if n not in left_out]
+    read = [node["target"] for node in nodes if node["op"] == "get_attr"]
+    described, tensors = _plain_tensors(module, read)
+    call = _plain_call(module.graph._codegen)
+    return {"format": FORMAT, "call": call, "tensors": described, "nodes": nodes}, tensors
+
+
+def from_plain(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The graph module of a document, in eval mode, on the memory of ``tensors``; nothing runs.
+
+    Raises:
+        InputError: if anything in the document is unknown or does not fit, by its place.
+
+    >>> model = torch.export.export(nn.Linear(2, 3), (torch.ones(1, 2),)).module()
+    >>> again = from_plain(*to_plain(model))
+    >>> torch.equal(again(torch.ones(1, 2)), model(torch.ones(1, 2)))
+    True
+    """
+    written, call, described, nodes = _fields(document, "document", "format call tensors nodes")
+    if written != FORMAT:
+        raise _wrong("format", written, f"'{FORMAT}'; a newer prunus may read it")
+    named = _tensors(described, tensors)
+    graph = _graph(nodes, {name for name, _, _ in named})
+    if call is not None:
+        graph.set_codegen(_PyTreeCodeGen(_call(call, graph)))
+    return assemble(graph, named)
+
+
+def _wrong(where: str, got: Any, allowed: str) -> InputError:
+    shown = got[:80] if isinstance(got, str) else reprlib.repr(got)
+    return InputError(f"graph file, {where}: {shown} cannot be used; allowed: {allowed}")
+
+
+def _left_out(graph: fx.Graph) -> set[fx.Node]:
+    """Assertions, guards, and what only they read."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        asserts = _ASSERTS.fullmatch(str(node.target)) or node.target == "_guards_fn"
+        mutable = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        read = node.op == "call_function" and not mutable and node.users
+        if asserts or (read and found.issuperset(node.users)):
+            found.add(node)
+    return found
+
+
+def _plain_node(node: fx.Node) -> dict[str, Any]:
+    where = f"node '{node.name}'"
+    if node.op not in _ARITY or (node.op == "placeholder" and node.args):
+        raise _wrong(where, node.op, "operators and inputs without defaults; inline submodules")
+    called = node.op == "call_function"
+    return {
+        "name": node.name,
+        "op": node.op,
+        "target": _function_name(node.target, where) if called else str(node.target),
+        "args": [_plain(a, f"{where}, argument {i}") for i, a in enumerate(node.args)],
+        "kwargs": {k: _plain(v, f"{where}, argument '{k}'") for k, v in node.kwargs.items()},
+    }
+
+
+def _function_name(target: Any, where: str) -> str:
+    if isinstance(target, OpOverload) and target.namespace == "aten":
+        return str(target)
+    for name, function in _FUNCTIONS.items():
+        if function is target:
+            return name
+    raise _wrong(where, target, f"ATen's operators, {', '.join(_FUNCTIONS)}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value of a node as JSON."""
+    again = functools.partial(_plain, where=where)
+    finite = type(value) is float and math.isfinite(value)
+    if finite or value is None or type(value) in (bool, int, str):
+        return value
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, list):
+        return [again(v) for v in value]
+    if isinstance(value, _Class):
+        return {"class": [value.name, value.keys, again(value.parts)]}
+    if isinstance(value, tuple):
+        return {"tuple": [again(v) for v in value]}
+    if isinstance(value, dict):
+        return {"dict": [[again(k), again(v)] for k, v in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [again(v) for v in (value.start, value.stop, value.step)]}
+    for kind, of in {**_KINDS, **_TEXTS}.items():
+        if isinstance(value, of):
+            return {kind: str(value).removeprefix("torch.")}
+    raise _wrong(where, f"{value!r} ({type(value).__name__})", "numbers, text and torch's words")
+
+
+def _plain_tensors(module: fx.GraphModule, read: list[str]) -> tuple[dict[str, Any], Any]:
+    """Descriptions and tensors: all that the module names and all that the graph reads."""
+    named = {name: (tensor, persistent) for name, tensor, persistent in named_tensors(module)}
+    for name in read:  # constants may be plain attributes
+        named.setdefault(name, (operator.attrgetter(name)(module), False))
+    described: dict[str, Any] = {}
+    first: dict[int, str] = {}
+    for name, (tensor, persistent) in named.items():
+        _name(name, "a tensor", dotted=True)
+        if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            raise _wrong(f"tensor '{name}'", type(tensor).__name__, "dense tensors")
+        parameter = isinstance(tensor, nn.Parameter)
+        described[name] = {
+            "kind": "parameter" if parameter else "buffer",
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "requires_grad": parameter and tensor.requires_grad,
+            "persistent": persistent,
+        }
+        if first.setdefault(id(tensor), name) != name:
+            described[name] = {"same_as": first[id(tensor)]}
+    return described, {name: named[name][0].detach() for name in first.values()}
+
+
+def _plain_call(codegen: CodeGen) -> dict[str, Any] | None:
+    if type(codegen) is not _PyTreeCodeGen:
+        return None
+    names, *specs = codegen.pytree_info
+    inputs, outputs = (spec and _plain(_tree(spec), "call") for spec in specs)
+    return {"names": list(names), "inputs": inputs, "outputs": outputs}
+
+
+def _tree(spec: Any) -> Any:
+    """A pytree's structure as plain values around "*"."""
+    kind, keys = spec.type, spec._context
+    parts = [_tree(child) for child in spec._children]
+    if kind is None:
+        return "*"
+    if kind in (list, tuple, deque):
+        return tuple(parts) if kind is tuple else parts
+    if kind is namedtuple:
+        return _Class("named_tuple", list(keys._fields), parts)
+    if kind is defaultdict or (isinstance(keys, list) and [type(k) for k in keys] == [list, list]):
+        kind, keys = dict, keys[kind is defaultdict]  # register_dataclass: fields, those of None
+    if kind in (dict, OrderedDict):
+        return dict(zip(keys, parts, strict=True))
+    plain = isinstance(keys, list) and [type(k) for k in keys] == [str] * len(parts)
+    return _Class(f"{kind.__module__}.{kind.__qualname__}", keys if plain else None, parts)
+
+
+def _of(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _wrong(where, f"a {type(value).__name__}", f"a {kind.__name__}")
+    return value
+
+
+def _fields(value: Any, where: str, keys: str) -> list[Any]:
+    """The values of an object with exactly these keys."""
+    if set(_of(Mapping, value, where)) != set(keys.split()):
+        raise _wrong(where, [*value], f"an object of {keys}")
+    return [value[key] for key in keys.split()]
+
+
+def _name(value: Any, where: str, *, dotted: bool = False) -> str:
+    """A name that may enter generated code."""
+    for part in _of(str, value, where).split(".") if dotted else [_of(str, value, where)]:
+        good = (_PART if dotted else _PLAIN).fullmatch(part)
+        if not good or keyword.iskeyword(part) or value == "self":
+            raise _wrong(where, repr(value), "plain ASCII names")
+    return str(value)
+
+
+def _tensors(described: Any, tensors: Mapping[str, Tensor]) -> list[Named]:
+    """What the document describes, each tensor checked against its description."""
+    names = [_name(k, "a tensor", dotted=True) for k in _of(Mapping, described, "tensors")]
+    items = described.items()
+    tied = {k: d["same_as"] for k, d in items if isinstance(d, Mapping) and [*d] == ["same_as"]}
+    built = {k: _tensor(f"tensor '{k}'", d, tensors.get(k)) for k, d in items if k not in tied}
+    for name, source in [*tied.items(), *((name, name) for name in tensors)]:
+        if _of(str, source, f"tensor '{name}'") not in built:
+            raise _wrong(f"tensor '{name}'", source, "tensors that are described")
+    return [(name, *built[tied.get(name, name)]) for name in names]
+
+
+def _tensor(where: str, entry: Any, tensor: Tensor | None) -> tuple[Tensor, bool]:
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+        raise _wrong(where, "a missing or sparse one", "dense tensors")
+    real = tensor.is_floating_point() or tensor.is_complex()
+    allowed: dict[str, list[Any]] = {
+        "kind": ["parameter", "buffer"],
+        "dtype": [str(tensor.dtype).removeprefix("torch.")],
+        "shape": [list(tensor.shape)],
+        "requires_grad": [False, True] if real else [False],
+        "persistent": [False, True],
+    }
+    kind, _, _, learns, persistent = values = _fields(entry, where, " ".join(allowed))
+    for (key, known), value in zip(allowed.items(), values, strict=True):
+        if type(value) is not type(known[0]) or value not in known:
+            raise _wrong(f"{where}, {key}", value, " or ".join(map(str, known)))
+    tensor = tensor.detach()
+    return nn.Parameter(tensor, learns) if kind == "parameter" else tensor, persistent
+
+
+def _graph(nodes: Any, attributes: set[str]) -> fx.Graph:
+    """The nodes in order: each reads only those before it, so that there is no cycle."""
+    graph = fx.Graph()
+    known: dict[str, fx.Node] = {}
+    for i, entry in enumerate(_of(list, nodes, "nodes")):
+        name, op, target, args, kwargs = _fields(entry, f"node {i}", "name op target args kwargs")
+        where = f"node {i} '{_name(name, f'node {i}, name')}'"
+        if name in known or (op == "output") != (i == len(nodes) - 1):
+            raise _wrong(where, op, "every name once, and one output, as the last node")
+        args = [_value(v, where, known) for v in _of(list, args, where)]
+        kwargs = {k: _value(v, where, known) for k, v in _of(Mapping, kwargs, where).items()}
+        target = _target(op, _of(str, target, where), attributes, where)
+        if target is operator.getitem and not isinstance([*args, None][0], fx.Node):
+            raise _wrong(where, "an item of no node", "a node")
+        _check_arguments(op, target, len(args), set(kwargs), where)
+        known[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
+    inputs = [node.target for node in known.values() if node.op == "placeholder"]
+    if not known or len(set(inputs)) < len(inputs):
+        raise _wrong("nodes", inputs, "an output, and every input once")
+    return graph
+
+
+def _target(op: Any, target: str, attributes: set[str], where: str) -> Any:
+    """What a node stands for; operators by name, among those that are registered."""
+    if op == "get_attr" and target in attributes:
+        return target
+    if op in ("placeholder", "output"):
+        return _name(target, where)
+    if op == "call_function" and target in _FUNCTIONS:
+        return _FUNCTIONS[target]
+    found = re.fullmatch(r"aten\.(?!from_file\b)(\w+)\.((?!__)\w+)", target, re.ASCII)
+    registered = "aten::" + target.removeprefix("aten.").removesuffix(".default")
+    if op == "call_function" and found and torch._C._dispatch_has_kernel(registered):
+        return getattr(getattr(torch.ops.aten, found[1]), found[2])
+    raise _wrong(where, f"{op} of '{target}'", f"tensors, ATen's, {', '.join(_FUNCTIONS)}")
+
+
+def _check_arguments(op: str, target: Any, count: int, names: set[str], where: str) -> None:
+    """How many arguments, and under which names: those enter generated code."""
+    called = isinstance(target, OpOverload)
+    schema = [argument.name for argument in target._schema.arguments] if called else []
+    allowed = range(len(schema) + 1) if called else [_ARITY[op]]
+    if count not in allowed or not names <= set(schema[count:]):
+        raise _wrong(where, f"{count} arguments and {sorted(names)}", f"{allowed} of {schema}")
+
+
+def _value(value: Any, where: str, known: Mapping[str, fx.Node], depth: int = 0) -> Any:
+    """What :func:`_plain` wrote."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    again = functools.partial(_value, where=where, known=known, depth=depth + 1)
+    if isinstance(value, list) and depth < _DEEPEST:
+        return [again(v) for v in value]
+    single = isinstance(value, Mapping) and len(value) == 1 and depth < _DEEPEST
+    kind, inner = next(iter(value.items())) if single else ("", None)
+    if isinstance(inner, str) and inner in (words := {**_WORDS, "node": known}.get(kind, {})):
+        return words[inner]
+    with contextlib.suppress(LookupError, RuntimeError, TypeError, ValueError):
+        if isinstance(inner, str):
+            return _TEXTS[kind](inner)
+        if isinstance(inner, list):
+            return _LISTS[kind]([again(v) for v in inner])
+    raise _wrong(where, value, f"nodes before this one, the format's values, {_DEEPEST} deep")
+
+
+def _call(call: Any, graph: fx.Graph) -> _PyTreeInfo:
+    """How the graph is called, checked against its inputs and its output."""
+    names, *trees = _fields(call, "call", "names inputs outputs")
+    into, out = (None if tree is None else _value(tree, "call", {}) for tree in trees)
+    if not isinstance(into, tuple) or [type(part) for part in into] != [tuple, dict]:
+        raise _wrong("call, inputs", into, "a tuple of a tuple and a dict")
+    names = [_name(name, "call, names") for name in _of(list, names, "call, names")]
+    [_name(key, "call, inputs") for key in into[1]]
+    inputs, outputs = _spec(into), None if out is None else _spec(out)
+    count = sum(node.op == "placeholder" for node in graph.nodes)
+    once = len(set(names)) == len(names) == len(into[0]) + len(into[1])
+    if not once or inputs.num_leaves != count:
+        raise _wrong("call", f"{names}, {inputs.num_leaves} leaves", f"{count} inputs, each once")
+    result = graph.output_node().args[0]
+    if outputs and not (isinstance(result, (tuple, list)) and len(result) == outputs.num_leaves):
+        raise _wrong("call, outputs", f"{outputs.num_leaves} leaves", "as many as the output has")
+    return _PyTreeInfo(names, inputs, outputs)
+
+
+def _spec(tree: Any) -> pytree.TreeSpec:
+    """A pytree's structure from what :func:`_tree` made of it."""
+    if tree == "*":
+        return pytree.treespec_leaf()
+    kind, keys, parts = type(tree), None, tree
+    if isinstance(tree, _Class):
+        (kind, keys), parts = _known_class(tree), tree.parts
+    elif isinstance(tree, dict):
+        keys, parts = list(tree), list(tree.values())
+    elif not isinstance(tree, (tuple, list)):
+        raise _wrong("call", tree, "tuples, lists, dicts and classes around '*'")
+    return pytree.TreeSpec(kind, keys, [_spec(part) for part in parts])
+
+
+def _known_class(tree: _Class) -> tuple[Any, Any]:
+    """A class in memory with the context of its structure; else dict or tuple."""
+    known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in pytree.SUPPORTED_NODES}
+    kind: Any = known.get(str(tree.name))
+    if tree.keys is None:
+        named = kind in torch.return_types.all_return_types and kind.n_fields == len(tree.parts)
+        return kind if named else tuple, None
+    keys = [_name(key, "call, class") for key in _of(list, tree.keys, "call, class")]
+    if len(set(keys)) != len(tree.parts):
+        raise _wrong("call, class", keys, "a field for each part")
+    if tree.name == "named_tuple":
+        return namedtuple, namedtuple("NamedTuple", keys, rename=True)
+    if dataclasses.is_dataclass(kind) and {f.name for f in dataclasses.fields(kind)} >= set(keys):
+        return kind, keys
+    return dict, keys

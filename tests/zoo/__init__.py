@@ -1,0 +1,53 @@
+"""Models with known answers: what can go from each of them, derived from its configuration."""
+
+from __future__ import annotations
+
+from zoo import (
+    hf_decoders,
+    hf_detect,
+    hf_encoders,
+    hf_seq2seq,
+    hf_vision_attention,
+    hf_vision_conv,
+    own_attention,
+    own_groups,
+    own_plain,
+    own_pyramids,
+    own_recurrent,
+    own_reparametrised,
+    own_residual,
+)
+from zoo.entry import Entry
+
+__all__ = ["CORE", "ENTRIES", "Entry", "by_name"]
+
+ENTRIES: list[Entry] = [
+    entry
+    for module in (
+        own_plain,
+        own_residual,
+        own_groups,
+        own_pyramids,
+        own_reparametrised,
+        own_recurrent,
+        own_attention,
+        hf_encoders,
+        hf_decoders,
+        hf_seq2seq,
+        hf_vision_conv,
+        hf_vision_attention,
+        hf_detect,
+    )
+    for entry in module.ENTRIES
+]
+CORE: list[Entry] = [entry for entry in ENTRIES if entry.core]
+
+_BY_NAME = {entry.name: entry for entry in ENTRIES}
+assert len(_BY_NAME) == len(ENTRIES), "two entries of one name"
+
+
+def by_name(name: str) -> Entry:
+    """The entry of this name; the error lists all names."""
+    if name not in _BY_NAME:
+        raise KeyError(f"{name!r} is not in the zoo, which has {', '.join(sorted(_BY_NAME))}")
+    return _BY_NAME[name]

@@ -8,13 +8,16 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
 
-.PHONY: demo test check format bench bench-quality clean
+.PHONY: demo test test-zoo check format bench bench-quality clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-zoo: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m zoo
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -67,6 +67,7 @@ class Loop:
             make = common.sgd if self.task == "cifar" else common.mnist_sgd
             self.optimizer = make(model, self.peak)
         run.attach(self.optimizer)
+        model.train()
         for batch in run.batches(self.batches):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.peak * self.factor(self.taken / self.steps)

@@ -99,6 +99,19 @@ def tiny_task(*, width: int = 16, epochs_of: int = 8, noise: float = 0.0, **chan
     return Task(**values)
 
 
+class Heads(nn.Module):
+    """Attention over one token per input, for structures that look for heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = torch.stack([x, x.flip(1)], 1)
+        return self.out(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+
 def zeros(model: nn.Module, name: str) -> int:
     """How many weights of a parameter are exactly zero."""
     return int((model.get_parameter(name) == 0).sum())

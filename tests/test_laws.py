@@ -12,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import MODULES, NEEDED, layers_of, spec, weights
+from helpers import MODULES, NEEDED, Heads, layers_of, spec, weights
 from prunus import folder
+from prunus.compaction.cut import cut_of, masks_of
 from prunus.errors import InputError
+from prunus.graph.analysis import analyse
 from prunus.ideas import bind
+from prunus.members import member_mask, numbers, unit_alive, unit_scores
 from prunus.plan import Cost, LazyUnits, limits_of
 from prunus.restore._memory import Memory
+from prunus.scope import find_layers
 from prunus.signals import Look, collect, needed
 from prunus.types import Group, Member, State
-from prunus.members import member_mask, numbers, unit_alive, unit_scores
 
 FRACTION = st.floats(0, 1)
 
@@ -183,9 +186,47 @@ def test_units_of_many_weights_never_pass_the_target(
 
 # --- structures
 
+ANALYSED = [
+    name
+    for name in folder.names("structures")
+    if "analysis" in inspect.signature(folder.find("structures", name)).parameters
+]
+PLAIN = [name for name in folder.names("structures") if name not in ANALYSED]
+
+
+@pytest.mark.parametrize("name", ANALYSED)
+def test_masks_of_a_coupled_unit_remove_all_its_slices_and_nothing_else(name: str) -> None:
+    torch.manual_seed(0)
+    model = Heads()
+    layers = find_layers(model)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    analysis = analyse(model, torch.randn(3, 8))
+    groups = bind("structures", spec(name))(layers, shapes, analysis)
+    assert groups
+    for group in groups:
+        assert group.classes is not None
+        assert len(group.classes) == group.units
+        counted = torch.zeros(group.units, dtype=torch.int64)
+        for member in group.members:
+            number = numbers(member)
+            assert number is not None
+            full = number.expand(shapes[member.name])
+            if member.scored:
+                counted += torch.bincount(full[full >= 0].flatten(), minlength=group.units)
+        assert group.sizes is not None
+        assert torch.equal(counted, group.sizes)
+        keep = torch.arange(group.units) != 1
+        masks = {m.name: member_mask(m, keep, shapes[m.name]) for m in group.members}
+        cut = cut_of(analysis, masks)
+        assert cut.removed.nonzero()[0].tolist() == [group.classes[1]]
+        again = masks_of(cut, dict(model.named_parameters()))
+        assert masks.keys() == again.keys()
+        for key, mask in masks.items():
+            assert torch.equal(mask.expand(shapes[key]), again[key].expand(shapes[key]))
+
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("name", folder.names("structures"))
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_unit_of_a_structure_holds_the_weights_it_says_and_masks_remove_just_them(
     name: str, module: str
 ) -> None:
@@ -224,7 +265,7 @@ def test_every_unit_of_a_structure_holds_the_weights_it_says_and_masks_remove_ju
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("name", folder.names("structures"))
+@pytest.mark.parametrize("name", PLAIN)
 def test_unit_scores_are_the_mean_of_their_weights(name: str, module: str) -> None:
     _, layers, shapes = layers_of(module)
     try:

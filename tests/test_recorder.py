@@ -358,6 +358,23 @@ def test_what_no_longer_follows_the_input_is_noted(
     assert [note.split(":")[0] for note in module.executed] == executed
 
 
+def test_a_tensor_given_twice_is_noted_since_the_graph_reads_it_once() -> None:
+    class Differs(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a - 2 * b
+
+    x = torch.randn(3)
+    assert recorded(Differs(), x, x).notes == ["b is a: the graph reads the latter"]
+    assert recorded(Differs(), x, x.clone()).notes == []
+
+
+def test_lengths_that_decide_are_listed_as_executed() -> None:
+    module = recorded(Steps(), torch.randn(3, 7, 5), lengths(5, 2, 3))
+    assert module.executed == [
+        "aten.item read integers in the model: other inputs do not change them in the graph"
+    ]
+
+
 def test_a_parameter_made_on_the_way_is_a_view_and_no_constant() -> None:
     class Wraps(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import prunus
-from helpers import NEEDED, quick, tiny_task
+from helpers import NEEDED, Heads, quick, tiny_task
 from prunus import folder
 from prunus.errors import InputError, RunError
 from prunus.guard import next_progress
@@ -440,7 +440,7 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
             "retrain": "6it",
             "target": {"n_m": None, "layer": 0.9}.get(structure, 0.5),
         }
-        task = tiny_task()
+        task = tiny_task(model=Heads) if structure == "head" else tiny_task()
         steps: list[Any] = []
         try:
             result = prunus.prune(task, values, watch=steps.append)

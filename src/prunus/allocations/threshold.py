@@ -52,7 +52,7 @@ def threshold(
         total, count = whole if over == "network" else size[group]
         cut[group] = theta * (total if form == "literal" else total / max(count, 1))
     kept = {g: int(torch.count_nonzero(s > cut[g])) for g, s in units.items()}
-    empty = [g for g in units if kept[g] == 0 and limits[g].most > 0]
+    empty = [g for g in units if kept[g] == 0 and limits[g].most > 0 and not g.may_empty]
     if empty and not may_empty:
         raise InputError(_report(theta, form, units, kept, empty))
     counts: Counts = dict(kept)

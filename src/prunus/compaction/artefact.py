@@ -111,8 +111,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     graphs = {
         name: _graph(entry, _within(tensors, name)) for name, entry in manifest["graphs"].items()
     }
+    places = _places(model, tensors, graphs)
     attributes = _attributes(model, manifest["attributes"])
-    places = _places(model, tensors, manifest, graphs)
     for name, graph in graphs.items():
         parent, _, last = name.rpartition(".")
         model.get_submodule(parent)._modules[last] = graph
@@ -153,7 +153,7 @@ def _graph(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CompactGr
     opened = from_plain(entry.get("document", {}), tensors)
     graph = CompactGraph(opened, opened.graph)
     for key, value in entry["attributes"].items():
-        if _is_plain(key, value) and not hasattr(type(graph), key):
+        if _is_plain(key, value) and not hasattr(graph, key):
             setattr(graph, key, value)
     return graph.eval()
 
@@ -164,7 +164,7 @@ def _within(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _is_plain(key: object, value: Any) -> bool:
-    own = isinstance(key, str) and key.isidentifier() and not key.startswith("_")
+    own = isinstance(key, str) and key.isidentifier() and not key.startswith("__")
     return own and type(value) in PLAIN and key != "training"
 
 
@@ -176,19 +176,31 @@ def _attributes(model: nn.Module, given: list[Any]) -> list[Attribute]:
         path, name, after = entry
         modules = dict(model.named_modules())
         if path not in modules:
-            raise InputError(f"the model has no module '{path}': {did_you_mean(path, modules)}")
-        before = vars(modules[path]).get(name)
+            raise InputError(
+                f"the file does not fit this {type(model).__name__}, which has no module '{path}': "
+                f"{did_you_mean(path, modules)}"
+            )
+        before = _found(modules[path], name)
         after = tuple(after) if isinstance(after, list) else after
-        if type(before) is not type(after) or not _is_plain(name, 0):
+        if type(before) is not type(after):
             raise InputError(f"'{path}' has no attribute '{name}' that can become {after!r}")
         found.append(Attribute(path, name, before, after))
     return found
 
 
+def _found(owner: Any, name: Any) -> Any:
+    """A plain attribute of a module, or of an object that it holds (``config.num_heads``)."""
+    parts = name.split(".") if isinstance(name, str) else ["__"]
+    for part in parts:
+        if not _is_plain(part, 0) or not hasattr(owner, "__dict__"):
+            return None
+        owner = vars(owner).get(part)
+    return owner
+
+
 def _places(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
-    manifest: Mapping[str, Any],
     graphs: Mapping[str, nn.Module],
 ) -> list[tuple[nn.Module, str, Tensor]]:
     """Where each tensor goes; everything is found before anything is changed."""

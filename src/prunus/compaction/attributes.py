@@ -24,7 +24,7 @@ class Attribute:
 
     Attributes:
         module: the module's name.
-        name: of the attribute.
+        name: of the attribute, or of an attribute of it: ``config.num_heads``.
         before: the value in the dense model.
         after: the value in the compact one.
     """
@@ -36,7 +36,11 @@ class Attribute:
 
     def set(self, model: nn.Module, *, back: bool = False) -> None:
         """Make the change, or take it back."""
-        setattr(model.get_submodule(self.module), self.name, self.before if back else self.after)
+        owner: Any = model.get_submodule(self.module)
+        *path, last = self.name.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        setattr(owner, last, self.before if back else self.after)
 
 
 def standard(model: nn.Module, patches: Sequence[Patch]) -> list[Attribute]:

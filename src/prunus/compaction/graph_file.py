@@ -154,7 +154,7 @@ def _function_name(target: Any, where: str) -> str:
     for name, function in _FUNCTIONS.items():
         if function is target:
             return name
-    raise _wrong(where, target, f"ATen's operators, {', '.join(_FUNCTIONS)}")
+    raise _wrong(where, str(target), f"ATen's operators, {', '.join(_FUNCTIONS)}")
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,9 +140,22 @@ class _Rewriter:
             return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
         if args != tuple(node.args) or kwargs != dict(node.kwargs):
             self.patches.append(Patch(node, (*node.args, node.kwargs), (*args, kwargs)))
-        mapped = fx.node.map_arg((args, kwargs), lambda n: self.new[n])
+        args = self._still_open(node.args, args)
+        mapped = fx.node.map_arg((args, kwargs), lambda n: self.new.get(n, n))
         made = self.graph.call_function(target, *mapped)
         return self._described(made, node)
+
+    def _still_open(self, before: Any, after: Any) -> Any:
+        """An open size that shrank: the same share of whatever it is in another pass."""
+        if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+            if len(before) != len(after):
+                return after
+            return type(after)(self._still_open(b, a) for b, a in zip(before, after, strict=True))
+        old = before.meta.get("val") if isinstance(before, fx.Node) else None
+        if type(old) is not int or type(after) is not int or after == -1:
+            return after
+        whole = self.graph.call_function(operator.mul, (self.new[before], after))
+        return self.graph.call_function(operator.floordiv, (whole, old))
 
     def _copied(self, node: fx.Node) -> fx.Node:
         made = self.graph.node_copy(node, lambda n: self.new[n])

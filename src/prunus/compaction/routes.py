@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from prunus.compaction.attributes import Attribute, guesses, standard
+from prunus.compaction.configs import configured
 from prunus.compaction.cut import Cut, Kept, masks_of
 from prunus.compaction.optimizer import shrink
 from prunus.compaction.replace import Ends, as_graph, entering, record_calls, whole_graph, within
@@ -136,17 +137,43 @@ class _Search:
         for attribute in fixed:
             attribute.set(twin)
         refresh(twin)
-        for guess in guesses(self.model, self.cut, self.rewritten.patches):
+        shared = configured(self.model, self.cut)
+        for told in (shared, []) if shared else ([],):
+            trials = guesses(self.model, self.cut, self.rewritten.patches)
+            found = self._guessed(twin, told, trials[: 3 if told else None])
+            if found is not None:
+                guilty, comparison = found
+                changed = bool(guilty) or self._reads(twin, told)
+                route = "attributes" if changed else "sliced"
+                return Plan(route, Surgery(self.kept, (*fixed, *told, *guilty)), None, comparison)
+        return None
+
+    def _guessed(
+        self, twin: nn.Module, told: list[Attribute], trials: list[list[Attribute]]
+    ) -> tuple[list[Attribute], Comparison] | None:
+        """The first trial that is right, less what it can do without."""
+        for attribute in told:
+            attribute.set(twin)
+        for guess in trials:
             for attribute in guess:
                 attribute.set(twin)
             found = self.check(twin)
             if found.equal:
-                guilty = self._needed(twin, guess)
-                route = "attributes" if guilty else "sliced"
-                return Plan(route, Surgery(self.kept, (*fixed, *guilty)), None, found)
+                return self._needed(twin, guess), found
             for attribute in guess:
                 attribute.set(twin, back=True)
+        for attribute in told:
+            attribute.set(twin, back=True)
         return None
+
+    def _reads(self, twin: nn.Module, told: list[Attribute]) -> bool:
+        """Whether the model's code needs the new sizes in its configuration."""
+        for attribute in told:
+            attribute.set(twin, back=True)
+        needed = bool(told) and not self.check(twin).equal
+        for attribute in told:
+            attribute.set(twin)
+        return needed
 
     def _needed(self, twin: nn.Module, guess: list[Attribute]) -> list[Attribute]:
         """Those of a right guess that the model cannot do without."""

@@ -157,7 +157,8 @@ def _open_export(
     model: nn.Module, args: Any, kwargs: Any, closed: Sequence[Collection[int]]
 ) -> fx.GraphModule | None:
     """With open sizes: of every dimension, else of the first one, else not at all."""
-    names = list(inspect.signature(model.forward).parameters)
+    model = twin(model)
+    names = _spell_out(model, args, kwargs)
 
     def shapes(most: int) -> Any:
         these = iter(closed)
@@ -174,7 +175,7 @@ def _open_export(
 
         by_position = _pytree.tree_map(one, args)
         by_name = _pytree.tree_map(one, kwargs)
-        return {**dict(zip(names, by_position, strict=False)), **by_name}
+        return dict(zip(names, (*by_position, *by_name.values()), strict=True))
 
     for most in (8, 1):
         try:
@@ -182,6 +183,23 @@ def _open_export(
         except Exception:  # many models cannot: their code branches on sizes
             continue
     return None
+
+
+def _spell_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """Let a copy's ``forward`` name every argument: export mixes up those under ``**kwargs``."""
+    forward = model.forward
+    parameters = inspect.signature(forward).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [*known[: len(args)], *(f"args_{i}" for i in range(len(known), len(args))), *kwargs]
+
+    def plain(*given: Any, **named: Any) -> Any:
+        return forward(*given, **named)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    vars(plain)["__signature__"] = signature
+    vars(model)["forward"] = plain
+    return names
 
 
 def _settle(module: fx.GraphModule) -> None:

@@ -1,0 +1,182 @@
+"""How fast: compact ResNet-20 in eager PyTorch, shrinking while training, analysing large models.
+
+    python benchmarks/structure_speed.py --data $PRUNUS_DATA        (about ten minutes, one thread)
+
+Every ratio is of two things measured in turn in this process: medians of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunus
+import structure_common as common
+from structure import Loop, recipe_of
+
+ANALYSED = ("resnet50", "vit_b", "llama_24")
+
+
+def medians(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, in turn."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 2):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            if number >= 2:  # warm-up
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def latency(data: Path) -> list[str]:
+    """Eager latency of the dense network and of one with 75 % fewer macs."""
+    dense = common.resnet20(data)
+    recipe = {"structure": "channel", "allocation": "uniform", "target": {"max_macs": 0.25},
+              "compact": "end"}  # fmt: skip
+    example = torch.randn(2, 3, 32, 32)
+    result = prunus.prune(copy.deepcopy(dense), recipe, example=example)
+    small = result.model.to(memory_format=torch.channels_last).eval()
+    rows = [f"| batch | dense, ms | compact ({common.macs(small) / common.macs(dense):.1%} of the "
+            f"macs), ms | times faster |", "|---|---|---|---|"]  # fmt: skip
+    for batch, rounds in ((1, 200), (64, 15)):
+        x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            found = medians({"dense": lambda: dense(x), "small": lambda: small(x)}, rounds)  # noqa: B023
+        a, b = (1000 * found[k] for k in ("dense", "small"))
+        rows.append(f"| {batch} | {a:.2f} | {b:.2f} | {a / b:.2f} |")
+    return rows
+
+
+def wall_time(data: Path, repeats: int, steps: int) -> list[str]:
+    """A progressive run to 70 % fewer macs: shrinking, masked to the end, and the dense network."""
+    parts = common.cifar(data)
+    batches = common.Crops(*parts["train"], seed=0)
+    sample = [b for b, _ in zip(batches, range(8), strict=False)]
+    base = common.resnet20(data)
+
+    def pruned(method: str) -> None:
+        recipe = recipe_of("cifar", method, 0.7, 0, {})
+        each = int(recipe["retrain"].removesuffix("it"))
+        left = steps - each * (recipe["rounds"] - 1)
+        recipe |= {"last_retrain": f"{left}it", "snapshot": f"{steps}it"}
+        prunus.prune(
+            copy.deepcopy(base), recipe, train=Loop("cifar", batches, 0.02), calibration=sample,
+            loss=common.loss_of, example=torch.zeros(2, 3, 32, 32),
+        )  # fmt: skip
+
+    def dense() -> None:
+        model = copy.deepcopy(base)
+        common.train(model, common.endless(batches), steps, optimizer=common.sgd(model, 0.02),
+                     peak=0.02)  # fmt: skip
+
+    times: dict[str, list[float]] = {"dense": [], "masked": [], "progressive": []}
+    for _ in range(repeats):
+        for name in times:
+            began = time.perf_counter()
+            dense() if name == "dense" else pruned(name)
+            times[name].append(time.perf_counter() - began)
+    found = {k: statistics.median(v) for k, v in times.items()}
+    return [
+        "| run | seconds | against shrinking |",
+        "|---|---|---|",
+        *(f"| {label} | {found[key]:.0f} | {found[key] / found['progressive']:.2f} |"
+          for key, label in (("progressive", "`compact: every_round`"),
+                             ("masked", "masked, `compact: end`"),
+                             ("dense", "dense network, no pruning"))),
+    ]  # fmt: skip
+
+
+def big_model(name: str) -> tuple[nn.Module, Any]:
+    """A model of real size with random weights, and an input."""
+    import transformers
+
+    torch.manual_seed(0)
+    if name == "resnet50":
+        made = transformers.ResNetForImageClassification(transformers.ResNetConfig())
+        return made.eval(), torch.randn(1, 3, 224, 224)
+    if name == "vit_b":
+        made = transformers.ViTForImageClassification(transformers.ViTConfig())
+        return made.eval(), torch.randn(1, 3, 224, 224)
+    config = transformers.LlamaConfig(
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
+        num_key_value_heads=4, vocab_size=32000, use_cache=False,
+    )  # fmt: skip
+    ids = torch.randint(0, 32000, (1, 16))
+    return transformers.LlamaForCausalLM(config).eval(), {"input_ids": ids}
+
+
+def analysis(name: str) -> dict[str, Any]:
+    """Seconds to find the units of a model, and to take half of them out, verified."""
+    from prunus.compaction.compact import perform
+    from prunus.compaction.cut import cut_units
+    from prunus.compaction.routes import find_plan
+    from prunus.graph.analysis import analyse
+    from prunus.graph.listing import table
+
+    model, example = big_model(name)
+    began = time.perf_counter()
+    found = analyse(model, example)
+    units = table(model, found)
+    analysed = time.perf_counter()
+    gone = torch.cat([torch.from_numpy(u.classes[: len(u) // 2]) for u in units.coupled])
+    plan = find_plan(model, cut_units(found, gone.numpy()), example)
+    perform(model, plan)
+    done = time.perf_counter()
+    return {
+        "model": name, "units": units.total, "analysis_s": round(analysed - began, 1),
+        "compaction_s": round(done - analysed, 1), "route": plan.route,
+        "error": plan.comparison.error,
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=common.STEPS)
+    parser.add_argument("--only", choices=["latency", "wall", "analysis"])
+    parser.add_argument("--model", choices=ANALYSED, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.model:
+        print(json.dumps(analysis(chosen.model)))
+        return
+    print(f"One thread of {_processor()}, torch {torch.__version__}.\n")
+    if chosen.only in (None, "latency"):
+        print("\n".join(latency(chosen.data)), "\n", flush=True)
+    if chosen.only in (None, "wall"):
+        print("\n".join(wall_time(chosen.data, chosen.repeats, chosen.steps)), "\n", flush=True)
+    if chosen.only in (None, "analysis"):
+        for name in ANALYSED:  # each in a process of its own, for its peak memory
+            command = ["python", __file__, "--data", str(chosen.data), "--model", name]
+            import sys
+
+            command[0] = sys.executable
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            print(done.stdout.strip().splitlines()[-1], flush=True)
+
+
+def _processor() -> str:
+    text = Path("/proc/cpuinfo")
+    lines = text.read_text().splitlines() if text.exists() else []
+    found = next((line.split(":")[1].strip() for line in lines if "model name" in line), None)
+    return found or platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

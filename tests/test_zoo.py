@@ -1,0 +1,218 @@
+"""Models with known answers: counted, cut in half, compacted, compared, trained, exported."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from prunus.compaction.compact import perform
+from prunus.compaction.cut import Cut, cut_of, cut_units, masks_of
+from prunus.compaction.routes import Plan, find_plan
+from prunus.compaction.verify import Double, difference, tensors_of
+from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.labels import Fixed
+from prunus.graph.listing import table
+from prunus.graph.trace import arguments
+from prunus.graph.units import coupled_units
+from prunus.masks import apply
+from prunus.types import Masks
+from zoo import CORE, ENTRIES, Entry
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
+
+MODELS = [pytest.param(e, id=e.name, marks=() if e.core else pytest.mark.zoo) for e in ENTRIES]
+SECONDS: dict[str, float] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _slowest() -> Iterator[None]:
+    """Print which analyses took longest; times are not asserted."""
+    yield
+    slow = sorted(SECONDS, key=lambda name: -SECONDS[name])[:5]
+    print("\nslowest analyses:", ", ".join(f"{n} {SECONDS[n]:.1f} s" for n in slow))
+
+
+@dataclass(frozen=True)
+class Halved:
+    """An entry's model with half of its units masked, and what became of it."""
+
+    analysis: Analysis
+    cut: Cut
+    masks: Masks
+    masked: nn.Module
+    plan: Plan
+    small: nn.Module
+
+
+def build(entry: Entry) -> nn.Module:
+    if entry.needs and importlib.util.find_spec(entry.needs) is None:
+        pytest.skip(f"{entry.needs} is not installed")
+    return entry.build().eval()
+
+
+def analysed(entry: Entry, model: nn.Module) -> Analysis:
+    start = time.perf_counter()
+    analysis = analyse(model, entry.example())
+    SECONDS[entry.name] = time.perf_counter() - start
+    return analysis
+
+
+def halved(entry: Entry) -> Halved:
+    model = build(entry)
+    analysis = analysed(entry, model)
+    names = list(dict.fromkeys(analysis.names[n] for n, _ in model.named_parameters()))
+    chance = np.random.default_rng(0)
+    kinds = coupled_units(analysis, names)
+    cut = cut_units(
+        analysis, np.concatenate([chance.permutation(k.classes)[: len(k) // 2] for k in kinds])
+    )
+    masks = masks_of(cut, dict(model.named_parameters()))
+    apply(model, masks)
+    plan = find_plan(model, cut, entry.example())
+    small = perform(copy.deepcopy(model), plan)
+    return Halved(analysis, cut, masks, model, plan, small)
+
+
+def run(model: nn.Module, example: Any, *, wide: bool = True) -> list[Tensor]:
+    """A model's real outputs, in float64 where its operators know that type."""
+
+    def fresh(tensor: Tensor) -> Tensor:
+        return tensor.double() if wide and tensor.is_floating_point() else tensor.clone()
+
+    model = copy.deepcopy(model).double() if wide else model
+    args, kwargs = arguments(_pytree.tree_map_only(Tensor, fresh, example))
+    with torch.no_grad(), Double() if wide else contextlib.nullcontext():
+        return [t for t in tensors_of(model(*args, **kwargs)) if t.is_floating_point()]
+
+
+def doubled(example: Any) -> Any:
+    """Twice the batch: entries have a batch of two, wherever it stands."""
+
+    def twice(tensor: Tensor) -> Tensor:
+        batch = list(tensor.shape).index(2)
+        return torch.cat([tensor, tensor.flip(batch)], dim=batch)
+
+    return _pytree.tree_map_only(Tensor, twice, example)
+
+
+def by_dimension(model: nn.Module, analysis: Analysis) -> dict[str, bool]:
+    """``parameter:dimension`` -> whether every index can go; dimensions of size 1 left out."""
+    found = {}
+    for name in dict.fromkeys(analysis.names[n] for n, _ in model.named_parameters()):
+        value = analysis.tensors[name]
+        for d, dim in enumerate(value.dims):
+            if value.shape[d] > 1:
+                free = not isinstance(dim, Fixed) and bool(analysis.solved.free(dim).all())
+                found[f"{name}:{d}"] = free
+    return found
+
+
+@pytest.mark.parametrize("entry", MODELS)
+def test_half_of_the_units_go_and_the_answer_stays(entry: Entry) -> None:
+    done = halved(entry)
+    found = table(done.masked, done.analysis)
+    assert found.total == sum(entry.units().values()), f"{entry.units()}\n{found}"
+    assert found.unknown == {}
+    for place, free in by_dimension(done.masked, done.analysis).items():
+        listed = any(fnmatch(place, pattern) for pattern in entry.pinned)
+        assert free is not listed, f"{place} {'is free' if free else 'stays'}\n{found}"
+    assert cut_of(done.analysis, done.masks).units() == done.cut.units()
+    check_sizes(done)
+    check_answers(entry, done)
+    check_training(entry, done)
+
+
+def check_sizes(done: Halved) -> None:
+    """Parameters are as many as the kept indices say."""
+    expected = 0
+    for name, parameter in done.masked.named_parameters():
+        kept = done.plan.surgery.kept.get(done.analysis.names[name], (None,) * parameter.dim())
+        sizes = zip(kept, parameter.shape, strict=True)
+        expected += math.prod(size if k is None else len(k) for k, size in sizes)
+    assert sum(p.numel() for p in done.small.parameters()) == expected
+    assert expected < sum(p.numel() for p in done.masked.parameters())
+
+
+def check_answers(entry: Entry, done: Halved) -> None:
+    """Masked and compact model agree: by the plan's random values, and on the entry's own."""
+    assert done.plan.comparison.equal
+    assert done.plan.comparison.effect > 1e-3
+    wide = not any("float64" in note for note in done.plan.notes)
+    tolerance = 1e-10 if wide else 1e-4
+    assert done.plan.comparison.error <= tolerance
+    expected = run(done.masked, entry.example(), wide=wide)
+    assert expected
+    assert difference(expected, run(done.small, entry.example(), wide=wide))[0] <= tolerance
+    if any("shape only" in note for note in done.plan.notes):
+        return
+    try:
+        expected = run(done.masked, doubled(entry.example()), wide=wide)
+    except RuntimeError:
+        return  # the model itself knows one batch size
+    again = run(done.small, doubled(entry.example()), wide=wide)
+    assert difference(expected, again)[0] <= tolerance
+
+
+def check_training(entry: Entry, done: Halved) -> None:
+    """A step of SGD: gradients are finite, and parameters move."""
+    model = done.small.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # MobileNet's drops 999 of 1000, which leaves nothing of a small model
+    args, kwargs = arguments(entry.example())
+    before = [p.detach().clone() for p in model.parameters()]
+    outputs = [t for t in tensors_of(model(*args, **kwargs)) if t.requires_grad]
+    sum(t.double().square().mean() for t in outputs).backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert grads
+    assert all(bool(g.isfinite().all()) for g in grads)
+    largest = max(float(g.abs().max()) for g in grads)
+    torch.optim.SGD(model.parameters(), lr=0.1 / largest).step()
+    assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("entry", [pytest.param(e, id=e.name) for e in CORE])
+def test_onnx_runtime_gives_the_same_answer(entry: Entry, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    done = halved(entry)
+    example = entry.example()
+    try:
+        to_onnx(done.masked, example, tmp_path / "dense.onnx")
+    except Exception as error:
+        pytest.skip(f"the dense model cannot be exported either: {type(error).__name__}")
+    answer = to_onnx(done.small, example, tmp_path / "small.onnx")
+    expected = run(done.small, example, wide=False)
+    for want, got in zip(expected, answer(), strict=False):
+        scale = float(want.abs().max())
+        torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-3, atol=1e-3 * scale)
+
+
+def to_onnx(model: nn.Module, example: Any, path: Path) -> Callable[[], list[Any]]:
+    """Export; what comes back runs the file in onnxruntime."""
+    import onnxruntime
+
+    args, kwargs = arguments(example)
+    torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
+    return lambda: session.run(None, feed)

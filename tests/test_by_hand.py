@@ -15,6 +15,7 @@ from prunus.allocations.threshold import threshold
 from prunus.allocations.uniform import uniform
 from prunus.errors import InputError
 from prunus.layout import Layer
+from prunus.members import numbers
 from prunus.plan import Cost, limits_of
 from prunus.restore._memory import Memory
 from prunus.restore.keep import keep
@@ -28,7 +29,6 @@ from prunus.structures.neuron import neuron
 from prunus.structures.subset import subset
 from prunus.structures.weight import weight
 from prunus.types import Counts, State
-from prunus.members import numbers
 
 SCORES = ([5.0, 1.0, 4.0, 2.0], [3.0, 9.0, 8.0, 7.0, 6.0, 0.5])
 

@@ -213,3 +213,41 @@ def test_a_failed_search_names_the_trouble_and_changes_nothing(
         assert same, name
     assert [id(p) for p in case.model.parameters()] == parameters
     assert case.model.training
+
+
+class Cached(nn.Module):
+    """Keeps a number per channel that it computed in eval mode, as LeViT keeps its biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.scale = nn.Parameter(torch.rand(6))
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> Cached:
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.cache.get("cpu", self.scale.exp())
+        if not self.training:
+            self.cache["cpu"] = scale.detach()
+        return self.last(torch.relu(self.first(x)) * scale)
+
+
+def test_what_a_dense_pass_cached_is_not_read_by_the_compact_model() -> None:
+    torch.manual_seed(0)
+    model = Cached().eval()
+    with torch.no_grad():
+        model(EXAMPLE)
+    analysis = analyse(model, EXAMPLE)
+    dim = analysis.tensors["scale"].dims[0]
+    assert not isinstance(dim, Fixed)
+    plan = find_plan(model, cut_units(analysis, analysis.solved.of(dim)[:2]), EXAMPLE)
+    assert plan.route == "sliced"
+    assert model.cache["cpu"].shape == (6,)
+    small = perform(model, plan)
+    assert small.cache == {}
+    small(EXAMPLE)
+    assert small.cache["cpu"].shape == (4,)

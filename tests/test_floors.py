@@ -15,7 +15,8 @@ FLOORS = [
     {"structures", "signals", "costs", "scope", "graph"},
     {"members", "figures", "plan", "masks"},
     {"compaction"},  # what makes a model really smaller
-    {"recipe", "recipe_file", "conflicts", "ideas", "view", "shrinking", "pruner", "guard", "journal"},
+    {"recipe", "recipe_file", "conflicts", "ideas", "view", "shrinking", "pruner", "guard",
+     "journal"},
     {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
      "call", "report"},
     {"console", "dry_run", "template", "cli", "tasks"},

@@ -39,6 +39,7 @@ class Plan:
         seconds: estimated, from a few measured steps.
         cost: of the dense model.
         notes: what the reader should know.
+        counted: what asked and reachable are parts of.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Plan:
     seconds: float
     cost: dict[str, float | None]
     notes: list[str]
+    counted: str = "sparsity"
 
 
 def dry_run(recipe: Recipe) -> Plan:
@@ -88,7 +90,13 @@ def dry_run(recipe: Recipe) -> Plan:
         seconds=seconds,
         cost=dict(costs.measure(model, task.example)),
         notes=notes,
+        counted=_counted(pruner),
     )
+
+
+def _counted(pruner: Pruner) -> str:
+    name = pruner.counts_in
+    return "sparsity" if name == "sparsity" else f"part of the {name} removed"
 
 
 def _reachable(pruner: Pruner) -> float:
@@ -151,7 +159,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     click.echo()
     for name in plan.dense:
         click.echo(f"stays dense   {name} (the structure does not fit its shape)")
-    click.echo(f"reachable     a sparsity of at most {plan.reachable:.6g}")
+    click.echo(f"reachable     {plan.counted}: at most {plan.reachable:.6g}")
     click.echo(f"asked         {', '.join(f'{s:.4g}' for s in plan.asked)}")
     click.echo("steps         " + ", ".join(f"{k} {v:,}" for k, v in plan.steps.items()))
     click.echo(f"time          about {_human(plan.seconds)} (estimated from {TIMED_STEPS} steps)")

@@ -182,6 +182,11 @@ class Pruner:
                 "this recipe prunes in rounds, which need a training to call again: use "
                 "prunus.prune(model, recipe, train=…, evaluate=…), or a recipe without rounds"
             )
+        if self.recipe.compact != "none":
+            raise InputError(
+                f"compact: {self.recipe.compact} would replace the model under your loop: leave it "
+                "out, and call prunus.compact(model, pruner.masks, example) after the training"
+            )
         if self.recipe.guard is not None:
             raise InputError("a guard needs something to judge: use prunus.prune, or no guard")
         total = steps
@@ -293,11 +298,13 @@ class Pruner:
         return units, bottom_up(final, progress, self.ideas.schedule)
 
     def counts(self, asked: float) -> dict[str, tuple[int, int]]:
-        """Weights kept and weights in all, by group, if ``asked`` were cut now."""
+        """Weights (of coupled groups: units) kept and all, by group, if ``asked`` were cut now."""
         progress = 1.0
         units, counts = self._decide(progress, asked, self.masks)
         masks = masks_from(units, counts, self.masks, self._shapes)
         alive = alive_of(self.groups, masks, self._shapes)
+        if self.view.analysis is not None:
+            return {g.name: (int(counts[g]), g.units) for g in self.groups}
         return {g.name: (kept_weights(g, alive[g]), g.weights) for g in self.groups}
 
     def _signals(self) -> Look:

@@ -146,6 +146,11 @@ class Round:
     target: str = "sparsity"
 
     @property
+    def counted(self) -> str:
+        """What asked and achieved are parts of, for people."""
+        return "sparsity" if self.target == "sparsity" else f"part of the {self.target} removed"
+
+    @property
     def gap(self) -> float | None:
         """Training metric minus validation metric."""
         if self.metric is None or self.train_metric is None:

@@ -72,8 +72,10 @@ def _entering(inputs: Inputs) -> list[Tensor]:
     return [t for t in _pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
 
 
-def as_graph(module: nn.Module, inputs: Inputs, kept: Kept, ends: Ends) -> fx.GraphModule:
-    """A module as a smaller graph that takes the same arguments.
+def as_graph(
+    module: nn.Module, inputs: Inputs, kept: Kept, ends: Ends
+) -> tuple[fx.GraphModule, bool]:
+    """A module as a smaller graph that takes the same arguments, and whether of other sizes too.
 
     Args:
         module: the dense one.
@@ -90,7 +92,7 @@ def as_graph(module: nn.Module, inputs: Inputs, kept: Kept, ends: Ends) -> fx.Gr
         traced = trace(module, None, dynamic=dynamic, closed=losing, inputs=inputs)
         analysis = analyse(module, None, open_ends=ends, traced=traced, kept=kept)
         try:
-            return rewrite(known_cut(analysis, kept)).module
+            return rewrite(known_cut(analysis, kept)).module, traced.open
         except RunError:
             if not dynamic:
                 raise

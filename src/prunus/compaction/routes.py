@@ -87,6 +87,7 @@ class _Search:
         self.kept: Kept = cut.kept()
         self.masks: Masks = masks_of(cut, dict(model.named_parameters()))
         self.inputs: Inputs = random_like(example)
+        self.closed: set[str] = set()  # modules whose graphs have no open sizes
         dense, masked = values_for_test(model, self.masks)
         self.small: State = small_state(masked, self.kept, cut.analysis.names)
         self.masked = masked
@@ -226,8 +227,11 @@ class _Search:
             again = self.check(self._operated(smaller))
             if again.equal:
                 surgery, found = smaller, again
-        notes = (f"became graphs: {', '.join(sorted(surgery.replaced))}",)
-        return Plan("modules", surgery, None, found, notes)
+        notes = [f"became graphs: {', '.join(sorted(surgery.replaced))}"]
+        closed = sorted(self.closed & surgery.replaced.keys())
+        if closed:
+            notes.append(f"of these take inputs of the example's shape only: {', '.join(closed)}")
+        return Plan("modules", surgery, None, found, tuple(notes))
 
     def _graph_of(
         self, name: str, calls: Mapping[str, Inputs], ends: Mapping[str, Ends]
@@ -237,9 +241,12 @@ class _Search:
         module = self.model.get_submodule(name)
         kept = within(self.kept, self.cut.analysis.names, module, name)
         try:
-            return as_graph(module, calls[name], kept, ends[name])
+            made, opened = as_graph(module, calls[name], kept, ends[name])
         except (InputError, RunError, AssertionError):
             return None
+        if not opened:
+            self.closed.add(name)
+        return made
 
     def _failing(
         self, twin: nn.Module, graphs: Mapping[str, nn.Module], tried: Container[str]

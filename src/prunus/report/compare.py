@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.report.record import Record, read_record
+from prunus.types import Round
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -21,13 +22,13 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _row(record: Record) -> dict[str, Any]:
     good = record.good
     first = record.rounds[0] if record.rounds else None
-    cost = dict(good.cost) if good else {}
+    cost = record.result.get("cost_after") or (dict(good.cost) if good else {})
     dense = None if first is None else first.metric
     metric = None if good is None else good.metric
     return {
         "name": record.name,
         "state": record.result.get("why", "not finished"),
-        "sparsity": None if good is None else good.achieved,
+        "sparsity": None if good is None else _sparsity(good),
         "dense_metric": dense,
         "metric": metric,
         "metric_minus_dense": None if metric is None or dense is None else metric - dense,
@@ -41,3 +42,7 @@ def _row(record: Record) -> dict[str, Any]:
         "steps": record.rounds[-1].step if record.rounds else 0,
         "seconds": sum(r.seconds for r in record.rounds),
     }
+
+
+def _sparsity(good: Round) -> float:
+    return good.achieved if good.sparsity is None else good.sparsity

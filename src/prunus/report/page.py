@@ -65,12 +65,13 @@ def _texts(record: Record) -> dict[str, Any]:
         "costs": [(k, before.get(k), after.get(k)) for k in _COUNTED],
         "theoretical": [(k, before.get(k), after.get(k)) for k in _THEORETICAL],
         "densities": sorted(good.densities.items(), key=lambda x: x[1]) if good else [],
-        "gone": _gone(after),
+        "gone": _gone(before, after),
+        "compaction": record.result.get("compaction"),
     }
 
 
-def _gone(after: Mapping[str, float | None]) -> float | None:
-    whole, left = after.get("params"), after.get("nonzero_params")
+def _gone(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> float | None:
+    whole, left = before.get("params"), after.get("nonzero_params")
     return None if not whole or left is None else 1 - left / whole
 
 
@@ -78,7 +79,7 @@ def _headline(record: Record) -> str:
     good = record.good
     if good is None:
         return "nothing judged yet"
-    text = f"sparsity {good.achieved:.4g}"
+    text = f"{good.counted} {good.achieved:.4g}"
     first = record.rounds[0]
     if good.metric is not None and first.metric is not None:
         text += f", validation {record.metric_name} {good.metric:.4f} (dense {first.metric:.4f})"

@@ -50,7 +50,7 @@ def metric_against_sparsity(rounds: Sequence[Round], metric_name: str) -> Figure
     if bad:
         axes.plot([r.achieved for r in bad], [r.metric or 0 for r in bad], "x", color=WARM,
                   markersize=8, markeredgewidth=2, label="rejected")  # fmt: skip
-    axes.set_xlabel("sparsity")
+    axes.set_xlabel(_counted(rounds))
     axes.set_ylabel(metric_name)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
@@ -79,15 +79,19 @@ def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
     good = sorted((r for r in rounds if r.verdict != "rejected"), key=lambda r: r.achieved)
     axes.plot([r.achieved for r in good], [r.l1 for r in good], "o-", color=SERIES, markersize=4)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("sparsity")
+    axes.set_xlabel(_counted(rounds))
     axes.set_ylabel("Σ|w|")
     return figure
 
 
+def _counted(rounds: Sequence[Round]) -> str:
+    return rounds[-1].counted if rounds else "sparsity"
+
+
 PICTURES: dict[str, tuple[str, Picture]] = {
-    "metric": ("Metric against sparsity", metric_against_sparsity),
+    "metric": ("Metric against what is removed", metric_against_sparsity),
     "density": ("Density by layer", density_by_group),
-    "complexity": ("Complexity Σ|w| against sparsity", complexity),
+    "complexity": ("Complexity Σ|w|", complexity),
 }
 
 

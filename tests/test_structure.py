@@ -366,3 +366,67 @@ def test_a_recipe_runs_from_the_command_line_and_reports_the_smaller_model(tmp_p
     assert "verified" in done.output
     assert "of dense" in done.output
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+class Residual(nn.Module):
+    """Branches beside an identity, one of which the model hardly needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(3)
+        )
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return self.out(x)
+
+
+def test_residual_branches_are_dropped_and_the_file_knows_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(3, 8)
+    with torch.no_grad():
+        for parameter in model.branches[1].parameters():
+            parameter.mul_(0.01)
+    structure = {"name": "layer", "modules": ["branches.*"]}
+    result = prunus.prune(
+        model,
+        {"structure": structure, "target": 0.34, "compact": "end",
+         "scope": {"include": ["branches.*"]}},
+        example=x, folder=tmp_path / "run",
+    )  # fmt: skip
+    assert result.compaction is not None
+    assert result.compaction.error == 0
+    assert sum(1 for _ in result.model.branches[1].parameters()) == 0
+    assert result.cost_after["macs"] == 2 * 2 * 8 * 12 + 16
+    opened = prunus.load(tmp_path / "run" / "model.safetensors", Residual())
+    assert torch.equal(opened(x), result.model.eval()(x))
+
+
+def test_gradual_pruning_ends_compact() -> None:
+    torch.manual_seed(0)
+    batch = [(IMAGES, torch.tensor([1, 2]))] * 8
+    recipe = {"structure": "channel", "target": {"max_macs": 0.5}, "compact": "end",
+              "retrain": "8it"}  # fmt: skip
+    result = prunus.prune(Net(), recipe, train=trainer(batch), example=IMAGES)
+    assert result.compaction is not None
+    after, before = result.cost_after["macs"], result.cost_before["macs"]
+    assert after is not None
+    assert before is not None
+    assert after <= 0.5 * before
+
+
+def test_a_loop_of_ones_own_is_told_to_compact_afterwards() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe = {"structure": "channel", "target": 0.5}
+    with pytest.raises(prunus.InputError, match="after the training"):
+        prunus.Pruner(model, {**recipe, "compact": "end"}, optimizer, steps=4, example=IMAGES)
+    pruner = prunus.Pruner(model, recipe, optimizer, steps=4, example=IMAGES)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(IMAGES).square().mean().backward()
+        optimizer.step()
+    assert prunus.compact(model, pruner.masks, IMAGES).after["params"] < 2186

@@ -30,7 +30,7 @@ from prunus.graph.trace import arguments
 from prunus.graph.units import coupled_units
 from prunus.masks import apply
 from prunus.types import Masks
-from zoo import CORE, ENTRIES, Entry
+from zoo import CORE, ENTRIES, Entry, by_name
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
 
@@ -183,6 +183,23 @@ def check_training(entry: Entry, done: Halved) -> None:
     largest = max(float(g.abs().max()) for g in grads)
     torch.optim.SGD(model.parameters(), lr=0.1 / largest).step()
     assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_shared_configuration_says_the_new_sizes_where_all_layers_agree() -> None:
+    model: Any = build(by_name("llama, grouped queries"))
+    example = by_name("llama, grouped queries").example()
+    analysis = analyse(model, example)
+    kinds = coupled_units(analysis, list(analysis.tensors))
+    heads = [k for k in kinds if k.head]
+    neurons = [k for k in kinds if not k.head]
+    gone = [k.classes[:1] for k in heads] + [k.classes[: 10 + i] for i, k in enumerate(neurons)]
+    small: Any = perform(
+        copy.deepcopy(model), find_plan(model, cut_units(analysis, np.concatenate(gone)), example)
+    )
+    assert (small.config.num_attention_heads, small.config.num_key_value_heads) == (4, 2)
+    assert [la.mlp.up_proj.out_features for la in small.model.layers] == [40, 39]
+    assert small.config.intermediate_size == model.config.intermediate_size == 50
+    assert model.config.num_attention_heads == 6
 
 
 @pytest.mark.zoo

@@ -101,10 +101,12 @@ def _about_structure(recipe: Recipe) -> list[str]:
     """What needs units that can be taken out of the model."""
     found = []
     coupled = recipe.structure.name in COUPLED
-    if recipe.compact != "none" and not coupled:
+    layers = recipe.structure.name == "layer" and recipe.compact != "every_round"
+    if recipe.compact != "none" and not coupled and not layers:
         found.append(
             f"compact: {recipe.compact} takes whole units out of the model, and structure "
-            f"{recipe.structure.name} only sets weights to zero: use structure: channel or head"
+            f"{recipe.structure.name} only sets weights to zero: use structure: channel or head "
+            "(or layer with compact: end)"
         )
     if recipe.target is not None and recipe.target.bound is not None and not coupled:
         found.append(

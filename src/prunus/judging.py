@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunus import costs, randomness
+from prunus.compaction.drop import emptied, find_drops, take_out
 from prunus.cutting import restore, revives
 from prunus.errors import InputError, RunError
 from prunus.guard import accepts, last_accepted
@@ -119,6 +120,8 @@ def compacted(job: Job) -> Compaction | None:
     pruner = job.pruner
     if pruner.recipe.compact == "none":
         return None
+    if pruner.view.analysis is None:
+        return _dropped(job)
     shrink(pruner)
     if not pruner.shrinks:
         return None
@@ -130,6 +133,26 @@ def compacted(job: Job) -> Compaction | None:
         effect=max(p.comparison.effect for p in plans),
         notes=tuple(dict.fromkeys(n for p in plans for n in p.notes)),
         attributes=tuple(a for p in plans for a in p.surgery.attributes),
+    )
+
+
+def _dropped(job: Job) -> Compaction | None:
+    """Without the modules of which nothing is left."""
+    pruner = job.pruner
+    if not emptied(pruner.model, pruner.masks):
+        return None
+    if job.example is None:
+        raise InputError("compact: give example=, an input, so that the result can be verified")
+    drops = find_drops(pruner.model, pruner.masks, job.example)
+    take_out(pruner.model, drops.names)
+    left = {name for name, _ in pruner.model.named_parameters()}
+    pruner.masks = {name: mask for name, mask in pruner.masks.items() if name in left}
+    return Compaction(
+        route="modules",
+        units=len(drops.names),
+        error=drops.comparison.error,
+        effect=drops.comparison.effect,
+        notes=(f"taken out: {', '.join(drops.names)}",),
     )
 
 

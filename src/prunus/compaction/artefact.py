@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
 from prunus.compaction.attributes import Attribute
+from prunus.compaction.drop import Dropped
 from prunus.compaction.graph_file import from_plain, to_plain
 from prunus.compaction.rewrite import PLAIN, CompactGraph
 from prunus.compaction.surgery import refresh
@@ -48,8 +49,11 @@ def save(model: nn.Module, path: str | Path, attributes: Iterable[Attribute] = (
 def packed(model: nn.Module, attributes: Iterable[Attribute] = ()) -> bytes:
     """The file's bytes."""
     graphs: dict[str, Any] = {}
+    dropped: list[str] = []
     tensors: dict[str, Tensor] = {}
     for name, module in model.named_modules():
+        if isinstance(module, Dropped):
+            dropped.append(name)
         if isinstance(module, fx.GraphModule):
             document, own = to_plain(module)
             plain = {k: v for k, v in vars(module).items() if _is_plain(k, v)}
@@ -67,6 +71,7 @@ def packed(model: nn.Module, attributes: Iterable[Attribute] = ()) -> bytes:
         "class": type(model).__name__,
         "attributes": [[a.module, a.name, a.after] for a in last.values()],
         "graphs": graphs,
+        "dropped": dropped,
         "tied": {n: f for n, f in names.items() if n != f and f in tensors},
     }
     plain_tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -111,9 +116,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     graphs = {
         name: _graph(entry, _within(tensors, name)) for name, entry in manifest["graphs"].items()
     }
-    places = _places(model, tensors, graphs)
+    dropped = {str(name): Dropped() for name in manifest["dropped"]}
+    places = _places(model, tensors, {**graphs, **dropped})
     attributes = _attributes(model, manifest["attributes"])
-    for name, graph in graphs.items():
+    for name, graph in {**graphs, **dropped}.items():
         parent, _, last = name.rpartition(".")
         model.get_submodule(parent)._modules[last] = graph
     with torch.no_grad():
@@ -137,7 +143,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"'{path}' cannot be read: {error}") from error
-    known = {"format": str, "class": str, "attributes": list, "graphs": dict, "tied": dict}
+    known = {"format": str, "class": str, "attributes": list, "graphs": dict, "dropped": list,
+             "tied": dict}  # fmt: skip
     if not isinstance(manifest, dict) or any(
         not isinstance(manifest.get(key), kind) for key, kind in known.items()
     ):
@@ -227,7 +234,7 @@ def _places(
             places.append((module, key, value))
     for name in graphs:
         if name not in dict(model.named_modules()):
-            raise InputError(f"the model has no module '{name}', which the file holds as a graph")
+            raise InputError(f"the model has no module '{name}', which the file replaces")
     return places
 
 

@@ -1,0 +1,115 @@
+"""What a compact model keeps of the one that it came from."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import prunus
+
+
+class Tied(nn.Module):
+    """An embedding whose matrix is the output layer's too, and a frozen layer between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 6)
+        self.frozen, self.back = nn.Linear(6, 9), nn.Linear(9, 6)
+        self.out = nn.Linear(6, 11, bias=False)
+        self.out.weight = self.words.weight
+        self.frozen.weight.requires_grad_(False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.back(torch.relu(self.frozen(self.words(ids)))))
+
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+def half(model: nn.Module, example: object) -> prunus.Compact:
+    result = prunus.prune(model, {"structure": "channel", "target": 0.5}, example=example)
+    return prunus.compact(model, result.masks, example)
+
+
+def test_tied_weights_stay_tied_frozen_ones_frozen_and_the_mode_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = Tied().train()
+    model.back.eval()
+    small = half(model, IDS).model
+    assert isinstance(small, Tied)
+    assert small.out.weight is small.words.weight
+    assert small.words.weight.shape[0] == 11
+    assert small.words.weight.shape[1] < 6
+    assert not small.frozen.weight.requires_grad
+    assert small.frozen.bias.requires_grad
+    assert (small.training, small.back.training) == (True, False)
+    loss = small(IDS).square().mean()
+    loss.backward()
+    assert small.frozen.weight.grad is None
+    assert small.back.weight.grad is not None
+
+
+def test_a_tied_file_holds_the_matrix_once_and_opens_tied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = half(Tied(), IDS)
+    path = small.save(tmp_path / "tied.safetensors")
+    assert sorted(safetensors.torch.load_file(path)) == [
+        "back.bias", "back.weight", "frozen.bias", "frozen.weight", "words.weight",
+    ]  # fmt: skip
+    opened = prunus.load(path, Tied())
+    assert isinstance(opened, Tied)
+    assert opened.out.weight is opened.words.weight
+    assert torch.equal(opened(IDS), small.model.eval()(IDS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "prunus compact 99"}, "is written as"),
+        ({"attributes": [["frozen", "__class__", 3]]}, "no attribute"),
+        ({"attributes": [["frozen", "forward", 3]]}, "no attribute"),
+        ({"attributes": [["nowhere", "in_features", 3]]}, "no module"),
+        ({"attributes": "x"}, "damaged"),
+        ({"graphs": {"frozen": {"document": {}, "attributes": {}}}}, "graph file"),
+        ({"dropped": ["nowhere"]}, "does not hold|no module"),
+    ],
+)
+def test_a_hostile_manifest_is_refused_and_changes_nothing(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    small = half(Tied(), IDS)
+    path = small.save(tmp_path / "file.safetensors")
+    with safetensors.safe_open(path, "pt") as file:
+        manifest = json.loads(file.metadata()["prunus"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    bad = {"prunus": json.dumps({**manifest, **change})}
+    path.write_bytes(safetensors.torch.save(tensors, bad))
+    model = Tied()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(prunus.InputError, match=message):
+        prunus.load(path, model)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in before.items()
+    }
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_files_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"x": torch.ones(1)}, other)
+    with pytest.raises(prunus.InputError, match="did not write it"):
+        prunus.load(other, Tied())
+    torch.manual_seed(0)
+    path = half(Tied(), IDS).save(tmp_path / "mine.safetensors")
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(prunus.InputError, match="cannot be read"):
+        prunus.load(path, Tied())
+    with pytest.raises(prunus.InputError, match="cannot be read"):
+        prunus.load(tmp_path / "missing.safetensors", Tied())

@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-zoo check format bench bench-quality clean
+.PHONY: demo test test-zoo check format bench bench-quality bench-structure clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -37,6 +37,10 @@ bench: $(READY)
 bench-quality: $(READY)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/source_budget.py
+
+bench-structure: $(READY)  # two hours of a core; the opponent's rows: see benchmarks/structure.md
+	$(BIN)/python benchmarks/structure.py --data $(PRUNUS_DATA) --out benchmarks/structure.jsonl
+	$(BIN)/python benchmarks/structure_speed.py --data $(PRUNUS_DATA)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

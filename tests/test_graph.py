@@ -1,16 +1,13 @@
-"""What each family of operators relates, by hand on small models; movements at random."""
+"""What each family of operators relates, by hand on small models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunus.compaction.compact import perform
@@ -20,7 +17,6 @@ from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyse
 from prunus.graph.labels import Fixed, Labels
 from prunus.graph.listing import units
-from prunus.graph.movement import relate
 from prunus.graph.solve import Heads, solve
 from prunus.graph.units import coupled_units
 
@@ -322,78 +318,6 @@ def test_a_known_cut_decides_its_sites() -> None:
     solved = solve(labels)
     assert solved.gone[solved.of(inner)].tolist() == [True, False, False]
     assert not solved.free(outer).any()
-
-
-# --- movements at random
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> tuple[list[int], list[tuple[str, Any]]]:
-    """A shape and a chain of movements that fits it."""
-    shape = draw(st.lists(st.integers(2, 4), min_size=2, max_size=3))
-    first, steps = list(shape), []
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["permute", "merge", "split", "slice", "flip_pad"]))
-        d = draw(st.integers(0, len(shape) - 1))
-        if kind == "permute":
-            order = draw(st.permutations(range(len(shape))))
-            steps.append(("permute", list(order)))
-            shape = [shape[i] for i in order]
-        elif kind == "merge" and len(shape) > 1 and d < len(shape) - 1:
-            shape = [*shape[:d], shape[d] * shape[d + 1], *shape[d + 2 :]]
-            steps.append(("reshape", list(shape)))
-        elif kind == "split" and shape[d] % 2 == 0 and shape[d] > 2:
-            shape = [*shape[:d], 2, shape[d] // 2, *shape[d + 1 :]]
-            steps.append(("reshape", list(shape)))
-        elif kind == "slice" and shape[d] > 2:
-            steps.append(("narrow", (d, 1, shape[d] - 1)))
-            shape[d] -= 1
-    return first, steps
-
-
-class Moved(nn.Module):
-    """A parameter's dimensions, moved about, then weighed and summed."""
-
-    def __init__(self, shape: list[int], steps: list[tuple[str, Any]]) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.steps = steps
-        self.weight = nn.Parameter(torch.randn(shape, generator=generator))
-        out = self.moved(self.weight).shape
-        self.scale = nn.Parameter(torch.randn(out, generator=generator))
-
-    def moved(self, t: Tensor) -> Tensor:
-        for name, argument in self.steps:
-            t = t.narrow(*argument) if name == "narrow" else getattr(t, name)(argument)
-        return t
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.moved(torch.tanh(self.weight)) * self.scale).sum() * x
-
-
-@settings(max_examples=15, deadline=None)
-@given(chains(), st.integers(0, 1000))
-def test_any_chain_of_movements_compacts_to_what_was_masked(
-    chain: tuple[list[int], list[tuple[str, Any]]], seed: int
-) -> None:
-    model = Moved(*chain).eval()
-    analysis = analyse(model, torch.ones(1))
-    kinds = coupled_units(analysis, ["weight", "scale"])
-    chance = np.random.default_rng(seed)
-    gone = [chance.permutation(k.classes)[: len(k) // 2] for k in kinds]
-    cut = cut_units(analysis, np.concatenate([*gone, np.zeros(0, dtype=np.int64)]))
-    plan = find_plan(model, cut, torch.ones(1))  # raises where they differ
-    assert plan.comparison.equal
-    small = perform(model, plan)
-    assert bool(small(torch.ones(1)).isfinite().all())
-
-
-def test_a_movement_is_read_off_index_numbers() -> None:
-    relation, shape = relate(lambda x: x.permute(1, 0)[1:], [2, 3], [0, 1])
-    assert shape == [2, 2]
-    assert relation.flows[1, 0].index is not None
-    assert relation.flows[1, 0].index.tolist() == [1, 2]
-    assert relation.seen[1].tolist() == [False, True, True]
 
 
 def test_on_the_meta_device_shapes_are_compared_and_the_plan_says_so() -> None:

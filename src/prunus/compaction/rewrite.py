@@ -60,6 +60,16 @@ class CompactGraph(fx.GraphModule):
     as it would have switched the modules that they came from.
     """
 
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _get_name(self) -> str:
+        return "CompactGraph"
+
+    def extra_repr(self) -> str:
+        """The number of operators: the code itself is in ``code``."""
+        return f"{sum(n.op == 'call_function' for n in self.graph.nodes)} operators"
+
     def train(self, mode: bool = True) -> CompactGraph:
         """Training or eval mode, for the operators that know the difference."""
         super().train(mode)

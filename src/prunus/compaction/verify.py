@@ -144,12 +144,13 @@ def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generato
         return values
     last = name.rpartition(".")[2]
     if last == "running_var":
-        return 0.5 + torch.rand(values.shape, generator=generator, dtype=torch.float64)
-    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+        spread = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+        return 0.5 + spread.to(values.device)
+    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values.device)
     if last == "running_mean":
         return 0.3 * noise
     if parameter and (values.dim() < 2 or bool((values == values.flatten()[0]).all())):
-        return values + 0.2 * noise.to(values.device)
+        return values + 0.2 * noise
     return values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +130,12 @@ def _filled(values: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers, of the size of what is kept, in place of what is removed."""
     if values.is_meta:
         return values
-    kept = values[mask.expand(values.shape)]
-    scale = float(kept.std()) if kept.numel() > 1 else 0.1
-    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
-    return torch.where(mask, values, noise.to(values.device) * max(scale, 1e-3))
+    kept = mask.expand(values.shape)
+    filled = values.clone()
+    spread = float(filled[kept].std()) if int(kept.sum()) > 1 else 0.1
+    noise = _normal((int((~kept).sum()),), generator, values.device)
+    filled[~kept] = noise * max(spread, 1e-3)
+    return filled
 
 
 def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
@@ -144,14 +146,17 @@ def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generato
         return values
     last = name.rpartition(".")[2]
     if last == "running_var":
-        spread = torch.rand(values.shape, generator=generator, dtype=torch.float64)
-        return 0.5 + spread.to(values.device)
-    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values.device)
+        return 0.5 + _normal(values.shape, generator, values.device).abs()
     if last == "running_mean":
-        return 0.3 * noise
+        return 0.3 * _normal(values.shape, generator, values.device)
     if parameter and (values.dim() < 2 or bool((values == values.flatten()[0]).all())):
-        return values + 0.2 * noise
+        return values + 0.2 * _normal(values.shape, generator, values.device)
     return values
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Drawn on the CPU, so that a seed means the same everywhere."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device)
 
 
 def small_state(state: State, kept: Kept, names: Mapping[str, str]) -> State:

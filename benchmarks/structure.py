@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,17 +126,59 @@ def run(
     return {**row, "removed": 1 - row["macs"] / dense}
 
 
+def table(paths: list[Path]) -> str:
+    """Test accuracy of every method, mean of the seeds, and the paired difference, in Markdown."""
+    rows = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if row.get("test") is not None:
+                rows[row["task"], row["method"], row["target"], row["seed"]] = row["test"]
+    names = ["prunus-one_shot", "prunus-progressive", "tp-oneshot", "tp-iterative"]
+    lines = ["| network | fewer macs | dense, fine-tuned | prunus, one cut | prunus, progressive | "
+             "Torch-Pruning, one cut | Torch-Pruning, iterative | progressive − best of "
+             "Torch-Pruning, paired |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for task in ("cifar", "mnist"):
+        dense = _mean([v for k, v in rows.items() if k[:2] == (task, "dense")])
+        for target in (0.5, 0.7, 0.9):
+            found = {
+                m: {k[3]: v for k, v in rows.items() if k[:3] == (task, m, target)} for m in names
+            }
+            cells = [_mean(list(found[m].values())) for m in names]
+            rivals = [m for m in names[2:] if found[m]]
+            best = max(rivals, key=lambda m: statistics.mean(found[m].values()), default=None)
+            ours = found["prunus-progressive"]
+            pairs = [ours[s] - found[best][s] for s in ours if best and s in found[best]]
+            lines.append(f"| {task} | {target:.0%} | {dense} | {' | '.join(cells)} | "
+                         f"{_mean(pairs, sign='+')} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _mean(values: list[float], sign: str = "") -> str:
+    """Per cent, with the standard error and the number of seeds."""
+    if not values:
+        return "–"
+    error = 100 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{100 * statistics.mean(values):{sign}.1f} ± {error:.1f} ({len(values)})"
+
+
 def main() -> None:
     """Run the rows that the file does not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+", help="print the table of these files")
     parser.add_argument("--task", choices=["cifar", "mnist"], default=None)
     parser.add_argument("--method", choices=METHODS, default=None)
     parser.add_argument("--target", type=float, default=None)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--settings", type=json.loads, default={})
     chosen = parser.parse_args()
+    if chosen.table:
+        print(table(chosen.table))
+        return
+    if chosen.data is None or chosen.out is None:
+        parser.error("give --data and --out, or --table")
     torch.set_num_threads(1)
     done = set()
     if chosen.out.exists():

@@ -19,6 +19,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -352,3 +353,30 @@ def train_mnist(seed: int, folder: Path | str, *, cache: Path | str = "/tmp") ->
     save_file(model.state_dict(), path.with_suffix(f".{os.getpid()}"))
     path.with_suffix(f".{os.getpid()}").replace(path)
     return model
+
+
+def big_model(name: str) -> tuple[nn.Module, Any]:
+    """A model of real size with random weights, and an input."""
+    import transformers
+
+    torch.manual_seed(0)
+    if name == "resnet50":
+        made = transformers.ResNetForImageClassification(transformers.ResNetConfig())
+        return made.eval(), torch.randn(1, 3, 224, 224)
+    if name == "vit_b":
+        made = transformers.ViTForImageClassification(transformers.ViTConfig())
+        return made.eval(), torch.randn(1, 3, 224, 224)
+    if name == "llama_8b_meta":  # no values: shapes alone
+        config = transformers.LlamaConfig(
+            hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+            num_attention_heads=32, num_key_value_heads=8, vocab_size=128256, use_cache=False,
+        )  # fmt: skip
+        with torch.device("meta"):
+            big = transformers.LlamaForCausalLM(config).eval()
+            return big, {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+    config = transformers.LlamaConfig(
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
+        num_key_value_heads=4, vocab_size=32000, use_cache=False,
+    )  # fmt: skip
+    ids = torch.randint(0, 32000, (1, 16))
+    return transformers.LlamaForCausalLM(config).eval(), {"input_ids": ids}

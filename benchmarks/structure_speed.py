@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import prunus
 import structure_common as common
 from structure import Loop, recipe_of
 
-ANALYSED = ("resnet50", "vit_b", "llama_24")
+ANALYSED = ("resnet50", "vit_b", "llama_24", "llama_8b_meta")
 
 
 def medians(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -99,25 +98,6 @@ def wall_time(data: Path, repeats: int, steps: int) -> list[str]:
     ]  # fmt: skip
 
 
-def big_model(name: str) -> tuple[nn.Module, Any]:
-    """A model of real size with random weights, and an input."""
-    import transformers
-
-    torch.manual_seed(0)
-    if name == "resnet50":
-        made = transformers.ResNetForImageClassification(transformers.ResNetConfig())
-        return made.eval(), torch.randn(1, 3, 224, 224)
-    if name == "vit_b":
-        made = transformers.ViTForImageClassification(transformers.ViTConfig())
-        return made.eval(), torch.randn(1, 3, 224, 224)
-    config = transformers.LlamaConfig(
-        hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, num_attention_heads=16,
-        num_key_value_heads=4, vocab_size=32000, use_cache=False,
-    )  # fmt: skip
-    ids = torch.randint(0, 32000, (1, 16))
-    return transformers.LlamaForCausalLM(config).eval(), {"input_ids": ids}
-
-
 def analysis(name: str) -> dict[str, Any]:
     """Seconds to find the units of a model, and to take half of them out, verified."""
     from prunus.compaction.compact import perform
@@ -126,7 +106,7 @@ def analysis(name: str) -> dict[str, Any]:
     from prunus.graph.analysis import analyse
     from prunus.graph.listing import table
 
-    model, example = big_model(name)
+    model, example = common.big_model(name)
     began = time.perf_counter()
     found = analyse(model, example)
     units = table(model, found)

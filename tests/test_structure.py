@@ -430,3 +430,16 @@ def test_a_loop_of_ones_own_is_told_to_compact_afterwards() -> None:
         model(IMAGES).square().mean().backward()
         optimizer.step()
     assert prunus.compact(model, pruner.masks, IMAGES).after["params"] < 2186
+
+
+def test_the_same_dimensions_of_every_head_can_go_instead_of_whole_heads() -> None:
+    torch.manual_seed(0)
+    model, x = Encoder(), torch.randn(2, 5, 16)
+    recipe = {"structure": {"name": "channel", "heads": "dims"}, "target": 0.3,
+              "allocation": "uniform", "compact": "end"}  # fmt: skip
+    result = prunus.prune(model, recipe, example=x)
+    rows = result.model.encoder.layers[0].self_attn.in_proj_weight.shape[0]
+    assert rows < 48
+    assert rows % 12 == 0  # three projections of four heads
+    assert result.compaction is not None
+    assert result.compaction.error < 1e-10

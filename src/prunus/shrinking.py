@@ -14,7 +14,8 @@ from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, Kept, cut_of, take
 from prunus.compaction.replace import cut_from_kept
 from prunus.compaction.routes import Plan, find_plan
-from prunus.compaction.surgery import refresh
+from prunus.compaction.surgery import adopt, refresh
+from prunus.graph.trace import Traced
 from prunus.types import Masks
 from prunus.view import View, look
 
@@ -135,7 +136,7 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
     layers = [la for la in pruner.view.layers if la.name in names]
     view = look(
         small, pruner.recipe, pruner.ideas, pruner.example, layers=layers,
-        dense=pruner.view,
+        dense=pruner.view, traced=_followed(plan, small),
     )  # fmt: skip
     pruner.running = {n: _sliced(t, plan.surgery.kept.get(n)) for n, t in pruner.running.items()}
     pruner.see(
@@ -144,6 +145,13 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
         smaller_masks(pruner.masks, plan.surgery.kept, shapes),
     )
     return done
+
+
+def _followed(plan: Plan, small: nn.Module) -> Traced | None:
+    """The operators of the smaller model, on its own parameters."""
+    if plan.traced is not None:
+        adopt(plan.traced.module, small)
+    return plan.traced
 
 
 def smaller_masks(masks: Masks, kept: Kept, shapes: Mapping[str, Sequence[int]]) -> Masks:

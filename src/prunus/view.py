@@ -15,7 +15,7 @@ from torch import nn
 from prunus.errors import InputError
 from prunus.figures import Figure, figure
 from prunus.graph.analysis import Analysis, analyse
-from prunus.graph.trace import arguments, quiet
+from prunus.graph.trace import Traced, arguments, quiet
 from prunus.ideas import Ideas
 from prunus.layout import Layer
 from prunus.plan import Cost, alive_of, limits_of, sparsity
@@ -73,6 +73,7 @@ def look(
     *,
     layers: Sequence[Layer] | None = None,
     dense: View | None = None,
+    traced: Traced | None = None,
 ) -> View:
     """See a model as a recipe does.
 
@@ -83,6 +84,7 @@ def look(
         example: an input; needed by structures that are found by analysis.
         layers: in scope, where they are known from before the model became smaller.
         dense: the view of the dense model, then.
+        traced: the model's operators, where they are known.
 
     Raises:
         InputError: if nothing can be pruned as asked.
@@ -107,7 +109,7 @@ def look(
         _refuse_target(recipe, groups)
         return View(found, groups)
     dims = recipe.structure.settings.get("heads") == "dims"
-    analysis = analyse(model, example, heads="dims" if dims else "whole")
+    analysis = analyse(model, example, heads="dims" if dims else "whole", traced=traced)
     groups = ideas.structure(found, shapes, analysis)
     groups = _allowed(groups, recipe, model)
     known: dict[str, float] = {}

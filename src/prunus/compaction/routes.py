@@ -33,7 +33,7 @@ from prunus.compaction.verify import (
     values_for_test,
 )
 from prunus.errors import InputError, RunError
-from prunus.graph.trace import Inputs
+from prunus.graph.trace import Inputs, Traced
 from prunus.types import Masks
 
 ROUTES = {
@@ -61,6 +61,7 @@ class Plan:
         graph: the smaller graph, for that route.
         comparison: how masked and compact model compared.
         notes: what a user should know.
+        traced: the smaller model's operators, so that it need not be traced again.
     """
 
     route: str
@@ -68,6 +69,7 @@ class Plan:
     graph: fx.GraphModule | None
     comparison: Comparison
     notes: tuple[str, ...] = ()
+    traced: Traced | None = None
 
 
 def find_plan(model: nn.Module, cut: Cut, example: Any) -> Plan:
@@ -125,7 +127,11 @@ class _Search:
             self._fail(graph)
         found = found or self._whole(graph)
         known = (*self.cut.analysis.traced.notes, *([self.gate.note] if self.gate.note else []))
-        return replace(found, notes=(*known, *found.notes))
+        module = self.rewritten.module
+        if found.graph is module:  # training switches the one, the analysis reads the other
+            module = copy.deepcopy(module)
+        smaller = replace(self.cut.analysis.traced, module=module)
+        return replace(found, notes=(*known, *found.notes), traced=smaller)
 
     def check(self, model: nn.Module) -> Comparison:
         """Compare a candidate with the masked model."""

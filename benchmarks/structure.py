@@ -154,6 +154,41 @@ def table(paths: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def picture(paths: list[Path], out: Path) -> None:
+    """CIFAR: test accuracy against the macs that are left, a line a method, the seeds as points."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for p in paths for line in p.read_text().splitlines()]
+    rows = [r for r in rows if r["task"] == "cifar" and r.get("test") is not None]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    shown = {
+        "prunus-progressive": ("prunus, progressive", "#2b8fbd", "o-"),
+        "prunus-one_shot": ("prunus, one cut", "#8cc3dd", "s-"),
+        "tp-oneshot": ("Torch-Pruning, one cut", "#e0662b", "^-"),
+        "tp-iterative": ("Torch-Pruning, iterative", "#b08968", "v-"),
+    }
+    for method, (label, colour, style) in shown.items():
+        own = [r for r in rows if r["method"] == method]
+        targets = sorted({r["target"] for r in own})
+        means = [statistics.mean(r["test"] for r in own if r["target"] == t) for t in targets]
+        if targets:
+            axes.plot([1 - t for t in targets], means, style, color=colour, label=label)
+            axes.plot([1 - r["target"] for r in own], [r["test"] for r in own], ".", color=colour,
+                      alpha=0.5, markersize=4)  # fmt: skip
+    dense = [r["test"] for r in rows if r["method"] == "dense"]
+    if dense:
+        axes.axhline(statistics.mean(dense), color="#333333", linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate("dense, fine-tuned as long", (0.1, statistics.mean(dense)), xytext=(0, 4),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.set_xlabel("macs left (1 = dense)")
+    axes.set_ylabel("test accuracy, CIFAR-10")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.grid(visible=True, linewidth=0.5, alpha=0.3)
+    figure.savefig(out, dpi=150, metadata={"Software": None})
+
+
 def _mean(values: list[float], sign: str = "") -> str:
     """Per cent, with the standard error and the number of seeds."""
     if not values:
@@ -168,6 +203,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path, nargs="+", help="print the table of these files")
+    parser.add_argument("--picture", type=Path, help="with --table: draw it into this PNG, too")
     parser.add_argument("--task", choices=["cifar", "mnist"], default=None)
     parser.add_argument("--method", choices=METHODS, default=None)
     parser.add_argument("--target", type=float, default=None)
@@ -176,6 +212,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.table:
         print(table(chosen.table))
+        if chosen.picture:
+            picture(chosen.table, chosen.picture)
         return
     if chosen.data is None or chosen.out is None:
         parser.error("give --data and --out, or --table")

@@ -128,3 +128,20 @@ def _about_structure(recipe: Recipe) -> list[str]:
                 f"{recipe.restore.name} would bring them back: use restore: keep or compact: end"
             )
     return found
+
+
+def own_loop_conflict(recipe: Recipe) -> str | None:
+    """Why a recipe cannot run inside a training loop of the user's own, if it cannot."""
+    if recipe.in_rounds:
+        return (
+            "this recipe prunes in rounds, which need a training to call again: use "
+            "prunus.prune(model, recipe, train=…, evaluate=…), or a recipe without rounds"
+        )
+    if recipe.compact != "none":
+        return (
+            f"compact: {recipe.compact} would replace the model under your loop: leave it out, and "
+            "call prunus.compact(model, pruner.masks, example) after the training"
+        )
+    if recipe.guard is not None:
+        return "a guard needs something to judge: use prunus.prune, or no guard"
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,7 @@ def figure(
     model: nn.Module,
     *,
     baseline: float | None = None,
+    scored: Collection[str] | None = None,
 ) -> Figure:
     """The figure of that name.
 
@@ -74,13 +75,14 @@ def figure(
         analysis: that they come from.
         model: for the sizes and types of its tensors.
         baseline: the dense model's value, if this model is smaller already.
+        scored: for ``sparsity``, the weights in scope; by default those that the groups score.
     """
     known = {int(c): i for i, g in enumerate(groups) for c in g.classes or ()}
     raw: list[tuple[float, list[tuple[Dim, int]]]] = []
     if name == "macs":
         raw = [(t.factor, list(t.dims)) for t in macs_terms(analysis)]
     else:
-        raw = _tensor_terms(name, groups, analysis, model)
+        raw = _tensor_terms(name, groups, analysis, model, scored)
     terms = tuple(
         (factor, tuple(_linear(dim, size, analysis, known, groups) for dim, size in dims))
         for factor, dims in raw
@@ -90,9 +92,13 @@ def figure(
 
 
 def _tensor_terms(
-    name: str, groups: Sequence[Group], analysis: Analysis, model: nn.Module
+    name: str,
+    groups: Sequence[Group],
+    analysis: Analysis,
+    model: nn.Module,
+    given: Collection[str] | None,
 ) -> list[tuple[float, list[tuple[Dim, int]]]]:
-    scored = {m.name for g in groups for m in g.members if m.scored}
+    scored = given if given is not None else {m.name for g in groups for m in g.members if m.scored}
     terms = []
     every: dict[str, Tensor] = dict(model.named_parameters())
     if name == "bytes":

@@ -87,6 +87,9 @@ def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None,
         if previous.verdict == "rejected":
             step /= 2
     good = last_accepted(rounds)
+    before = [r for r in rounds[:-1] if r.verdict in _GOOD]
+    if before and rounds[-1] is good and good.achieved <= before[-1].achieved + 1e-12:
+        return None, f"as far as whole units go: {good.achieved:.4g}"
     if step < target.smallest:
         return None, f"as far as the guard allows: {good.achieved:.4g}"
     if recipe.rounds is not None and len(rounds) > recipe.rounds:

@@ -8,9 +8,11 @@ from typing import SupportsFloat
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from prunus import costs, randomness
 from prunus.compaction.drop import emptied, find_drops, take_out
+from prunus.compaction.optimizer import refuse_optimizer
 from prunus.cutting import restore, revives
 from prunus.errors import InputError, RunError
 from prunus.guard import accepts, last_accepted
@@ -122,7 +124,7 @@ def compacted(job: Job) -> Compaction | None:
         return None
     if pruner.view.analysis is None:
         return _dropped(job)
-    shrink(pruner)
+    shrink(pruner, sliceable(pruner.optimizer))
     if not pruner.shrinks:
         return None
     plans = [s.plan for s in pruner.shrinks]
@@ -136,6 +138,16 @@ def compacted(job: Job) -> Compaction | None:
     )
 
 
+def sliceable(optimizer: Optimizer | None) -> Optimizer | None:
+    """An optimizer that can go on with the smaller model after the run."""
+    try:
+        if optimizer is not None:
+            refuse_optimizer(optimizer)
+    except InputError:
+        return None
+    return optimizer
+
+
 def _dropped(job: Job) -> Compaction | None:
     """Without the modules of which nothing is left."""
     pruner = job.pruner
@@ -144,7 +156,7 @@ def _dropped(job: Job) -> Compaction | None:
     if job.example is None:
         raise InputError("compact: give example=, an input, so that the result can be verified")
     drops = find_drops(pruner.model, pruner.masks, job.example)
-    take_out(pruner.model, drops.names)
+    pruner.dropped = take_out(pruner.model, drops.names)
     left = {name for name, _ in pruner.model.named_parameters()}
     pruner.masks = {name: mask for name, mask in pruner.masks.items() if name in left}
     return Compaction(

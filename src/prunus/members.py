@@ -69,6 +69,26 @@ def unit_alive(group: Group, masks: Masks, shapes: Mapping[str, tuple[int, ...]]
     return unit_scores(group, kept) > 0
 
 
+def unit_density(
+    group: Group, masks: Masks, shapes: Mapping[str, tuple[int, ...]]
+) -> Tensor | None:
+    """The part of each unit's weights that other groups' cuts left, ``[units]``; ``None``: all.
+
+    Units cross: a row of one group loses the columns that another group removed. A mean over what
+    is left ranks them the same whether the rest is masked or taken out.
+    """
+    scored = [m.name for m in group.members if m.scored]
+    if group.sizes is None or not any(name in masks for name in scored):
+        return None
+
+    def kept(name: str) -> Tensor:
+        mask = masks.get(name)
+        whole = torch.ones((), dtype=torch.bool) if mask is None else mask
+        return whole.expand(shapes[name]).float()
+
+    return unit_scores(group, kept)
+
+
 def member_mask(member: Member, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The mask of a parameter, broadcastable to it, from its group's kept units.
 

@@ -22,11 +22,16 @@ class LazyUnits(Mapping[Group, Tensor]):
     """Unit scores made when they are read: for large models, one layer at a time."""
 
     def __init__(
-        self, groups: Sequence[Group], score_of: Callable[[str], Tensor], alive: Alive
+        self,
+        groups: Sequence[Group],
+        score_of: Callable[[str], Tensor],
+        alive: Alive,
+        density: Mapping[Group, Tensor | None] | None = None,
     ) -> None:
         self._groups = list(groups)
         self._score_of = score_of
         self._alive = alive
+        self._density = density or {}
         self._kept: dict[Group, Tensor] = {}
         self._finite: set[Group] = set()
         self._holds = sum(g.units for g in self._groups) <= HELD
@@ -41,12 +46,21 @@ class LazyUnits(Mapping[Group, Tensor]):
                 "infinity in its weights and gradients"
             )
         self._finite.add(group)
+        density = self._density.get(group)
+        if density is not None:
+            scores = scores / density.to(scores.device).clamp(min=1e-12)
         alive = self._alive[group]
         if alive is not None:
             scores.masked_fill_(~alive.to(scores.device), -torch.inf)
         if self._holds:
             self._kept[group] = scores
         return scores
+
+    def weights(self, group: Group) -> Tensor:
+        """How many weights of each unit are left, ``[units]``."""
+        density = self._density.get(group)
+        sizes = torch.ones(group.units) if group.sizes is None else group.sizes.double()
+        return sizes if density is None else sizes * density.cpu()
 
     def take(self, group: Group) -> Tensor:
         """The scores, for the last time."""
@@ -174,21 +188,23 @@ def _allocate_coupled(
     figure: Figure,
 ) -> Counts:
     """Counts in whole multiples; a bound on a cost is kept, a sparsity is not passed."""
-    most = figure({g: limits[g].least for g in units})
+    most = most_of(figure, limits)
     if target > most + 1e-9:
         raise InputError(
             f"target: at most {most:.4g} of the dense model's {figure.name} can be removed while "
-            f"every group keeps a unit; {target:.4g} is asked"
+            f"every group keeps its least (and multiple_of); {target:.4g} is asked"
         )
 
+    hardest = figure({g: limits[g].least for g in units})
+
     def at(asked: float) -> Counts:
-        counts = allocation(units, figure, min(asked, most), limits)
+        counts = allocation(units, figure, min(asked, hardest), limits)
         return {g: _multiple(g, int(k), limits[g]) for g, k in counts.items()}
 
     found = at(target)
     if figure.name == "sparsity" or figure(found) >= target - 1e-12:
         return found if figure.name == "sparsity" else _fill(found, target, limits, figure)
-    low, high = target, most
+    low, high = target, hardest
     best = at(high)
     for _ in range(SEARCH):
         middle = (low + high) / 2
@@ -216,6 +232,11 @@ def _fill(counts: Counts, target: float, limits: Mapping[Group, Limits], figure:
         filled[best[1]] = int(filled[best[1]]) + best[1].multiple_of
 
 
+def most_of(figure: Figure, limits: Mapping[Group, Limits]) -> float:
+    """The largest part of a figure that can go."""
+    return figure({g: _multiple(g, limit.least, limit) for g, limit in limits.items()})
+
+
 SEARCH = 24
 """Halvings of the interval in which the asked fraction is looked for."""
 
@@ -235,14 +256,16 @@ def bottom_up(
     """
     counts: Counts = {}
     for i, (group, kept) in enumerate(final.items()):
+        dense = group.dense_units or group.units
         own = min(max(progress * len(final) - i, 0.0), 1.0)
         share = schedule(own, 0.0, 1.0) if own > 0 else 0.0
-        whole = group.run if isinstance(kept, Tensor) else group.units
+        whole = group.run if isinstance(kept, Tensor) else dense
         gone = (whole - kept) * share
         if isinstance(gone, Tensor):
             counts[group] = whole - gone.double().add(1e-9).floor().long()
         else:
-            counts[group] = whole - int(gone + 1e-9)
+            left = min(group.units, whole - int(gone + 1e-9))
+            counts[group] = min(group.units, -(-left // group.multiple_of) * group.multiple_of)
     return counts
 
 

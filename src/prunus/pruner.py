@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunus import duration
-from prunus.compaction.optimizer import refuse_optimizer
+from prunus.conflicts import own_loop_conflict
 from prunus.errors import InputError
 from prunus.ideas import Ideas, resolve
 from prunus.layout import Layer
 from prunus.masks import Enforcer, apply, copy_of, finite, put_back, real_optimizer
+from prunus.members import unit_density
 from prunus.plan import (
     Cost,
     LazyUnits,
@@ -31,7 +32,7 @@ from prunus.recipe import Recipe
 from prunus.recipe_file import load
 from prunus.restore._memory import Memory
 from prunus.scope import initial_masks
-from prunus.shrinking import Shrunk, follow
+from prunus.shrinking import Shrunk, follow, refuse_for_shrinking
 from prunus.shrinking import saved as saved_shrinks
 from prunus.signals import Look, collect, needed
 from prunus.signals.grad_sq_running import DECAY
@@ -115,6 +116,7 @@ class Pruner:
         given = initial_masks(model, [la for la in self.layers if la.name in self._scored])
         self.given: Masks = given
         self.shrinks: list[Shrunk] = []
+        self.dropped: dict[str, nn.Module] = {}
         self.optimizer: Optimizer | None = None
         self._units = {g.name: g.units for g in self.groups}
         self._set_masks(dict(given))
@@ -160,7 +162,7 @@ class Pruner:
         self.detach()
         real = real_optimizer(optimizer)
         if self.recipe.compact == "every_round":
-            refuse_optimizer(real)
+            refuse_for_shrinking(self.shrinks, real, copies)
         self.optimizer = real
         self._refresh()
         self._enforcer.install(real, self.model, copies)
@@ -177,18 +179,9 @@ class Pruner:
         self._hooks = []
 
     def _own_loop(self, optimizer: object, steps: int | None, per_epoch: int | None) -> None:
-        if self.recipe.in_rounds:
-            raise InputError(
-                "this recipe prunes in rounds, which need a training to call again: use "
-                "prunus.prune(model, recipe, train=…, evaluate=…), or a recipe without rounds"
-            )
-        if self.recipe.compact != "none":
-            raise InputError(
-                f"compact: {self.recipe.compact} would replace the model under your loop: leave it "
-                "out, and call prunus.compact(model, pruner.masks, example) after the training"
-            )
-        if self.recipe.guard is not None:
-            raise InputError("a guard needs something to judge: use prunus.prune, or no guard")
+        problem = own_loop_conflict(self.recipe)
+        if problem is not None:
+            raise InputError(problem)
         total = steps
         if total is None:
             total = duration.parse(self.recipe.retrain).steps(per_epoch=per_epoch, whole=None)
@@ -284,13 +277,17 @@ class Pruner:
 
     def _choose(self, progress: float, asked: float) -> tuple[Masks, Counts]:
         kept = self.given if self.recipe.restore.name == "revive" else self.masks
+        if not self.groups:  # every group of a smaller model is down to its last unit
+            return dict(kept), {}
         units, counts = self._decide(progress, asked, kept)
         return masks_from(units, counts, kept, self._shapes), counts
 
     def _decide(self, progress: float, asked: float, kept: Masks) -> tuple[LazyUnits, Counts]:
         score = collect(self.ideas.criterion, self._signals())
         alive = alive_of(self.groups, kept, self._shapes)
-        units = LazyUnits(self.groups, score, alive)
+        coupled = self.view.analysis is not None
+        density = {g: unit_density(g, kept, self._shapes) for g in self.groups if coupled}
+        units = LazyUnits(self.groups, score, alive, density)
         limits = limits_of(self.groups, alive)
         if self.recipe.order == "all":
             return units, allocate(units, self.ideas.allocation, asked, limits, self.view.figure)
@@ -343,7 +340,7 @@ class Pruner:
         if self.view.analysis is None:
             return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.groups}
         left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups}
-        return {name: left.get(name, 0) / units for name, units in self._units.items()}
+        return {name: left.get(name, 1) / units for name, units in self._units.items()}
 
     @property
     def l1(self) -> float:

@@ -86,7 +86,10 @@ class Run:
             )
         copies = [o for o in others.values() if isinstance(o, nn.Module)]
         real = self._pruner.attach(optimizer, copies)
-        self._base = [float(group["lr"]) for group in real.param_groups]
+        # The rate as it was made, also when an earlier phase has lowered it.
+        self._base = [
+            float(group.setdefault("initial_lr", group["lr"])) for group in real.param_groups
+        ]
         self.optimizer = real
         self._others = {"scheduler": scheduler, **others} if scheduler is not None else dict(others)
         if self.saved is not None:

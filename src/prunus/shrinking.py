@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ from torch.optim import Optimizer
 
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, Kept, cut_of, take
+from prunus.compaction.drop import put_back_modules
+from prunus.compaction.optimizer import refuse_optimizer
 from prunus.compaction.replace import cut_from_kept
 from prunus.compaction.routes import Plan, find_plan
 from prunus.compaction.surgery import adopt, refresh
+from prunus.errors import InputError
 from prunus.graph.trace import Traced
 from prunus.types import Masks
 from prunus.view import View, look
@@ -32,7 +35,8 @@ class Shrunk:
         units: units taken out.
         model: before; the same object where its class stayed.
         modules: that were replaced.
-        tensors: shapes of parameters and buffers before.
+        tensors: shapes of parameters before.
+        buffers: the buffers themselves, by every name.
         view: before.
         given: masks that the model came with, before.
     """
@@ -42,6 +46,7 @@ class Shrunk:
     model: nn.Module
     modules: Mapping[str, nn.Module]
     tensors: Mapping[str, torch.Size]
+    buffers: Mapping[str, Tensor]
     view: View
     given: Masks
 
@@ -77,6 +82,9 @@ def saved(pruner: Pruner) -> list[dict[str, Any]]:
 
 def follow(pruner: Pruner, steps: Sequence[Mapping[str, Any]]) -> None:
     """Bring a model to where saved shrinks lead: forward from the dense one, or back."""
+    if pruner.dropped and not steps:
+        put_back_modules(pruner.model, pruner.dropped)
+        pruner.dropped = {}
     while len(pruner.shrinks) > len(steps):
         grow(pruner)
     for step in steps[len(pruner.shrinks) :]:
@@ -91,7 +99,6 @@ def grow(pruner: Pruner) -> None:
     """Undo the last shrink; the values of what comes back are for the caller to fill in."""
     last = pruner.shrinks.pop()
     small = dict(pruner.model.named_parameters())
-    buffers = dict(pruner.model.named_buffers())
     if last.plan.graph is None:
         last.plan.surgery.undo(pruner.model, last.modules)
     pruner.model = last.model
@@ -101,8 +108,8 @@ def grow(pruner: Pruner) -> None:
     for path, module in last.model.named_modules():
         for key, buffer in module._buffers.items():
             name = f"{path}.{key}" if path else key
-            if buffer is not None and buffer.shape != last.tensors.get(name, buffer.shape):
-                module._buffers[key] = _empty(buffers.get(name, buffer), last.tensors[name])
+            if buffer is not None and name in last.buffers:
+                module._buffers[key] = last.buffers[name]
     refresh(last.model)
     if pruner.optimizer is not None:
         pruner.optimizer.state.clear()  # of the smaller shapes; a run puts the saved one back
@@ -112,13 +119,8 @@ def grow(pruner: Pruner) -> None:
 def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
     model = pruner.model
     plan = find_plan(model, cut, pruner.example)
-    shapes = {
-        name: tensor.shape
-        for name, tensor in (
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        )
-    }
+    shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     modules = {n: model.get_submodule(n) for n in plan.surgery.replaced}
     small = perform(model, plan, optimizer)
     done = Shrunk(
@@ -127,6 +129,7 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
         model=model,
         modules=modules,
         tensors=shapes,
+        buffers=buffers,
         view=pruner.view,
         given=pruner.given,
     )
@@ -184,6 +187,28 @@ def slice_saved(
             if isinstance(value, Tensor) and name in kept and value.shape == shapes[name]:
                 small[number][key] = take(value, kept[name])
     return small
+
+
+def refuse_for_shrinking(
+    shrinks: Sequence[Shrunk], optimizer: Optimizer, copies: Iterable[nn.Module]
+) -> None:
+    """What cannot go on with a model that becomes smaller while it trains.
+
+    State that an optimizer brings from before a shrink it did not see is forgotten.
+
+    Raises:
+        InputError: for an optimizer whose state cannot be sliced, and for copies of the model.
+    """
+    if list(copies):
+        raise InputError(
+            "run.attach was given a copy of the model (an EMA?), which would stay dense while the "
+            "model shrinks: leave it out, or use compact: end"
+        )
+    for parameter, state in list(optimizer.state.items()) if shrinks else ():
+        shapes = {tuple(v.shape) for v in state.values() if isinstance(v, Tensor) and v.numel() > 1}
+        if shapes - {tuple(parameter.shape)}:
+            del optimizer.state[parameter]
+    refuse_optimizer(optimizer)
 
 
 def _sliced(tensor: Tensor, kept: tuple[Tensor | None, ...] | None) -> Tensor:

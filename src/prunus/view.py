@@ -18,10 +18,12 @@ from prunus.graph.analysis import Analysis, analyse
 from prunus.graph.trace import Traced, arguments, quiet
 from prunus.ideas import Ideas
 from prunus.layout import Layer
-from prunus.plan import Cost, alive_of, limits_of, sparsity
+from prunus.plan import Cost, alive_of, limits_of, most_of, sparsity
 from prunus.recipe import Recipe
 from prunus.scope import drop_output_layer, excluded, execution_order, find_layers
 from prunus.types import Group, Masks
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,6 +38,7 @@ class View:
         analysis: what falls together; ``None`` for structures that need none.
         figure: what the target counts, for coupled units.
         weights: the sparsity of coupled units.
+        scored: the weights that it counts, by name.
     """
 
     layers: list[Layer]
@@ -43,6 +46,7 @@ class View:
     analysis: Analysis | None = None
     figure: Figure | None = None
     weights: Figure | None = None
+    scored: frozenset[str] = frozenset()
 
     def sparsity(self, masks: Masks, shapes: Shapes) -> float:
         """Removed weights ÷ weights in scope of the dense model."""
@@ -90,6 +94,11 @@ def look(
         InputError: if nothing can be pruned as asked.
     """
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    if recipe.compact != "none" and isinstance(model, _WRAPPERS):
+        raise InputError(
+            f"compact: {type(model).__name__} keeps copies of the old sizes: give its .module, and "
+            "wrap the result again"
+        )
     coupled = "analysis" in inspect.signature(ideas.structure).parameters
     if coupled and example is None:
         raise InputError(
@@ -110,20 +119,36 @@ def look(
         return View(found, groups)
     dims = recipe.structure.settings.get("heads") == "dims"
     analysis = analyse(model, example, heads="dims" if dims else "whole", traced=traced)
-    groups = ideas.structure(found, shapes, analysis)
+    try:
+        groups = ideas.structure(found, shapes, analysis)
+    except InputError:
+        if dense is None:
+            raise
+        groups = []  # every group is down to its last unit
     groups = _allowed(groups, recipe, model)
     known: dict[str, float] = {}
     if dense is not None:
         known = dense.baselines
-        whole = {g.name: g.dense_units or g.units for g in dense.groups}
-        groups = [dataclasses.replace(g, dense_units=whole.get(g.name)) for g in groups]
+        before = {g.name: g for g in dense.groups}
+        groups = [
+            dataclasses.replace(g, dense_units=d.dense_units or d.units, shape=d.shape)
+            if (d := before.get(g.name)) is not None
+            else g
+            for g in groups
+        ]
     name = recipe.target.bound[0] if recipe.target and recipe.target.bound else "sparsity"
-    weights = figure("sparsity", groups, analysis, model, baseline=known.get("sparsity"))
+    scored = frozenset(m.name for g in groups for m in g.members if m.scored)
+    if dense is not None:
+        scored = dense.scored
+    weights = figure(
+        "sparsity", groups, analysis, model, baseline=known.get("sparsity"), scored=scored
+    )
     counted = weights
     if name != "sparsity":
         counted = figure(name, groups, analysis, model, baseline=known.get(name))
-    view = View(found, groups, analysis, counted, weights)
-    _refuse_bound(recipe, view)
+    view = View(found, groups, analysis, counted, weights, scored)
+    if dense is None:
+        _refuse_bound(recipe, view)
     return view
 
 
@@ -160,7 +185,7 @@ def _allowed(groups: Sequence[Group], recipe: Recipe, model: nn.Module) -> list[
     every = dict(model.named_parameters())
     banned = {n for n in every if excluded(n, recipe.scope.exclude)}
     kept = [g for g in groups if not any(m.name in banned for m in g.members)]
-    if not kept:
+    if groups and not kept:
         raise InputError(
             "scope.exclude touches every unit: whatever falls together with an excluded "
             "parameter stays"
@@ -193,7 +218,7 @@ def _refuse_bound(recipe: Recipe, view: View) -> None:
         return
     wanted = target_of(recipe, view)
     limits = limits_of(view.groups, dict.fromkeys(view.groups))
-    most = view.figure({g: limits[g].least for g in view.groups})
+    most = most_of(view.figure, limits)
     if wanted > most + 1e-9:
         raise InputError(
             f"target: {wanted:.4g} of the {view.figure.name} should go, and at most {most:.4g} can "

@@ -19,5 +19,5 @@ def erk(
 
     Source: Evci et al. 2019 (RigL), arXiv:1911.11134; Mocanu et al. 2018, arXiv:1707.04780.
     """
-    shares = {g: g.units * sum(g.shape) / math.prod(g.shape) for g in units}
+    shares = {g: (g.dense_units or g.units) * sum(g.shape) / math.prod(g.shape) for g in units}
     return keep_by_share(units, shares, cost, target, limits)

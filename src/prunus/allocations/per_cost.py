@@ -63,6 +63,7 @@ class _Worth(dict[Group, torch.Tensor]):
 
     def __init__(self, units: Units, savings: Mapping[Group, float]) -> None:
         super().__init__()
+        left = getattr(units, "weights", None)  # fewer than its size where other cuts cross it
         for group, scores in units.items():
-            size = 1.0 if group.sizes is None else group.sizes.to(scores.device)
-            self[group] = scores * size / savings[group]
+            size = group.sizes if left is None else left(group)
+            self[group] = scores * torch.as_tensor(size).to(scores.device) / savings[group]

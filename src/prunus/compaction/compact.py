@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from prunus.compaction.surgery import adopt
 from prunus.errors import InputError
 from prunus.graph.analysis import analyse
 from prunus.graph.solve import Heads
-from prunus.graph.trace import trace
+from prunus.graph.trace import copied, trace
 from prunus.masks import apply, match_names
 from prunus.types import Masks
 
@@ -108,7 +107,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
             "where they are (prune with structure: channel or head; prunus.units shows the units)"
         )
     before = costs.measure(model, example)
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     apply(twin, masks)
     plan = find_plan(twin, cut, example)
     small = perform(twin, plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,3 +107,10 @@ def take_out(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
         before[name] = model.get_submodule(name)
         owner._modules[last] = Dropped()
     return before
+
+
+def put_back_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Undo :func:`take_out`."""
+    for name, module in modules.items():
+        parent, _, last = name.rpartition(".")
+        model.get_submodule(parent)._modules[last] = module

@@ -182,12 +182,19 @@ class _Rewriter:
         made.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
         value = node.meta.get("val")
         known = self.analysis.known.get(node)
-        if isinstance(value, Tensor) and isinstance(known, Value):
-            shape = self.cut.shape(known)
-            made.meta["val"] = value if shape == known.shape else value.new_empty(shape)
+        if isinstance(value, (tuple, list)) and isinstance(known, (tuple, list)):
+            pairs = zip(value, known, strict=True)
+            made.meta["val"] = type(value)(self._smaller(v, k) for v, k in pairs)
         elif value is not None:
-            made.meta["val"] = value
+            made.meta["val"] = self._smaller(value, known)
         return made
+
+    def _smaller(self, value: Any, known: Any) -> Any:
+        """A node's value in its new shape: only shape and type of it are ever read."""
+        if not isinstance(value, Tensor) or not isinstance(known, Value):
+            return value
+        shape = self.cut.shape(known)
+        return value if shape == known.shape else value.new_empty(shape)
 
     # --- tensors
 

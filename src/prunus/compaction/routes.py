@@ -33,7 +33,7 @@ from prunus.compaction.verify import (
     values_for_test,
 )
 from prunus.errors import InputError, RunError
-from prunus.graph.trace import Inputs, Traced
+from prunus.graph.trace import Inputs, Traced, copied
 from prunus.types import Masks
 
 ROUTES = {
@@ -86,7 +86,8 @@ def find_plan(model: nn.Module, cut: Cut, example: Any) -> Plan:
 class _Search:
     def __init__(self, model: nn.Module, cut: Cut, example: Any) -> None:
         self.model, self.cut = model, cut
-        self.kept: Kept = cut.kept()
+        names = cut.analysis.names  # constants of the code are sliced in graphs alone
+        self.kept: Kept = {n: k for n, k in cut.kept().items() if n in names}
         self.masks: Masks = masks_of(cut, dict(model.named_parameters()))
         self.inputs: Inputs = random_like(example)
         self.closed: set[str] = set()  # modules whose graphs have no open sizes
@@ -221,7 +222,7 @@ class _Search:
         return None
 
     def _operated(self, surgery: Surgery) -> nn.Module:
-        twin = copy.deepcopy(self.model)
+        twin = copied(self.model)
         surgery.apply(twin)
         return twin
 
@@ -346,7 +347,7 @@ class _Search:
         return plain
 
     def _sliced(self) -> nn.Module:
-        twin = copy.deepcopy(self.model)
+        twin = copied(self.model)
         shrink(twin, None, self.kept)
         return twin
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class Surgery:
             The modules that were replaced, for :meth:`undo`.
         """
         shrink(model, optimizer, self.kept)
+        own_holders(model, self.attributes)
         for attribute in self.attributes:
             attribute.set(model)
         before = {}
@@ -55,6 +57,21 @@ class Surgery:
             _set_module(model, name, module)
         for attribute in reversed(self.attributes):
             attribute.set(model, back=True)
+
+
+def own_holders(model: nn.Module, attributes: Iterable[Attribute]) -> None:
+    """A configuration that will change becomes this model's own: others may share it."""
+    copies: dict[int, Any] = {}
+    for attribute in attributes:
+        head, _, rest = attribute.name.partition(".")
+        if rest:
+            holder = getattr(model.get_submodule(attribute.module), head)
+            if not isinstance(holder, nn.Module):
+                copies.setdefault(id(holder), copy.deepcopy(holder))
+    for module in model.modules() if copies else ():
+        for key, value in vars(module).items():
+            if id(value) in copies:
+                vars(module)[key] = copies[id(value)]
 
 
 def refresh(model: nn.Module) -> None:

@@ -114,6 +114,21 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
 
 
+def copied(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy; results of an earlier pass that modules keep are detached, not refused.
+
+    Args:
+        model: any module.
+        shared: by identity, tensors that the copy holds as they are.
+    """
+    memo: dict[int, Any] = dict(shared or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(model, memo)
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the very same parameters and buffers.
 
@@ -122,7 +137,7 @@ def twin(model: nn.Module) -> nn.Module:
     True
     """
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, dict(shared))
+    made = copied(model, shared)
     drop_caches(made)
     return made
 

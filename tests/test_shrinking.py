@@ -222,5 +222,5 @@ def test_a_constant_of_the_code_is_sliced_where_a_graph_holds_it() -> None:
 
 
 def test_a_wrapped_model_is_refused_before_work_starts() -> None:
-    with pytest.raises(prunus.InputError, match="give its .module"):
+    with pytest.raises(prunus.InputError, match="keeps copies of the old sizes"):
         prunus.prune(nn.DataParallel(mlp(8, 16, 2)), BASE, train=train, example=X)

@@ -315,12 +315,13 @@ class _Search:
         return holders
 
     def _patched_modules(self, graphs: Mapping[str, nn.Module]) -> list[str]:
-        """Every module whose own code had a literal that changed."""
+        """Every module whose own code had a literal that changed; a graph has its own no more."""
+        there = {name for name, _ in self.model.named_modules()}
         found = []
         for patch in self.rewritten.patches:
             stack = patch.node.meta.get("nn_module_stack") or {}
             paths = [str(entry[0]) for entry in stack.values()]
-            if paths and paths[-1] and not _within_any(paths[-1], graphs):
+            if paths and paths[-1] in there - {""} and not _within_any(paths[-1], graphs):
                 found.append(paths[-1])
         return list(dict.fromkeys(found))
 

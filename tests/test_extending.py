@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import prunus
@@ -106,3 +107,25 @@ def test_a_criterion_that_asks_for_an_unknown_signal_is_refused() -> None:
     Path("own.py").write_text("def odd(weight, curvature):\n    return weight\n")
     with pytest.raises(InputError, match="curvature"):
         prunus.prune(tiny_task(), quick(criterion="own.py:odd"))
+
+
+def test_a_structure_of_ones_own_that_asks_for_the_analysis_can_be_taken_out(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from prunus.structures.channel import channel\n"
+        "def first(layers, shapes, analysis):\n"
+        "    return channel(layers, shapes, analysis)[:1]\n"
+        "def rows(layers, shapes):\n"
+        "    from prunus.structures.neuron import neuron\n"
+        "    return neuron(layers, shapes)\n"
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    recipe = {"target": {"max_params": 0.6}, "compact": "end"}
+    example = torch.ones(1, 4)
+    with pytest.raises(prunus.InputError, match="takes no analysis"):
+        prunus.prune(model, {**recipe, "structure": f"{tmp_path}/mine.py:rows"}, example=example)
+    small = prunus.prune(
+        model, {**recipe, "structure": f"{tmp_path}/mine.py:first"}, example=example
+    ).model
+    assert sum(p.numel() for p in small.parameters()) <= 0.6 * 58

@@ -100,8 +100,9 @@ COUPLED = ("channel", "head")
 def _about_structure(recipe: Recipe) -> list[str]:
     """What needs units that can be taken out of the model."""
     found = []
-    coupled = recipe.structure.name in COUPLED
-    layers = recipe.structure.name == "layer" and recipe.compact != "every_round"
+    name = recipe.structure.name
+    coupled = name in COUPLED or ".py" in name  # of the user's own: known when it is loaded
+    layers = name == "layer" and recipe.compact != "every_round"
     if recipe.compact != "none" and not coupled and not layers:
         found.append(
             f"compact: {recipe.compact} takes whole units out of the model, and structure "

@@ -329,8 +329,7 @@ class Pruner:
 
     def _set_masks(self, masks: Masks) -> None:
         self.masks = masks
-        self.sparsity = self.view.sparsity(masks, self._shapes)
-        self.reached = self.view.reached(masks, self._shapes)
+        self.sparsity, self.reached = self.view.gone(masks, self._shapes)
         self._refresh()
 
     @property

@@ -21,7 +21,7 @@ from prunus.layout import Layer
 from prunus.plan import Cost, alive_of, limits_of, most_of, sparsity
 from prunus.recipe import Recipe
 from prunus.scope import drop_output_layer, excluded, execution_order, find_layers
-from prunus.types import Group, Masks
+from prunus.types import Counts, Group, Masks
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -48,20 +48,16 @@ class View:
     weights: Figure | None = None
     scored: frozenset[str] = frozenset()
 
-    def sparsity(self, masks: Masks, shapes: Shapes) -> float:
-        """Removed weights ÷ weights in scope of the dense model."""
-        return self._of(self.weights, masks, shapes)
-
-    def reached(self, masks: Masks, shapes: Shapes) -> float:
-        """The part of what the target counts that is gone; without a bound the sparsity."""
-        return self._of(self.figure, masks, shapes)
-
-    def _of(self, what: Figure | None, masks: Masks, shapes: Shapes) -> float:
+    def gone(self, masks: Masks, shapes: Shapes) -> tuple[float, float]:
+        """Removed weights ÷ weights in scope, and the part of what the target counts."""
         alive = alive_of(self.groups, masks, shapes)
-        if what is None:
-            return sparsity(self.groups, alive)
-        kept = {g: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups}
-        return what(dict(kept))
+        if self.weights is None or self.figure is None:
+            removed = sparsity(self.groups, alive)
+            return removed, removed
+        kept: Counts = {
+            g: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups
+        }
+        return self.weights(kept), self.figure(kept)
 
     @property
     def baselines(self) -> dict[str, float]:
@@ -115,6 +111,7 @@ def look(
         found = drop_output_layer(found)
     if not coupled:
         groups = ideas.structure(found, shapes)
+        _refuse_uncoupled(recipe)
         _refuse_target(recipe, groups)
         return View(found, groups)
     dims = recipe.structure.settings.get("heads") == "dims"
@@ -191,6 +188,16 @@ def _allowed(groups: Sequence[Group], recipe: Recipe, model: nn.Module) -> list[
             "parameter stays"
         )
     return kept
+
+
+def _refuse_uncoupled(recipe: Recipe) -> None:
+    """What a structure of the user's own cannot do unless it asks for the analysis."""
+    bound = recipe.target is not None and recipe.target.bound is not None
+    if bound or (recipe.compact != "none" and recipe.structure.name != "layer"):
+        raise InputError(
+            f"structure {recipe.structure.name} takes no analysis, so its units cannot be taken "
+            "out: give it a third parameter, analysis, or leave compact and bounds out"
+        )
 
 
 def _refuse_target(recipe: Recipe, groups: Sequence[Group]) -> None:

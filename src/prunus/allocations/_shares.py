@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from prunus.allocations._apportion import apportion
+from prunus.allocations._fewest import fewest
 from prunus.types import Counts, Group, Limits, Units
 
 
@@ -34,11 +35,4 @@ def keep_by_share(
     everything = sum(g.units for g in groups)
     if all(g.sizes is None for g in groups):
         return counts(everything - round(target * everything))
-    few, many = int(least.sum()), int(most.sum())
-    while few < many:  # the fewest units whose sparsity does not pass the target
-        middle = (few + many) // 2
-        if cost(counts(middle)) > target + 1e-12:
-            few = middle + 1
-        else:
-            many = middle
-    return counts(few)
+    return fewest(counts, cost, target, {g: limits[g] for g in groups})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from prunus.allocations._fewest import fewest
 from prunus.select import cutoff
 from prunus.types import Counts, Group, Limits, Units
 
@@ -24,14 +25,7 @@ def global_(
     if all(g.sizes is None for g in units):
         total = sum(g.units for g in units)
         return _by_count(units, total - round(target * total), limits)
-    few, many = sum(limits[g].least for g in units), sum(limits[g].most for g in units)
-    while few < many:  # the fewest units whose sparsity does not pass the target
-        middle = (few + many) // 2
-        if cost(_by_count(units, middle, limits)) > target + 1e-12:
-            few = middle + 1
-        else:
-            many = middle
-    return _by_count(units, few, limits)
+    return fewest(partial(_by_count, units, limits=limits), cost, target, limits)
 
 
 def _by_count(units: Units, keep: int, limits: Mapping[Group, Limits]) -> Counts:

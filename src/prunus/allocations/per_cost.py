@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
+from prunus.allocations._fewest import fewest
 from prunus.allocations.global_ import _by_count
 from prunus.types import Counts, Group, Limits, Units
 
@@ -33,14 +35,7 @@ def per_cost(
     counts: Counts = {g: limits[g].most for g in units}
     for _ in range(PASSES):
         worth = _Worth(units, _savings(counts, cost, limits))
-        few, many = sum(limits[g].least for g in units), sum(limits[g].most for g in units)
-        while few < many:  # the fewest units whose saving does not pass the target
-            middle = (few + many) // 2
-            if cost(_by_count(worth, middle, limits)) > target + 1e-12:
-                few = middle + 1
-            else:
-                many = middle
-        counts = _by_count(worth, few, limits)
+        counts = fewest(partial(_by_count, worth, limits=limits), cost, target, limits)
     return counts
 
 

@@ -11,6 +11,8 @@ from torch import fx
 from prunus.compaction.cut import Cut
 from prunus.graph.call import base_name
 from prunus.graph.labels import Value
+from prunus.graph.rules import attention, convolution
+from prunus.graph.rules.movement import SPLITS
 
 aten = torch.ops.aten
 
@@ -154,37 +156,13 @@ PATCHES: dict[str, Patcher] = {
     },
     "reshape": _sized("shape"),
     "unflatten": _unflatten,
-    **dict.fromkeys(
-        (
-            "split",
-            "split_with_sizes",
-            "chunk",
-            "unsafe_split",
-            "tensor_split",
-            "unsafe_chunk",
-            "unsafe_split_with_sizes",
-        ),
-        _split,
-    ),
+    **dict.fromkeys((n for n in SPLITS if n not in ("unbind", "hsplit", "vsplit")), _split),
     "slice": _slice,
     "select": _select,
     "pad": _pad,
     "constant_pad_nd": _pad,
     "roll": _roll,
     "group_norm": _groups("num_groups"),
-    **{
-        name: _groups("groups")
-        for name in (
-            "conv1d",
-            "conv2d",
-            "conv3d",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-            "convolution",
-        )
-    },
-    **dict.fromkeys(
-        ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"), _scale
-    ),
+    **dict.fromkeys(convolution.RULES, _groups("groups")),
+    **dict.fromkeys(attention.RULES, _scale),
 }

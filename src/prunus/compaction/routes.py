@@ -105,8 +105,10 @@ class _Search:
             return traced_outputs(self.cut.analysis.traced)
         try:
             return outputs(self.model, self.masked, self.inputs, self.gate)
-        except (RuntimeError, NotImplementedError):  # an operator without float64, it seems
-            self.gate, self.inputs = OWN_TYPE, self._plain_inputs()
+        except (RuntimeError, NotImplementedError) as error:  # an operator without float64
+            why = str(error).strip().partition("\n")[0]
+            self.gate = replace(OWN_TYPE, note=f"{OWN_TYPE.note} ({why})")
+            self.inputs = self._plain_inputs()
             return outputs(self.model, self.masked, self.inputs, self.gate)
 
     def _effect(self, dense: State) -> float:

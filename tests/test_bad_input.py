@@ -290,6 +290,53 @@ def test_gradients_asked_of_nothing_are_refused() -> None:
         prunus.prune(tiny_task().model(), {"target": 0.5, "criterion": "fisher_running"})
 
 
+@pytest.mark.parametrize("structure", ["weight", "channel"])
+def test_running_gradients_of_a_frozen_weight_are_refused_before_work_starts(
+    structure: str,
+) -> None:
+    task = tiny_task()
+    model = task.model()
+    model.get_submodule("3").requires_grad_(False)
+    steps: list[object] = []
+    recipe = {"target": 0.5, "criterion": "fisher_running", "structure": structure, "rounds": 1,
+              "dense": "1ep"}  # fmt: skip
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = task.optimizer(model.parameters())
+        run.attach(optimizer)
+        for batch in run.batches(task.train):
+            optimizer.zero_grad()
+            task.loss(model, batch).backward()
+            optimizer.step()
+            steps.append(batch)
+
+    with pytest.raises(InputError, match=r"'3\.weight' is frozen"):
+        prunus.prune(model, recipe, train=train, example=task.example)
+    assert steps == []
+    if structure == "weight":
+        scope = {"exclude": ["3"]}
+        result = prunus.prune(model, {**recipe, "scope": scope}, train=train, example=task.example)
+        assert result.masks.keys() == {"0.weight"}
+
+
+def test_a_weight_that_training_never_reached_is_named_at_the_cut() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    model = Idle()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe = {"target": 0.5, "criterion": "fisher_running", "schedule": "linear"}
+    prunus.Pruner(model, recipe, optimizer, steps=2)
+    model(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(InputError, match=r"'idle\.weight' had no gradient"):
+        optimizer.step()
+
+
 def test_something_that_is_no_model_is_refused() -> None:
     with pytest.raises(InputError, match="int"):
         prunus.prune(3, {"target": 0.5})  # type: ignore[arg-type]

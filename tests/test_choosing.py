@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
+from prunus.allocations._fewest import Ranking, by_count
 from prunus.select import cutoff, keep_largest, keep_largest_by_run
+from prunus.types import Group, Limits
 
 VALUES = st.one_of(st.integers(-2, 2).map(float), st.floats(-9, 9, width=32), st.just(-torch.inf))
 
@@ -185,3 +187,20 @@ def test_scores_made_anew_in_each_pass_give_the_same_masks(
     monkeypatch.setattr("prunus.plan.HELD", 0)
     anew = prunus.Pruner(three_layers(), recipe).choose(1.0)
     assert all(torch.equal(held[name], anew[name]) for name in held)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    seed=st.integers(0, 200),
+    keep=st.integers(0, 24),
+)
+def test_one_sort_gives_the_counts_of_a_pass_over_all_groups(
+    sizes: list[int], seed: int, keep: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    groups = [Group(str(i), n, (), (n,), run=0) for i, n in enumerate(sizes)]
+    scores = [torch.randint(-1, 3, (n,), generator=generator).float() for n in sizes]
+    units = {g: s.where(s >= 0, -torch.inf) for g, s in zip(groups, scores, strict=True)}
+    limits = {g: Limits(least=min(1 + i % 2, g.units), most=g.units) for i, g in enumerate(groups)}
+    keep = min(max(keep, sum(x.least for x in limits.values())), sum(sizes))
+    assert Ranking(units, limits)(keep) == by_count(units, keep, limits=limits)

@@ -10,16 +10,18 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 FLOORS = [
     {"types", "duration", "layout", "folder", "errors", "files", "randomness", "environment",
-     "select", "native"},
+     "timing", "select", "native", "distributions"},
     {"criteria", "allocations", "schedules", "restore", "rates"},
     {"structures", "signals", "costs", "scope", "graph"},
     {"members", "figures", "plan", "masks"},
-    {"compaction"},  # what makes a model really smaller
+    {"compaction",  # what makes a model really smaller
+     "fits", "measuring", "measured", "cost_table"},  # and what it costs then
+    {"runtimes", "deployment", "opening"},  # how it is run
     {"recipe", "recipe_file", "conflicts", "ideas", "view", "shrinking", "pruner", "guard",
      "journal"},
     {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
-     "call", "report"},
-    {"console", "dry_run", "template", "cli", "tasks"},
+     "call", "finished", "report", "serving", "latency_target"},
+    {"console", "dry_run", "template", "commands", "cli", "tasks"},
 ]  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -71,7 +73,8 @@ def test_help_and_lists_import_no_torch() -> None:
     import subprocess
     import sys
 
-    for command in (["--help"], ["run", "--help"], ["list"]):
+    for command in (["--help"], ["run", "--help"], ["measure", "--help"],
+                    ["deploy", "--help"], ["list"]):  # fmt: skip
         code = (
             "import sys; from click.testing import CliRunner; from prunus.cli import cli; "
             f"done = CliRunner().invoke(cli, {command!r}); assert done.exit_code == 0; "

@@ -126,6 +126,71 @@ def test_a_batch_norm_goes_along_and_a_layer_norm_stays() -> None:
     assert found(layer, **shapes) == []
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised for each output channel (Qiao et al. 2019)."""
+
+    def __init__(self, inputs: int, outputs: int, how: str) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.how = how
+
+    def weights(self) -> Tensor:
+        w = self.weight
+        if self.how == "mean and std":
+            return (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        if self.how == "var_mean":
+            var, mean = torch.var_mean(w, (1, 2, 3), keepdim=True)
+            return (w - mean) * (var + 1e-5).rsqrt()
+        if self.how == "one after the other":
+            w = w - w.mean(1, keepdim=True).mean(2, keepdim=True).mean(3, keepdim=True)
+            return w / (w.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5).expand_as(w)
+        if self.how == "batch norm":  # as timm does
+            flat = w.reshape(1, len(w), -1)
+            return F.batch_norm(flat, None, None, training=True).reshape_as(w)
+        return F.layer_norm(w, w.shape[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weights(), self.bias, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("mean and std", "mean in 2: looks at every index"),
+        ("var_mean", "var_mean in 2: looks at every index"),
+        ("one after the other", "mean in 2: looks at every index"),
+        ("batch norm", "reshape in 2: its indices go by another factor"),
+        ("layer norm", "layer_norm in 2: its variance counts every index"),
+    ],
+)
+def test_standardised_weights_lose_outputs_and_keep_what_the_mean_counts(
+    how: str, why: str
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 5, 1), nn.ReLU(), Standardised(5, 6, how), nn.ReLU(), nn.Conv2d(6, 3, 1)]
+    model, example = nn.Sequential(*layers).eval(), torch.rand(2, 2, 6, 6)
+    analysis = analyse(model, example)
+    (kind,) = coupled_units(analysis, list(analysis.names))
+    assert kind.places == (("2.weight", 0), ("2.bias", 0), ("4.weight", 1))
+    assert len(kind) == 6
+    for d in (1, 2, 3):
+        assert analysis.solved.why(analysis.tensors["2.weight"].dims[d]) == why
+    plan = find_plan(model, cut_units(analysis, kind.classes[:2]), example)
+    assert plan.comparison.error < 1e-12
+    assert perform(model, plan)[2].out_channels == 4  # type: ignore[index, union-attr]
+
+
+def test_a_division_by_what_a_cut_makes_zero_pins_it() -> None:
+    def forward(x: Tensor, a: Tensor, b: Tensor, small: float = 0.0) -> Tensor:
+        return F.linear(F.linear(x, a / (a.norm(dim=1, keepdim=True) + small)), b)
+
+    assert found(forward, a=(2, 3), b=(4, 2)) == []
+    analysis = analyse(Model(forward, a=(2, 3), b=(4, 2)), EXAMPLE)
+    why = analysis.solved.why(analysis.tensors["a"].dims[0])
+    assert why == "div: divides by what a cut makes zero"
+    safe = found(lambda x, a, b: forward(x, a, b, 1e-6), a=(2, 3), b=(4, 2))
+    assert safe == [{("a", 0, i), ("b", 1, i)} for i in range(2)]
+
+
 def test_a_group_of_a_group_norm_goes_as_a_whole() -> None:
     def forward(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
         return F.linear(F.group_norm(F.linear(x, a), 2), c)

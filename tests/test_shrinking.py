@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from prunus import shrinking
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 0, 1])
@@ -104,6 +105,88 @@ def test_an_error_after_branches_were_taken_out_puts_them_back() -> None:
     assert torch.equal(model(X), expected)
 
 
+def test_growing_back_takes_the_memory_first_and_then_changes_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = mlp(8, 16, 16, 2)
+    dense, attributes = copy.deepcopy(model.state_dict()), str(model)
+    recipe = {**BASE, "rounds": 1, "dense": "1ep"}
+    pruner = prunus.Pruner(model, recipe, example=X)
+    other = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([*model.parameters(), other], lr=0.01)
+    pruner.attach(optimizer)
+
+    def step() -> None:
+        (F.cross_entropy(pruner.model(X), Y) + other.sum()).backward()
+        optimizer.step()
+
+    step()
+    pruner.cut(1.0)
+    assert shrinking.shrink(pruner, optimizer) is not None
+    step()
+    small = copy.deepcopy((pruner.model.state_dict(), optimizer.state_dict(), pruner.masks))
+
+    calls = itertools.count()
+    right = shrinking._empty
+
+    def scarce(like: Tensor, shape: torch.Size) -> Tensor:
+        if next(calls) == 3:
+            raise MemoryError("no more")
+        return right(like, shape)
+
+    monkeypatch.setattr(shrinking, "_empty", scarce)
+    with pytest.raises(MemoryError):
+        shrinking.grow(pruner)
+    after = (pruner.model.state_dict(), optimizer.state_dict(), pruner.masks)
+    _, old = torch.utils._pytree.tree_flatten(small)
+    assert torch.utils._pytree.tree_structure(after) == old
+    pairs = zip(*(torch.utils._pytree.tree_leaves(s) for s in (small, after)), strict=True)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs
+               if a is not None)  # fmt: skip
+    step()
+
+    shrinking.grow(pruner)
+    assert str(pruner.model) == attributes
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in dense.items()
+    }
+    assert list(optimizer.state) == [other]  # no state of this model's
+    assert int(optimizer.state[other]["step"]) == 3
+    step()
+
+
+def test_tied_and_replaced_modules_grow_back_each_tensor_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+            self.first, self.second, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.stack([x, x.flip(1)], 1)
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            return self.out((torch.relu(self.first(x)) + torch.relu(self.second(x))).mean(1))
+
+    model = Twice()
+    expected, kind = model(X), type(model.attention)
+    recipe = {**BASE, "guard": {"max_drop": 0.1}, "target": 0.7, "rounds": 1,
+              "allocation": "uniform"}  # fmt: skip
+    seen = []
+
+    def evaluate(m: nn.Module) -> float:
+        seen.append(type(m.attention) is kind)
+        return float(m.first.out_features == 8 and seen[-1])
+
+    result = prunus.prune(model, recipe, train=None, evaluate=evaluate, example=X)
+    assert [r.verdict for r in result.rounds][1] == "rejected"
+    assert not all(seen)  # the attention had become a graph
+    assert type(model.attention) is kind
+    assert model.second.weight is model.first.weight
+    assert torch.equal(model(X), expected)
+
+
 @pytest.mark.parametrize("compact", ["end", "every_round"])
 def test_recurrent_layers_shrink(compact: str) -> None:
     class Reader(nn.Module):
@@ -128,6 +211,12 @@ def test_groups_may_come_down_to_their_last_unit(compact: str) -> None:
     left = sum(p.numel() for p in result.model.parameters() if p.dim() > 1)
     assert result.sparsity == pytest.approx(1 - left / (32 + 64 + 32))
     assert all(density > 0 for density in result.rounds[-1].densities.values())
+
+
+def test_what_is_left_may_be_last_units_and_excluded_ones() -> None:
+    recipe = {**BASE, "target": 0.75, "scope": {"exclude": ["2.bias"]}, "rounds": 4}
+    result = prunus.prune(mlp(8, 4, 16, 2), recipe, train=train, example=X)
+    assert [m.out_features for m in result.model if isinstance(m, nn.Linear)] == [1, 16, 2]
 
 
 def test_as_far_as_the_guard_allows_ends_where_whole_units_do() -> None:

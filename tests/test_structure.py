@@ -126,6 +126,21 @@ def test_sparsity_of_units_is_what_the_masks_say() -> None:
     assert 0.5 < result.sparsity <= 0.6
 
 
+def test_a_layer_that_is_pinned_throughout_counts_on_neither_side_of_the_sparsity() -> None:
+    torch.manual_seed(0)
+    model, x = Encoder(), torch.randn(2, 5, 16)
+    recipe = {"structure": "channel", "target": 0.5, "allocation": "uniform", "compact": "end"}
+    pruner = prunus.Pruner(model, recipe, example=x)
+    assert "out.weight" not in pruner.view.scored  # 16 normalised inputs, 3 outputs
+    whole = sum(p.numel() for n, p in model.named_parameters() if n in pruner.view.scored)
+    assert whole == sum(p.numel() for p in model.parameters() if p.dim() > 1) - 3 * 16
+    result = prunus.prune(model, recipe, example=x)
+    left = sum(
+        p.numel() for n, p in result.model.named_parameters() if p.dim() > 1 and n != "out.weight"
+    )
+    assert result.sparsity == pytest.approx(1 - left / whole)
+
+
 def test_multiples_and_minimum_widths_are_kept() -> None:
     torch.manual_seed(0)
     recipe = {
@@ -145,6 +160,75 @@ def test_excluded_layers_keep_every_unit_that_touches_them() -> None:
     model = prunus.prune(Net(), recipe, example=IMAGES).model
     assert (model.first.out_channels, model.second.out_channels) == (8, 12)
     assert model.hidden.out_features < 20
+
+
+@pytest.mark.parametrize(
+    ("pattern", "first", "second", "hidden"),
+    [
+        ("norm1", True, False, False),  # scale, bias and statistics
+        ("norm2.running_mean", False, True, False),
+        ("hidden.bias", False, False, True),
+        ("hidden.weight", False, True, True),
+    ],
+)
+def test_whatever_a_pattern_excludes_keeps_the_units_that_touch_it(
+    pattern: str, first: bool, second: bool, hidden: bool
+) -> None:
+    torch.manual_seed(0)
+    recipe = {"structure": "channel", "target": 0.4, "compact": "end", "allocation": "uniform",
+              "scope": {"exclude": [pattern]}}  # fmt: skip
+    model = prunus.prune(Net(), recipe, example=IMAGES).model
+    widths = (model.first.out_channels, model.second.out_channels, model.hidden.out_features)
+    assert (widths[0] == 8, widths[1] == 12, widths[2] == 20) == (first, second, hidden)
+
+
+class Shared(nn.Module):
+    """One matrix under two names, each with a layer before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(4, 9), nn.Linear(4, 6)
+        self.left, self.right = nn.Linear(9, 5), nn.Linear(9, 5)
+        self.right.weight = self.left.weight
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.left(hidden) * self.right(hidden) + self.out(torch.relu(self.other(x)))
+
+
+def test_a_tied_weight_is_excluded_under_either_name() -> None:
+    for pattern in ("left.weight", "right.weight", "right"):
+        torch.manual_seed(0)
+        recipe = {"structure": "channel", "target": 0.3, "compact": "end",
+                  "scope": {"exclude": [pattern]}}  # fmt: skip
+        model = prunus.prune(Shared(), recipe, example=torch.ones(2, 4)).model
+        assert (model.first.out_features, model.other.out_features < 6) == (9, True)
+        masks = prunus.prune(Shared(), {"target": 0.5, "scope": recipe["scope"]}).masks
+        assert masks.keys() == {"first.weight", "other.weight", "out.weight"}
+
+
+@pytest.mark.parametrize("part", ["weight_v", "weight_g"])
+def test_either_part_of_a_computed_weight_excludes_its_units(part: str) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        first = nn.utils.weight_norm(nn.Linear(4, 8))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    recipe = {"structure": "channel", "target": 0.2, "scope": {"exclude": [f"0.{part}"]}}
+    result = prunus.prune(model, recipe, example=torch.ones(2, 4))
+    assert "0.weight_g" not in result.masks
+    assert not bool(result.masks["2.bias"].all())
+
+
+def test_patterns_that_match_nothing_or_leave_nothing_are_refused() -> None:
+    for structure, pattern, near in (
+        ("channel", "norm3", "norm2"),
+        ("channel", "*.bias", "touches every unit"),
+        ("weight", "norm1", "matches no prunable parameter"),
+    ):
+        recipe = {"structure": structure, "target": 0.2, "scope": {"exclude": [pattern]}}
+        with pytest.raises(prunus.InputError, match=near):
+            prunus.prune(Net(), recipe, example=IMAGES)
 
 
 def test_shrinking_every_round_gives_the_masked_runs_weights() -> None:

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus.call import prune, resume
-    from prunus.compaction.artefact import load, save
+    from prunus.compaction.artefact import save
     from prunus.compaction.compact import Compact, compact
+    from prunus.deployment.deploy import deploy
+    from prunus.deployment.table import Deployment
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
     from prunus.graph.listing import units
     from prunus.masks import enforce
+    from prunus.measured import Measured
+    from prunus.measuring import measure
+    from prunus.opening import load
     from prunus.pruner import Pruner
     from prunus.recipe import Recipe
     from prunus.run import Run
@@ -22,9 +27,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "compact": "compaction.compact",
     "save": "compaction.artefact",
-    "load": "compaction.artefact",
+    "load": "opening",
+    "deploy": "deployment.deploy",
+    "Deployment": "deployment.table",
     "Compact": "compaction.compact",
     "units": "graph.listing",
+    "measure": "measuring",
+    "Measured": "measured",
     "prune": "call",
     "resume": "call",
     "Recipe": "recipe",
@@ -44,8 +53,10 @@ _HOMES = {
 __all__ = [
     "Batches",
     "Compact",
+    "Deployment",
     "InputError",
     "Interrupted",
+    "Measured",
     "Pruner",
     "PrunusError",
     "Recipe",
@@ -55,8 +66,10 @@ __all__ = [
     "RunError",
     "Task",
     "compact",
+    "deploy",
     "enforce",
     "load",
+    "measure",
     "prune",
     "resume",
     "save",

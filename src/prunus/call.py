@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from prunus import duration, randomness
 from prunus.errors import InputError, PrunusError
 from prunus.folder import find
+from prunus.graph.trace import copied
 from prunus.guard import last_accepted
 from prunus.judging import compacted, final_cost, final_masks, score
+from prunus.latency_target import aim, prepared
 from prunus.loop import trainer
 from prunus.masks import copy_of, put_back
 from prunus.position import Evaluate, Job, Watch, begin
@@ -23,6 +25,7 @@ from prunus.recipe import Recipe, Spec
 from prunus.recipe_file import load
 from prunus.rounds import all_rounds
 from prunus.run_folder import open_journal, recipe_of, write_result
+from prunus.serving import refuse_unserved, serve, serves
 from prunus.shrinking import follow
 from prunus.task import Task
 from prunus.training import refuse_plain_train
@@ -108,8 +111,10 @@ def prune(
             )
         if train is None:
             recipe = _without_training(recipe, evaluate)
+        recipe = prepared(recipe)
         pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
         _check(recipe, pruner, train, evaluate)
+        refuse_unserved(recipe, example, calibration, loss)
         where = None if folder is None else Path(folder)
         job_watch = watch or (lambda event: None)
         with _undone_on_error(pruner), open_journal(where, pruner) as journal:
@@ -122,6 +127,7 @@ def prune(
                 example=example,
                 watch=job_watch,
                 stop=stop or (lambda: False),
+                dense=copied(model) if serves(recipe) else None,
             )
             if not journal.events:
                 score(evaluate, model, "evaluate")
@@ -246,9 +252,12 @@ def _undone_on_error(pruner: Pruner) -> Iterator[None]:
 
 
 def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
-    at = all_rounds(job, begin(job))
+    at = begin(job)
+    aim(job, "start")
+    at = all_rounds(job, at)
     masks = final_masks(job, at)
     compaction = compacted(job)
+    deployment = serve(job)
     if compaction is not None:
         masks = dict(job.pruner.masks)
     good = last_accepted(at.rounds)
@@ -267,6 +276,7 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
         cost_after=good.cost if compaction is None else final_cost(job),
         folder=job.journal.folder,
         compaction=compaction,
+        deployment=deployment,
     )
     if job.journal.folder is not None:
         write_result(job.journal.folder, result, metric_name)

@@ -45,7 +45,7 @@ def conflicts(recipe: Recipe) -> list[str]:
             f"allocation: per_neuron shares out the weights of a neuron; structure {structure} "
             "removes whole ones: use uniform, global or erk"
         )
-    found += _about_structure(recipe)
+    found += _about_structure(recipe) + _about_runtime(recipe)
     if recipe.restore.name == "revive" and (restore["values"], restore["when"]) == (
         "cut",
         "before",
@@ -110,8 +110,9 @@ def _about_structure(recipe: Recipe) -> list[str]:
             "(or layer with compact: end)"
         )
     if recipe.target is not None and recipe.target.bound is not None and not coupled:
+        what = "latency_ms" if recipe.target.latency else recipe.target.bound[0]
         found.append(
-            f"target: max_{recipe.target.bound[0]} bounds what the model costs, and structure "
+            f"target: max_{what} bounds what the model costs, and structure "
             f"{recipe.structure.name} removes zeros that are stored and multiplied all the same: "
             "use structure: channel or head"
         )
@@ -131,6 +132,25 @@ def _about_structure(recipe: Recipe) -> list[str]:
     return found
 
 
+def _about_runtime(recipe: Recipe) -> list[str]:
+    """What needs a runtime."""
+    found = []
+    latency = recipe.target.latency if recipe.target is not None else None
+    if latency is not None and (recipe.deploy is None or recipe.deploy.runtime == "auto"):
+        found.append(
+            "target: max_latency_ms is a time in one runtime: name it, for example "
+            "deploy: onnxruntime (prunus list runtimes)"
+        )
+    if latency is not None and recipe.compact == "none":
+        found.append("target: max_latency_ms: zeros take as long as other weights: set compact")
+    if latency is not None and recipe.criterion.name == "fisher_running":
+        found.append(
+            "target: max_latency_ms measures before anything is trained, and criterion "
+            "fisher_running knows nothing then: use fisher or sensitivity"
+        )
+    return found
+
+
 def own_loop_conflict(recipe: Recipe) -> str | None:
     """Why a recipe cannot run inside a training loop of the user's own, if it cannot."""
     if recipe.in_rounds:
@@ -142,6 +162,11 @@ def own_loop_conflict(recipe: Recipe) -> str | None:
         return (
             f"compact: {recipe.compact} would replace the model under your loop: leave it out, and "
             "call prunus.compact(model, pruner.masks, example) after the training"
+        )
+    if recipe.deploy is not None or recipe.quantize != "none":
+        return (
+            "deploy and quantize are of a finished model: leave them out, and call "
+            "prunus.deploy(model, example=…) after the training"
         )
     if recipe.guard is not None:
         return "a guard needs something to judge: use prunus.prune, or no guard"

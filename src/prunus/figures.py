@@ -75,7 +75,8 @@ def figure(
         analysis: that they come from.
         model: for the sizes and types of its tensors.
         baseline: the dense model's value, if this model is smaller already.
-        scored: for ``sparsity``, the weights in scope; by default those that the groups score.
+        scored: for ``sparsity``, the weights in scope; by default those that the groups score, so
+            that a layer of which no unit can go counts on neither side.
     """
     known = {int(c): i for i, g in enumerate(groups) for c in g.classes or ()}
     raw: list[tuple[float, list[tuple[Dim, int]]]] = []

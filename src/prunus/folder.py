@@ -80,6 +80,19 @@ def _entry(path: Path, name: str) -> Entry:
     return Entry(name, next((s for s in lines if s), ""), source.rstrip("."), settings)
 
 
+def constant(axis: str, name: str, key: str) -> Any:
+    """What a file of a folder assigns to a name, read from its syntax tree.
+
+    >>> constant("runtimes", "eager", "NEEDS")
+    ('torch',)
+    """
+    tree = ast.parse(path_of(axis, name).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == key:
+            return ast.literal_eval(node.value)
+    raise KeyError(f"{path_of(axis, name)} assigns nothing to {key}")
+
+
 def find(axis: str, name: str) -> Callable[..., Any]:
     """The function of an idea: a name of the axis, or ``path/to/file.py:function``.
 

@@ -19,6 +19,7 @@ from prunus.guard import accepts, last_accepted
 from prunus.masks import apply, check, finite
 from prunus.position import Evaluate, Job, Position, model_state, put_back
 from prunus.run import Limit
+from prunus.serving import round_latency
 from prunus.shrinking import shrink
 from prunus.types import Compaction, Masks, Round
 
@@ -54,6 +55,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         densities=pruner.densities,
         cost=costs.measure(pruner.model, job.example, pruner.masks),
         seconds=limit.seconds - at.round_began,
+        latency={} if verdict == "rejected" else round_latency(job),
     )
     at.rounds.append(made)
     if trained is not None and verdict != "rejected":

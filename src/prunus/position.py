@@ -33,6 +33,8 @@ class Job:
     example: Any
     watch: Watch
     stop: Callable[[], bool]
+    dense: nn.Module | None = None
+    """A copy of the model as it was given, where the recipe deploys the result beside it."""
 
     @property
     def model(self) -> nn.Module:

@@ -35,7 +35,7 @@ from prunus.scope import initial_masks
 from prunus.shrinking import Shrunk, follow, refuse_for_shrinking
 from prunus.shrinking import saved as saved_shrinks
 from prunus.signals import Look, collect, needed
-from prunus.signals.grad_sq_running import DECAY
+from prunus.signals.grad_sq_running import DECAY, refuse_frozen
 from prunus.types import Counts, Group, Masks, State
 from prunus.view import View, look, target_of
 
@@ -63,7 +63,8 @@ class Pruner:
 
     Attributes:
         masks: parameter name to bool, True = kept.
-        sparsity: removed weights ÷ weights in scope, by the masks.
+        sparsity: removed weights ÷ weights in scope, by the masks; of coupled units: ÷ weights in
+            scope of which a unit can go.
         reached: the part of what the target counts that is gone: the sparsity, or of a bound
             such as ``max_macs`` what the dense model has more than the compact one.
 
@@ -134,6 +135,8 @@ class Pruner:
                 "(batches) and loss (a function of model and batch); magnitude needs neither"
             )
         self.collects_running = "grad_sq_running" in wanted
+        if self.collects_running:
+            refuse_frozen(self._parameters())
 
     @property
     def counts_in(self) -> str:

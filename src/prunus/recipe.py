@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -78,16 +79,34 @@ class Schedule(Spec):
     every: Length | None = None
 
 
+def _milliseconds(value: Any) -> Any:
+    text = value.strip() if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return value
+    number = text.removesuffix("ms").strip()
+    try:
+        found = float(number)
+    except ValueError:
+        found = 0.0
+    if not text.endswith("ms") or not 0 < found < math.inf:
+        raise ValueError(f"'{value}' is no time: write for example '0.4ms', or 0.5 for half dense")
+    return f"{found:g}ms"
+
+
 class Target(_Frozen):
     """Where pruning ends: a sparsity, a bound on a cost, or as far as the guard allows.
 
-    A bound below 1 is a fraction of the dense model's cost, any other an absolute number.
+    A bound below 1 is a fraction of the dense model's cost, any other an absolute number; of
+    ``max_latency_ms`` an absolute number below 1 is written with its unit, ``0.4ms``.
     """
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
     max_macs: Annotated[float, Field(gt=0)] | None = None
     max_params: Annotated[float, Field(gt=0)] | None = None
     max_bytes: Annotated[float, Field(gt=0)] | None = None
+    max_latency_ms: (
+        Annotated[Annotated[float, Field(gt=0)] | str, BeforeValidator(_milliseconds)] | None
+    ) = None
     step: Annotated[float, Field(gt=0, lt=1)] = 0.3
     smallest: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
@@ -104,18 +123,32 @@ class Target(_Frozen):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [k for k in ("sparsity", *BOUNDS) if getattr(self, k) is not None]
+        every = ("sparsity", *BOUNDS, "max_latency_ms")
+        given = [k for k in every if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: keep one")
         return self
 
     @property
     def bound(self) -> tuple[str, float] | None:
-        """The name of the bounded cost and its bound."""
+        """The name of the bounded cost and its bound.
+
+        Of a latency the macs, whose bound is found by measuring: until then nearly all may stay.
+        """
+        if self.max_latency_ms is not None:
+            return "macs", 1 - 1e-9
         return next(
             ((k.removeprefix("max_"), b) for k in BOUNDS if (b := getattr(self, k)) is not None),
             None,
         )
+
+    @property
+    def latency(self) -> tuple[float, bool] | None:
+        """The bound on a latency, and whether it is a part of the dense model's."""
+        given = self.max_latency_ms
+        if isinstance(given, str):
+            return float(given.removesuffix("ms")), False
+        return None if given is None else (given, given < 1)
 
 
 BOUNDS = ("max_macs", "max_params", "max_bytes")
@@ -127,6 +160,19 @@ class Guard(_Frozen):
     better: Literal["higher", "lower"] = "higher"
     max_drop: Annotated[float, Field(ge=0)] = 0.01
     relative: bool = False
+
+
+class Deploy(_Frozen):
+    """How the result will be run: ``auto`` takes the fastest runtime that keeps the answers."""
+
+    runtime: str = "auto"
+    batch: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"runtime": value} if isinstance(value, str) else value
 
 
 class Dense(_Frozen):
@@ -160,7 +206,8 @@ class Recipe(_Frozen):
         retrain: length of retraining, after each cut or (gradual) in all.
         last_retrain: length of retraining after the last cut, where it is another than after the
             others: cut early, then recover for long.
-        target: final sparsity, a bound such as ``max_macs: 0.5``, or ``guard``. Default 0.9; n:m
+        target: final sparsity, a bound such as ``max_macs: 0.5`` or ``max_latency_ms: 0.5`` (in
+            the runtime that ``deploy`` names), or ``guard``. Default 0.9; n:m
             sets it itself.
         guard: judges rounds; none by default.
         restore: what happens to weights after a cut.
@@ -168,6 +215,10 @@ class Recipe(_Frozen):
         order: all groups at once, or from the bottom up.
         compact: whether the model becomes physically smaller: ``none``, at the ``end``, or
             ``every_round``, so that retraining gets faster as it goes.
+        quantize: ``int8``: the result is quantised after pruning, calibrated on the calibration
+            data; its metric is that of the artefact itself.
+        deploy: a runtime, or ``{runtime, batch, threads}``: the artefact that a finished run ends
+            with; ``auto`` is the fastest installed one that keeps the answers.
         limit: stop after this time (``20min``) or training (``30ep``, ``5000it``).
         snapshot: how often training is saved.
 
@@ -194,6 +245,8 @@ class Recipe(_Frozen):
     learning_rate: Spec | None = None
     order: Literal["all", "bottom_up"] = "all"
     compact: Literal["none", "end", "every_round"] = "none"
+    quantize: Literal["none", "int8"] = "none"
+    deploy: Deploy | None = None
     limit: Length | None = None
     snapshot: Length = "1ep"
 
@@ -276,6 +329,9 @@ def _plain(value: Any) -> Any:
             if plain == "constant"
             else {"length": value.length, "learning_rate": plain}
         )
+    if isinstance(value, Deploy):
+        given = {k: v for k, v in value.model_dump().items() if v != getattr(Deploy(), k)}
+        return value.runtime if not set(given) - {"runtime"} else given
     if isinstance(value, BaseModel):
         return {k: _plain(getattr(value, k)) for k in type(value).model_fields}
     return list(value) if isinstance(value, tuple) else value

@@ -99,7 +99,8 @@ def _write_identity(folder: Path, pruner: Pruner) -> None:
 def write_result(folder: Path, result: Result, metric_name: str) -> None:
     """Weights, masks and figures of a finished run."""
     small = result.compaction
-    save(result.model, folder / "model.safetensors", small.attributes if small else ())
+    attributes = small.attributes if small else ()
+    save(result.model, folder / "model.safetensors", attributes, sparse=True)
     files.write_atomically(folder / "masks.safetensors", files.save_tensors(dict(result.masks)))
     summary = {
         "metric_name": metric_name,
@@ -112,6 +113,7 @@ def write_result(folder: Path, result: Result, metric_name: str) -> None:
         else {k: getattr(small, k) for k in ("route", "units", "error", "effect", "notes")},
         "cost_before": dict(result.cost_before),
         "cost_after": dict(result.cost_after),
+        "deployment": None if result.deployment is None else result.deployment.plain(),
         "rounds": [asdict(r) for r in result.rounds],
     }
     files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())

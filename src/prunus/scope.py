@@ -18,20 +18,22 @@ def find_layers(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     *,
-    computed: bool = False,
+    coupled: bool = False,
 ) -> list[Layer]:
     """The weights in scope, in the order of definition.
 
     Without ``include``: weights of two or more dimensions of linear, convolution, recurrent and
     attention layers. Patterns are matched (``*`` and ``?``) against names of parameters and of
-    the modules that hold them, without the prefixes ``module.`` and ``_orig_mod.``.
+    the modules that hold them, without the prefixes ``module.`` and ``_orig_mod.``; of a tied
+    weight against each of its names.
 
     Args:
         model: the model.
         include: patterns of what may be pruned.
         exclude: patterns of what may not.
-        computed: whether weights computed from others (weight_norm, parametrisations) are taken:
-            whole units of those can go, single weights cannot.
+        coupled: whether whole units are pruned, with all that falls together with them. Weights
+            computed from others (weight_norm, parametrisations) are taken then, and ``exclude``
+            may name any parameter or buffer: what touches it stays.
 
     Raises:
         InputError: if a pattern matches nothing, if nothing is left, or for weights that cannot
@@ -40,31 +42,65 @@ def find_layers(
     >>> [la.name for la in find_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))]
     ['0.weight', '2.weight']
     """
-    known = _known(model)
-    names = [n for la in known for n in (plain_name(la.name), plain_name(la.module))]
-    for pattern in (*include, *exclude):
-        if not any(_matches(la, pattern) for la in known):
-            raise InputError(
-                f"scope: '{pattern}' matches no prunable parameter; {did_you_mean(pattern, names)}"
-            )
-    chosen = [la for la in known if _in_scope(la, include, exclude, model)]
+    known, aliases = _known(model), tied_names(model)
+    weights = [n for la in known for n in aliases[la.name]]
+    buffers = [n for n, _ in model.named_buffers(remove_duplicate=False)]
+    every = [*(n for names in aliases.values() for n in names), *buffers] if coupled else weights
+    _refuse_unmatched(include, weights)
+    _refuse_unmatched(exclude, every)
+    chosen = [
+        la
+        for la in known
+        if not any(matches(name, exclude) for name in aliases[la.name])
+        and _included(la, aliases[la.name], include, model)
+    ]
     if not chosen:
         raise InputError(
             f"{type(model).__name__} has no prunable weights in scope: linear, convolution, "
             "recurrent and attention layers are pruned; others can be named in scope.include"
         )
     for layer in chosen:
-        _refuse(model, layer, computed)
+        _refuse(model, layer, coupled)
     return chosen
 
 
-def excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter, or the module that holds it, matches one of the patterns."""
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter, or the module that holds it, matches one of the patterns.
+
+    >>> matches("a.fc.weight", ["a.*"]), matches("a.fc.bias", ["*.fc"]), matches("b", ["a"])
+    (True, True, False)
+    >>> matches("fc.parametrizations.weight.original0", ["fc.weight"])
+    True
+    """
     plain = plain_name(name)
-    return any(
-        fnmatch.fnmatchcase(plain, p) or fnmatch.fnmatchcase(plain.rpartition(".")[0], p)
-        for p in patterns
-    )
+    owner, computed, rest = plain.partition(".parametrizations.")
+    spelt = [plain, *([f"{owner}.{rest.partition('.')[0]}"] if computed else [])]
+    spelt += [n.rpartition(".")[0] for n in spelt]
+    return any(fnmatch.fnmatchcase(n, pattern) for n in spelt for pattern in patterns)
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """The first name of each parameter to all of its names.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> tied_names(model)
+    {'0.weight': ['0.weight', '1.weight']}
+    """
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return {names[0]: names for names in found.values()}
+
+
+def _refuse_unmatched(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            plain = [plain_name(n) for n in names]
+            known = list(dict.fromkeys([*plain, *(n.rpartition(".")[0] for n in plain)]))
+            raise InputError(
+                f"scope: '{pattern}' matches no prunable parameter; {did_you_mean(pattern, known)}"
+            )
 
 
 def _known(model: nn.Module) -> list[Layer]:
@@ -84,13 +120,9 @@ def _known(model: nn.Module) -> list[Layer]:
     return known
 
 
-def _in_scope(
-    layer: Layer, include: Sequence[str], exclude: Sequence[str], model: nn.Module
-) -> bool:
-    if any(_matches(layer, pattern) for pattern in exclude):
-        return False
+def _included(layer: Layer, names: Sequence[str], include: Sequence[str], model: nn.Module) -> bool:
     if include:
-        return any(_matches(layer, pattern) for pattern in include)
+        return any(matches(name, include) for name in names)
     if layer.kind == "other":
         name = f".{layer.name}"  # taken in, so that they are refused by name, not passed over
         computed = ".parametrizations." in name and name.rpartition(".")[2].startswith("original")
@@ -105,24 +137,19 @@ def _is_embedding(model: nn.Module, layer: Layer) -> bool:
     return any(m.weight is weight for m in embeddings)
 
 
-def _matches(layer: Layer, pattern: str) -> bool:
-    name, module = plain_name(layer.name), plain_name(layer.module)
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(module, pattern)
-
-
-def _refuse(model: nn.Module, layer: Layer, computed: bool) -> None:
+def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
     module = model.get_submodule(layer.module)
     weight = model.get_parameter(layer.name)
     where = f"'{plain_name(layer.name)}'"
     out = f"or leave it out with scope.exclude: ['{plain_name(layer.module)}']"
-    if "parametrizations" in layer.name.split(".") and not computed:
+    if "parametrizations" in layer.name.split(".") and not coupled:
         owner = layer.name.split(".parametrizations.")[0]
         raise InputError(
             f"'{owner}' is parametrised: its weight is computed from other tensors, and a mask on "
             f"those is no mask on it; call torch.nn.utils.parametrize.remove_parametrizations "
             f"first, or leave it out with scope.exclude: ['{owner}.*']"
         )
-    if hasattr(module, "weight_g") and hasattr(module, "weight_v") and not computed:
+    if hasattr(module, "weight_g") and hasattr(module, "weight_v") and not coupled:
         raise InputError(f"{where} has weight_norm: call remove_weight_norm first, {out}")
     if any(hasattr(m, "lora_A") for m in _owners(model, layer.module)):
         raise InputError(
@@ -156,8 +183,8 @@ def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
         mask = weight != 0
         if not bool(mask.any()):
             mask = torch.ones_like(mask)
-        if layer.name.endswith("weight_orig"):
-            given = module.get_buffer("weight_mask")
+        given = module._buffers.get("weight_mask")  # spectral_norm has a weight_orig, too
+        if layer.name.endswith("weight_orig") and given is not None:
             mask = mask & given.bool()
         if not bool(mask.all()):
             masks[layer.name] = mask

@@ -96,24 +96,41 @@ def follow(pruner: Pruner, steps: Sequence[Mapping[str, Any]]) -> None:
 
 
 def grow(pruner: Pruner) -> None:
-    """Undo the last shrink; the values of what comes back are for the caller to fill in."""
-    last = pruner.shrinks.pop()
-    small = dict(pruner.model.named_parameters())
+    """Undo the last shrink; the values of what comes back are for the caller to fill in.
+
+    The optimizer forgets its state of this model's parameters, which is of the smaller shapes (a
+    run puts the saved one back); that of others stays. All memory is taken before anything is
+    changed: if there is not enough of it, model and optimizer go on as they were.
+    """
+    last = pruner.shrinks[-1]
+    small, dense = dict(pruner.model.named_parameters()), _parameters_before(last)
+    larger = {n: _empty(small.get(n, p), last.tensors[n]) for n, p in dense.items()}
+    pruner.shrinks.pop()
     if last.plan.graph is None:
         last.plan.surgery.undo(pruner.model, last.modules)
     pruner.model = last.model
-    for name, parameter in last.model.named_parameters():
-        parameter.data = _empty(small.get(name, parameter), last.tensors[name])
+    for name, parameter in dense.items():
+        parameter.data = larger[name]
         parameter.grad = None
+        if pruner.optimizer is not None:
+            pruner.optimizer.state.pop(parameter, None)
     for path, module in last.model.named_modules():
         for key, buffer in module._buffers.items():
             name = f"{path}.{key}" if path else key
             if buffer is not None and name in last.buffers:
                 module._buffers[key] = last.buffers[name]
     refresh(last.model)
-    if pruner.optimizer is not None:
-        pruner.optimizer.state.clear()  # of the smaller shapes; a run puts the saved one back
     pruner.see(last.view, last.given, {})
+
+
+def _parameters_before(shrunk: Shrunk) -> dict[str, nn.Parameter]:
+    """The parameters of the larger model, each once: those of modules that became graphs too."""
+    found = dict(shrunk.model.named_parameters(remove_duplicate=False))
+    for path, module in shrunk.modules.items():
+        own = module.named_parameters(remove_duplicate=False)
+        found |= {f"{path}.{name}": parameter for name, parameter in own}
+    once = {id(found[name]): name for name in reversed(list(shrunk.tensors))}
+    return {name: found[name] for name in shrunk.tensors if once[id(found[name])] == name}
 
 
 def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:

@@ -128,6 +128,7 @@ class Round:
         seconds: wall time of the round.
         sparsity: removed weights ÷ weights in scope.
         target: what asked and achieved count: ``sparsity``, or a cost of the dense model.
+        latency: median ms of the round's artefact by runtime, where the recipe deploys it.
     """
 
     index: int
@@ -144,6 +145,7 @@ class Round:
     seconds: float = 0.0
     sparsity: float | None = None
     target: str = "sparsity"
+    latency: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def counted(self) -> str:
@@ -194,6 +196,8 @@ class Result:
         cost_after: of ``model`` as it stands.
         folder: where the run lies; ``None`` when nothing was written.
         compaction: how the model was made smaller and shown equal; ``None`` when it was not.
+        deployment: the artefact in the runtime that will serve it (:class:`Deployment`);
+            ``None`` unless the recipe says ``deploy`` or ``quantize``.
     """
 
     model: nn.Module
@@ -206,6 +210,7 @@ class Result:
     cost_after: Mapping[str, float | None]
     folder: Path | None
     compaction: Compaction | None = None
+    deployment: Any = None
 
     @property
     def sparsity(self) -> float:

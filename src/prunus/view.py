@@ -15,12 +15,13 @@ from torch import nn
 from prunus.errors import InputError
 from prunus.figures import Figure, figure
 from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.labels import Fixed
 from prunus.graph.trace import Traced, arguments, quiet
 from prunus.ideas import Ideas
 from prunus.layout import Layer
 from prunus.plan import Cost, alive_of, limits_of, most_of, sparsity
 from prunus.recipe import Recipe
-from prunus.scope import drop_output_layer, excluded, execution_order, find_layers
+from prunus.scope import drop_output_layer, execution_order, find_layers, matches
 from prunus.types import Counts, Group, Masks
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -38,7 +39,8 @@ class View:
         analysis: what falls together; ``None`` for structures that need none.
         figure: what the target counts, for coupled units.
         weights: the sparsity of coupled units.
-        scored: the weights that it counts, by name.
+        scored: the weights that it counts, by name: those in scope of which a unit can go. What
+            is pinned throughout counts neither as removed nor as a whole.
     """
 
     layers: list[Layer]
@@ -89,22 +91,15 @@ def look(
     Raises:
         InputError: if nothing can be pruned as asked.
     """
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     if recipe.compact != "none" and isinstance(model, _WRAPPERS):
         raise InputError(
             f"compact: {type(model).__name__} keeps copies of the old sizes: give its .module, and "
             "wrap the result again"
         )
-    coupled = "analysis" in inspect.signature(ideas.structure).parameters
-    if coupled and example is None:
-        raise InputError(
-            f"structure {recipe.structure.name} finds what falls together by analysing a forward "
-            "pass: give example=, an input (or a tuple, or a mapping of keyword arguments)"
-        )
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    coupled = _coupled(recipe, ideas, example)
     if layers is None:
-        found = find_layers(model, recipe.scope.include, recipe.scope.exclude, computed=coupled)
-        run = None if example is None else functools.partial(_run, model, example)
-        found = execution_order(model, found, run)
+        found = _in_scope(model, recipe, example, coupled=coupled)
     else:
         found = [dataclasses.replace(la, shape=shapes[la.name]) for la in layers]
     if recipe.structure.name == "neuron" and not recipe.scope.include:
@@ -122,31 +117,59 @@ def look(
         if dense is None:
             raise
         groups = []  # every group is down to its last unit
-    groups = _allowed(groups, recipe, model)
-    known: dict[str, float] = {}
-    if dense is not None:
-        known = dense.baselines
-        before = {g.name: g for g in dense.groups}
-        groups = [
-            dataclasses.replace(g, dense_units=d.dense_units or d.units, shape=d.shape)
-            if (d := before.get(g.name)) is not None
-            else g
-            for g in groups
-        ]
+    groups = _allowed(groups, recipe, analysis, first=dense is None)
+    if dense is None:
+        view = _counted(View(found, groups, analysis), recipe, model, dense)
+        _refuse_bound(recipe, view)
+        return view
+    return _counted(View(found, _continued(groups, dense), analysis), recipe, model, dense)
+
+
+def _coupled(recipe: Recipe, ideas: Ideas, example: Any) -> bool:
+    """Whether the structure asks for the analysis, which needs an example."""
+    coupled = "analysis" in inspect.signature(ideas.structure).parameters
+    if coupled and example is None:
+        raise InputError(
+            f"structure {recipe.structure.name} finds what falls together by analysing a forward "
+            "pass: give example=, an input (or a tuple, or a mapping of keyword arguments)"
+        )
+    return coupled
+
+
+def _in_scope(model: nn.Module, recipe: Recipe, example: Any, *, coupled: bool) -> list[Layer]:
+    """The weights in scope, in the order of execution."""
+    found = find_layers(model, recipe.scope.include, recipe.scope.exclude, coupled=coupled)
+    run = None if example is None else functools.partial(_run, model, example)
+    return execution_order(model, found, run)
+
+
+def _continued(groups: Sequence[Group], dense: View) -> list[Group]:
+    """Groups of a smaller model, with the sizes that they had in the dense one."""
+    before = {g.name: g for g in dense.groups}
+    return [
+        dataclasses.replace(g, dense_units=d.dense_units or d.units, shape=d.shape)
+        if (d := before.get(g.name)) is not None
+        else g
+        for g in groups
+    ]
+
+
+def _counted(view: View, recipe: Recipe, model: nn.Module, dense: View | None) -> View:
+    """With what the target counts; a smaller model's parts are of the dense model's costs."""
+    assert view.analysis is not None
+    known = {} if dense is None else dense.baselines
     name = recipe.target.bound[0] if recipe.target and recipe.target.bound else "sparsity"
-    scored = frozenset(m.name for g in groups for m in g.members if m.scored)
+    scored = frozenset(m.name for g in view.groups for m in g.members if m.scored)
     if dense is not None:
         scored = dense.scored
     weights = figure(
-        "sparsity", groups, analysis, model, baseline=known.get("sparsity"), scored=scored
-    )
+        "sparsity", view.groups, view.analysis, model, baseline=known.get("sparsity"),
+        scored=scored,
+    )  # fmt: skip
     counted = weights
     if name != "sparsity":
-        counted = figure(name, groups, analysis, model, baseline=known.get(name))
-    view = View(found, groups, analysis, counted, weights, scored)
-    if dense is None:
-        _refuse_bound(recipe, view)
-    return view
+        counted = figure(name, view.groups, view.analysis, model, baseline=known.get(name))
+    return dataclasses.replace(view, figure=counted, weights=weights, scored=scored)
 
 
 def target_of(recipe: Recipe, view: View) -> float:
@@ -177,12 +200,15 @@ def _batch(view: View) -> int:
     return int(tensors[0].shape[0]) if tensors else 1
 
 
-def _allowed(groups: Sequence[Group], recipe: Recipe, model: nn.Module) -> list[Group]:
-    """Without units that touch an excluded parameter."""
-    every = dict(model.named_parameters())
-    banned = {n for n in every if excluded(n, recipe.scope.exclude)}
-    kept = [g for g in groups if not any(m.name in banned for m in g.members)]
-    if groups and not kept:
+def _allowed(
+    groups: Sequence[Group], recipe: Recipe, analysis: Analysis, *, first: bool
+) -> list[Group]:
+    """Without units that touch an excluded parameter or buffer, under any of its names."""
+    banned = {analysis.names[n] for n in analysis.names if matches(n, recipe.scope.exclude)}
+    dims = [d for n in banned if n in analysis.tensors for d in analysis.tensors[n].dims]
+    stays = {int(c) for d in dims if not isinstance(d, Fixed) for c in analysis.solved.of(d)}
+    kept = [g for g in groups if stays.isdisjoint(g.classes or ())]
+    if first and groups and not kept:
         raise InputError(
             "scope.exclude touches every unit: whatever falls together with an excluded "
             "parameter stays"

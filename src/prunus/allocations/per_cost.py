@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 
-from prunus.allocations._fewest import fewest
-from prunus.allocations.global_ import _by_count
+from prunus.allocations._fewest import by_count, fewest, highest
 from prunus.types import Counts, Group, Limits, Units
 
 PASSES = 4
@@ -31,11 +29,11 @@ def per_cost(
     """
     if all(g.sizes is None for g in units):
         total = sum(g.units for g in units)
-        return _by_count(units, total - round(target * total), limits)
+        return by_count(units, total - round(target * total), limits=limits)
     counts: Counts = {g: limits[g].most for g in units}
     for _ in range(PASSES):
         worth = _Worth(units, _savings(counts, cost, limits))
-        counts = fewest(partial(_by_count, worth, limits=limits), cost, target, limits)
+        counts = fewest(highest(worth, limits), cost, target, limits)
     return counts
 
 

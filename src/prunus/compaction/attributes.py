@@ -70,22 +70,38 @@ def _group_count(module: nn.Module, patched: tuple[Any, ...] | None) -> int | No
     return int(patched[6]) if convolution and len(patched) > 6 else None
 
 
+def current(module: nn.Module, key: str) -> Tensor | None:
+    """A weight, or a parameter of its shape: old hooks (weight_norm) compute it late.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> current(layer, "weight") is layer.weight, current(layer, "other")
+    (True, None)
+    """
+    own = module._parameters
+    for spelt in (key, f"{key}_v", f"{key}_orig"):
+        if own.get(spelt) is not None:
+            return own[spelt]
+    value = getattr(module, key, None)
+    return value if isinstance(value, Tensor) else None
+
+
 def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, Tensor):
+    if isinstance(module, nn.RNNBase):
+        hidden, inputs = (current(module, f"weight_{side}_l0") for side in ("hh", "ih"))
+        assert hidden is not None
+        assert inputs is not None
+        return {"hidden_size": hidden.shape[1], "input_size": inputs.shape[1]}
+    weight = current(module, "weight")
+    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
         number = module.groups if groups is None else groups
         turned = isinstance(module, nn.modules.conv._ConvTransposeNd)
         inner, outer = (weight.shape[0], weight.shape[1] * number)
         if not turned:
             inner, outer = weight.shape[1] * number, weight.shape[0]
         return {"groups": number, "in_channels": inner, "out_channels": outer}
-    if isinstance(module, nn.RNNBase):
-        own = dict(module.named_parameters(recurse=False))
-        hidden, inputs = own["weight_hh_l0"].shape[1], own["weight_ih_l0"].shape[1]
-        return {"hidden_size": hidden, "input_size": inputs}
     if isinstance(module, nn.RNNCellBase):
         return {"hidden_size": module.weight_hh.shape[1], "input_size": module.weight_ih.shape[1]}
-    if not isinstance(weight, Tensor):
+    if weight is None:
         return {}
     if isinstance(module, nn.Linear):
         return {"out_features": weight.shape[0], "in_features": weight.shape[1]}

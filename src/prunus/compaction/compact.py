@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
     before = costs.measure(model, example)
     twin = copied(model)
     apply(twin, masks)
-    plan = find_plan(twin, cut, example)
+    plan = replace(find_plan(twin, cut, example), traced=None)  # which holds slices of its own
     small = perform(twin, plan)
     return Compact(
         model=small,

@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.compaction.verify import (
-    Comparison,
-    compare,
-    difference,
-    outputs,
-    random_like,
-    values_for_test,
-)
+from prunus.compaction.values import random_like, values_for_test
+from prunus.compaction.verify import Comparison, compare, difference, outputs
 from prunus.errors import InputError
 from prunus.graph.trace import twin
 from prunus.types import Masks

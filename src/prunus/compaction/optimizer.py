@@ -109,7 +109,7 @@ def shrink(model: nn.Module, optimizer: Optimizer | None, kept: Kept) -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     for layer in layers:
         _refuse(layer, _names(layer) | names)
-    smaller = {key: _sliced(f"'{cut.name}'", cut.tensor, cut.indices) for key, cut in cuts.items()}
+    smaller = _slices(cuts)
     states = _smaller_states(layers, cuts)
     for key, cut in cuts.items():
         if isinstance(cut.tensor, nn.Parameter):
@@ -120,6 +120,29 @@ def shrink(model: nn.Module, optimizer: Optimizer | None, kept: Kept) -> None:
                 module._buffers[name] = smaller[id(buffer)]
     for entry, name, state in states:
         entry[name] = state
+
+
+def slices(model: nn.Module, kept: Kept) -> dict[int, Tensor]:
+    """What :func:`shrink` would make of a model's tensors, by identity; nothing is changed.
+
+    Raises:
+        InputError: for unknown names and indices that do not fit.
+        RunError: if slicing fails.
+
+    >>> model = nn.Linear(3, 2, bias=False)
+    >>> slices(model, {"weight": (None, torch.tensor([0, 2]))})[id(model.weight)].shape
+    torch.Size([2, 2])
+    """
+    cuts = _cuts(model, kept)
+    made = _slices(cuts)
+    for key, cut in cuts.items():
+        if isinstance(cut.tensor, nn.Parameter):
+            made[key] = nn.Parameter(made[key], requires_grad=cut.tensor.requires_grad)
+    return made
+
+
+def _slices(cuts: Mapping[int, _Cut]) -> dict[int, Tensor]:
+    return {key: _sliced(f"'{cut.name}'", cut.tensor, cut.indices) for key, cut in cuts.items()}
 
 
 def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:

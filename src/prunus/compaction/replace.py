@@ -99,11 +99,20 @@ def as_graph(
     raise AssertionError
 
 
-def whole_graph(model: nn.Module, inputs: Inputs, kept: Kept) -> tuple[fx.GraphModule, bool]:
-    """The whole model as a smaller graph, and whether it takes inputs of other sizes."""
+def whole_graph(
+    model: nn.Module, inputs: Inputs, kept: Kept, tensors: Mapping[str, Tensor]
+) -> tuple[fx.GraphModule, bool]:
+    """The whole model as a smaller graph, and whether it takes inputs of other sizes.
+
+    Args:
+        model: the dense one.
+        inputs: with which it is traced.
+        kept: indices that stay, by the first name of each tensor.
+        tensors: what is sliced already, by the same names.
+    """
     traced = trace(model, None, dynamic=True, inputs=inputs)
     analysis = analyse(model, None, traced=traced, kept=kept)
-    return rewrite(known_cut(analysis, kept)).module, traced.open
+    return rewrite(known_cut(analysis, kept), tensors).module, traced.open
 
 
 def known_cut(analysis: Analysis, kept: Kept) -> Cut:

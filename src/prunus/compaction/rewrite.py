@@ -76,8 +76,8 @@ class CompactGraph(fx.GraphModule):
         super().train(mode)
         changed = False
         for node in self.graph.nodes:
-            place = MODES.get(base_name(node)) if node.op == "call_function" else None
-            if place is not None and len(node.args) > place and node.args[place] is not mode:
+            place = _flag(node)
+            if place is not None and node.args[place] is not mode:
                 node.args = (*node.args[:place], mode, *node.args[place + 1 :])
                 changed = True
         if changed:
@@ -109,6 +109,15 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
 MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5, "lstm": 6,
          "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip
 """Operators with a training flag, and its place among their arguments."""
+
+
+def _flag(node: fx.Node) -> int | None:
+    """The place of a flag that ``train()`` switches; without statistics a norm has no eval mode."""
+    name = base_name(node) if node.op == "call_function" else ""
+    place = MODES.get(name)
+    if place is None or len(node.args) <= place or (name == "batch_norm" and node.args[3] is None):
+        return None
+    return place
 
 
 def rewrite(cut: Cut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:

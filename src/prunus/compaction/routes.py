@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,27 +12,31 @@ from torch.utils import _pytree
 from prunus.compaction.attributes import Attribute, guesses, standard
 from prunus.compaction.configs import configured
 from prunus.compaction.cut import Cut, Kept, masks_of
-from prunus.compaction.optimizer import shrink
+from prunus.compaction.optimizer import slices
 from prunus.compaction.replace import Ends, as_graph, entering, record_calls, whole_graph, within
 from prunus.compaction.rewrite import Rewritten, rewrite
 from prunus.compaction.surgery import Surgery, refresh
+from prunus.compaction.values import (
+    WHOLE,
+    State,
+    held,
+    random_like,
+    small_state,
+    values_for_test,
+)
 from prunus.compaction.verify import (
     FLOAT64,
     META,
     OWN_TYPE,
     Comparison,
-    State,
     compare,
     difference,
     first_difference,
     outputs,
-    random_like,
-    small_state,
     traced_outputs,
-    values_for_test,
 )
 from prunus.errors import InputError, RunError
-from prunus.graph.trace import Inputs, Traced, copied
+from prunus.graph.trace import Inputs, Traced, copied, twin
 from prunus.types import Masks
 
 ROUTES = {
@@ -72,44 +75,59 @@ class Plan:
     traced: Traced | None = None
 
 
-def find_plan(model: nn.Module, cut: Cut, example: Any) -> Plan:
+def find_plan(model: nn.Module, cut: Cut, example: Any, *, whole: int = WHOLE) -> Plan:
     """The first route whose result equals the masked model.
 
-    The model itself is not changed.
+    The model itself is not changed. One of more than ``whole`` bytes is never held in float64:
+    each of its matrices is converted when an operator reads it, and let go behind it.
+
+    Args:
+        model: dense, or with the masks of the cut applied.
+        cut: what goes.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        whole: bytes of parameters and buffers.
 
     Raises:
         RunError: if none does, naming the first operator whose value differs.
     """
-    return _Search(model, cut, example).find()
+    return _Search(model, cut, example, whole).find()
+
+
+States = tuple[State, State]
 
 
 class _Search:
-    def __init__(self, model: nn.Module, cut: Cut, example: Any) -> None:
+    def __init__(self, model: nn.Module, cut: Cut, example: Any, whole: int) -> None:
         self.model, self.cut = model, cut
         names = cut.analysis.names  # constants of the code are sliced in graphs alone
         self.kept: Kept = {n: k for n, k in cut.kept().items() if n in names}
         self.masks: Masks = masks_of(cut, dict(model.named_parameters()))
         self.inputs: Inputs = random_like(example)
         self.closed: set[str] = set()  # modules whose graphs have no open sizes
-        dense, masked = values_for_test(model, self.masks)
-        self.small: State = small_state(masked, self.kept, cut.analysis.names)
-        self.masked = masked
         self.gate = META if any(p.is_meta for p in model.parameters()) else FLOAT64
-        self.expected = self._expected()
-        self.effect = self._effect(dense)
-        self.rewritten: Rewritten = rewrite(cut)
+        states, self.expected = self._expected(values_for_test(model, self.masks, whole=whole))
+        self.effect = self._effect(states[0])
+        self.masked = states[1]
+        self.small: State = small_state(self.masked, self.kept, cut.analysis.names)
+        self.slices = slices(model, self.kept)
+        self.rewritten: Rewritten = rewrite(cut, self._named_slices())
 
-    def _expected(self) -> list[Tensor]:
-        """The masked model's outputs."""
+    def _expected(self, states: States) -> tuple[States, list[Tensor]]:
+        """The masked model's outputs, and the values that they were found with."""
         if self.gate is META:
-            return traced_outputs(self.cut.analysis.traced)
+            return states, traced_outputs(self.cut.analysis.traced)
         try:
-            return outputs(self.model, self.masked, self.inputs, self.gate)
-        except (RuntimeError, NotImplementedError) as error:  # an operator without float64
-            why = str(error).strip().partition("\n")[0]
+            return states, outputs(self.model, states[1], self.inputs, self.gate)
+        except Exception as error:
+            in_memory = held(states)
+            if in_memory is not None:  # some code asks tensors for more than operators do
+                return self._expected(in_memory)
+            if not isinstance(error, (RuntimeError, NotImplementedError)):
+                raise
+            why = str(error).strip().partition("\n")[0]  # an operator without float64
             self.gate = replace(OWN_TYPE, note=f"{OWN_TYPE.note} ({why})")
             self.inputs = self._plain_inputs()
-            return outputs(self.model, self.masked, self.inputs, self.gate)
+            return states, outputs(self.model, states[1], self.inputs, self.gate)
 
     def _effect(self, dense: State) -> float:
         if self.gate is META:
@@ -130,9 +148,10 @@ class _Search:
             self._fail(graph)
         found = found or self._whole(graph)
         known = (*self.cut.analysis.traced.notes, *([self.gate.note] if self.gate.note else []))
-        module = self.rewritten.module
+        module: nn.Module = self.rewritten.module
         if found.graph is module:  # training switches the one, the analysis reads the other
-            module = copy.deepcopy(module)
+            module = twin(module)
+        assert isinstance(module, fx.GraphModule)
         smaller = replace(self.cut.analysis.traced, module=module)
         return replace(found, notes=(*known, *found.notes), traced=smaller)
 
@@ -224,8 +243,8 @@ class _Search:
         return None
 
     def _operated(self, surgery: Surgery) -> nn.Module:
-        twin = copied(self.model)
-        surgery.apply(twin)
+        twin = self._sliced()
+        replace(surgery, kept={}).apply(twin)
         return twin
 
     def _without_needless(self, surgery: Surgery, found: Comparison) -> Plan:
@@ -330,7 +349,9 @@ class _Search:
     def _whole(self, known: Comparison) -> Plan:
         """The whole graph, of open sizes where that one is as right."""
         try:
-            graph, opened = whole_graph(self.model, self._plain_inputs(), self.kept)
+            graph, opened = whole_graph(
+                self.model, self._plain_inputs(), self.kept, self._named_slices()
+            )
             found = self.check(graph)
         except (InputError, RunError):
             opened = False
@@ -350,9 +371,13 @@ class _Search:
         return plain
 
     def _sliced(self) -> nn.Module:
-        twin = copied(self.model)
-        shrink(twin, None, self.kept)
-        return twin
+        """The model's modules with the smaller tensors; those that stay whole are its own."""
+        own = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        return copied(self.model, own | self.slices)
+
+    def _named_slices(self) -> dict[str, Tensor]:
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {n: self.slices[id(t)] for n, t in named if id(t) in self.slices}
 
     def _fail(self, found: Comparison) -> None:
         states = (self.masked, self.small)

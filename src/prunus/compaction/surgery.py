@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from prunus.compaction.attributes import Attribute
@@ -78,6 +80,10 @@ def refresh(model: nn.Module) -> None:
     """What modules remember of their weights' values or addresses."""
     drop_caches(model)
     for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                with torch.no_grad():  # the next pass computes it again
+                    setattr(module, hook.name, hook.compute_weight(module))
         if isinstance(module, nn.RNNBase):
             module._flat_weights = [
                 getattr(module, n) if hasattr(module, n) else None

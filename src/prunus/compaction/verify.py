@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunus.compaction.cut import Cut, Kept, take
+from prunus.compaction.cut import Cut, take
 from prunus.compaction.rewrite import Rewritten
+from prunus.compaction.values import Lazy, State
 from prunus.graph.call import describe
 from prunus.graph.labels import Value
-from prunus.graph.trace import Traced, arguments, quiet, trace, twin
-from prunus.types import Masks
+from prunus.graph.trace import Traced, quiet, trace, twin
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
@@ -71,9 +71,6 @@ class Comparison:
         return self.problem is None and not self.error > self.tolerance
 
 
-State = Mapping[str, Tensor]
-
-
 class Double(TorchDispatchMode):
     """Everything in float64, literals such as ``.to(torch.float32)`` included."""
 
@@ -97,97 +94,6 @@ class Double(TorchDispatchMode):
         return func(*widened, **_pytree.tree_map(wide, kwargs or {}))
 
 
-def values_for_test(model: nn.Module, masks: Masks, seed: int = 0) -> tuple[State, State]:
-    """Values for a comparison in float64: of the dense model, and with the masks applied.
-
-    Statistics, biases, scales and whatever else is constant are made random: zeros and ones
-    would hide mistakes.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    dense: dict[str, Tensor] = {}
-    done: dict[int, Tensor] = {}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    every = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
-    for name, tensor in every.items():
-        if id(tensor) not in done:
-            done[id(tensor)] = _value(name, tensor, name in parameters, generator)
-        dense[name] = done[id(tensor)]
-    for name, mask in masks.items():  # what is zero already would hide what the masks do
-        filled = _filled(dense[name], mask.to(dense[name].device), generator)
-        for other, tensor in every.items():
-            if tensor is every[name]:
-                dense[other] = filled
-    masked = dict(dense)
-    for name, mask in masks.items():
-        masked[name] = dense[name] * mask.to(dense[name].device)
-        for other, tensor in every.items():
-            if tensor is every[name]:
-                masked[other] = masked[name]
-    return dense, masked
-
-
-def _filled(values: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers, of the size of what is kept, in place of what is removed."""
-    if values.is_meta:
-        return values
-    kept = mask.expand(values.shape)
-    filled = values.clone()
-    spread = float(filled[kept].std()) if int(kept.sum()) > 1 else 0.1
-    noise = _normal((int((~kept).sum()),), generator, values.device)
-    filled[~kept] = noise * max(spread, 1e-3)
-    return filled
-
-
-def _value(name: str, tensor: Tensor, parameter: bool, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.detach()
-    values = tensor.detach().double()
-    if values.is_meta:
-        return values
-    last = name.rpartition(".")[2]
-    if last == "running_var":
-        return 0.5 + _normal(values.shape, generator, values.device).abs()
-    if last == "running_mean":
-        return 0.3 * _normal(values.shape, generator, values.device)
-    if parameter and (values.dim() < 2 or bool((values == values.flatten()[0]).all())):
-        return values + 0.2 * _normal(values.shape, generator, values.device)
-    return values
-
-
-def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Drawn on the CPU, so that a seed means the same everywhere."""
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(device)
-
-
-def small_state(state: State, kept: Kept, names: Mapping[str, str]) -> State:
-    """The values of a state that a compact model has."""
-    small = {}
-    for name, tensor in state.items():
-        cut = kept.get(names.get(name, name))
-        small[name] = tensor if cut is None else take(tensor, cut)
-    return small
-
-
-def random_like(example: Any, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Random inputs of an example's shapes: normal values, integers within the example's range."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def fresh(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.numel() == 0 or value.is_meta:
-            return value
-        if value.is_floating_point():
-            made = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            return made.to(value.device)
-        if value.dtype is torch.bool or int(value.min()) == int(value.max()):
-            return value
-        low, high = int(value.min()), int(value.max())
-        made = torch.randint(low, high + 1, value.shape, generator=generator, dtype=value.dtype)
-        return made.to(value.device)
-
-    args, kwargs = arguments(example)
-    return _pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
-
-
 def outputs(
     model: nn.Module, state: State, inputs: tuple[Any, Any], gate: Gate = FLOAT64
 ) -> list[Tensor]:
@@ -195,13 +101,18 @@ def outputs(
     if gate is META and not isinstance(model, fx.GraphModule):
         return traced_outputs(trace(model, None, inputs=inputs))  # eager code may ask for values
     tensors = (*model.named_parameters(), *model.named_buffers())  # tied ones once
-    own = {k: state[k] if gate.wide else state[k].to(v.dtype) for k, v in tensors if k in state}
+    own = {
+        k: state[k] if gate.wide else _typed(state[k], v.dtype) for k, v in tensors if k in state
+    }
     args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
     model = twin(model)  # a pass may fill caches
     with torch.no_grad(), quiet(model), Double() if gate.wide else contextlib.nullcontext():
-        found = functional_call(model, own, args, kwargs)
-    real = [t for t in tensors_of(found) if t.is_floating_point() or t.is_complex()]
-    return real or tensors_of(found)
+        found = [_held(t) for t in tensors_of(functional_call(model, own, args, kwargs))]
+    return [t for t in found if t.is_floating_point() or t.is_complex()] or found
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.typed(dtype) if isinstance(tensor, Lazy) else tensor.to(dtype)
 
 
 def traced_outputs(traced: Traced) -> list[Tensor]:
@@ -280,6 +191,8 @@ def first_difference(
 ) -> str | None:
     """The first operator whose value differs between the masked and the smaller graph.
 
+    Both run side by side, and a value is let go behind the last operator that reads it.
+
     Args:
         cut: what was removed.
         rewritten: the smaller graph.
@@ -287,20 +200,20 @@ def first_difference(
         inputs: positional and keyword arguments.
         gate: how values are compared.
     """
-    old = cut.analysis.traced.module
+    before = _Steps(cut.analysis.traced.module, inputs, states[0]).steps()
+    after = _Steps(rewritten.module, inputs, states[1]).steps()
     with torch.no_grad(), Double() if gate.wide else contextlib.nullcontext():
-        before = every_value(old, inputs, states[0])
-        after = every_value(rewritten.module, inputs, states[1])
-    for node, value in before.items():
-        known = cut.analysis.known.get(node)
-        if not isinstance(value, Tensor) or not isinstance(known, Value):
-            continue
-        twin = rewritten.nodes[node]
-        if twin not in after:
-            return describe(node)
-        expected = take(value, tuple(cut.indices(d) for d in known.dims))
-        if difference([expected], [after[twin]])[0] > gate.tolerance:
-            return describe(node)
+        for node, value in before:
+            twin = rewritten.nodes[node]
+            found = next((v for n, v in after if n is twin), None)
+            known = cut.analysis.known.get(node)
+            if not isinstance(value, Tensor) or not isinstance(known, Value):
+                continue
+            if not isinstance(found, Tensor):
+                return describe(node)
+            expected = take(_held(value), tuple(cut.indices(d) for d in known.dims))
+            if difference([expected], [_held(found)])[0] > gate.tolerance:
+                return describe(node)
     return None
 
 
@@ -314,22 +227,36 @@ def every_value(
         inputs: positional and keyword arguments.
         state: values in place of the module's own.
     """
-    values: dict[fx.Node, Any] = {}
-    own = {} if state is None else state
+    return dict(_Steps(module, inputs, state).steps())
 
-    class Watch(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            values[n] = found = super().run_node(n)
-            return found.clone() if isinstance(found, Tensor) and n.op == "placeholder" else found
 
-        def fetch_attr(self, target: str) -> Any:
-            return own[target] if target in own else super().fetch_attr(target)
+class _Steps(fx.Interpreter):
+    """A traced model, operator by operator."""
 
-    flat = _pytree.tree_leaves(inputs)
-    if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
-        flat = [v for v in flat if v is not None]
-    try:
-        Watch(module).run(*flat, enable_io_processing=False)
-    except Exception:  # the caller looks at what there is
-        return values
-    return values
+    def __init__(self, module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None):
+        super().__init__(module)
+        self._state = {} if state is None else state
+        flat = _pytree.tree_leaves(inputs)
+        if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
+            flat = [v for v in flat if v is not None]
+        self.args_iter = iter(flat)
+
+    def steps(self) -> Iterator[tuple[fx.Node, Any]]:
+        """Each operator and its value, up to the first one that fails."""
+        for node in self.graph.nodes:
+            try:
+                value = self.run_node(node)
+            except Exception:  # the caller looks at what there is
+                return
+            given = node.op == "placeholder" and isinstance(value, Tensor)
+            self.env[node] = value.clone() if given else value  # operators may write to it
+            yield node, value
+            for last in self.user_to_last_uses.get(node, []):
+                del self.env[last]
+
+    def fetch_attr(self, target: str) -> Any:
+        return self._state[target] if target in self._state else super().fetch_attr(target)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return tensor.made() if isinstance(tensor, Lazy) else tensor

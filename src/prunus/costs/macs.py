@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunus.costs.latency import Inputs
 from prunus.types import Masks
 
 
@@ -29,19 +32,67 @@ def macs(model: nn.Module, example: Any, masks: Masks) -> tuple[int | None, int 
     """
     named = isinstance(example, Mapping)
     inputs = example if isinstance(example, tuple) or named else (example,)
-    first = _pytree.tree_map_only(torch.Tensor, lambda t: t[:1].to("meta"), inputs)
+    first = _pytree.tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, inputs)
+    counted = _on_meta(model, ((), dict(first)) if named else (first, {}))
+    return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
+
+
+def macs_of_pass(model: nn.Module, inputs: Inputs, masks: Masks) -> tuple[int | None, int | None]:
+    """The same two figures for one forward pass of exactly these inputs.
+
+    A model that reads values while it runs cannot run on the meta device; its MACs are counted
+    in a real pass, with the fused kernels off that the counter does not know.
+
+    >>> macs_of_pass(nn.Linear(3, 2), ((torch.ones(5, 3),), {}), {})
+    (30, 30)
+    """
+    counted = _on_meta(model, inputs) or _for_real(model, inputs)
+    return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
+
+
+def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
+    args, kwargs = _pytree.tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
+    counter = FlopCounterMode(display=False)
     try:
         twin = copy.deepcopy(model).to("meta").eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            twin(**first) if named else twin(*first)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError):
-        return None, None
+        with counter, torch.no_grad():
+            twin(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError):
+        return None
+    return counter
+
+
+def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
+    args, kwargs = inputs
+    counter = FlopCounterMode(display=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            warnings.catch_warnings(action="ignore"),  # torch warns of Intel's TF32 flag
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+            counter,
+            torch.no_grad(),
+        ):
+            model(*args, **kwargs)
+    except Exception:  # whatever the model raises
+        return None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return counter
+
+
+def _with_zeros_skipped(
+    model: nn.Module, counter: FlopCounterMode, masks: Masks
+) -> tuple[int, int]:
     whole = counter.get_total_flops() // 2
     saved = 0.0
     table = counter.get_flop_counts()
     for name, mask in masks.items():
         owner = name.rpartition(".")[0]
-        module = table.get(f"{type(twin).__name__}.{owner}") if owner else table.get("Global")
+        module = table.get(f"{type(model).__name__}.{owner}") if owner else table.get("Global")
         if module:
             weight = model.get_parameter(name)
             density = float(mask.expand(weight.shape).float().mean())

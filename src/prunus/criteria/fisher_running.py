@@ -8,6 +8,8 @@ from torch import Tensor
 def fisher_running(weight: Tensor, grad_sq_running: Tensor) -> Tensor:
     """Fisher: w² · running mean of g², collected while training.
 
+    A frozen weight has no gradient, so it cannot be in scope; ``fisher`` can score it.
+
     Args:
         weight: ``[...]``.
         grad_sq_running: same shape, exponential mean of g² over optimizer steps.

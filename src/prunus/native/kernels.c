@@ -1,11 +1,16 @@
-/* Zero the removed ones of n 32-bit weights: bit i of `bits` says whether weight i is kept.
+/* Two kernels over bit masks: bit i, from the lowest of each byte on, belongs to weight i.
  *
- * One bit a weight in place of a 32-bit mask: a third of the memory traffic, 1/32 of the memory.
- * All bits of a removed weight are cleared, so that NaN becomes +0.0 as well.
+ * keep: zero the removed ones of n 32-bit weights. One bit a weight in place of a 32-bit mask: a
+ * third of the memory traffic, 1/32 of the memory. All bits of a removed weight are cleared, so
+ * that NaN becomes +0.0 as well.
+ *
+ * expand: n weights from a mask and the packed values of its ones; zeros elsewhere. Zeros are
+ * written 64 weights at a time, and the few values after them into the cache that they are in.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -65,8 +70,81 @@ static PyObject *keep(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static int lowest(uint64_t word) {
+#ifdef __GNUC__
+    return __builtin_ctzll(word);
+#else
+    int i = 0;
+    while (!((word >> i) & 1))
+        i++;
+    return i;
+#endif
+}
+
+/* The bits of up to 64 weights; byte by byte, so that the order of bytes in memory is no matter. */
+static uint64_t word_at(const uint8_t *bits, size_t count) {
+    uint64_t word = 0;
+    for (size_t i = 0; i < (count + 7) / 8; i++)
+        word |= (uint64_t)bits[i] << (8 * i);
+    return word;
+}
+
+/* Returns 0 if the mask has another number of ones than there are values, or ones past the end.
+ * Values may lie at any address: a file decides where. */
+#define EXPAND(type)                                                                              \
+    static int expand_##type(type *out, const uint8_t *bits, size_t n, const char *value,         \
+                             const char *end) {                                                   \
+        for (size_t i = 0; i < n; i += 64, bits += 8) {                                           \
+            size_t count = n - i < 64 ? n - i : 64;                                               \
+            uint64_t word = count == 64 ? word_at(bits, 64) : word_at(bits, count);               \
+            if (count < 64 && word >> count)                                                      \
+                return 0;                                                                         \
+            memset(out + i, 0, count * sizeof(type));                                             \
+            for (; word; word &= word - 1, value += sizeof(type)) {                               \
+                if (value == end)                                                                 \
+                    return 0;                                                                     \
+                memcpy(out + i + lowest(word), value, sizeof(type));                              \
+            }                                                                                     \
+        }                                                                                         \
+        return value == end;                                                                      \
+    }
+
+EXPAND(uint8_t)
+EXPAND(uint16_t)
+EXPAND(uint32_t)
+EXPAND(uint64_t)
+
+/* expand(addresses of output, bits and values, number of values, n, bytes of a value) */
+static PyObject *expand(PyObject *self, PyObject *args) {
+    unsigned long long address, bits, values;
+    Py_ssize_t count, n, size;
+    int fits = 0;
+    if (!PyArg_ParseTuple(args, "KKKnnn", &address, &bits, &values, &count, &n, &size))
+        return NULL;
+    void *out = (void *)(uintptr_t)address;
+    const uint8_t *ones = (const uint8_t *)(uintptr_t)bits;
+    const char *first = (const char *)(uintptr_t)values;
+    if (count >= 0 && n >= 0) {
+        const char *end = first + count * size;
+        Py_BEGIN_ALLOW_THREADS
+        if (size == 1)
+            fits = expand_uint8_t(out, ones, (size_t)n, first, end);
+        else if (size == 2)
+            fits = expand_uint16_t(out, ones, (size_t)n, first, end);
+        else if (size == 4)
+            fits = expand_uint32_t(out, ones, (size_t)n, first, end);
+        else if (size == 8)
+            fits = expand_uint64_t(out, ones, (size_t)n, first, end);
+        Py_END_ALLOW_THREADS
+    }
+    return PyBool_FromLong(fits);
+}
+
 static PyMethodDef methods[] = {
     {"keep", keep, METH_VARARGS, "keep(address, bits, n): zero the weights whose bit is 0."},
+    {"expand", expand, METH_VARARGS,
+     "expand(out, bits, values, count, n, size): n weights of `size` bytes from addresses of bits and "
+     "of `count` values; False if bits and values disagree."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -32,7 +32,9 @@ def write_report(folder: Path) -> Path:
     record = read_record(folder)
     pictures = []
     for name, (title, _) in PICTURES.items():
-        if name == "metric" and all(r.metric is None for r in record.rounds):
+        if name in ("metric", "latency") and all(r.metric is None for r in record.rounds):
+            continue
+        if name == "latency" and not any(r.latency for r in record.rounds):
             continue
         figure = draw(name, record.rounds, record.metric_name)
         write_atomically(folder / f"{name}.png", as_png(figure))
@@ -67,7 +69,15 @@ def _texts(record: Record) -> dict[str, Any]:
         "densities": sorted(good.densities.items(), key=lambda x: x[1]) if good else [],
         "gone": _gone(before, after),
         "compaction": record.result.get("compaction"),
+        "deployment": record.deployment,
+        "batches": _batches(record.deployment),
     }
+
+
+def _batches(deployment: Mapping[str, Any] | None) -> list[str]:
+    """Batch sizes that were timed, as the table's JSON names them."""
+    rows = deployment["rows"] if deployment else []
+    return sorted({b for row in rows for b in row["latency"]}, key=int)
 
 
 def _gone(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> float | None:

@@ -15,6 +15,7 @@ from prunus.types import Round
 
 INK = "#010203"  # replaced by currentColor in SVG, so that text is readable on light and dark
 SERIES, FAINT, WARM = "#2b8fbd", "#8c9aa6", "#e0662b"  # told apart by colour-blind eyes, too
+_COLOURS = (SERIES, WARM, "#1f7a4d", "#7b5ea7", FAINT)
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "prunus",
     "svg.fonttype": "none",
@@ -84,12 +85,32 @@ def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
     return figure
 
 
+def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
+    """Validation metric of every accepted round against its measured latency, by runtime."""
+    figure, axes = _figure(6.4, 3.6)
+    good = [r for r in rounds if r.latency and r.metric is not None and r.verdict != "rejected"]
+    names = list(dict.fromkeys(name for r in good for name in r.latency))
+    for number, name in enumerate(names):
+        points = [(r.latency[name], r.metric or 0) for r in good if name in r.latency]
+        colour, marker = _COLOURS[number % len(_COLOURS)], "osv^D"[number % 5]
+        axes.plot(*zip(*points, strict=True), f"{marker}-", color=colour, markersize=4,
+                  linewidth=1.3, label=name)  # fmt: skip
+        axes.annotate("dense" if good[0].verdict == "dense" else "", points[0], xytext=(4, 5),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("latency, ms (measured, log scale; left is faster)")
+    axes.set_ylabel(metric_name)
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure
+
+
 def _counted(rounds: Sequence[Round]) -> str:
     return rounds[-1].counted if rounds else "sparsity"
 
 
 PICTURES: dict[str, tuple[str, Picture]] = {
     "metric": ("Metric against what is removed", metric_against_sparsity),
+    "latency": ("Metric against measured latency", metric_against_latency),
     "density": ("Density by layer", density_by_group),
     "complexity": ("Complexity Σ|w|", complexity),
 }

@@ -22,6 +22,7 @@ class Record:
         result: the contents of result.json; empty while the run is not finished.
         recipe: as YAML.
         environment: of the machine that ran it.
+        deployed: what ``prunus deploy`` found since.
     """
 
     folder: Path
@@ -29,6 +30,12 @@ class Record:
     result: dict[str, Any]
     recipe: str
     environment: dict[str, str]
+    deployed: dict[str, Any] | None = None
+
+    @property
+    def deployment(self) -> dict[str, Any] | None:
+        """The table of runtimes: the newest of ``prunus deploy``, or what the run ended with."""
+        return self.deployed or self.result.get("deployment")
 
     @property
     def name(self) -> str:
@@ -58,6 +65,8 @@ def read_record(folder: Path) -> Record:
         done = folder / "result.json"
         result = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
         recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+        table = folder / "deploy.json"
+        deployed = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else None
     except (OSError, ValueError) as error:
         raise InputError(f"the run in '{folder}' cannot be read: {error}") from None
-    return Record(folder, rounds, result, recipe, about.get("environment", {}))
+    return Record(folder, rounds, result, recipe, about.get("environment", {}), deployed)

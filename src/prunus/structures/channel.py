@@ -94,17 +94,19 @@ def _group(
     least: int,
 ) -> Group:
     number = {int(c): i for i, c in enumerate(kind.classes)}
+    places = [p for p in kind.places if p[0] in shapes and p not in analysis.spared]
+    counts = {name for name, _ in places} & scored
+    if not counts:  # its weights are spared (weight_norm): what is masked in their stead counts
+        counts = {name for name, _ in places if len(shapes[name]) > 1} or {p[0] for p in places}
     members = []
     size = 0
-    for name, d in kind.places:
-        if name not in shapes or (name, d) in analysis.spared:
-            continue  # a buffer, or what a zero beside it makes zero: sliced with the others
+    for name, d in places:  # no buffers, nor what a zero beside it makes zero: sliced all the same
         dim = analysis.tensors[name].dims[d]
         assert not isinstance(dim, Fixed)
         classes = analysis.solved.of(dim)
         units = torch.tensor([number.get(int(c), -1) for c in classes])
-        members.append(Member(name, (along(d, len(shapes[name]), units),), scored=name in scored))
-        if name in scored:
+        members.append(Member(name, (along(d, len(shapes[name]), units),), scored=name in counts))
+        if name in counts:
             size += math.prod(shapes[name]) // shapes[name][d] * int((units >= 0).sum())
     first = next(m for m in members if m.scored)
     sizes = torch.full((len(kind),), max(1, size // len(kind)))

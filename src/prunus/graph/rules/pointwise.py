@@ -52,6 +52,10 @@ def pointwise(call: Call) -> Found:
     out = call.out
     tensor = out if isinstance(out, Tensor) else out[0]
     values = call.operands()
+    divisor = call.value("other") if call.name in QUOTIENTS else None
+    for dim, zero in zip(divisor.dims, divisor.zero, strict=True) if divisor is not None else ():
+        if zero:
+            call.labels.pin(dim, f"{call.where}: divides by what a cut makes zero")
     shape = tuple(int(n) for n in tensor.shape)
     dims = line_up(call.labels, shape, values)
     found = call.result(dims, [_zero(call, e, shape) for e in range(len(shape))], tensor)

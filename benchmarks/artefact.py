@@ -1,0 +1,248 @@
+"""Artefacts in the runtimes that serve them: latency and bytes of four networks, six ways.
+
+    python benchmarks/artefact.py --data $PRUNUS_DATA --out artefact.jsonl   (an hour, one thread)
+    python benchmarks/artefact.py --table artefact.jsonl
+
+A network's variants in one engine (dense, fewer macs, zeros, int8) are timed in turn in one
+process, so that ratios are of one run. Fewer macs are by uniform widths without training, as only
+time and bytes are measured here; the accuracy of trained ones is in structure.md and headline.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunus
+import structure_common as common
+from prunus.deployment.build import size
+from prunus.runtimes import Order, error, find, missing, tensors_of
+from prunus.runtimes.eager import computing
+from prunus.timing import interleaved, no_denormals, random_inputs
+
+NETWORKS = ("resnet20", "resnet50", "bert_base", "lstm")
+ENGINES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime_int8"),
+    "openvino": ("openvino", "openvino_int8"),
+    "eager": ("eager",),
+    "torch_export": ("torch_export",),
+    "torch_compile": ("torch_compile",),
+    "torchao_int8": ("eager", "torchao_int8"),
+}
+PARTS = {"dense": None, "50% fewer macs": 0.5, "75% fewer macs": 0.25}
+ZEROS = "90% zeros"
+
+
+class Tagger(nn.Module):
+    """A bidirectional LSTM of two layers over embedded tokens, a class for the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10_000, 256)
+        self.lstm = nn.LSTM(256, 512, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(1024, 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens ``[b, 128]`` to scores ``[b, 2]``."""
+        return self.head(self.lstm(self.embed(tokens))[0].mean(1))
+
+
+def network(name: str, data: Path) -> tuple[nn.Module, Any, Any]:
+    """A dense network, an example, and inputs to calibrate with."""
+    torch.manual_seed(0)
+    if name == "resnet20":
+        images = common.normalised(common.load_cifar(data, "train")[0][::47][:256])
+        return common.resnet20(data), images[:2].contiguous(), list(images.contiguous().split(64))
+    if name == "lstm":
+        tokens = torch.randint(10_000, (32, 128))
+        return Tagger().eval(), tokens[:2], list(tokens.split(8))
+    import transformers
+
+    if name == "resnet50":
+        made = transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
+        images = torch.randn(16, 3, 224, 224)
+        return _settled(made, images), images[:2], list(images.split(4))
+    made = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
+    tokens = torch.randint(30_000, (16, 128))
+    example = {"input_ids": tokens[:2], "attention_mask": torch.ones(2, 128, dtype=torch.long)}
+    calibration = [{"input_ids": t, "attention_mask": torch.ones_like(t)} for t in tokens.split(4)]
+    return made.eval(), example, calibration
+
+
+def _settled(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """With batch-norm statistics of its inputs, so that activations keep their size."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(images)
+    return model.eval()
+
+
+def variants(name: str, model: nn.Module, example: Any) -> dict[str, nn.Module]:
+    """The network six ways; int8 is a matter of the runtime."""
+    made: dict[str, nn.Module] = {}
+    for label, part in PARTS.items():
+        if part is None:
+            made[label] = model
+            continue
+        recipe: dict[str, Any] = {
+            "structure": {"name": "channel", "multiple_of": 4 if name == "resnet20" else 16},
+            "allocation": "uniform", "target": {"max_macs": part}, "compact": "end",
+        }  # fmt: skip
+        made[label] = prunus.prune(copy.deepcopy(model), recipe, example=example).model
+    zeros = copy.deepcopy(model)
+    prunus.prune(zeros, {"target": 0.9, "allocation": "uniform"})
+    made[ZEROS] = zeros
+    return made
+
+
+def measure(name: str, engine: str, data: Path, batches: list[int]) -> list[dict[str, Any]]:
+    """Rows of one network in one engine."""
+    model, example, calibration = network(name, data)
+    made = variants(name, model, example)
+    rows, calls = [], {}
+    folder = tempfile.TemporaryDirectory()
+    for runtime in ENGINES[engine]:
+        for label, variant in made.items():
+            if find(runtime).EXACT is False and label == ZEROS:
+                continue
+            place = Path(folder.name) / runtime / str(len(rows))
+            place.mkdir(parents=True)
+            order = Order(variant.eval(), example, place, threads=1, calibration=calibration,
+                          batch=tuple(batches))  # fmt: skip
+            row: dict[str, Any] = {"network": name, "engine": engine, "runtime": runtime,
+                                   "variant": label}  # fmt: skip
+            began = time.perf_counter()
+            try:
+                refusal = find(runtime).refuses(order)
+                if refusal:
+                    raise prunus.InputError(refusal)
+                session = find(runtime).build(order)
+                found = session.compute(order.tensors)
+                right = computing(order.model, order.call)(order.tensors)
+                row |= {"error": error(found, right, how="norm"), "bytes": size(session.path),
+                        "build_s": round(time.perf_counter() - began, 1),
+                        "notes": list(session.notes)}  # fmt: skip
+                calls[len(rows)] = session.compute
+            except Exception as problem:
+                row["refused"] = f"{type(problem).__name__}: {str(problem).splitlines()[0][:200]}"
+            rows.append(row)
+            print(name, runtime, label, row.get("refused", ""), flush=True, file=sys.stderr)
+    for batch in batches:
+        inputs = tensors_of(random_inputs(example, batch=batch))
+        for row in rows:
+            row.setdefault("ms", {})
+        functions: dict[str, Callable[[], Any]] = {
+            str(i): partial(c, inputs) for i, c in calls.items()
+        }
+        timings = interleaved(functions, seconds=3.0, least=7) if functions else {}
+        for i, timing in timings.items():
+            rows[int(i)]["ms"][str(batch)] = round(timing.median_ms, 4)
+            rows[int(i)].setdefault("spread", {})[str(batch)] = round(timing.spread, 3)
+    return rows
+
+
+HEAD = (
+    "| runtime | model | ms, batch 1 | times faster | ms, batch 16 | times faster | MB | "
+    "times smaller |"
+)
+
+
+def table(path: Path) -> str:
+    """Per network: latency, times faster than dense float32 in the same engine, and bytes."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    out = []
+    for name in dict.fromkeys(r["network"] for r in rows):
+        own = [r for r in rows if r["network"] == name]
+        out += [f"\n### {name}\n", HEAD, "|---|---|---|---|---|---|---|---|"]
+        for r in own:
+            dense = next(d for d in own if d["engine"] == r["engine"] and d["variant"] == "dense"
+                         and d["runtime"] == ENGINES[r["engine"]][0])  # fmt: skip
+            if r["engine"] == "torchao_int8" and r["runtime"] == "eager":
+                continue
+            if "refused" in r:
+                out.append(f"| {r['runtime']} | {r['variant']} | {r['refused']} | | | | | |")
+                continue
+            cells = []
+            for b in ("1", "16"):
+                ms = r["ms"].get(b)
+                cells += ["–", "–"] if not ms else [f"{ms:.3g}", f"{dense['ms'][b] / ms:.2f}"]
+            out.append(f"| {r['runtime']} | {r['variant']} | {' | '.join(cells)} | "
+                       f"{r['bytes'] / 1e6:.2f} | {dense['bytes'] / r['bytes']:.2f} |")  # fmt: skip
+        out.append(best(own))
+    return "\n".join(out)
+
+
+def best(rows: list[dict[str, Any]]) -> str:
+    """The sentence below a table: against dense float32 in its own fastest engine, at batch 1."""
+    good = [r for r in rows if "refused" not in r and r["ms"].get("1")]
+    exact = [r for r in good if not r["runtime"].endswith("int8")]
+    dense = min((r for r in exact if r["variant"] == "dense"), key=lambda r: r["ms"]["1"])
+    small = min((r for r in exact if r["variant"].startswith("75")), key=lambda r: r["ms"]["1"])
+    gain = dense["ms"]["1"] / small["ms"]["1"]
+    text = (
+        f"\nDense is fastest in {dense['runtime']} ({dense['ms']['1']:.3g} ms); 75 % fewer macs "
+        f"in {small['runtime']}: {gain:.2f} times faster"
+    )
+    ints = [r for r in good if r["runtime"].endswith("int8") and r["variant"].startswith("75")]
+    if ints:
+        r = min(ints, key=lambda r: r["ms"]["1"])
+        text += (f"; with int8 in {r['runtime']}: {dense['ms']['1'] / r['ms']['1']:.2f} times "
+                 f"faster, {dense['bytes'] / r['bytes']:.2f} times smaller")  # fmt: skip
+    return text + "."
+
+
+def main() -> None:
+    """A process for each network and engine, so that none inherits another's memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--engine", choices=ENGINES, action="append")
+    parser.add_argument("--batch", type=int, action="append")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.table:
+        print(table(chosen.table))
+        return
+    if chosen.data is None or chosen.out is None:
+        parser.error("give --data and --out, or --table")
+    batches = chosen.batch or [1, 16]
+    if chosen.one:
+        torch.set_num_threads(1)
+        with no_denormals():
+            rows = measure(chosen.network[0], chosen.engine[0], chosen.data, batches)
+        with chosen.out.open("a") as file:
+            file.write("".join(json.dumps(r | {"machine": platform.processor()}) + "\n"
+                               for r in rows))  # fmt: skip
+        return
+    done = set()
+    if chosen.out.exists():
+        known = [json.loads(line) for line in chosen.out.read_text().splitlines()]
+        done = {(r["network"], r["engine"]) for r in known}
+    for name in chosen.network or NETWORKS:
+        for engine in chosen.engine or ENGINES:
+            if (name, engine) in done or missing(ENGINES[engine][-1]):
+                continue
+            command = [sys.executable, "-W", "ignore", __file__, "--one", "--data", chosen.data,
+                       "--out", chosen.out, "--network", name, "--engine", engine]  # fmt: skip
+            command += [part for b in batches for part in ("--batch", str(b))]
+            subprocess.run([str(c) for c in command], check=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""From a trained network to the artefact that serves it: smaller, faster, as good.
+
+    python benchmarks/headline.py --data $PRUNUS_DATA --network cifar   (about half an hour)
+    python benchmarks/headline.py --data $PRUNUS_DATA --network mnist
+
+The dense network is fine-tuned for as many steps at the same rates, then both are served by
+``prunus.deploy`` on one thread. Times are against dense float32 in its own fastest runtime;
+accuracy is that of the artefact itself, on test data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import prunus
+import structure_common as common
+from structure import Loop
+
+PLANS: dict[str, dict[str, Any]] = {
+    "cifar": {"left": 0.7, "rounds": 4, "each": 20, "steps": 6 * 117, "peak": 0.02},
+    "mnist": {"left": 0.2, "rounds": 8, "each": 10, "steps": 800, "peak": common.MNIST_RATE},
+}
+
+
+def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """One network, from trained to served."""
+    plan = {**PLANS[name], **changes}
+    torch.manual_seed(seed)
+    if name == "cifar":
+        base, parts = common.resnet20(data), common.cifar(data, fit="split")
+        batches: Any = common.Crops(*parts["train"], seed=seed)
+        example, make, factor = torch.zeros(2, 3, 32, 32), common.sgd, common.warm_hold_decay
+    else:
+        base, parts = common.train_mnist(seed, data), common.load_mnist(data)
+        batches = common.Shuffled(*parts["train"], seed=seed)
+        example, make, factor = torch.zeros(2, 1, 28, 28), common.mnist_sgd, common.mnist_decay
+    judge, test = common.plain(*parts["validation"]), common.plain(*parts["test"])
+    dense = copy.deepcopy(base)
+    common.train(dense, common.endless(batches), plan["steps"],
+                 optimizer=make(dense, plan["peak"]), peak=plan["peak"], factor=factor)  # fmt: skip
+    loop = Loop(name, batches, plan["peak"])
+    loop.steps = plan["steps"]
+    result = prunus.prune(
+        base,
+        {
+            "seed": seed, "structure": {"name": "channel", "multiple_of": 4},
+            "criterion": "sensitivity", "allocation": "per_cost", "schedule": "geometric",
+            "target": {"max_macs": plan["left"]}, "rounds": plan["rounds"],
+            "retrain": f"{plan['each']}it", "compact": "every_round",
+            "last_retrain": f"{plan['steps'] - plan['each'] * (plan['rounds'] - 1)}it",
+            "snapshot": f"{plan['steps']}it",
+        },
+        train=loop,
+        calibration=[b for b, _ in zip(batches, range(8), strict=False)],
+        loss=common.loss_of,
+        example=example,
+    )  # fmt: skip
+    made = prunus.deploy(
+        result.model, example=example, against=dense, batch_sizes=(1, 16), quantize="int8",
+        evaluate=lambda model: common.accuracy(model, judge),
+        calibration=[x for x, _ in judge[:4]], max_drop=0.005, seconds=3.0,
+    )  # fmt: skip
+    print(made)
+    rows = [r for r in made.rows if r.model == "dense" and r.good and r.exact]
+    best = min(rows, key=lambda r: r.latency[1].median_ms)
+    taken = made.row()
+    assert taken is not None
+    assert taken.bytes
+    assert best.bytes
+    return {
+        "network": name, "seed": seed, "plan": plan,
+        "dense_test": common.accuracy(dense, test),
+        "compact_test": common.accuracy(result.model.eval(), test),
+        "artefact_test": common.accuracy(made.model, test),
+        "macs_left": (result.cost_after["macs"] or 0) / (result.cost_before["macs"] or 1),
+        "runtime": made.runtime, "dense_runtime": best.runtime,
+        "faster": {b: made.gain(b) for b in (1, 16)},
+        "faster_same_runtime": _same(made, taken),
+        "smaller": best.bytes / taken.bytes,
+    }  # fmt: skip
+
+
+def _same(made: Any, taken: Any) -> dict[int, float] | None:
+    """Against dense float32 in the runtime's own float32 form."""
+    name = taken.runtime.removesuffix("_int8")
+    dense = made.row(name, "dense")
+    if dense is None:
+        return None
+    return {b: dense.latency[b].median_ms / t.median_ms for b, t in taken.latency.items()}
+
+
+def main() -> None:
+    """Print a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--network", choices=PLANS, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--changes", type=json.loads, default={})
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps(run(chosen.network, chosen.data, chosen.seed, chosen.changes)))
+
+
+if __name__ == "__main__":
+    main()

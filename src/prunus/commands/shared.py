@@ -1,0 +1,79 @@
+"""What commands have in common: options, and how they say what went wrong."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from prunus.errors import InputError, PrunusError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _threads(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    if value is not None:
+        os.environ["OMP_NUM_THREADS"] = str(value)
+    return value
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of the data sets (default: the variable PRUNUS_DATA).",
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(1), callback=_threads, is_eager=True,
+    help="Processor threads (default: torch's own choice).",
+)  # fmt: skip
+
+
+def says_errors(command: Command) -> Command:
+    """One clear message and the exit code; a traceback with --debug alone."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PrunusError as error:
+            if debug:
+                traceback.print_exc()
+            click.echo(f"Error: {error}" if error.exit_code != 130 else str(error), err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(1)
+        except Exception as error:
+            if debug:
+                raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(where.filename).name}, line {where.lineno}"
+            click.echo(
+                f"Error: {type(error).__name__}: {error} ({place}); --debug shows the traceback",
+                err=True,
+            )
+            sys.exit(1)
+
+    return DEBUG(wrapped)  # type: ignore[return-value]
+
+
+def set_data(data: Path | None) -> None:
+    """Let tasks find their data sets in this folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if data is not None:
+        if not data.is_dir():
+            raise InputError(f"--data: there is no folder '{data}'")
+        os.environ["PRUNUS_DATA"] = str(data)

@@ -1,0 +1,258 @@
+"""The values with which models are compared: float64, and random where the model's are constant.
+
+Of a model of up to ``WHOLE`` bytes all of them are made at once. Of a larger one, a matrix is a
+``Lazy`` tensor: it knows its shape alone, and its values are made anew for each operator that
+reads them and let go behind it. The numbers are the same in both cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from prunus.compaction.cut import Kept, take
+from prunus.graph.trace import Inputs, arguments
+from prunus.types import Masks
+
+WHOLE = 2**30
+"""Bytes of parameters and buffers of which a second model is held in float64 as a whole."""
+
+State = Mapping[str, Tensor]
+"""A model's values by name; tied tensors are one object."""
+
+Indices = tuple[Tensor | None, ...]
+
+
+def values_for_test(
+    model: nn.Module, masks: Masks, seed: int = 0, *, whole: int = WHOLE
+) -> tuple[State, State]:
+    """Values for a comparison in float64: of the dense model, and with the masks applied.
+
+    Statistics, biases, scales and whatever else is constant are made random: zeros and ones
+    would hide mistakes. So is what the masks remove, of the size of what they leave.
+
+    Args:
+        model: that is compared.
+        masks: by parameter name.
+        seed: of the random numbers.
+        whole: bytes of parameters and buffers above which matrices stay :class:`Lazy`.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    every = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    sizes = {id(t): t.numel() * t.element_size() for t in every.values()}
+    draws = _Draws(seed)
+    dense: dict[int, _Values] = {}
+    for name, tensor in every.items():
+        if id(tensor) not in dense:
+            dense[id(tensor)] = _varied(name, tensor.detach(), name in parameters, draws)
+    masked = dict(dense)
+    for name, mask in masks.items():  # what is zero already would hide what the masks do
+        key, shape = id(every[name]), every[name].shape
+        removed = (mask.numel() - int(mask.sum())) * (shape.numel() // mask.numel())
+        masked[key] = replace(dense[key], mask=mask)
+        dense[key] = replace(masked[key], fill=draws.later((removed,)))
+    made: dict[int, Tensor] = {}
+    lazily = sum(sizes.values()) > whole
+
+    def state(values: Mapping[int, _Values]) -> State:
+        for one in values.values():
+            if id(one) not in made:
+                made[id(one)] = Lazy(one) if lazily and one.large else one.made()
+        return {name: made[id(values[id(tensor)])] for name, tensor in every.items()}
+
+    return state(dense), state(masked)
+
+
+def small_state(state: State, kept: Kept, names: Mapping[str, str]) -> State:
+    """The values of a state that a compact model has."""
+    small = {}
+    for name, tensor in state.items():
+        cut = kept.get(names.get(name, name))
+        if cut is None:
+            small[name] = tensor
+        else:
+            small[name] = tensor.taken(cut) if isinstance(tensor, Lazy) else take(tensor, cut)
+    return small
+
+
+def random_like(example: Any, seed: int = 0) -> Inputs:
+    """Random inputs of an example's shapes: normal values, integers within the example's range."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def fresh(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.numel() == 0 or value.is_meta:
+            return value
+        if value.is_floating_point():
+            made = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            return made.to(value.device)
+        if value.dtype is torch.bool or int(value.min()) == int(value.max()):
+            return value
+        low, high = int(value.min()), int(value.max())
+        made = torch.randint(low, high + 1, value.shape, generator=generator, dtype=value.dtype)
+        return made.to(value.device)
+
+    args, kwargs = arguments(example)
+    return _pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
+
+
+class Lazy(Tensor):
+    """A tensor without memory: every operator that reads it makes its values, and lets them go.
+
+    >>> lazy = Lazy(_Values(torch.tensor([[1.0, 2.0]]), True))
+    >>> lazy.dtype, lazy + 1
+    (torch.float64, tensor([[2., 3.]], dtype=torch.float64))
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _source: _Values
+    _kept: Indices | None
+
+    @staticmethod
+    def __new__(
+        cls, values: _Values, kept: Indices | None = None, dtype: torch.dtype = torch.float64
+    ) -> Lazy:
+        like = values.own.to("meta")
+        like = (like if kept is None else take(like, kept)).to(dtype)
+        made: Lazy = Tensor._make_wrapper_subclass(
+            cls, like.shape, strides=like.stride(), dtype=dtype, device=values.own.device
+        )
+        made._source, made._kept = values, kept
+        return made
+
+    def made(self) -> Tensor:
+        """The values, to be let go soon."""
+        return self._source.made(self._kept).to(self.dtype)
+
+    def taken(self, kept: Indices) -> Lazy:
+        """Without the removed indices."""
+        assert self._kept is None
+        return Lazy(self._source, kept, self.dtype)
+
+    def typed(self, dtype: torch.dtype) -> Lazy:
+        """In another type."""
+        return Lazy(self._source, self._kept, dtype)
+
+    def __repr__(self, **_: object) -> str:  # type: ignore[override]
+        return f"Lazy({tuple(self.shape)}, {self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        places = zip(func._schema.arguments, args, strict=False)
+        if any(isinstance(a, Lazy) and s.alias_info and s.alias_info.is_write for s, a in places):
+            raise RuntimeError(f"{func} writes to a parameter, whose values are not held")
+        plain = _pytree.tree_map_only(Lazy, Lazy.made, (args, kwargs or {}))
+        return func(*plain[0], **plain[1])
+
+
+def held(states: tuple[State, State]) -> tuple[State, State] | None:
+    """The same with all values in memory; ``None`` if they are already."""
+    lazy = {id(t): t for state in states for t in state.values() if isinstance(t, Lazy)}
+    made = {key: t.made() for key, t in lazy.items()}
+    first, second = ({n: made.get(id(t), t) for n, t in state.items()} for state in states)
+    return (first, second) if lazy else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Values:
+    """How the values of one tensor are made.
+
+    Attributes:
+        own: the model's.
+        parameter: whether it is one.
+        noise: makes constants random.
+        mask: what is kept.
+        fill: random numbers for what is not, instead of zeros.
+    """
+
+    own: Tensor
+    parameter: bool
+    noise: Callable[[Tensor], Tensor] | None = None
+    mask: Tensor | None = None
+    fill: Callable[[], Tensor] | None = None
+
+    @property
+    def large(self) -> bool:
+        """Whether its values are not held: a matrix, or one whose random numbers come late."""
+        makes = self.own.is_floating_point() and not self.own.is_meta and self.parameter
+        return makes and (self.own.dim() > 1 or self.fill is not None)
+
+    def made(self, kept: Indices | None = None) -> Tensor:
+        """The values of all indices, or of those that stay."""
+        if not self.own.is_floating_point():
+            return self.own if kept is None else take(self.own, kept)
+        early = kept is not None and self.noise is None and self.fill is None
+        part = take(self.own, kept) if early and kept is not None else self.own
+        values = part.double()
+        if self.noise is not None and not values.is_meta:
+            values = self.noise(values)
+        if self.mask is not None:
+            mask = self.mask.to(values.device).expand(self.own.shape)
+            if self.fill is not None:
+                values = _filled(values, mask, self.fill)
+            else:
+                values = values * (take(mask, kept) if early and kept is not None else mask)
+        return values if kept is None or early else take(values, kept)
+
+
+def _varied(name: str, tensor: Tensor, parameter: bool, draws: _Draws) -> _Values:
+    """A tensor's own values, or random ones around them where they tell nothing."""
+    if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+        return _Values(tensor, parameter)
+    last = name.rpartition(".")[2]
+    if last == "running_var":
+        later = draws.later(tensor.shape)
+        return _Values(tensor, parameter, lambda v: 0.5 + later().to(v.device).abs())
+    if last == "running_mean":
+        later = draws.later(tensor.shape)
+        return _Values(tensor, parameter, lambda v: 0.3 * later().to(v.device))
+    if parameter and (tensor.dim() < 2 or bool((tensor == tensor.flatten()[0]).all())):
+        later = draws.later(tensor.shape)
+        return _Values(tensor, parameter, lambda v: v + 0.2 * later().to(v.device))
+    return _Values(tensor, parameter)
+
+
+def _filled(values: Tensor, kept: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    """Random numbers, of the size of what is kept, in place of what is removed."""
+    if values.is_meta:
+        return values
+    left = values.masked_select(kept)
+    spread = float(left.std()) if left.numel() > 1 else 0.1
+    return values.masked_scatter(~kept, draw().to(values.device) * max(spread, 1e-3))
+
+
+class _Draws:
+    """Normal numbers of one seed in a fixed sequence, in whatever order they are asked for.
+
+    They are drawn on the CPU, so that a seed means the same everywhere.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._shapes: list[tuple[int, ...]] = []
+        self._states = [self._generator.get_state()]  # before each that was reached so far
+
+    def later(self, shape: Sequence[int]) -> Callable[[], Tensor]:
+        """The next place in the sequence, as a function that draws its numbers."""
+        self._shapes.append(tuple(shape))
+        return partial(self._draw, len(self._shapes) - 1)
+
+    def _draw(self, place: int) -> Tensor:
+        while len(self._states) <= place:
+            self._at(len(self._states) - 1)
+        return self._at(place)
+
+    def _at(self, place: int) -> Tensor:
+        self._generator.set_state(self._states[place])
+        shape = self._shapes[place]
+        numbers = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        if len(self._states) == place + 1:
+            self._states.append(self._generator.get_state())
+        return numbers

@@ -1,0 +1,151 @@
+"""One model in one runtime: built, its answers compared with eager's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus.deployment.card import card_of
+from prunus.deployment.served import Served
+from prunus.deployment.table import Row
+from prunus.errors import PrunusError
+from prunus.runtimes import Order, Session, error, find, tensors_of
+from prunus.runtimes._arguments import calibration_of
+from prunus.runtimes.eager import computing
+from prunus.timing import random_inputs
+
+CHECKED = (1, 3)
+"""Batch sizes at which answers are compared, beside the example's own."""
+IN_PARTS = (
+    "it takes the example's sizes alone, and answers to others cannot be put together from parts: "
+    "the first dimension of every input and answer must be the batch (batch_first=True)"
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A row as far as it is known without a clock, and the artefact if it is good."""
+
+    row: Row
+    served: Served | None = None
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds the same example for many models and runtimes.
+
+    Attributes:
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        calibration: inputs like it.
+        threads: of the processor.
+        batches: sizes that will be timed.
+        scratch: a folder for what is built.
+        watch: told what is done.
+        made: what runtimes made of the models, and others use.
+    """
+
+    example: Any
+    calibration: Sequence[Any]
+    threads: int
+    batches: tuple[int, ...]
+    scratch: Path
+    watch: Callable[[str], None]
+    made: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def build(self, name: str, kind: str, model: nn.Module) -> Built:
+        """Build, open and compare; what goes wrong becomes the row's ``refused``."""
+        self.watch(f"{name}, {kind}")
+        began = time.perf_counter()
+        place = self.scratch / kind / name
+        place.mkdir(parents=True, exist_ok=True)
+        runtime = find(name)
+        order = Order(model, self.example, place, threads=self.threads, made=self.made,
+                      calibration=self.calibration, batch=self.batches)  # fmt: skip
+        row = Row(name, kind, tolerance=runtime.TOLERANCE, exact=runtime.EXACT)
+        refusal = runtime.refuses(order) or _device(runtime, order)
+        if refusal:
+            return Built(replace(row, refused=refusal))
+        try:
+            session = runtime.build(order)
+            own, others = self._errors(session, order, how="max" if runtime.EXACT else "norm")
+        except PrunusError as problem:
+            return Built(replace(row, refused=str(problem)))
+        except Exception as problem:  # an engine's own failure is a row of the table, not the end
+            text = str(problem).strip().splitlines()
+            return Built(
+                replace(row, refused=f"{type(problem).__name__}: {text[0] if text else ''}")
+            )
+        row = replace(row, error=max(own, others), bytes=size(session.path), notes=session.notes,
+                    build_s=round(time.perf_counter() - began, 2))  # fmt: skip
+        if not max(own, others) <= runtime.TOLERANCE:
+            right = own <= runtime.TOLERANCE and not session.dynamic
+            return Built(replace(row, refused=IN_PARTS if right else
+                                 f"answers differ from eager's by {max(own, others):.1e}, "
+                                 f"allowed are {runtime.TOLERANCE:.0e}"))  # fmt: skip
+        card = card_of(session, order, name)
+        return Built(row, Served(session, card, _structure(order)))
+
+    def _errors(self, session: Session, order: Order, *, how: Any) -> tuple[float, float]:
+        """The worst over the example, or the calibration; and over inputs of other batch sizes."""
+        right = computing(order.model, order.call)
+        served = Served(session, card_of(session, order, ""))
+        calibration = calibration_of(order)[:4] if how == "norm" else []
+        own = max(
+            error(served.compute(inputs), right(inputs), how=how)
+            for inputs in calibration or [order.tensors]
+        )
+        others = 0.0
+        for size in CHECKED:
+            inputs = _resized(order, calibration, size)
+            try:
+                expected = right(inputs)
+            except Exception:  # a model that knows one batch size
+                continue
+            others = max(others, error(served.compute(inputs), expected, how=how))
+        return own, others
+
+
+def _resized(order: Order, calibration: Sequence[Sequence[Tensor]], batch: int) -> list[Tensor]:
+    """Inputs of another batch size: fresh ones, or calibration's rows repeated or cut."""
+    like = tuple(calibration[0]) if calibration else order.example
+    if not any(t.dim() for t in tensors_of(like)):
+        return order.tensors
+    if not calibration:
+        return tensors_of(random_inputs(like, batch=batch))
+    own = next(len(t) for t in like if t.dim())
+    rows = torch.arange(batch) % own
+    return [t[rows] if t.dim() and len(t) == own else t for t in like]
+
+
+def size(path: Path | None) -> int | None:
+    """Bytes of an artefact: of a folder, or of a file and those of its name beside it.
+
+    ``model.xml`` has its weights in ``model.bin``, a large ``model.onnx`` in ``model.onnx.data``.
+    """
+    if path is None:
+        return None
+    inside = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.stem}.*")
+    return sum(p.stat().st_size for p in inside if p.is_file())
+
+
+def _device(runtime: Any, order: Order) -> str | None:
+    kinds = {t.device.type for t in (*order.model.parameters(), *order.tensors)}
+    odd = sorted(kinds - set(runtime.DEVICES))
+    if not odd:
+        return None
+    return f"it runs on {' or '.join(runtime.DEVICES)}; the model or its input is on {odd[0]}"
+
+
+def _structure(order: Order) -> pytree.TreeSpec | None:
+    """Of the model's answers, where they hold nothing but tensors."""
+    args, kwargs = order.call
+    with torch.inference_mode():
+        leaves, spec = pytree.tree_flatten(order.model(*args, **kwargs))
+    return spec if all(isinstance(leaf, Tensor) for leaf in leaves) else None

@@ -1,0 +1,257 @@
+"""The call: a model in, the fastest artefact that keeps its answers out."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from prunus import folder as folders
+from prunus import randomness
+from prunus.deployment.advice import advice
+from prunus.deployment.build import Builder, Built
+from prunus.deployment.keeping import keep, prepare
+from prunus.deployment.table import Deployment
+from prunus.deployment.trials import Judge, measured, timed
+from prunus.distributions import pip_line
+from prunus.environment import describe
+from prunus.errors import InputError, did_you_mean
+from prunus.graph.trace import arguments, copied, drop_caches
+from prunus.runtimes import Order, find, missing, tensors_of
+from prunus.timing import no_denormals, random_inputs
+from prunus.timing import threads as fixed_threads
+
+Evaluate = Callable[[nn.Module], float]
+
+
+def deploy(
+    model: nn.Module,
+    *,
+    example: Any,
+    runtime: str | Sequence[str] = "auto",
+    quantize: Literal["auto", "none", "int8"] = "auto",
+    folder: str | Path | None = None,
+    against: nn.Module | None = None,
+    evaluate: Evaluate | None = None,
+    better: Literal["higher", "lower"] = "higher",
+    calibration: Sequence[Any] = (),
+    max_drop: float = 0.01,
+    batch_sizes: Sequence[int] = (1, 16),
+    threads: int = 1,
+    seconds: float = 1.0,
+    watch: Callable[[str], None] = lambda text: None,
+) -> Deployment:
+    """Build a model for a runtime, compare its answers with eager's, time it, keep it.
+
+    It works on copies that share the parameters: the model, its mode, its gradients, the random
+    state and torch's threads are left as they are.
+
+    Args:
+        model: pruned, compact or not.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        runtime: the name of one, names of several, or ``auto``: all that are installed.
+        quantize: ``none``: only runtimes that keep the model's precision; ``int8``: only those
+            that quantise; ``auto``: those that quantise as well where they are named, or where
+            ``evaluate`` and ``calibration`` are given.
+        folder: where the artefact is kept, in a folder of the runtime's name. Without one nothing
+            is kept.
+        against: the dense model, built and timed in the same runtimes and the same run.
+        evaluate: ``evaluate(model) -> float``; called with the model and with every artefact of
+            it, an ``nn.Module`` without parameters that is called in the same way.
+        better: whether a ``higher`` or a ``lower`` metric is the better one.
+        calibration: inputs like the example, for runtimes that quantise.
+        max_drop: of the metric; a quantised artefact that loses more is not taken.
+        batch_sizes: to time; the first decides which is the fastest.
+        threads: of the processor.
+        seconds: of timing, for every artefact at every batch size.
+        watch: called with a line of text as it goes.
+
+    Returns:
+        A :class:`Deployment`: the table, and the fastest artefact that keeps the answers, opened.
+
+    Raises:
+        InputError: for an example that does not fit, or a named runtime that is missing or
+            refuses the model, before anything is built; or if no runtime keeps the answers.
+        RunError: if the disk refuses the artefact; one that was there before is kept.
+
+    >>> made = deploy(nn.Linear(4, 2), example=torch.randn(2, 4), runtime="eager", seconds=0.01)
+    >>> made.runtime, made.model(torch.randn(5, 4)).shape
+    ('eager', torch.Size([5, 2]))
+    """
+    sizes = tuple(dict.fromkeys(batch_sizes))
+    _refuse_settings(sizes, seconds=seconds, max_drop=max_drop)
+    names, offers = candidates(runtime, quantised=_quantised(quantize, evaluate, calibration))
+    names = _in_int8(names) if quantize == "int8" else names
+    if quantize == "none":
+        names = [n for n in names if find(n).EXACT] or _none_exact(names)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fixed_threads(threads))
+        stack.enter_context(no_denormals())
+        stack.enter_context(randomness.kept())
+        models = {"pruned": _twin(model)}
+        if against is not None:
+            models["dense"] = _twin(against)
+        for subject in models.values():
+            _refuse_inputs(subject, example, sizes)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prunus-")))
+        if runtime != "auto":
+            _refuse_named(names, Order(models["pruned"], example, scratch, threads=threads,
+                                       calibration=calibration, batch=sizes))  # fmt: skip
+        if folder is not None:
+            prepare(Path(folder), names)
+        judge = Judge.of(models["pruned"], evaluate, better=better, max_drop=max_drop, watch=watch)
+        builder = Builder(example, calibration, threads, sizes, scratch, watch)
+        built = [builder.build(n, kind, m) for n in names for kind, m in models.items()]
+        built = measured(built, judge)
+        watch("timing, all in turn")
+        built = timed(built, example, sizes, seconds=seconds)
+        chosen = choose(built, sizes[0])
+        path = None if folder is None else Path(folder) / chosen.row.runtime
+        served = chosen.served
+        assert served is not None
+        if path is not None:
+            keep(scratch / "pruned" / chosen.row.runtime, path, served.card)
+    file = None if path is None or served.session.path is None else path / served.card.file
+    served.session = replace(served.session, path=file)
+    rows = tuple(b.row for b in built)
+    return Deployment(
+        rows=rows,
+        runtime=chosen.row.runtime,
+        model=served,
+        path=path,
+        advice=advice(models["pruned"], models.get("dense"), rows, chosen.row),
+        offers=offers,
+        threads=threads,
+        machine=describe()["processor"],
+    )
+
+
+def candidates(
+    runtime: str | Sequence[str], *, quantised: bool
+) -> tuple[list[str], Mapping[str, str]]:
+    """The runtimes to try, and those that could be installed and how.
+
+    Args:
+        runtime: the name of one, names of several, or ``auto``: all that are installed.
+        quantised: whether ``auto`` means those that quantise, too.
+
+    Raises:
+        InputError: if a named one is unknown or not installed, with the line that installs it.
+
+    >>> candidates("eager", quantised=False)
+    (['eager'], {})
+    """
+    if runtime != "auto":
+        wanted = [runtime] if isinstance(runtime, str) else list(dict.fromkeys(runtime))
+        if not wanted:
+            raise InputError("runtime: name at least one, or auto")
+        for name in wanted:
+            find(name)
+        return wanted, {}
+    every = folders.names("runtimes")
+    offers = {name: pip_line(lacking) for name in every if (lacking := missing(name))}
+    installed = [name for name in every if name not in offers]
+    return [n for n in installed if quantised or find(n).EXACT], offers
+
+
+def choose(built: Sequence[Built], size: int) -> Built:
+    """The fastest good artefact of the pruned model at a batch size.
+
+    Raises:
+        InputError: if there is none, with the reason of each.
+    """
+    own = [b for b in built if b.row.model == "pruned"]
+    good = [b for b in own if b.row.good]
+    if not good:
+        reasons = "; ".join(f"{b.row.runtime}: {b.row.refused}" for b in own)
+        raise InputError(f"no runtime keeps the model's answers: {reasons}")
+    return min(good, key=lambda b: b.row.latency[size].median_ms)
+
+
+def _quantised(quantize: str, evaluate: Evaluate | None, calibration: Sequence[Any]) -> bool:
+    if quantize not in ("auto", "none", "int8"):
+        raise InputError(
+            f"quantize: there is no '{quantize}'; "
+            f"{did_you_mean(str(quantize), ('auto', 'none', 'int8'))}"
+        )
+    if quantize == "auto":
+        return evaluate is not None and len(calibration) > 0
+    return quantize == "int8"
+
+
+def _in_int8(names: Sequence[str]) -> list[str]:
+    """Those of the runtimes that quantise; for one that does not, its relative of the name."""
+    kept = [n for n in names if not find(n).EXACT]
+    if kept:
+        return kept
+    known = folders.names("runtimes")
+    relatives = [f"{n}_int8" for n in names if f"{n}_int8" in known]
+    for name in relatives:
+        find(name)
+    if not relatives:
+        have = [n for n in known if n.endswith("_int8")]
+        raise InputError(
+            f"quantize: int8: {', '.join(names)} keeps the model's precision; name "
+            f"{' or '.join(have)}"
+        )
+    return relatives
+
+
+def _none_exact(names: Sequence[str]) -> list[str]:
+    raise InputError(f"quantize: none: {', '.join(names)} quantises; name another runtime")
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with the same parameters; a language model's without its cache."""
+    try:
+        made = copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    except Exception as error:  # copying calls the code of whatever the model holds
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
+            "deploy works on a copy: remove what copy.deepcopy refuses"
+        ) from error
+    drop_caches(made)
+    for module in made.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            setattr(config, "use_cache", False)  # noqa: B010 (its type is not ours)
+    return made.eval()
+
+
+def _refuse_settings(sizes: Sequence[int], *, seconds: float, max_drop: float) -> None:
+    if not sizes or any(not isinstance(b, int) or b < 1 for b in sizes):
+        raise InputError(f"batch_sizes: {list(sizes)} must be one or more whole numbers from 1")
+    if not seconds > 0:
+        raise InputError(f"seconds is {seconds}; it must be above 0")
+    if not max_drop >= 0:
+        raise InputError(f"max_drop is {max_drop}; it must be at least 0")
+
+
+def _refuse_inputs(model: nn.Module, example: Any, sizes: Sequence[int]) -> None:
+    """Run once, so that an example that does not fit is refused before anything is built."""
+    args, kwargs = arguments(example)
+    try:
+        with torch.inference_mode():
+            model(*args, **kwargs)
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in tensors_of((args, kwargs))]
+        text = str(error).strip().splitlines()
+        raise InputError(
+            f"example: {type(model).__name__} fails on inputs of shapes {shapes}: "
+            f"{type(error).__name__}: {text[0] if text else 'no reason given'}"
+        ) from error
+    for size in sizes:
+        random_inputs(example, batch=size)
+
+
+def _refuse_named(names: Sequence[str], order: Order) -> None:
+    for name in names:
+        reason = find(name).refuses(order)
+        if reason:
+            raise InputError(f"runtime {name}: {reason}")

@@ -1,0 +1,194 @@
+"""What a deployment found: a row an artefact, and the choice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunus.deployment.served import Served
+from prunus.timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one runtime.
+
+    Attributes:
+        runtime: its name.
+        model: ``pruned`` or ``dense``.
+        refused: why there is no artefact, or why its answers are not kept; ``None`` if it is good.
+        error: of the answers, relative to eager's.
+        tolerance: that the runtime states.
+        exact: whether it computes in the model's own precision.
+        latency: by batch size.
+        bytes: of the artefact.
+        metric: of the artefact itself.
+        build_s: seconds to build it.
+        notes: what to know beside.
+    """
+
+    runtime: str
+    model: str
+    refused: str | None = None
+    error: float | None = None
+    tolerance: float = 0.0
+    exact: bool = True
+    latency: Mapping[int, Timing] = field(default_factory=dict)
+    bytes: int | None = None
+    metric: float | None = None
+    build_s: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether it may be chosen."""
+        return self.refused is None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            **{k: v for k, v in vars(self).items() if k != "latency"},
+            "latency": {str(b): vars(t) for b, t in self.latency.items()},
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A built, compared and timed model.
+
+    Attributes:
+        rows: of every runtime tried, pruned and dense.
+        runtime: the one taken.
+        model: the artefact in it, called like the model; an ``nn.Module``.
+        path: of the artefact's folder; ``None`` where nothing is kept.
+        advice: why there is no gain, and what would help.
+        offers: runtimes that are not installed, and how to install them.
+        threads: of the processor, while timing.
+        machine: that the times are of.
+    """
+
+    rows: tuple[Row, ...]
+    runtime: str
+    model: Served
+    path: Path | None
+    advice: tuple[str, ...]
+    offers: Mapping[str, str]
+    threads: int
+    machine: str
+
+    def row(self, runtime: str | None = None, model: str = "pruned") -> Row | None:
+        """Of a runtime, by default the one taken."""
+        wanted = (runtime or self.runtime, model)
+        return next((r for r in self.rows if (r.runtime, r.model) == wanted), None)
+
+    def gain(self, batch: int) -> float | None:
+        """Times faster than the dense model in its own fastest runtime (:func:`gain`)."""
+        return gain(self.rows, self.runtime, batch)
+
+    @property
+    def gains(self) -> dict[int, float]:
+        """By batch size; empty where there is no dense model to compare with."""
+        taken = self.row()
+        sizes = sorted(taken.latency) if taken is not None else []
+        return {b: g for b in sizes if (g := self.gain(b)) is not None}
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "runtime": self.runtime,
+            "path": None if self.path is None else str(self.path),
+            "rows": [r.plain() for r in self.rows],
+            "gains": {str(b): g for b, g in self.gains.items()},
+            "advice": list(self.advice),
+            "offers": dict(self.offers),
+            "threads": self.threads,
+            "machine": self.machine,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*lines(self.rows, self.runtime), "", *self.said()])
+
+    def said(self) -> list[str]:
+        """What the table does not show: the gain, where it was measured, advice, offers."""
+        taken = self.row()
+        return [
+            *(f"{g:.2f} times as fast as dense at batch {b}, each in its fastest runtime"
+              for b, g in self.gains.items()),
+            f"measured on {self.machine}, threads: {self.threads}",
+            *refusals(self.rows),
+            *(f"note: {text}" for text in (*(taken.notes if taken else ()), *self.advice)),
+            *(f"not installed: {name} ({how})" for name, how in self.offers.items()),
+        ]  # fmt: skip
+
+
+def gain(rows: tuple[Row, ...], runtime: str, batch: int) -> float | None:
+    """Latency of the dense model in its fastest runtime ÷ that of the pruned one in ``runtime``.
+
+    The fastest of those that keep the precision; where ``runtime`` quantises, of those that
+    quantise as well: what int8 gains is not pruning's.
+    """
+    own = [r for r in rows if (r.runtime, r.model) == (runtime, "pruned") and batch in r.latency]
+    dense = [
+        r.latency[batch].median_ms
+        for r in rows
+        if r.model == "dense" and r.good and batch in r.latency and (r.exact or not own[0].exact)
+    ] if own else []  # fmt: skip
+    if not own or not dense or not own[0].latency[batch].median_ms:
+        return None
+    return min(dense) / own[0].latency[batch].median_ms
+
+
+def cells(rows: tuple[Row, ...], chosen: str) -> list[list[str]]:
+    """The table as words, its head first; the chosen row has a star."""
+    batches = sorted({b for r in rows for b in r.latency})
+    times = [f"ms, batch {b}" for b in batches]
+    out = [["", "runtime", "model", *times, "MB", "error", "metric"]]
+    for r in rows:
+        if r.error is None:
+            continue
+        star = "*" if r.model == "pruned" and r.runtime == chosen else ""
+        taken = [f"{r.latency[b].median_ms:.3g}" if b in r.latency else "–" for b in batches]
+        figures = [
+            "–" if r.bytes is None else f"{r.bytes / 1e6:.2f}",
+            _number(r.error, "{:.1e}"),
+            _number(r.metric, "{:.4f}"),
+        ]
+        out.append([star, r.runtime, r.model, *taken, *figures])
+    return out
+
+
+def lines(rows: tuple[Row, ...], chosen: str) -> list[str]:
+    """The table as lines of text."""
+    table = cells(rows, chosen)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
+        "  ".join(
+            word.ljust(width) if i < 3 else word.rjust(width)
+            for i, (word, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+
+
+def refusals(rows: tuple[Row, ...]) -> list[str]:
+    """Why runtimes were not taken; what holds of both models is said once."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for r in rows:
+        if r.refused is not None:
+            models.setdefault((r.runtime, r.refused), []).append(r.model)
+    return [f"not taken: {name} ({' and '.join(m)}): {why}" for (name, why), m in models.items()]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def write_table(deployment: Deployment, path: Path) -> None:
+    """For the report, as JSON."""
+    from prunus.files import write_atomically
+
+    write_atomically(path, json.dumps(deployment.plain(), indent=1).encode())

@@ -1,0 +1,32 @@
+"""Which packages are installed, and how to install the others; nothing is imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+
+
+def missing(distributions: Iterable[str]) -> list[str]:
+    """Those that are not installed, by the names that pip knows.
+
+    >>> missing(["torch", "no-such-package"])
+    ['no-such-package']
+    """
+    return [name for name in distributions if not _installed(name)]
+
+
+def pip_line(distributions: Iterable[str]) -> str:
+    """How to install.
+
+    >>> pip_line(["onnx", "onnxruntime"])
+    'pip install onnx onnxruntime'
+    """
+    return f"pip install {' '.join(distributions)}"
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

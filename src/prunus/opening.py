@@ -1,0 +1,56 @@
+"""Open what prunus wrote: a model's file, a run's folder, or an artefact in its runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from prunus.compaction.artefact import load as load_model
+from prunus.deployment.served import MANIFEST, open_artefact, read_card
+from prunus.errors import InputError
+
+
+def load(path: str | Path, model: nn.Module | None = None, *, threads: int = 1) -> nn.Module:
+    """Open a model that prunus wrote, or an artefact that :func:`prunus.deploy` kept.
+
+    A ``.safetensors`` file may come from anyone: nothing in it is executed. An artefact is opened
+    by its runtime: a ``.pt2`` can hold code that runs when it is opened (``torch_compile`` is
+    nothing but code), so open those of your own alone; ``docs/deploy.md`` lists them.
+
+    Args:
+        path: of a file that :func:`prunus.save` or a run wrote, or of the run's folder; of an
+            artefact's folder, or of the file in it that its ``artefact.json`` names.
+        model: the dense model's class, freshly made; it becomes the opened one, in place. Needed
+            for a file of tensors unless the whole model became a graph; not for artefacts.
+        threads: of the processor, for an artefact.
+
+    Returns:
+        The model in eval mode; of an artefact, a module that is called like the model.
+
+    Raises:
+        InputError: if the file is none of ours, is damaged, does not fit the model, or its runtime
+            is not installed.
+
+    >>> import tempfile
+    >>> from prunus import deploy
+    >>> made = nn.Linear(4, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = deploy(made, example=made.weight[:1], runtime="torch_export", seconds=0.01,
+    ...                   folder=folder)
+    ...     opened = load(done.path)
+    >>> bool(((opened(made.weight) - made(made.weight)).abs() < 1e-6).all())
+    True
+    """
+    path = Path(path)
+    folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
+    if not (folder / MANIFEST).is_file():
+        return load_model(path, model)
+    card = read_card(folder)
+    if card.runtime == "eager" or name not in (None, card.file):
+        return load_model(folder / (name or card.file), model)
+    if model is not None:
+        raise InputError(
+            f"'{path}' runs in {card.runtime} and needs no model's code: leave model out"
+        )
+    return open_artefact(folder, threads=threads)

@@ -1,0 +1,187 @@
+"""Ways to run a pruned model: one file each, imported only when it is used.
+
+A runtime is a file of this folder with the attributes of :class:`Runtime`. It writes an artefact
+and opens it again; what is timed and compared is always the opened artefact.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus import distributions, folder
+from prunus.distributions import pip_line
+from prunus.errors import InputError, did_you_mean
+from prunus.graph.trace import arguments
+
+Answers = list[Tensor]
+T = TypeVar("T")
+Compute = Callable[[Sequence[Tensor]], Answers]
+"""Input tensors, in the order of the flattened example, to output tensors, flattened as well."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be built.
+
+    Attributes:
+        model: in eval mode.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        folder: exists; the artefact goes into it.
+        threads: of the processor that it may use.
+        calibration: inputs like the example, for runtimes that quantise.
+        batch: the batch sizes that it should answer well; the largest is what runtimes with
+            fixed shapes are built for.
+        made: what runtimes made of this model, for others that need the same.
+    """
+
+    model: nn.Module
+    example: Any
+    folder: Path
+    threads: int = 1
+    calibration: Sequence[Any] = ()
+    batch: tuple[int, ...] = (1,)
+    made: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example as positional and keyword arguments."""
+        return arguments(self.example)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The example's tensors, flattened."""
+        return tensors_of(self.call)
+
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """What is made of this model at the first call, and found again by orders that share
+        ``made``: an export takes seconds, and six runtimes begin with one.
+
+        Raises:
+            InputError: what ``make`` raised, at every call.
+        """
+        key = (what, id(self.model))
+        if key not in self.made:
+            try:
+                found: Any = make()
+            except InputError as problem:
+                found = problem
+            self.made[key] = (self.model, found)  # the model too, so that no other gets its id
+        found = self.made[key][1]
+        if isinstance(found, InputError):
+            raise InputError(str(found)) from found
+        return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Session:
+    """An opened artefact.
+
+    Attributes:
+        compute: flattened input tensors to flattened output tensors.
+        path: of the artefact, a file or a folder; ``None`` where there is none to keep.
+        dynamic: whether it takes any batch size.
+        notes: what to know beside.
+        any_shape: whether its inputs' other sizes, of images or texts, may change as well.
+    """
+
+    compute: Compute
+    path: Path | None
+    dynamic: bool = True
+    notes: tuple[str, ...] = field(default=())
+    any_shape: bool = False
+
+
+class Runtime(Protocol):
+    """What a file of this folder provides.
+
+    Attributes:
+        NEEDS: distributions that must be installed, as pip names them.
+        DEVICES: kinds of device that it runs on.
+        EXACT: whether it computes in the model's own precision; otherwise it quantises.
+        TOLERANCE: the largest error that is accepted, relative to eager's answers: of exact
+            runtimes max |a − b| ÷ max |b|, of others ‖a − b‖ ÷ ‖b‖ on the calibration inputs.
+        SKIPS_ZEROS: whether single zeros make it faster.
+        SLOW: whether building takes so long that a run leaves it to its end.
+    """
+
+    NEEDS: tuple[str, ...]
+    DEVICES: tuple[str, ...]
+    EXACT: bool
+    TOLERANCE: float
+    SKIPS_ZEROS: bool
+    SLOW: bool
+
+    def refuses(self, order: Order) -> str | None:
+        """Why it cannot run this, in words for a user; ``None`` if it may."""
+
+    def build(self, order: Order) -> Session:
+        """Write the artefact and open it."""
+
+    def open_(self, path: Path, *, threads: int) -> Session:
+        """Open an artefact that :meth:`build` wrote."""
+
+
+def find(name: str) -> Any:
+    """A runtime by name.
+
+    Raises:
+        InputError: if there is none of this name, or what it needs is not installed.
+
+    >>> find("eager").EXACT
+    True
+    """
+    known = folder.names("runtimes")
+    if name not in known:
+        raise InputError(f"there is no runtime '{name}'; {did_you_mean(name, known)}")
+    lacking = missing(name)
+    if lacking:
+        raise InputError(f"runtime {name} is not installed: {pip_line(lacking)}")
+    return importlib.import_module(f"prunus.runtimes.{folder.function_of(name)}")
+
+
+def missing(name: str) -> list[str]:
+    """Distributions that a runtime needs and that are not installed; nothing is imported."""
+    return distributions.missing(folder.constant("runtimes", name, "NEEDS"))
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a pytree, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def error(
+    found: Sequence[Tensor], right: Sequence[Tensor], *, how: Literal["max", "norm"]
+) -> float:
+    """How far answers are from eager's: the largest of the outputs.
+
+    ``max``: max |a − b| ÷ max |b|; ``norm``: ‖a − b‖ ÷ ‖b‖. Infinite where shapes differ or a
+    value is not finite that should be.
+
+    >>> round(error([torch.tensor([1.0, 2.2])], [torch.tensor([1.0, 2.0])], how="max"), 6)
+    0.1
+    """
+    if len(found) != len(right):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(found, right, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not b.numel():
+            continue
+        a64, b64 = a.detach().cpu().double(), b.detach().cpu().double()
+        far = a64 - b64
+        far[a64 == b64] = 0  # equal infinities
+        off, size = (
+            (far.norm(), b64.norm()) if how == "norm" else (far.abs().max(), b64.abs().max())
+        )
+        value = float(off / size.clamp_min(torch.finfo(torch.float32).tiny))
+        worst = max(worst, float("inf") if value != value else value)
+    return worst

@@ -1,0 +1,73 @@
+"""Arguments by name, and calibration inputs as the example has them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.errors import InputError
+from prunus.graph.trace import arguments
+from prunus.runtimes import Order, tensors_of
+
+
+def positions(model: nn.Module) -> list[str]:
+    """Names of the parameters of ``forward`` that may be given by position.
+
+    >>> positions(nn.Linear(1, 1))
+    ['input']
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def by_name(
+    names: Sequence[str], call: tuple[tuple[Any, ...], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Arguments by name, in the order of the call; ``*args`` are ``args_0`` and so on.
+
+    >>> by_name(["x"], ((7, 8), {"flag": True}))
+    {'x': 7, 'args_1': 8, 'flag': True}
+    """
+    args, kwargs = call
+    every = [*names, *(f"args_{i}" for i in range(len(names), len(args)))]
+    return {**dict(zip(every, args, strict=False)), **kwargs}
+
+
+def named(order: Order) -> dict[str, Any]:
+    """The example's arguments by name, in the order in which it gives them."""
+    return by_name(positions(order.model), order.call)
+
+
+def calibration_of(order: Order) -> list[list[Tensor]]:
+    """The tensors of each calibration input, as the example has them.
+
+    Arguments that the example lacks, such as labels, are left out; so are inputs of other sizes,
+    such as texts of another length, unless all are.
+
+    Raises:
+        InputError: if an input lacks what the example has, or none is of the example's sizes.
+    """
+    wanted = {k: v for k, v in named(order).items() if tensors_of(v)}
+    known = positions(order.model)
+    found: list[list[Tensor]] = []
+    for number, item in enumerate(order.calibration):
+        given = by_name(known, arguments(item))
+        lacking = [name for name in wanted if not tensors_of(given.get(name))]
+        if lacking:
+            raise InputError(f"calibration: number {number} lacks '{lacking[0]}' of the example")
+        found.append(tensors_of([given[name] for name in wanted]))
+    fitting = [f for f in found if _kinds(f) == _kinds(order.tensors)]
+    if found and not fitting:
+        have, want = ([str(tuple(t.shape)) for t in ts] for ts in (found[0], order.tensors))
+        raise InputError(
+            f"calibration: its inputs are {', '.join(have)}, the example's {', '.join(want)}: give "
+            "inputs of the same kinds and, but for the batch, of the same sizes"
+        )
+    return fitting
+
+
+def _kinds(tensors: Sequence[Tensor]) -> list[Any]:
+    return [(t.dtype, t.dim(), t.shape[1:]) for t in tensors]

@@ -1,0 +1,120 @@
+"""A model as torch.export's program, for any batch size where the model allows it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from prunus.errors import InputError
+from prunus.graph.trace import quiet
+from prunus.runtimes import Order
+from prunus.runtimes._flat import Flat, flat
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program and whether it takes any batch size.
+
+    Attributes:
+        program: its arguments are the example's tensors, flattened; so are its answers.
+        dynamic: whether the batch size is free.
+        notes: what to know beside.
+        names: of its arguments.
+    """
+
+    program: ExportedProgram
+    dynamic: bool
+    notes: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def exported(order: Order) -> Exported:
+    """Export with a free batch size, or, where the model fixes it, for the example's alone.
+
+    Raises:
+        InputError: with the reason, if the model cannot be exported.
+    """
+    return order.once("exported", lambda: _export(order))
+
+
+def _export(order: Order) -> Exported:
+    batch = batch_of(order)
+    with _unheard(order):
+        try:
+            subject = flat(order)
+            program = None if batch is None else _free(subject, batch)
+            if program is not None:
+                return Exported(program, True, (), subject.names)
+            program = torch.export.export(subject.model, subject.args, subject.kwargs, strict=False)
+        except Exception as error:  # export raises whatever its parts do
+            raise InputError(f"torch.export cannot trace it: {first_line(error)}") from error
+    notes = () if batch is None else (f"for a batch of {batch} alone: the model fixes it",)
+    return Exported(program, False, notes, subject.names)
+
+
+def batch_of(order: Order) -> int | None:
+    """The leading size of the example's first tensor with dimensions."""
+    return next((int(t.shape[0]) for t in order.tensors if t.dim()), None)
+
+
+def _free(subject: Flat, batch: int) -> ExportedProgram | None:
+    """The program with the leading dimension free wherever it is the batch's, if it can be.
+
+    A batch of one is doubled first: sizes of one broadcast, and export never leaves them free.
+    """
+
+    def is_batch(value: Tensor) -> bool:
+        return value.dim() > 0 and value.shape[0] == batch
+
+    def grown(value: Tensor) -> Tensor:
+        return torch.cat([value, value]) if batch == 1 and is_batch(value) else value
+
+    def free(value: Tensor) -> dict[int, Any] | None:
+        return {0: Dim.AUTO} if is_batch(value) else None
+
+    values = (*subject.args, *subject.kwargs.values())
+    shapes = dict(zip(subject.names, map(free, values), strict=True))
+    args = tuple(map(grown, subject.args))
+    kwargs = {name: grown(value) for name, value in subject.kwargs.items()}
+    try:
+        program = torch.export.export(
+            subject.model, args, kwargs, dynamic_shapes=shapes, strict=False
+        )
+    except Exception:  # many models cannot: their code branches on the batch size
+        return None
+    return program if _is_free(program) else None
+
+
+def _is_free(program: ExportedProgram) -> bool:
+    """Whether a leading dimension stayed a symbol."""
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
+    sizes: list[Any] = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()]
+    # A size that export settled on may still be a SymInt, of an expression without symbols.
+    return any(isinstance(n, torch.SymInt) and bool(n.node.expr.free_symbols) for n in sizes)
+
+
+@contextlib.contextmanager
+def _unheard(order: Order) -> Iterator[None]:
+    """Export without its warnings, and without the graph that it prints when it fails."""
+    with (
+        quiet(order.model),
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -1,0 +1,82 @@
+"""A model that takes nothing but tensors and gives nothing but tensors, as exporters want it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus.graph.trace import twin
+from prunus.runtimes import Order, tensors_of
+from prunus.runtimes._arguments import named
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A model whose every argument is one tensor with a name.
+
+    Attributes:
+        model: shares its parameters, under their names, with the model it was made from; whatever
+            else the example held (flags, ``None``) is built in.
+        args: the tensors among the positional arguments.
+        kwargs: those among the keyword arguments.
+        names: of both, in order.
+    """
+
+    model: nn.Module
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+    names: tuple[str, ...]
+
+
+def flat(order: Order) -> Flat:
+    """A copy of the order's model that takes the tensors of the example, flattened.
+
+    A tensor inside a list or a mapping is named after its place: ``state[0]`` is ``state_0``.
+    """
+    args, kwargs = order.call
+    by_path, spec = pytree.tree_flatten_with_path(named(order))
+    leaves = [leaf for _, leaf in by_path]
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    names = _identifiers([pytree.keystr(by_path[i][0]) for i in places])
+    model = twin(order.model)
+    forward = model.forward
+
+    def plain(*given: Any, **more: Any) -> tuple[Tensor, ...]:
+        filled = list(leaves)
+        for place, value in zip(places, (*given, *more.values()), strict=True):
+            filled[place] = value
+        values = list(pytree.tree_unflatten(filled, spec).values())
+        answers = forward(
+            *values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))
+        )
+        return tuple(tensors_of(answers))
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    vars(plain)["__signature__"] = signature  # what torch.export reads names from
+    vars(model)["forward"] = plain
+    tensors, count = order.tensors, len(tensors_of(args))
+    by_name = dict(zip(names[count:], tensors[count:], strict=True))
+    return Flat(model, tuple(tensors[:count]), by_name, tuple(names))
+
+
+def _identifiers(places: Sequence[str]) -> list[str]:
+    """``['state'][0]`` becomes ``state_0``; all are different.
+
+    >>> _identifiers(["['x']", "['x'][0]", "['x_0']"])
+    ['x', 'x_0', 'x_0_']
+    """
+    names: list[str] = []
+    for place in places:
+        name = re.sub(r"\W+", "_", place).strip("_")
+        name = name if name.isidentifier() else f"input_{name}"
+        while name in names:
+            name += "_"
+        names.append(name)
+    return names

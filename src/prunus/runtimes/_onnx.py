@@ -1,0 +1,105 @@
+"""A model as an ONNX file, which ONNX Runtime, OpenVINO and most phones' engines read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from prunus.errors import InputError
+from prunus.runtimes import Order
+from prunus.runtimes._exported import exported, first_line
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+NEEDS = ("onnx", "onnxscript")
+OPSET = 18
+INPUTS = frozenset(
+    {torch.float32, torch.float64, torch.float16, torch.bool, torch.uint8}
+    | {torch.int8, torch.int16, torch.int32, torch.int64}
+)
+"""Kinds of tensors that pass through numpy, as these runtimes take them."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """Where it lies, and whether it takes any batch size."""
+
+    path: Path
+    dynamic: bool
+    notes: tuple[str, ...] = ()
+
+
+def refuses(order: Order) -> str | None:
+    """Models with half-precision weights, whose kernels these runtimes lack on a processor."""
+    kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point() or p.is_complex()}
+    odd = sorted(str(k) for k in kinds - {torch.float32, torch.float64})
+    if odd:
+        return f"its kernels take float32, the weights are {odd[0]}: call model.float() first"
+    for number, given in enumerate(order.tensors):
+        if given.dtype not in INPUTS:
+            return f"it takes no {given.dtype}, and input {number} is: give float32"
+    return None
+
+
+def write_onnx(order: Order, folder: Path) -> OnnxFile:
+    """Export to ``model.onnx``; above 2 GB the weights go into a file beside it.
+
+    Raises:
+        InputError: naming the operator that ONNX lacks, or why the model cannot be traced.
+    """
+    made = exported(order)
+    program = order.once("onnx", lambda: _program(order))
+    path = folder / "model.onnx"
+    program.save(path)
+    return OnnxFile(path, made.dynamic, made.notes)
+
+
+def _program(order: Order) -> ONNXProgram:
+    made = exported(order)
+    with silent():
+        try:
+            program = torch.onnx.export(
+                made.program, dynamo=True, verbose=False, opset_version=OPSET
+            )
+        except Exception as error:
+            raise InputError(f"ONNX cannot express it: {_reason(error)}") from error
+    assert program is not None
+    count = len(program.model.graph.inputs)
+    if count != len(made.names):  # answers would be of inputs in the wrong places
+        raise InputError(f"the exporter kept {count} of the inputs {', '.join(made.names)}")
+    return program
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, and the operator where one is named."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    operator = re.search(r"op='([\w.]+)'", str(error))
+    return f"it has no {operator[1]}" if operator else first_line(error)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Exporters, quantisers and their progress bars say what a user can do nothing about."""
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.ERROR)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

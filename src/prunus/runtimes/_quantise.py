@@ -1,0 +1,172 @@
+"""An ONNX model in int8, by ONNX Runtime's own quantiser.
+
+Weights are rounded symmetrically, w ≈ s·q with a scale s for each output, so that 0 stays 0; they
+have seven bits: eight overflow where a processor without VNNI adds products in pairs (ResNet-20 on
+AVX2: ‖a − b‖ ÷ ‖b‖ 0.25 with eight, 0.06 with seven; an LSTM: 0.29 and 0.005), and a file travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.errors import InputError
+from prunus.runtimes import Order
+from prunus.runtimes import _onnx as onnx_file
+from prunus.runtimes._arguments import calibration_of
+from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS, Census, of_graph, of_modules
+from prunus.runtimes._exported import batch_of, first_line
+from prunus.runtimes._onnx import OnnxFile, silent
+from prunus.runtimes.onnxruntime import array
+
+BETWEEN = (
+    "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool",
+    "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+)  # fmt: skip
+"""What stands between convolutions is int8 too, so that values need not change their kind."""
+EXTRA = {"WeightSymmetric": True, "MatMulConstBOnly": True}
+BIG = 1_500_000_000
+"""Bytes from which on weights lie in a file of their own; one file holds at most 2 GB."""
+GIVE = "it rounds by the ranges that inputs show: give calibration, inputs like the example"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model folded and simplified, and what it is made of.
+
+    Attributes:
+        path: of the ONNX file.
+        inputs: names of its inputs.
+        dynamic: whether it takes any batch size.
+        census: of its layers.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    dynamic: bool
+    census: Census
+
+
+def refuses(order: Order, kinds: Sequence[str], *, calibrates: bool) -> str | None:
+    """Weights that are not float32, too few of these kinds, or no calibration, before any work.
+
+    Args:
+        order: what is to be built.
+        kinds: of operators whose weights become int8.
+        calibrates: whether networks without convolutions need calibration as well.
+    """
+    census = of_modules(order.model)
+    refusal = onnx_file.refuses(order)
+    if any(p.dtype is torch.float64 for p in order.model.parameters()):
+        refusal = "it quantises float32, the weights are torch.float64: call model.float() first"
+    if refusal or not census.layers:  # a graph is counted when it is built
+        return refusal
+    lacking = not order.calibration and (calibrates or census.convolutional)
+    return census.too_few(kinds) or (GIVE if lacking else None)
+
+
+def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
+    """Fold constants and batch norms, infer shapes, and count what there is to quantise.
+
+    Raises:
+        InputError: if operators of these kinds hold too few of the weights.
+    """
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path = source.path.with_name("ready.onnx")
+    big = _is_big(source.path)
+    for skip in (False, True):  # symbolic shapes fail on some models, and are a help, no need
+        try:
+            with silent():
+                quant_pre_process(
+                    str(source.path), str(path), skip_symbolic_shape=skip,
+                    save_as_external_data=big, all_tensors_to_one_file=big,
+                )  # fmt: skip
+            break
+        except Exception as error:
+            if skip:
+                raise InputError(f"ONNX Runtime cannot prepare it: {first_line(error)}") from error
+    graph = onnx.load(path, load_external_data=False).graph
+    census = of_graph(graph)
+    refusal = census.too_few(kinds)
+    if refusal:
+        raise InputError(refusal)
+    return Ready(path, tuple(i.name for i in graph.input), source.dynamic, census)
+
+
+def static(order: Order, given: Ready, path: Path) -> str:
+    """Weights and activations in int8, by the ranges that calibration inputs show.
+
+    Returns:
+        What to know of it.
+
+    Raises:
+        InputError: without calibration that fits the example.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    inputs = calibration_of(order)
+    batches = inputs if given.dynamic else list(_parts(inputs, batch_of(order) or 1))
+    if not batches:
+        raise InputError(GIVE)
+    chain = (*CONVOLUTIONS, *PRODUCTS, *BETWEEN) if given.census.convolutional else PRODUCTS
+    with silent():
+        quantize_static(
+            str(given.path), str(path), _reader(given.inputs, batches), per_channel=True,
+            reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            quant_format=QuantFormat.QDQ, op_types_to_quantize=list(chain),
+            use_external_data_format=_is_big(given.path), extra_options=dict(EXTRA),
+        )  # fmt: skip
+    left_out = len(order.calibration) - len(inputs)
+    other = f", {left_out} of other sizes left out" if left_out else ""
+    return f"static int8, ranges from {len(inputs)} calibration batches{other}"
+
+
+def dynamic(given: Ready, path: Path) -> str:
+    """Weights in int8; inputs of matrix products and LSTMs are rounded as they come.
+
+    Returns:
+        What to know of it.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with silent():
+        quantize_dynamic(
+            str(given.path), str(path), op_types_to_quantize=[*PRODUCTS, "LSTM"], per_channel=True,
+            reduce_range=True, weight_type=QuantType.QInt8, extra_options=dict(EXTRA),
+            use_external_data_format=_is_big(given.path),
+        )  # fmt: skip
+    return "dynamic int8, ranges taken from every input as it comes"
+
+
+def _reader(names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> Any:
+    """As the quantiser asks for its inputs: one mapping after the other, then None."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    left = iter(batches)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> Any:
+            tensors = next(left, None)
+            return tensors and dict(zip(names, map(array, tensors), strict=True))
+
+    return Reader()
+
+
+def _parts(inputs: Sequence[Sequence[Tensor]], size: int) -> Iterator[list[Tensor]]:
+    """Batches cut for a model that takes one size; what is left over is not used."""
+    for tensors in inputs:
+        count = next((len(t) for t in tensors if t.dim()), size)
+        for start in range(0, count - size + 1, size):
+            yield [t[start : start + size] if t.dim() and len(t) == count else t for t in tensors]
+
+
+def _is_big(path: Path) -> bool:
+    return sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*")) > BIG

@@ -1,0 +1,55 @@
+"""PyTorch as it is, operator by operator: the answers that every other runtime must give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus.compaction.artefact import save
+from prunus.errors import InputError
+from prunus.graph.trace import copied
+from prunus.runtimes import Answers, Compute, Order, Session, tensors_of
+
+NEEDS = ("torch",)
+DEVICES = ("cpu", "cuda", "mps")
+EXACT = True
+TOLERANCE = 1e-6
+SKIPS_ZEROS = False
+SLOW = False
+
+
+def refuses(order: Order) -> str | None:
+    """Never: any model that runs, runs here."""
+    return None
+
+
+def build(order: Order) -> Session:
+    """A copy of the model: what trains on later does not change what was deployed."""
+    path = save(order.model, order.folder / "model.safetensors")
+    return Session(computing(copied(order.model).eval(), order.call), path, any_shape=True)
+
+
+def open_(path: Path, *, threads: int) -> Session:
+    """Never: the file holds tensors, and the code that they belong to is the user's."""
+    raise InputError(f"'{path}' holds a model's tensors: prunus.load('{path}', model=…) opens it")
+
+
+def computing(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Compute:
+    """Tensors in, tensors out: other arguments stay those of the example."""
+    leaves, spec = pytree.tree_flatten(call)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def compute(inputs: Sequence[Tensor]) -> Answers:
+        given = list(leaves)
+        for place, value in zip(places, inputs, strict=True):
+            given[place] = value
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        with torch.inference_mode():
+            return tensors_of(model(*args, **kwargs))
+
+    return compute

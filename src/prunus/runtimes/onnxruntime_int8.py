@@ -1,0 +1,55 @@
+"""ONNX Runtime on the processor, in int8.
+
+Networks of convolutions are quantised statically (weights and activations, QDQ, from calibration
+inputs); those of matrix products and LSTMs dynamically, which needs no calibration and does not
+suffer from the few large values in the activations of transformers. Measured on AVX2 without VNNI
+against float32: ResNet-20 (CIFAR-10) 2 times faster, ‖a − b‖ ÷ ‖b‖ 0.06, accuracy 0.8134 after
+0.8102; BERT-base at 128 tokens 1.8 times, 0.04 (static 1.9 times, 0.07; with four outlier
+channels 0.25, dynamic 0.02); an LSTM of 256 units 2.6 times, 0.005. Signed activations are three
+times slower there than unsigned ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from prunus.runtimes import Order, Session, _quantise
+from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
+from prunus.runtimes._onnx import write_onnx
+from prunus.runtimes.onnxruntime import open_
+
+__all__ = ["build", "open_", "refuses"]
+
+NEEDS = ("onnxruntime", "onnx", "onnxscript")
+DEVICES = ("cpu",)
+EXACT = False
+TOLERANCE = 0.15
+SKIPS_ZEROS = False
+SLOW = False
+
+KINDS = (*CONVOLUTIONS, *PRODUCTS, "LSTM")
+
+
+def refuses(order: Order) -> str | None:
+    """Half precision; convolutions without calibration; weights that lie in other layers."""
+    return _quantise.refuses(order, KINDS, calibrates=False)
+
+
+def build(order: Order) -> Session:
+    """Export, quantise, write and open.
+
+    Raises:
+        InputError: if the model cannot be expressed in ONNX, or for what :func:`refuses` could
+            not see of a graph.
+    """
+    path = order.folder / "model.onnx"
+    with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
+        made = write_onnx(order, Path(place))
+        given = _quantise.ready(made, KINDS)
+        if given.census.convolutional:
+            note = _quantise.static(order, given, path)
+        else:
+            note = _quantise.dynamic(given, path)
+    opened = open_(path, threads=order.threads)
+    return Session(opened.compute, path, made.dynamic, (*made.notes, note))

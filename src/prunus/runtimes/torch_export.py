@@ -1,0 +1,58 @@
+"""A ``.pt2`` program of torch.export: opens in PyTorch, ExecuTorch and what reads ATen graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.runtimes import Answers, Compute, Order, Session, tensors_of
+from prunus.runtimes._exported import exported
+
+NEEDS = ("torch",)
+DEVICES = ("cpu", "cuda")
+EXACT = True
+TOLERANCE = 1e-4
+SKIPS_ZEROS = False
+SLOW = False
+
+
+def refuses(order: Order) -> str | None:
+    """Nothing in advance; what cannot be traced says so when it is built."""
+    return None
+
+
+def build(order: Order) -> Session:
+    """Export, write and open.
+
+    Raises:
+        InputError: if torch.export cannot trace the model.
+    """
+    made = exported(order)
+    path = order.folder / "model.pt2"
+    torch.export.save(made.program, path)
+    opened = open_(path, threads=order.threads)
+    return Session(opened.compute, path, made.dynamic, made.notes)
+
+
+def open_(path: Path, *, threads: int) -> Session:
+    """Open a ``.pt2``. What is written here has no pickle, but torch reads others that have."""
+    program = torch.export.load(path)
+    return Session(computing(program.module()), path)
+
+
+def computing(module: Any) -> Compute:
+    """Tensors in, tensors out, by the program's own structure of arguments."""
+    from torch.utils import _pytree as pytree
+
+    spec = module._in_spec
+
+    def compute(inputs: Sequence[Tensor]) -> Answers:
+        args, kwargs = pytree.tree_unflatten(list(inputs), spec)
+        with torch.inference_mode():
+            return tensors_of(module(*args, **kwargs))
+
+    return compute

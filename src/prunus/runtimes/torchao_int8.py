@@ -1,0 +1,110 @@
+"""torchao: linear layers multiply in int8; weights rounded once, inputs row by row as they come.
+
+Zeros stay zeros. The file is a ``.pt2`` of plain ATen operators, which opens without torchao.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunus.graph.trace import copied
+from prunus.runtimes import Order, Session
+from prunus.runtimes._exported import exported
+from prunus.runtimes.torch_export import open_ as open_program
+
+NEEDS = ("torch", "torchao")
+DEVICES = ("cpu", "cuda")
+EXACT = False
+TOLERANCE = 0.1
+SKIPS_ZEROS = False
+SLOW = False
+
+LEAST = 0.5
+"""Share of the weights that linear layers must hold: others stay as they are."""
+APART = nn.modules.linear.NonDynamicallyQuantizableLinear
+"""The last layer of attention, whose weight is read without a call of the layer."""
+
+
+def refuses(order: Order) -> str | None:
+    """Models whose weights lie elsewhere than in linear layers."""
+    share = linear_share(order.model)
+    if share < LEAST:
+        return (
+            f"it quantises linear layers, which hold {share:.0%} of the weights here ({LEAST:.0%} "
+            "are needed for a gain): take a runtime that quantises convolutions, onnxruntime_int8"
+        )
+    kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point()}
+    odd = kinds - {torch.float32, torch.bfloat16}
+    return f"it takes float32 and bfloat16 weights, not {odd.pop()}" if odd else None
+
+
+def build(order: Order) -> Session:
+    """Quantise a copy, export, write and open.
+
+    Raises:
+        InputError: if torch.export cannot trace the quantised model.
+    """
+    with _silent(), torch.no_grad():
+        made = exported(replace(order, model=quantised(order.model), made={}))
+        program = made.program.run_decompositions()  # torchao's own operators into torch's
+    path = order.folder / "model.pt2"
+    torch.export.save(program, path)
+    opened = open_(path, threads=order.threads)
+    return Session(opened.compute, path, made.dynamic, made.notes)
+
+
+def open_(path: Path, *, threads: int) -> Session:
+    """Open the ``.pt2``; torchao is not needed for it."""
+    return open_program(path, threads=threads)
+
+
+def quantised(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers hold int8 weights and a scale for each output, as plain tensors.
+
+    Weight ``w[o, i]`` becomes round(w ÷ s[o]), s[o] = max_i |w[o, i]| ÷ 127.5; 0 becomes 0.
+    """
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    from torchao.utils import unwrap_tensor_subclass
+
+    made = copied(model).eval()
+    quantize_(made, Int8DynamicActivationInt8WeightConfig())
+    unwrap_tensor_subclass(made)  # a tensor class of torchao's would be written as a pickle
+    return made
+
+
+def linear_share(model: nn.Module) -> float:
+    """Weights in linear layers ÷ weights of two or more dimensions, 0 to 1.
+
+    >>> linear_share(nn.Sequential(nn.Conv2d(1, 3, 2), nn.Linear(3, 4)))
+    0.5
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and not isinstance(m, APART)]
+    linear = {id(m.weight): m.weight.numel() for m in layers}
+    every = {id(p): p.numel() for p in model.parameters() if p.dim() > 1}
+    return sum(linear.values()) / max(1, sum(every.values()))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torchao names every kernel that it cannot load, where a user can do nothing about it."""
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,314 @@
+"""Honest timing: interleaved rounds, medians, and a word when the machine was busy."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from prunus.errors import InputError
+
+SHORTEST = 2e-4
+"""Seconds that a sample lasts at least: thousands of ticks of the clock."""
+
+BUSY_SPREAD = 0.15
+BUSY_DRIFT = 0.10
+"""Above either, medians of this run should not be compared with those of another."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one callable takes.
+
+    Attributes:
+        median_ms: milliseconds of one call.
+        p95_ms: 95 % of the samples took no longer.
+        spread: interquartile range ÷ median.
+        calls: timed calls.
+        busy: the spread is above 0.15, or the last third of the samples differs from the first
+            third by more than 0.10 of the median: something else was using the machine.
+    """
+
+    median_ms: float
+    p95_ms: float
+    spread: float
+    calls: int
+    busy: bool
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 2.0,
+    least: int = 9,
+    most: int = 400,
+    warm: int = 3,
+) -> dict[str, Timing]:
+    """Time functions in turn, so that whatever slows the machine slows all of them.
+
+    After the warm-up every function is called once a round; the order is rotated by one from
+    round to round, so that none always follows the same other. A function shorter than 0.2 ms is
+    called several times in a row for one sample, which is their mean: percentiles are then over
+    samples. Once CUDA is in use, each sample starts and ends with a synchronisation. The garbage
+    collector rests meanwhile.
+
+    Args:
+        functions: by name.
+        seconds: for each function; the rounds end when all of them together have had as much.
+        least: rounds at least, however long they take.
+        most: rounds at most.
+        warm: calls of each function before the first round, at least one.
+
+    Returns:
+        A :class:`Timing` for each name.
+
+    Raises:
+        InputError: if there is nothing to time, or the limits exclude each other.
+
+    >>> found = interleaved({"sum": lambda: sum(range(100))}, seconds=0.01)
+    >>> found["sum"].calls >= 9, found["sum"].p95_ms >= found["sum"].median_ms
+    (True, True)
+    """
+    if not functions:
+        raise InputError("there is nothing to time: give at least one function")
+    if not (seconds > 0 and 1 <= least <= most):
+        raise InputError(
+            f"seconds is {seconds}, least {least}, most {most}: seconds must be above 0, and "
+            "1 <= least <= most"
+        )
+    names = list(functions)
+    repeats = {name: _warmed(function, max(1, warm)) for name, function in functions.items()}
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    with _no_collection():
+        end = perf_counter() + seconds * len(names)
+        for turn in range(most):
+            if turn >= least and perf_counter() >= end:
+                break
+            first = turn % len(names)
+            for name in (*names[first:], *names[:first]):
+                samples[name].append(_sample(functions[name], repeats[name]))
+    return {name: timing_of(taken, repeats=repeats[name]) for name, taken in samples.items()}
+
+
+def timing_of(samples: Sequence[float], *, repeats: int = 1) -> Timing:
+    """What samples, in the order in which they were taken, say together.
+
+    Args:
+        samples: seconds of one call, at least one.
+        repeats: calls behind each sample.
+
+    >>> timing_of([0.002, 0.001, 0.003])
+    Timing(median_ms=2.0, p95_ms=2.9, spread=0.5, calls=3, busy=True)
+    """
+    ordered = sorted(samples)
+    median = quantile(ordered, 0.5)
+    spread = (quantile(ordered, 0.75) - quantile(ordered, 0.25)) / median if median else 0.0
+    third = max(1, len(samples) // 3)
+    early, late = (quantile(sorted(s), 0.5) for s in (samples[:third], samples[-third:]))
+    drift = abs(late - early) / median if median else 0.0
+    return Timing(
+        median_ms=1e3 * median,
+        p95_ms=1e3 * quantile(ordered, 0.95),
+        spread=spread,
+        calls=len(samples) * repeats,
+        busy=spread > BUSY_SPREAD or drift > BUSY_DRIFT,
+    )
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """A quantile of sorted numbers, linear between neighbours.
+
+    >>> quantile([1.0, 2.0, 4.0], 0.75)
+    3.0
+    """
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def _warmed(function: Callable[[], object], calls: int) -> int:
+    """Warm a function up; how many calls make a sample that the clock can tell."""
+    shortest = min(_sample(function, 1) for _ in range(calls))
+    return max(1, math.ceil(SHORTEST / max(shortest, 1e-7)))
+
+
+def _sample(function: Callable[[], object], repeats: int) -> float:
+    """Seconds of one call."""
+    synchronise()
+    start = perf_counter()
+    for _ in range(repeats):
+        function()
+    synchronise()
+    return (perf_counter() - start) / repeats
+
+
+def synchronise() -> None:
+    """Wait for every CUDA device that this process uses; nothing where it uses none."""
+    if torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(device):
+                torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in the middle of a sample."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Fix the threads that torch uses inside an operator, and put them back.
+
+    Args:
+        count: 1 or more; ``None`` leaves them as they are.
+
+    Yields:
+        The number in use.
+
+    Raises:
+        InputError: for fewer than one.
+
+    >>> before = torch.get_num_threads()
+    >>> with threads(1) as count:
+    ...     count, torch.get_num_threads()
+    (1, 1)
+    >>> torch.get_num_threads() == before
+    True
+    """
+    if count is not None and count < 1:
+        raise InputError(f"threads is {count}; it must be at least 1, or None for torch's own")
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def no_denormals() -> Iterator[None]:
+    """Numbers too small for the normal format count as zero, where the processor can do that.
+
+    Random inputs through pruned random weights shrink towards such numbers, which are a hundred
+    times slower to multiply; trained weights hardly meet them. It holds for this thread and those
+    that start meanwhile, and ends as it was.
+    """
+    before = bool(torch.full((1,), 1e-39).eq(0))
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def random_inputs(
+    example: Any, *, batch: int | None = None, seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Fresh inputs like an example, of another batch size if asked.
+
+    Floats are standard normal, with no denormal number among them; integers are drawn from the
+    example's own range, so that token ids stay known ones; bools are kept, and so are floats that
+    are a mask (both 0 and 1 and nothing else, or ±∞ or the lowest number among them). The batch
+    size is the leading dimension of the first tensor that has one; every tensor with the same
+    leading size changes with it, and what is kept is repeated or cut.
+
+    Args:
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        batch: the leading dimension wanted; ``None`` keeps the example's.
+        seed: the same numbers on every machine and device.
+
+    Returns:
+        Positional and keyword arguments.
+
+    Raises:
+        InputError: for a batch size below 1, or where no tensor has a leading dimension.
+
+    >>> (image,), named = random_inputs(torch.zeros(1, 3, 8, 8), batch=4)
+    >>> image.shape, named
+    (torch.Size([4, 3, 8, 8]), {})
+    >>> random_inputs({"ids": torch.tensor([[7, 7]])}, batch=2)
+    ((), {'ids': tensor([[7, 7],
+            [7, 7]])})
+    """
+    given = _arguments(example)
+    leading = [len(t) for t in _pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()]
+    if batch is not None and batch < 1:
+        raise InputError(f"the batch size is {batch}; it must be at least 1")
+    if batch is not None and not leading:
+        raise InputError(
+            f"a batch of {batch} cannot be made: no tensor of the example has a leading dimension"
+        )
+    generator = torch.Generator().manual_seed(seed)
+
+    def fresh(value: Tensor) -> Tensor:
+        if batch is not None and value.dim() and len(value) == leading[0]:
+            return _fresh(value, (batch, *value.shape[1:]), generator)
+        return _fresh(value, tuple(value.shape), generator)
+
+    made: tuple[tuple[Any, ...], dict[str, Any]] = _pytree.tree_map_only(Tensor, fresh, given)
+    return made
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _fresh(value: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """New values in the memory format of the old ones."""
+    if value.is_meta or value.numel() == 0:
+        return value.new_empty(shape)
+    if value.dtype is torch.bool or _is_mask(value):
+        made = value if value.shape == shape else _repeated(value, shape[0])
+    elif value.is_floating_point() or value.is_complex():
+        made = _normal(value.dtype, shape, generator)
+    else:
+        low, high = int(value.min()), int(value.max())
+        above = max(low + 1, min(high + 1, 2**63 - 1))  # randint leaves its end out
+        made = torch.randint(low, above, shape, generator=generator).to(value.dtype)
+    made = made.to(value.device)
+    last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    if last and not value.is_contiguous():
+        return made.contiguous(memory_format=torch.channels_last)
+    return made
+
+
+def _repeated(value: Tensor, count: int) -> Tensor:
+    return value[torch.arange(count, device=value.device) % len(value)]
+
+
+def _normal(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Drawn in float32 on the CPU; what the type has no normal number for becomes zero."""
+    if dtype.is_complex:
+        return torch.view_as_complex(_normal(torch.float32, (*shape, 2), generator)).to(dtype)
+    made = torch.randn(shape, generator=generator)
+    return made.masked_fill_(made.abs() < torch.finfo(dtype).tiny, 0).to(dtype)
+
+
+def _is_mask(value: Tensor) -> bool:
+    if not value.is_floating_point():
+        return False
+    wide = value.detach().float()
+    if bool(wide.abs().max() >= torch.finfo(value.dtype).max / 2):
+        return True
+    two = bool(((wide == 0) | (wide == 1)).all())
+    return two and bool(wide.min() < wide.max())

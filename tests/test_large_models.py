@@ -1,0 +1,228 @@
+"""Models too large for a copy in float64: compared matrix by matrix, with the same answers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.compaction import rewrite as rewriting
+from prunus.compaction import values
+from prunus.compaction.compact import perform
+from prunus.compaction.cut import Cut, cut_units, masks_of
+from prunus.compaction.routes import Plan, find_plan
+from prunus.compaction.values import WHOLE, Lazy, random_like, small_state, values_for_test
+from prunus.compaction.verify import compare, first_difference, outputs
+from prunus.errors import RunError
+from prunus.graph.analysis import analyse
+from prunus.graph.units import coupled_units
+
+
+class Network(nn.Module):
+    """Convolutions with batch norm; a number in the code, if asked for, makes it become a graph."""
+
+    def __init__(self, *, hard_coded: bool = False) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.depth, self.second = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 3)
+        self.out = nn.Linear(6 * 4 * 4, 3)
+        self.hard_coded = hard_coded
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(F.relu(self.depth(F.relu(self.norm(self.first(x))))))
+        return self.out(x.reshape(len(x), 96) if self.hard_coded else x.flatten(1))
+
+
+class Reader(nn.Module):
+    """An embedding, tied to the output, and an LSTM between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(13, 6)
+        self.lstm = nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+        self.back, self.out = nn.Linear(10, 6), nn.Linear(6, 13, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.back(self.lstm(self.words(ids))[0]))
+
+
+IMAGES, IDS = torch.ones(2, 2, 8, 8), torch.tensor([[5, 7, 9], [11, 3, 2]])
+
+
+def bert() -> tuple[nn.Module, Any]:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.BertConfig(
+        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4,
+    )  # fmt: skip
+    return transformers.BertModel(config), {"input_ids": IDS}
+
+
+def llama() -> tuple[nn.Module, Any]:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=31, use_cache=False,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config), {"input_ids": IDS}
+
+
+def encoder() -> tuple[nn.Module, Any]:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    inner = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return nn.Sequential(inner, nn.Linear(16, 3)), torch.ones(2, 5, 16)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "convolutions": lambda: (Network(), IMAGES),
+    "convolutions, channels last": lambda: (
+        Network().to(memory_format=torch.channels_last),
+        IMAGES,
+    ),
+    "convolutions that become a graph": lambda: (Network(hard_coded=True), IMAGES),
+    "lstm and a tied embedding": lambda: (Reader(), IDS),
+    "encoder whose attention becomes graphs": encoder,
+    "bert": bert,
+    "llama, grouped queries": llama,
+}
+
+
+def halved(name: str) -> tuple[nn.Module, Any, Cut]:
+    """A model and a cut of half of its units."""
+    torch.manual_seed(0)
+    model, example = MODELS[name]()
+    model.eval()
+    analysis = analyse(model, example)
+    kinds = coupled_units(analysis, [analysis.names[n] for n, _ in model.named_parameters()])
+    gone = [kind.classes[: len(kind) // 2] for kind in kinds]
+    return model, example, cut_units(analysis, np.concatenate(gone))
+
+
+def facts(plan: Plan) -> tuple[object, ...]:
+    found = plan.comparison
+    attributes = [(a.module, a.name, a.before, a.after) for a in plan.surgery.attributes]
+    return plan.route, found.error, found.effect, found.problem, plan.notes, attributes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_matrix_by_matrix_gives_the_very_comparison_of_the_whole(name: str) -> None:
+    model, example, cut = halved(name)
+    plan = find_plan(model, cut, example, whole=0)
+    assert facts(plan) == facts(find_plan(model, cut, example))
+    assert plan.comparison.equal
+    assert plan.comparison.effect > 1e-3
+    before = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in perform(model, plan).parameters()) < before
+
+
+@pytest.mark.parametrize("name", ["convolutions", "lstm and a tied embedding", "bert"])
+def test_values_made_late_and_in_any_order_are_those_made_at_once(name: str) -> None:
+    model, _, cut = halved(name)
+    masks = masks_of(cut, dict(model.named_parameters()))
+    with torch.no_grad():  # a constant matrix gets random numbers of its own
+        next(p for p in model.parameters() if p.dim() > 1).fill_(0.5)
+    late, once = (values_for_test(model, masks, whole=w) for w in (0, WHOLE))
+    kept, names = cut.kept(), cut.analysis.names
+    for lazy, held in (
+        *zip(late, once, strict=True),
+        (small_state(late[1], kept, names), small_state(once[1], kept, names)),
+    ):
+        assert any(isinstance(t, Lazy) for t in lazy.values())
+        for key in reversed(list(held)):
+            tensor = lazy[key]
+            assert (tensor.shape, tensor.stride()) == (held[key].shape, held[key].stride())
+            made = tensor.made() if isinstance(tensor, Lazy) else tensor
+            assert torch.equal(made, held[key]), key
+
+
+def test_few_matrices_are_held_in_float64_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [layer for _ in range(20) for layer in (nn.Linear(16, 16), nn.ReLU())]
+    model, example = nn.Sequential(*layers), torch.ones(2, 16)
+    analysis = analyse(model, example)
+    kinds = coupled_units(analysis, list(analysis.names))
+    cut = cut_units(analysis, np.concatenate([k.classes[:8] for k in kinds]))
+    seen: list[weakref.ref[Tensor]] = []
+    most = []
+    right = values._Values.made
+
+    def made(self: Any, kept: Any = None) -> Tensor:
+        tensor = right(self, kept)
+        if tensor.dim() > 1:
+            seen.append(weakref.ref(tensor))
+            most.append(sum(ref() is not None for ref in seen))
+        return tensor
+
+    monkeypatch.setattr(values._Values, "made", made)
+    find_plan(model, cut, example, whole=0)
+    assert max(most) <= 2
+    assert len(most) == 20 * 4  # dense, masked, the graph, the modules
+
+
+def _reversed_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = rewriting.take
+
+    def wrong(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
+        return right(tensor, tuple(None if k is None else k.flip(0) for k in kept[:1]) + kept[1:])
+
+    for module in ("rewrite", "values", "verify"):
+        monkeypatch.setattr(f"prunus.compaction.{module}.take", wrong)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "bert", "llama, grouped queries"])
+def test_a_fault_is_found_and_named_as_in_a_small_model(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, example, cut = halved(name)
+    _reversed_indices(monkeypatch)
+    texts = []
+    for whole in (0, WHOLE):
+        with pytest.raises(RunError, match=r"first operator that differs is \S+") as caught:
+            find_plan(model, cut, example, whole=whole)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
+def test_a_wrong_slice_of_one_matrix_is_named() -> None:
+    model, example, cut = halved("lstm and a tied embedding")
+    masks = masks_of(cut, dict(model.named_parameters()))
+    _, masked = values_for_test(model, masks, whole=0)
+    small = dict(small_state(masked, cut.kept(), cut.analysis.names))
+    wrong = small["back.weight"]
+    assert isinstance(wrong, Lazy)
+    small["back.weight"] = wrong.made().flip(1)
+    inputs = random_like(example)
+    rewritten = rewriting.rewrite(cut)
+    expected = outputs(model, masked, inputs)
+    assert not compare(expected, rewritten.module, small, inputs).equal
+    assert first_difference(cut, rewritten, (masked, small), inputs) == "back.weight"
+
+
+class Peeks(nn.Module):
+    """Asks a parameter for what only one in memory has, or writes to it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.out, self.how = nn.Linear(5, 6), nn.Linear(6, 2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "address" and not torch.compiler.is_exporting():
+            assert self.out.weight.data_ptr()
+        if self.how == "write" and not torch.compiler.is_exporting():
+            self.out.weight.clamp_(min=-1)
+        return self.out(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("how", ["address", "write"])
+def test_code_that_needs_parameters_in_memory_gets_them(how: str) -> None:
+    model, example = Peeks(how).eval(), torch.ones(2, 5)
+    analysis = analyse(model, example)
+    (kind,) = coupled_units(analysis, list(analysis.names))
+    cut = cut_units(analysis, kind.classes[:2])
+    assert facts(find_plan(model, cut, example, whole=0)) == facts(find_plan(model, cut, example))

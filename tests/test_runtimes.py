@@ -1,0 +1,567 @@
+"""Laws that every runtime obeys on the networks people prune; and what single runtimes promise."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus import distributions, folder
+from prunus.deployment.build import IN_PARTS, Builder, Built, size
+from prunus.deployment.deploy import deploy
+from prunus.deployment.inputs import inputs_of
+from prunus.deployment.keeping import keep
+from prunus.deployment.served import Served, open_artefact
+from prunus.errors import InputError
+from prunus.graph.trace import arguments
+from prunus.runtimes import Order, _quantise, error, find, missing, tensors_of
+from prunus.runtimes._arguments import calibration_of
+from prunus.runtimes._census import Census
+from prunus.runtimes._onnx import silent
+from prunus.runtimes.eager import computing
+from prunus.timing import random_inputs
+
+EVERY = folder.names("runtimes")
+BATCHES = (1, 2, 5)
+
+
+def lawful(name: str) -> bool:
+    """Runs on a processor and opens without the user's code; builds within a test's time."""
+    slow = folder.constant("runtimes", name, "SLOW")
+    return name != "eager" and not slow and "cpu" in folder.constant("runtimes", name, "DEVICES")
+
+
+RUNTIMES = [name for name in EVERY if lawful(name)]
+
+
+def needs(*names: str) -> None:
+    """Skip a test whose runtimes are not installed, saying how to install them."""
+    for name in names:
+        if missing(name):
+            pytest.skip(f"{name}: {distributions.pip_line(missing(name))}")
+
+
+# --- networks
+
+
+class Images(nn.Module):
+    """Convolutions with batch norms, one of them grouped, around a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 12, 3, stride=2)
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = x + torch.relu(self.norm2(self.grouped(x)))
+        return self.out(torch.relu(self.last(x)).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """A bidirectional recurrent layer."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn = kind(6, 8, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0].mean(1))
+
+
+class Encoder(nn.Module):
+    """One layer of torch's own encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x))
+
+
+def decoder() -> nn.Module:
+    with silent():  # of what transformers imports
+        transformers = pytest.importorskip("transformers", reason="pip install transformers")
+        config = transformers.LlamaConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=40, use_cache=False, bos_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        made: nn.Module = transformers.LlamaForCausalLM(config)
+    return made
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.arange(torch.Size(shape).numel()).view(shape) % 40
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], str]] = {
+    "cnn": (Images, lambda: torch.randn(2, 3, 8, 8), "channel"),
+    "lstm": (lambda: Recurrent(nn.LSTM), lambda: torch.randn(2, 5, 6), "channel"),
+    "gru": (lambda: Recurrent(nn.GRU), lambda: torch.randn(2, 5, 6), "channel"),
+    "encoder": (Encoder, lambda: torch.randn(2, 6, 16), "head"),
+    "decoder": (
+        decoder,
+        lambda: {"input_ids": ids(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)},
+        "channel",
+    ),
+}
+REFUSED = {  # what int8 cannot gain on, and says so
+    ("lstm", "openvino_int8"): "LSTMs would stay as they are",
+    ("gru", "openvino_int8"): "GRUs would stay as they are",
+    ("gru", "onnxruntime_int8"): "GRUs would stay as they are",
+    ("cnn", "torchao_int8"): "it quantises linear layers",
+    ("lstm", "torchao_int8"): "it quantises linear layers",
+    ("gru", "torchao_int8"): "it quantises linear layers",
+}  # fmt: skip
+
+
+LEFT_OUT = {  # it exports a model of its own, and one is enough
+    ("encoder", "masked", "torchao_int8"),
+    ("decoder", "masked", "torchao_int8"),
+    ("decoder", "compact", "torchao_int8"),
+}
+
+
+def pruned(network: str, *, small: bool) -> tuple[nn.Module, Any]:
+    """With half of its units masked, or gone; batch norms as training leaves them."""
+    make, example, structure = NETWORKS[network]
+    torch.manual_seed(1)
+    model, given = make().eval(), example()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features)
+            module.running_var = torch.rand(module.num_features) + 0.5
+    recipe: dict[str, Any] = {"structure": structure, "target": 0.4}
+    recipe |= {"compact": "end"} if small else {}
+    return prunus.prune(model, recipe, example=given).model.eval(), given
+
+
+def calibration(example: Any) -> list[Any]:
+    given = [random_inputs(example, batch=4, seed=s) for s in range(3)]
+    return [kwargs or args for args, kwargs in given]
+
+
+def builder(example: Any, inputs: list[Any], place: Path) -> Builder:
+    return Builder(example, inputs, 1, (1, 4), place / "scratch", lambda text: None)
+
+
+def reopened(found: Built, place: Path, kind: str) -> Served:
+    """Kept in a folder of its own, what it was built from gone, and opened from there."""
+    assert found.row.refused is None, found.row
+    assert found.served is not None
+    name = found.row.runtime
+    keep(place / "scratch" / kind / name, place / "kept" / name, found.served.card)
+    shutil.rmtree(place / "scratch" / kind / name)
+    return open_artefact(place / "kept" / name)
+
+
+# --- the law
+
+
+@pytest.mark.parametrize("kind", ["masked", "compact"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_artefact_opened_from_disk_gives_eagers_answers_at_any_batch_size(
+    network: str, kind: str, tmp_path: Path
+) -> None:
+    model, example = pruned(network, small=kind == "compact")
+    built = builder(example, calibration(example), tmp_path)
+    right = computing(model, arguments(example))
+    done = []
+    for name in RUNTIMES:
+        if missing(name) or (network, kind, name) in LEFT_OUT:
+            continue
+        found = built.build(name, kind, model)
+        if (network, name) in REFUSED:
+            assert REFUSED[network, name] in str(found.row.refused)
+            continue
+        served, runtime = reopened(found, tmp_path, kind), find(name)
+        assert served.session.dynamic, found.row.notes
+        for batch in BATCHES:
+            inputs = tensors_of(random_inputs(example, batch=batch, seed=batch))
+            far = error(served.compute(inputs), right(inputs),
+                        how="max" if runtime.EXACT else "norm")  # fmt: skip
+            assert far <= runtime.TOLERANCE, (name, batch)
+            assert runtime.EXACT or far > 0, f"{name} does not quantise"
+        done.append(name)
+    if not done:
+        pytest.skip(f"none of {', '.join(RUNTIMES)} is installed")
+
+
+# --- int8
+
+
+def int8_of_onnx(path: Path) -> list[Tensor]:
+    import onnx
+
+    found = [onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer]
+    return [torch.from_numpy(a.copy()) for a in found if a.dtype == "int8" and a.ndim > 1]
+
+
+def int8_of_openvino(path: Path) -> list[Tensor]:
+    import openvino
+
+    constants = [op for op in openvino.Core().read_model(path).get_ops()
+                 if op.get_type_name() == "Constant"]  # fmt: skip
+    arrays = [op.data for op in constants if op.get_element_type() == openvino.Type.i8]
+    return [torch.from_numpy(a.copy()) for a in arrays if a.ndim > 1 and a.size > a.shape[0]]
+
+
+WEIGHTS: dict[str, Callable[[Path], list[Tensor]]] = {
+    "onnxruntime_int8": lambda place: int8_of_onnx(place / "model.onnx"),
+    "openvino_int8": lambda place: int8_of_openvino(place / "model.xml"),
+}
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A model with zeros, and its artefacts by runtime."""
+
+    model: nn.Module
+    folder: Path
+    built: dict[str, Built]
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Sparse:
+    """Nine of ten weights of each layer are zero, one by one; of a channel all are."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(8 * 36, 300))  # fmt: skip
+    model = prunus.prune(model.eval(), {"target": 0.9, "allocation": "uniform"}).model
+    with torch.no_grad():
+        model[0].weight[3] = 0  # type: ignore[index, union-attr, operator]
+    example = torch.randn(4, 3, 8, 8)
+    place = tmp_path_factory.mktemp("sparse")
+    made = builder(example, [example], place)
+    names = [n for n in ("onnxruntime", "openvino", *WEIGHTS) if not missing(n)]
+    built = {n: made.build(n, "sparse", model) for n in names}
+    return Sparse(model, place / "scratch/sparse", built)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_were_pruned_are_zero_in_the_int8_file(name: str, sparse: Sparse) -> None:
+    needs(name)
+    assert sparse.built[name].row.refused is None
+    found = WEIGHTS[name](sparse.folder / name)
+    wanted = [p for p in sparse.model.parameters() if p.dim() > 1]
+    assert len(found) == len(wanted)
+    for weight in wanted:
+        (rounded,) = (f for f in found if f.numel() == weight.numel())
+        if rounded.shape != weight.shape:
+            rounded = rounded.T
+        alive = int(weight.count_nonzero())
+        assert alive < 0.11 * weight.numel()
+        assert not bool(rounded[weight == 0].any())
+        assert int(rounded.count_nonzero()) > 0.8 * alive
+        assert int(rounded.abs().max()) <= 64  # seven bits
+
+
+def test_an_int8_file_is_a_quarter_of_the_float_one(sparse: Sparse) -> None:
+    needs(*WEIGHTS)
+    dense = sum(4 * p.numel() for p in sparse.model.parameters())
+    sizes = {name: found.row.bytes or 0 for name, found in sparse.built.items()}
+    for name in ("onnxruntime", "openvino"):
+        assert dense < sizes[name] < 1.1 * dense
+        assert 0.25 * dense < sizes[f"{name}_int8"] < 0.4 * dense
+        assert sizes[name] == sum(p.stat().st_size for p in (sparse.folder / name).iterdir())
+    assert {p.name for p in (sparse.folder / "openvino").iterdir()} == {"model.xml", "model.bin"}
+
+
+def test_int8_without_calibration_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
+    needs("onnxruntime_int8", "openvino_int8")
+    convolutions = Order(Images(), torch.randn(2, 3, 8, 8), tmp_path)
+    products = Order(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), tmp_path)
+    for name in ("onnxruntime_int8", "openvino_int8"):
+        assert "give calibration" in str(find(name).refuses(convolutions))
+    assert "give calibration" in str(find("openvino_int8").refuses(products))
+    assert find("onnxruntime_int8").refuses(products) is None
+
+
+def test_a_graph_of_convolutions_is_asked_for_calibration_when_it_is_built(tmp_path: Path) -> None:
+    needs("onnxruntime_int8")
+    order = Order(nn.ReLU(), torch.randn(2, 3), tmp_path)
+    assert find("onnxruntime_int8").refuses(order) is None
+    census = Census(Counter(Conv=1), Counter(Conv=9))
+    given = _quantise.Ready(tmp_path / "ready.onnx", ("x",), True, census)
+    with pytest.raises(InputError, match="give calibration, inputs like the example"):
+        _quantise.static(order, given, tmp_path / "model.onnx")
+
+
+def test_the_size_of_an_artefact_counts_the_files_of_its_name(tmp_path: Path) -> None:
+    for name, count in (("model.xml", 3), ("model.bin", 5), ("other.bin", 7)):
+        (tmp_path / name).write_bytes(bytes(count))
+    assert size(tmp_path / "model.xml") == 8
+    assert size(tmp_path) == 15
+    assert size(None) is None
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime_int8", "openvino", "openvino_int8"])
+def test_half_precision_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    needs(name)
+    for kind in (torch.float16, torch.bfloat16):
+        model = nn.Sequential(nn.Linear(4, 4)).to(kind)
+        order = Order(model, torch.randn(2, 4).to(kind), tmp_path, calibration=[torch.ones(1, 4)])
+        refusal = str(find(name).refuses(order))
+        assert f"the weights are {kind}: call model.float() first" in refusal
+    odd = Order(nn.Linear(4, 4), torch.randn(2, 4).bfloat16(), tmp_path)
+    assert "input 0 is: give float32" in str(find(name).refuses(odd))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_answers_are_found_and_the_artefact_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prunus.runtimes import torch_export
+
+    right = torch_export.computing
+
+    def faulty(module: Any) -> Any:
+        compute = right(module)
+        return lambda given: [t + 1e-3 * (len(t) == 3) for t in compute(given)]
+
+    monkeypatch.setattr(torch_export, "computing", faulty)
+    model, example = nn.Linear(4, 2), torch.randn(2, 4)
+    with pytest.raises(InputError, match="torch_export: answers differ from eager's by"):
+        deploy(model, example=example, runtime="torch_export", seconds=0.01)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_runtime_that_is_missing_comes_with_the_line_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(distributions, "_installed", lambda distribution: False)
+    wanted = " ".join(folder.constant("runtimes", name, "NEEDS"))
+    with pytest.raises(
+        InputError, match=f"^runtime {name} is not installed: pip install {wanted}$"
+    ):
+        find(name)
+
+
+def test_no_runtime_is_imported_before_it_is_used() -> None:
+    names = [name for name in EVERY if not missing(name)]
+    code = (
+        "import sys, prunus, importlib\n"
+        "from prunus import deploy\n"
+        f"for name in {names!r}: importlib.import_module('prunus.runtimes.' + name)\n"
+        "found = {'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'nncf', 'torchao'}\n"
+        "sys.exit(', '.join(sorted(found & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    needs("onnxruntime")
+
+    class Bessel(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    for _ in range(2):  # also where the failure is only remembered
+        order = Order(Bessel(), torch.ones(2, 2), tmp_path)
+        with pytest.raises(InputError, match=r"ONNX cannot express it: it has no prims\.bessel_j0"):
+            find("onnxruntime").build(order)
+
+
+# --- calls
+
+
+class Odd(nn.Module):
+    """Takes and gives what exporters stumble over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(
+        self, first: Tensor, unused: Tensor, scale: Tensor, *, flag: bool = False,
+        ids: Tensor | None = None, extra: Any = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        y = self.inner(first) * scale + (1 if flag else 0)
+        return {"y": y, "same": y, "input": first, "ids": ids + 1, "z": extra[0] + y,
+                "constant": torch.ones(3) * scale}  # fmt: skip
+
+
+def odd_call(batch: int) -> dict[str, Any]:
+    return {
+        "first": torch.randn(batch, 4), "unused": torch.randn(batch, 3),
+        "scale": torch.tensor(2.0), "flag": True, "ids": ids(batch), "extra": [
+            torch.randn(batch, 4), None,
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
+    """One model, opened from disk in every exact runtime that is installed."""
+    torch.manual_seed(3)
+    place = tmp_path_factory.mktemp("odd")
+    built = builder(odd_call(2), [], place)
+    names = [n for n in RUNTIMES if not missing(n) and find(n).EXACT]
+    model = Odd().eval()
+    served = {n: reopened(built.build(n, "odd", model), place, "odd") for n in names}
+    return {"eager": built.build("eager", "odd", model).served, **served}  # type: ignore[dict-item]
+
+
+def test_scalars_flags_lists_and_unused_inputs_reach_their_places(odd: dict[str, Served]) -> None:
+    for batch in BATCHES:
+        call = odd_call(batch)
+        right = list(odd["eager"](**call).values())
+        for name, served in odd.items():
+            assert error(tensors_of(served(**call)), right, how="max") < 1e-5, name
+
+
+def test_keywords_count_by_name_and_not_by_their_order(odd: dict[str, Served]) -> None:
+    call = odd_call(2)
+    right = list(odd["eager"](**call).values())
+    for served in odd.values():
+        turned = dict(reversed(call.items()))
+        assert error(tensors_of(served(**turned)), right, how="max") < 1e-5
+        args = [turned.pop(name) for name in ("first", "unused", "scale")]
+        assert error(tensors_of(served(*args, **turned)), right, how="max") < 1e-5
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"first": torch.ones(2, 4).double()}, r"input 0 is torch.float64 \(2, 4\); built for float32"),
+    ({"first": torch.ones(2, 5)}, r"input 0 is torch.float32 \(2, 5\); built for .* \(any, 4\)"),
+    ({"scale": torch.ones(2)}, r"input 2 is torch.float32 \(2,\); built for float32 \(\)"),
+    ({"first": torch.ones(0, 4)}, r"input 0 is torch.float32 \(0, 4\)"),
+    ({"extra": [torch.randn(3, 4), None]}, r"input 4 is .* \(3, 4\); .* one batch size for all"),
+    ({"ids": None}, "'ids' is missing; it takes first, unused, scale, ids, extra"),
+    ({"labels": torch.ones(2)}, "labels=<Tensor> is not possible, .* built without it"),
+    ({"flag": False}, "flag=False is not possible, the artefact was built with True"),
+])  # fmt: skip
+def test_inputs_that_an_artefact_was_not_built_for_are_refused(
+    odd: dict[str, Served], change: dict[str, Any], words: str
+) -> None:
+    for name in set(odd) - {"eager"}:
+        with pytest.raises(InputError, match=f"{name}: {words}"):
+            odd[name](**{**odd_call(2), **change})
+
+
+def test_what_an_engine_says_of_inputs_is_an_error_of_ours(odd: dict[str, Served]) -> None:
+    served = copy.copy(odd["eager"])
+    with pytest.raises(InputError, match=r"eager fails on inputs of shapes \[\(2, 9\).*mat1"):
+        served(**odd_call(2) | {"first": torch.randn(2, 9)})
+
+
+class Branching(nn.Module):
+    """Export fixes its batch size, which its own code reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = [row + 1 for row in self.inner(x)] if len(x) < 100 else []
+        return torch.stack(rows), x.new_tensor(7.0)
+
+
+def test_an_artefact_of_one_batch_size_answers_others_in_parts(tmp_path: Path) -> None:
+    model, example = Branching().eval(), torch.randn(2, 4)
+    built = builder(example, [torch.randn(32, 4)], tmp_path)
+    for name in [n for n in RUNTIMES if not missing(n)]:
+        found = built.build(name, "parts", model)
+        served = reopened(found, tmp_path, "parts")
+        assert not served.card.dynamic
+        assert "for a batch of 2 alone: the model fixes it" in found.row.notes
+        for batch in BATCHES:
+            x = torch.randn(batch, 4)
+            far = error(tensors_of(served(x)), tensors_of(model(x)), how="norm")
+            assert far <= max(find(name).TOLERANCE, 1e-5), (name, batch)
+
+
+def test_answers_that_cannot_be_put_together_from_parts_are_found(tmp_path: Path) -> None:
+    time_first = nn.LSTM(4, 4).eval()
+    row = builder(torch.randn(5, 2, 4), [], tmp_path).build("torch_export", "time", time_first).row
+    assert row.refused == IN_PARTS
+
+
+def test_an_example_of_one_input_leaves_the_batch_size_free(tmp_path: Path) -> None:
+    model, example = nn.Sequential(nn.Linear(4, 2)), torch.randn(1, 4)
+    found = builder(example, [], tmp_path).build("torch_export", "one", model)
+    assert found.served is not None
+    assert found.served.session.dynamic
+    assert found.served(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_what_is_exported_is_shared_by_runtimes_and_not_by_models(tmp_path: Path) -> None:
+    from prunus.runtimes._exported import exported
+
+    first = Order(nn.Linear(4, 2), torch.randn(2, 4), tmp_path)
+    second = Order(nn.Linear(4, 2), torch.randn(2, 4), tmp_path, made=first.made)
+    assert exported(first) is exported(copy.copy(first))
+    assert exported(first) is not exported(second)
+
+
+# --- calibration
+
+
+def test_calibration_is_what_the_loss_calls_the_model_with(tmp_path: Path) -> None:
+    class Tagger(nn.Module):
+        def forward(self, ids: Tensor, mask: Any = None, labels: Any = None) -> Tensor:
+            return (ids * mask).float()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch["ids"], mask=batch["mask"], labels=batch["y"]).mean()
+
+    model = Tagger().train()
+    batches = [{"ids": ids(b, 3), "mask": torch.ones(b, 3), "y": ids(b)} for b in (2, 4, 8)]
+    found = inputs_of(model, loss, iter(batches), limit=2)
+    assert model.training
+    assert [list(f) for f in found] == [["ids", "mask", "labels"]] * 2
+    assert [len(f["ids"]) for f in found] == [2, 4]
+    example = {"mask": torch.ones(1, 3), "ids": ids(1, 3)}  # without labels, in another order
+    given = calibration_of(Order(model, example, tmp_path, calibration=found))
+    assert torch.equal(given[1][0], batches[1]["mask"])
+    assert torch.equal(given[1][1], batches[1]["ids"])
+
+
+def test_calibration_of_other_sizes_is_left_out_or_refused(tmp_path: Path) -> None:
+    model, example = nn.Linear(3, 1), torch.ones(1, 3)
+
+    def given(*inputs: Any) -> list[list[Tensor]]:
+        return calibration_of(Order(model, example, tmp_path, calibration=inputs))
+
+    assert [len(ts[0]) for ts in given(torch.ones(2, 3), torch.ones(2, 9))] == [2]
+    with pytest.raises(InputError, match=r"its inputs are \(2, 9\), the example's \(1, 3\)"):
+        given(torch.ones(2, 9))
+    with pytest.raises(InputError, match="number 0 lacks 'input' of the example"):
+        given({"images": torch.ones(2, 3)})
+
+
+def test_a_loss_that_never_calls_the_model_gives_no_calibration() -> None:
+    with pytest.raises(InputError, match="does not call the model"):
+        inputs_of(nn.Linear(1, 1), lambda model, batch: batch, [torch.ones(1)])
+
+
+def test_a_mix_of_unnamed_and_named_arguments_is_refused() -> None:
+    class Star(nn.Module):
+        def forward(self, *given: Tensor, scale: float = 1.0) -> Tensor:
+            return given[0] * scale
+
+    assert inputs_of(Star(), lambda m, b: m(*b), [(torch.ones(1), torch.ones(2))])
+    with pytest.raises(InputError, match=r"\*args and keywords \(scale\) at once"):
+        inputs_of(Star(), lambda m, b: m(b, scale=2.0), [torch.ones(1)])

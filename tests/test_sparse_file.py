@@ -219,9 +219,10 @@ def test_a_packed_model_opens_exactly_with_ties_and_buffers(
     assert_same(opened, model)
 
 
-def test_weights_are_written_where_the_model_has_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", [None, "int8"])
+def test_weights_are_written_where_the_model_has_them(values: Any, tmp_path: Path) -> None:
     model = masked()
-    path = prunus.save(model, tmp_path / "m.safetensors", sparse=True, values="int8")
+    path = prunus.save(model, tmp_path / "m.safetensors", sparse=True, values=values)
     fresh = Net()
     before = {n: t.data_ptr() for n, t in fresh.state_dict().items()}
     loss = fresh.one(torch.ones(1, 96, requires_grad=True)).sum()

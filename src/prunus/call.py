@@ -257,7 +257,7 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
     at = all_rounds(job, at)
     masks = final_masks(job, at)
     compaction = compacted(job)
-    deployment = serve(job)
+    deployment = serve(job, compaction)
     if compaction is not None:
         masks = dict(job.pruner.masks)
     good = last_accepted(at.rounds)

@@ -187,6 +187,7 @@ def summary(console: Console, result: Result, metric_name: str, report: str | No
         ("sparsity", _sparsity(result)),
         (f"test {metric_name}", number(result.test)),
         *(_stored(result) if result.compaction is None else _compact(result)),
+        *_deployed(result, metric_name),
     ]
     for name, text in rows:
         console.print(f"{name:<14}{text}", markup=False, soft_wrap=True)
@@ -207,6 +208,21 @@ def _stored(result: Result) -> list[tuple[str, str]]:
     zeros = "(zeros are stored and multiplied all the same)"
     text = f"{before['params']:,.0f} parameters, {after['nonzero_params']:,.0f} of them not zero"
     return [("stored", f"{text} {zeros}")]
+
+
+def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
+    """Where the artefact runs, how fast, and what it answers there."""
+    made = result.deployment
+    if made is None:
+        return []
+    row = made.row()
+    text = f"{made.runtime}, {metric_name} {number(row.metric)} there"
+    for batch, timing in row.latency.items():
+        gain = made.gains.get(batch)
+        faster = "" if gain is None else f" ({gain:.2f} times as fast as dense)"
+        text += f"; batch {batch}: {timing.median_ms:.3g} ms{faster}"
+    place = [("artefact", str(made.path))] if made.path is not None else []
+    return [("runs in", text), *place, *(("note", note) for note in made.advice)]
 
 
 def _compact(result: Result) -> list[tuple[str, str]]:

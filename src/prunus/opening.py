@@ -9,14 +9,17 @@ from torch import nn
 from prunus.compaction.artefact import load as load_model
 from prunus.deployment.served import MANIFEST, open_artefact, read_card
 from prunus.errors import InputError
+from prunus.runtimes import find
 
 
-def load(path: str | Path, model: nn.Module | None = None, *, threads: int = 1) -> nn.Module:
+def load(
+    path: str | Path, model: nn.Module | None = None, *, threads: int = 1, trusted: bool = False
+) -> nn.Module:
     """Open a model that prunus wrote, or an artefact that :func:`prunus.deploy` kept.
 
-    A ``.safetensors`` file may come from anyone: nothing in it is executed. An artefact is opened
-    by its runtime: a ``.pt2`` can hold code that runs when it is opened (``torch_compile`` is
-    nothing but code), so open those of your own alone; ``docs/deploy.md`` lists them.
+    Files of tensors, of ONNX Runtime and of OpenVINO may come from anyone: nothing in them is
+    executed. A ``.pt2`` can hold code that runs when it is opened (that of ``torch_compile`` is
+    nothing but code), so it is opened only when you say that you trust it.
 
     Args:
         path: of a file that :func:`prunus.save` or a run wrote, or of the run's folder; of an
@@ -24,13 +27,14 @@ def load(path: str | Path, model: nn.Module | None = None, *, threads: int = 1) 
         model: the dense model's class, freshly made; it becomes the opened one, in place. Needed
             for a file of tensors unless the whole model became a graph; not for artefacts.
         threads: of the processor, for an artefact.
+        trusted: whether the file comes from somebody whose code you would run.
 
     Returns:
         The model in eval mode; of an artefact, a module that is called like the model.
 
     Raises:
-        InputError: if the file is none of ours, is damaged, does not fit the model, or its runtime
-            is not installed.
+        InputError: if the file is none of ours, is damaged, does not fit the model, needs trust, or
+            its runtime is not installed.
 
     >>> import tempfile
     >>> from prunus import deploy
@@ -38,7 +42,7 @@ def load(path: str | Path, model: nn.Module | None = None, *, threads: int = 1) 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     done = deploy(made, example=made.weight[:1], runtime="torch_export", seconds=0.01,
     ...                   folder=folder)
-    ...     opened = load(done.path)
+    ...     opened = load(done.path, trusted=True)
     >>> bool(((opened(made.weight) - made(made.weight)).abs() < 1e-6).all())
     True
     """
@@ -52,5 +56,10 @@ def load(path: str | Path, model: nn.Module | None = None, *, threads: int = 1) 
     if model is not None:
         raise InputError(
             f"'{path}' runs in {card.runtime} and needs no model's code: leave model out"
+        )
+    if not trusted and not find(card.runtime).SAFE:
+        raise InputError(
+            f"'{path}' is opened by {card.runtime}, and such a file can hold code that runs then: "
+            "if you or somebody you trust made it, prunus.load(…, trusted=True)"
         )
     return open_artefact(folder, threads=threads)

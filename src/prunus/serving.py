@@ -6,13 +6,16 @@ from typing import Any
 
 from torch import nn
 
+from prunus.compaction.artefact import save
 from prunus.compaction.compact import compact
 from prunus.deployment.deploy import candidates, deploy
+from prunus.deployment.inputs import inputs_of
 from prunus.deployment.table import Deployment
-from prunus.errors import InputError
+from prunus.errors import InputError, PrunusError
 from prunus.position import Job
 from prunus.recipe import Deploy, Recipe
 from prunus.runtimes import find
+from prunus.types import Compaction
 
 BATCHES = 8
 """Of calibration, for runtimes that quantise."""
@@ -35,7 +38,7 @@ def round_latency(job: Job) -> dict[str, float]:
         return {}
     how = recipe.deploy or Deploy()
     names, _ = candidates(how.runtime, quantised=False)
-    names = [n for n in names if not getattr(find(n), "SLOW", False)] or names
+    names = [n for n in names if not find(n).SLOW] or names
     made = deploy(
         _as_it_would_end(job), example=job.example, runtime=names, batch_sizes=(how.batch,),
         threads=how.threads, seconds=SECONDS,
@@ -52,21 +55,35 @@ def _as_it_would_end(job: Job) -> nn.Module:
     return compact(pruner.model, pruner.masks, job.example).model
 
 
-def serve(job: Job) -> Deployment | None:
+def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
     """Build the finished model for its runtime, calibrated and judged there.
 
-    Raises:
-        InputError: if no example is given, or int8 is asked and nothing can calibrate it.
+    An engine that fails costs no result: the run ends without an artefact, and says why.
+
+    Args:
+        job: that is done.
+        compaction: how its model became smaller, if it did.
     """
-    recipe, pruner = job.pruner.recipe, job.pruner
-    if not serves(recipe):
+    if not serves(job.pruner.recipe):
         return None
+    try:
+        made = _served(job)
+        if made.runtime == "eager" and made.path is not None and compaction is not None:
+            # With the numbers that modules keep, which the model alone does not tell.
+            save(job.model, made.path / made.model.card.file, compaction.attributes)
+        return made
+    except PrunusError as error:
+        job.journal.write("not deployed", why=str(error))
+        job.watch({"event": "note", "text": f"no artefact was made: {error}"})
+        return None
+
+
+def _served(job: Job) -> Deployment:
+    recipe, pruner = job.pruner.recipe, job.pruner
     how = recipe.deploy or Deploy()
     guard = recipe.guard
     calibration: list[Any] = []
     if recipe.quantize == "int8":
-        from prunus.deployment.inputs import inputs_of
-
         assert pruner.calibration is not None
         assert pruner.loss is not None
         calibration = inputs_of(pruner.model, pruner.loss, pruner.calibration, limit=BATCHES)
@@ -74,17 +91,35 @@ def serve(job: Job) -> Deployment | None:
         pruner.model,
         example=job.example,
         runtime=how.runtime,
+        beside=_exact(how.runtime) if recipe.quantize == "int8" else (),
         quantize=recipe.quantize,
         folder=None if job.journal.folder is None else job.journal.folder / "deployed",
         against=job.dense,
         evaluate=job.evaluate,
         better="higher" if guard is None else guard.better,
         calibration=calibration,
-        max_drop=0.01 if guard is None else guard.max_drop,
+        max_drop=_allowed(job),
         batch_sizes=tuple(dict.fromkeys((how.batch, 16))),
         threads=how.threads,
         watch=lambda text: job.watch({"event": "note", "text": f"deploy: {text}"}),
     )
+
+
+def _allowed(job: Job) -> float:
+    """How much worse the metric of an int8 artefact may be than the pruned model's."""
+    guard = job.pruner.recipe.guard
+    if guard is None or not guard.relative:
+        return 0.01 if guard is None else guard.max_drop
+    metrics = [e["metric"] for e in job.journal.events if e["event"] == "round"]
+    return float(guard.max_drop * abs(metrics[0] or 0.0))
+
+
+def _exact(runtime: str) -> list[str]:
+    """What an int8 artefact is compared with: the same engine, or all that build quickly."""
+    if runtime != "auto" and find(runtime).EXACT:
+        return [runtime]
+    names, _ = candidates("auto", quantised=False)
+    return [n for n in names if not find(n).SLOW and "cpu" in find(n).DEVICES]
 
 
 def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -> None:

@@ -55,7 +55,7 @@ def interleaved(
     """Time functions in turn, so that whatever slows the machine slows all of them.
 
     After the warm-up every function is called once a round; the order is rotated by one from
-    round to round, so that none always follows the same other. A function shorter than 0.2 ms is
+    round to round, so that none is always the first. A function shorter than 0.2 ms is
     called several times in a row for one sample, which is their mean: percentiles are then over
     samples. Once CUDA is in use, each sample starts and ends with a synchronisation. The garbage
     collector rests meanwhile.

@@ -59,4 +59,5 @@ class _Worth(dict[Group, torch.Tensor]):
         left = getattr(units, "weights", None)  # fewer than its size where other cuts cross it
         for group, scores in units.items():
             size = group.sizes if left is None else left(group)
-            self[group] = scores * torch.as_tensor(size).to(scores.device) / savings[group]
+            worth = scores * torch.as_tensor(size).to(scores.device) / savings[group]
+            self[group] = worth.where(scores > -torch.inf, -torch.inf)  # not NaN where size is 0

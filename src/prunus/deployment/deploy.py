@@ -35,6 +35,7 @@ def deploy(
     *,
     example: Any,
     runtime: str | Sequence[str] = "auto",
+    beside: Sequence[str] = (),
     quantize: Literal["auto", "none", "int8"] = "auto",
     folder: str | Path | None = None,
     against: nn.Module | None = None,
@@ -56,6 +57,8 @@ def deploy(
         model: pruned, compact or not.
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         runtime: the name of one, names of several, or ``auto``: all that are installed.
+        beside: more runtimes, built and timed for comparison; one of them is taken only if none of
+            the others keeps the answers.
         quantize: ``none``: only runtimes that keep the model's precision; ``int8``: only those
             that quantise; ``auto``: those that quantise as well where they are named, or where
             ``evaluate`` and ``calibration`` are given.
@@ -90,6 +93,8 @@ def deploy(
     names = _in_int8(names) if quantize == "int8" else names
     if quantize == "none":
         names = [n for n in names if find(n).EXACT] or _none_exact(names)
+    others, _ = candidates(beside, quantised=True) if beside else ([], {})
+    every = list(dict.fromkeys([*names, *others]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(fixed_threads(threads))
         stack.enter_context(no_denormals())
@@ -104,14 +109,14 @@ def deploy(
             _refuse_named(names, Order(models["pruned"], example, scratch, threads=threads,
                                        calibration=calibration, batch=sizes))  # fmt: skip
         if folder is not None:
-            prepare(Path(folder), names)
+            prepare(Path(folder), every)
         judge = Judge.of(models["pruned"], evaluate, better=better, max_drop=max_drop, watch=watch)
         builder = Builder(example, calibration, threads, sizes, scratch, watch)
-        built = [builder.build(n, kind, m) for n in names for kind, m in models.items()]
+        built = [builder.build(n, kind, m) for n in every for kind, m in models.items()]
         built = measured(built, judge)
         watch("timing, all in turn")
         built = timed(built, example, sizes, seconds=seconds)
-        chosen = choose(built, sizes[0])
+        chosen = choose(built, sizes[0], first=names)
         path = None if folder is None else Path(folder) / chosen.row.runtime
         served = chosen.served
         assert served is not None
@@ -160,8 +165,13 @@ def candidates(
     return [n for n in installed if quantised or find(n).EXACT], offers
 
 
-def choose(built: Sequence[Built], size: int) -> Built:
+def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> Built:
     """The fastest good artefact of the pruned model at a batch size.
+
+    Args:
+        built: all of them.
+        size: of the batch.
+        first: names of runtimes that are preferred to the others.
 
     Raises:
         InputError: if there is none, with the reason of each.
@@ -171,6 +181,7 @@ def choose(built: Sequence[Built], size: int) -> Built:
     if not good:
         reasons = "; ".join(f"{b.row.runtime}: {b.row.refused}" for b in own)
         raise InputError(f"no runtime keeps the model's answers: {reasons}")
+    good = [b for b in good if b.row.runtime in first] or good
     return min(good, key=lambda b: b.row.latency[size].median_ms)
 
 

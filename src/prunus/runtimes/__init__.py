@@ -110,6 +110,7 @@ class Runtime(Protocol):
             runtimes max |a − b| ÷ max |b|, of others ‖a − b‖ ÷ ‖b‖ on the calibration inputs.
         SKIPS_ZEROS: whether single zeros make it faster.
         SLOW: whether building takes so long that a run leaves it to its end.
+        SAFE: whether a file of anyone's may be opened; otherwise opening it can run code in it.
     """
 
     NEEDS: tuple[str, ...]
@@ -118,6 +119,7 @@ class Runtime(Protocol):
     TOLERANCE: float
     SKIPS_ZEROS: bool
     SLOW: bool
+    SAFE: bool
 
     def refuses(self, order: Order) -> str | None:
         """Why it cannot run this, in words for a user; ``None`` if it may."""

@@ -21,6 +21,7 @@ EXACT = True
 TOLERANCE = 1e-6
 SKIPS_ZEROS = False
 SLOW = False
+SAFE = True
 
 
 def refuses(order: Order) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunus.runtimes import Answers, Compute, Order, Session
 from prunus.runtimes._onnx import refuses, write_onnx
+from prunus.timing import no_denormals
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -23,6 +24,7 @@ EXACT = True
 TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
+SAFE = True
 
 
 def build(order: Order) -> Session:
@@ -46,7 +48,10 @@ def open_(path: Path, *, threads: int) -> Session:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with no_denormals():  # the first session of a process would leave this thread so, long after
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
     return Session(computing(session), path)
 
 

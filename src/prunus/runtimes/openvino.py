@@ -17,6 +17,7 @@ from torch import Tensor
 from prunus.runtimes import Answers, Compute, Order, Session
 from prunus.runtimes._onnx import refuses, write_onnx
 from prunus.runtimes.onnxruntime import array
+from prunus.timing import no_denormals
 
 if TYPE_CHECKING:
     from openvino import CompiledModel
@@ -29,6 +30,7 @@ EXACT = True
 TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
+SAFE = True
 
 
 def build(order: Order) -> Session:
@@ -65,7 +67,9 @@ def open_(path: Path, *, threads: int) -> Session:
         "ENABLE_CPU_PINNING": False,  # two processes would be bound to the same core
         "CPU_DENORMALS_OPTIMIZATION": True,
     }
-    return Session(computing(openvino.Core().compile_model(path, "CPU", settings)), path)
+    with no_denormals():  # OpenVINO would leave this thread so, long after
+        model = openvino.Core().compile_model(path, "CPU", settings)
+    return Session(computing(model), path)
 
 
 def computing(model: CompiledModel) -> Compute:

@@ -23,6 +23,7 @@ EXACT = True
 TOLERANCE = 1e-2  # of half precision
 SKIPS_ZEROS = True
 SLOW = False
+SAFE = False
 
 CAPABILITY = (8, 0)
 """NVIDIA's Ampere, the first with sparse tensor cores."""

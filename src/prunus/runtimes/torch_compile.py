@@ -23,6 +23,7 @@ EXACT = True
 TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = True
+SAFE = False
 """A C++ compiler runs, twenty seconds and more."""
 
 SETTINGS = {"compile_threads": 1}

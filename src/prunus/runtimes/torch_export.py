@@ -18,6 +18,7 @@ EXACT = True
 TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
+SAFE = False
 
 
 def refuses(order: Order) -> str | None:

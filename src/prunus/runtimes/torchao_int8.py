@@ -27,6 +27,7 @@ EXACT = False
 TOLERANCE = 0.1
 SKIPS_ZEROS = False
 SLOW = False
+SAFE = False
 
 LEAST = 0.5
 """Share of the weights that linear layers must hold: others stay as they are."""

@@ -1,0 +1,144 @@
+"""A run that ends with an artefact: every round timed, the last one built, judged and kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunus
+from prunus.deployment.served import Served
+from prunus.report import write_report
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+Y = (X[:, 0] > 0).long()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 2)
+    )
+
+
+def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(model: nn.Module, run: prunus.Run) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    run.attach(optimizer)
+    for batch in run.batches([(X, Y)]):
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+
+
+def accuracy(model: nn.Module) -> float:
+    return float((model(X).argmax(1) == Y).float().mean())
+
+
+def go(recipe: dict[str, Any], **more: Any) -> prunus.Result:
+    plan = {"structure": "channel", "compact": "every_round", "target": {"max_macs": 0.4},
+            "rounds": 2, "retrain": "20it", "schedule": "linear", "deploy": "eager",
+            **recipe}  # fmt: skip
+    given = {"train": train, "evaluate": accuracy, "calibration": [(X, Y)], "loss": loss,
+             "example": X[:2], **more}  # fmt: skip
+    return prunus.prune(network(), {k: v for k, v in plan.items() if v is not None}, **given)
+
+
+def test_every_accepted_round_is_timed_and_the_report_draws_them(tmp_path: Path) -> None:
+    result = go({}, folder=tmp_path / "run")
+    assert [list(r.latency) for r in result.rounds] == [["eager"]] * 3
+    assert result.deployment.runtime == "eager"
+    assert result.deployment.row().metric == result.metric
+    page = write_report(tmp_path / "run").read_text()
+    assert "Where it runs" in page
+    assert (tmp_path / "run" / "latency.png").stat().st_size > 1000
+    opened = prunus.load(tmp_path / "run", model=network())
+    assert torch.allclose(opened(X), result.model.eval()(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("compact", ["end", "every_round"])
+def test_rounds_are_timed_as_the_small_models_that_they_would_end_as(compact: str) -> None:
+    seen: list[int] = []
+
+    def watched(model: nn.Module, **_: Any) -> Any:
+        seen.append(sum(p.numel() for p in model.parameters()))
+        return type("Made", (), {"rows": (), "runtime": "planted", "path": None})
+
+    from prunus import serving
+
+    before, serving.deploy = serving.deploy, watched  # type: ignore[assignment]
+    try:
+        go({"compact": compact})
+    finally:
+        serving.deploy = before
+    assert seen[0] > seen[1] > seen[2] == seen[3]
+
+
+def test_a_rejected_round_is_not_timed() -> None:
+    scores = iter([0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
+    result = go(
+        {"guard": {"max_drop": 0.01}, "target": {"max_macs": 0.4, "smallest": 0.4}},
+        evaluate=lambda model: 0.9 if isinstance(model, Served) else next(scores, 0.5),
+    )
+    assert [bool(r.latency) for r in result.rounds if r.verdict == "rejected"] == [False]
+
+
+def test_int8_is_calibrated_and_judged_in_the_runtime_that_serves_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="int8 in ONNX Runtime needs onnxruntime")
+    pytest.importorskip("onnxscript", reason="the export needs onnxscript")
+    judged: list[str] = []
+
+    def evaluate(model: nn.Module) -> float:
+        judged.append(model.card.runtime if isinstance(model, Served) else "PyTorch")
+        return accuracy(model)
+
+    result = go({"deploy": "onnxruntime", "quantize": "int8"}, evaluate=evaluate,
+                folder=tmp_path / "run")  # fmt: skip
+    made = result.deployment
+    assert made.runtime == "onnxruntime_int8"
+    assert "onnxruntime_int8" in judged
+    assert made.row().metric == pytest.approx(accuracy(made.model))
+    assert {r.runtime for r in made.rows if r.model == "dense"} >= {"onnxruntime"}
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())["deployment"]
+    assert saved["runtime"] == "onnxruntime_int8"
+    opened = prunus.load(tmp_path / "run" / "deployed" / "onnxruntime_int8")
+    assert torch.allclose(opened(X), made.model(X))
+
+
+def test_int8_that_loses_too_much_is_not_taken() -> None:
+    pytest.importorskip("onnxruntime", reason="int8 in ONNX Runtime needs onnxruntime")
+    pytest.importorskip("onnxscript", reason="the export needs onnxscript")
+
+    def evaluate(model: nn.Module) -> float:
+        spoilt = isinstance(model, Served) and model.card.runtime.endswith("int8")
+        return 0.1 if spoilt else accuracy(model)
+
+    made = go({"deploy": "onnxruntime", "quantize": "int8"}, evaluate=evaluate).deployment
+    assert made.runtime == "onnxruntime"
+    assert "metric 0.1000, more than 0.01 below" in made.row("onnxruntime_int8").refused
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "words"),
+    [
+        ({}, {"example": None, "structure": None}, "give example="),
+        ({"quantize": "int8"}, {"calibration": None}, "give calibration"),
+        ({"deploy": "fastest"}, {}, "no runtime 'fastest'"),
+        ({"quantize": "int4"}, {}, "quantize"),
+    ],
+)
+def test_what_an_artefact_needs_is_said_before_work_starts(
+    recipe: dict[str, Any], more: dict[str, Any], words: str
+) -> None:
+    more.pop("structure", None)
+    trained: list[int] = []
+    with pytest.raises(prunus.InputError, match=words):
+        go(recipe, **{"train": lambda model, run: trained.append(1), **more})
+    assert trained == []

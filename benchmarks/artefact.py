@@ -148,7 +148,7 @@ def measure(name: str, engine: str, data: Path, batches: list[int]) -> list[dict
         functions: dict[str, Callable[[], Any]] = {
             str(i): partial(c, inputs) for i, c in calls.items()
         }
-        timings = interleaved(functions, seconds=3.0, least=7) if functions else {}
+        timings = interleaved(functions, seconds=1.5, least=7, warm=1) if functions else {}
         for i, timing in timings.items():
             rows[int(i)]["ms"][str(batch)] = round(timing.median_ms, 4)
             rows[int(i)].setdefault("spread", {})[str(batch)] = round(timing.spread, 3)

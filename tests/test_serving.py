@@ -67,7 +67,9 @@ def test_every_accepted_round_is_timed_and_the_report_draws_them(tmp_path: Path)
 def test_rounds_are_timed_as_the_small_models_that_they_would_end_as(compact: str) -> None:
     seen: list[int] = []
 
-    def watched(model: nn.Module, **_: Any) -> Any:
+    def watched(model: nn.Module, **given: Any) -> Any:
+        against = given["against"]
+        assert against is None or sum(p.numel() for p in against.parameters()) == seen[0]
         seen.append(sum(p.numel() for p in model.parameters()))
         return type("Made", (), {"rows": (), "runtime": "planted", "path": None})
 
@@ -142,3 +144,30 @@ def test_what_an_artefact_needs_is_said_before_work_starts(
     with pytest.raises(prunus.InputError, match=words):
         go(recipe, **{"train": lambda model, run: trained.append(1), **more})
     assert trained == []
+
+
+def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus import serving
+    from prunus.deployment.table import Row
+    from prunus.timing import Timing
+
+    speed = iter([1.0, 3.0, 0.5, 1.0])  # of the machine, slower and faster from run to run
+
+    def planted(model: nn.Module, *, against: nn.Module | None, **_: Any) -> Any:
+        slow = next(speed)
+        times = {"pruned": model, **({} if against is None else {"dense": against})}
+        rows = [
+            Row("eager", name, latency={1: Timing(t := slow * _size(m), t, 0.0, 9, False)})
+            for name, m in times.items()
+        ]
+        return type("Made", (), {"rows": rows, "runtime": "planted", "path": None})
+
+    def _size(model: nn.Module) -> float:
+        return float(sum(p.numel() for p in model.parameters()))
+
+    monkeypatch.setattr(serving, "deploy", planted)
+    result = go({})
+    found = [r.latency["eager"] for r in result.rounds]
+    assert found[0] == _size(network())
+    assert found[-1] == pytest.approx(_size(result.model))
+    assert found[0] > found[1] > found[2]

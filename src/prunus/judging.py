@@ -34,6 +34,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
     check(pruner.model, pruner.masks)
     metric = score(job.evaluate, pruner.model, "evaluate")
     first = at.rounds[0].metric if at.rounds else metric
+    first_latency = at.rounds[0].latency if at.rounds else {}
     if dense:
         verdict = "dense"
     elif metric is None or recipe.guard is None:
@@ -55,7 +56,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         densities=pruner.densities,
         cost=costs.measure(pruner.model, job.example, pruner.masks),
         seconds=limit.seconds - at.round_began,
-        latency={} if verdict == "rejected" else round_latency(job),
+        latency={} if verdict == "rejected" else round_latency(job, first_latency),
     )
     at.rounds.append(made)
     if trained is not None and verdict != "rejected":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -28,10 +29,16 @@ def serves(recipe: Recipe) -> bool:
     return recipe.deploy is not None or recipe.quantize != "none"
 
 
-def round_latency(job: Job) -> dict[str, float]:
+def round_latency(job: Job, dense: Mapping[str, float]) -> dict[str, float]:
     """Median milliseconds of the model as it stands, by runtime; empty where nothing deploys it.
 
     Compact where the recipe makes it so; runtimes that take minutes to build are left to the end.
+    The dense model is timed in the same run, and the round's time is scaled by what that takes now
+    against round 0, so that rounds compare although the machine's speed wavers between them.
+
+    Args:
+        job: at the end of a round.
+        dense: what round 0 found; empty in round 0 itself.
     """
     recipe = job.pruner.recipe
     if not serves(recipe) or job.example is None:
@@ -41,9 +48,15 @@ def round_latency(job: Job) -> dict[str, float]:
     names = [n for n in names if not find(n).SLOW] or names
     made = deploy(
         _as_it_would_end(job), example=job.example, runtime=names, batch_sizes=(how.batch,),
-        threads=how.threads, seconds=SECONDS,
+        threads=how.threads, seconds=SECONDS, against=job.dense if dense else None,
     )  # fmt: skip
-    return {r.runtime: t.median_ms for r in made.rows for t in r.latency.values() if r.good}
+    ms = {(r.runtime, r.model): t.median_ms for r in made.rows for t in r.latency.values()
+          if r.good}  # fmt: skip
+    own = {name: time for (name, model), time in ms.items() if model == "pruned"}
+    if not dense:
+        return own
+    both = [name for name in own if (name, "dense") in ms and name in dense]
+    return {name: own[name] * dense[name] / ms[name, "dense"] for name in both}
 
 
 def _as_it_would_end(job: Job) -> nn.Module:

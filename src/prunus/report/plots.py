@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from prunus.types import Round
 
@@ -97,8 +98,14 @@ def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
                   linewidth=1.3, label=name)  # fmt: skip
         axes.annotate("dense" if good[0].verdict == "dense" else "", points[0], xytext=(4, 5),
                       textcoords="offset points", fontsize=8)  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel("latency, ms (measured, log scale; left is faster)")
+    every = [ms for r in good for ms in r.latency.values()]
+    if every and max(every) > 4 * min(every):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
+    else:
+        axes.set_xlim(left=0)
+    axes.set_xlabel("latency, ms (measured; left is faster)")
     axes.set_ylabel(metric_name)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import shutil
 import subprocess
 import sys
@@ -583,3 +584,18 @@ def test_a_mix_of_unnamed_and_named_arguments_is_refused() -> None:
     assert inputs_of(Star(), lambda m, b: m(*b), [(torch.ones(1), torch.ones(2))])
     with pytest.raises(InputError, match=r"\*args and keywords \(scale\) at once"):
         inputs_of(Star(), lambda m, b: m(b, scale=2.0), [torch.ones(1)])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.Linear])
+def test_openvino_answers_the_same_once_it_knows_the_sizes(kind: type, tmp_path: Path) -> None:
+    needs("openvino")
+    openvino = find("openvino")
+    torch.manual_seed(0)
+    model = nn.LSTM(4, 6, batch_first=True) if kind is nn.LSTM else nn.Linear(4, 6)
+    session = openvino.build(Order(model.eval(), torch.randn(2, 5, 4), tmp_path))
+    right = computing(model, ((torch.randn(2, 5, 4),), {}))
+    for batch in (1, 1, 1, 1, 3, 3, 3, 1, 7, 7, 7, 2):
+        given = [torch.randn(batch, 5, 4)]
+        assert error(session.compute(given), right(given), how="max") < 1e-5
+    requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
+    assert [shapes[0][0] for shapes in requests.fixed] == [1, 3]

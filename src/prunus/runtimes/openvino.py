@@ -7,9 +7,10 @@ directly it is unrolled for the example's length, and an LSTM ran three times sl
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,6 @@ from prunus.runtimes import Answers, Compute, Order, Session
 from prunus.runtimes._onnx import refuses, write_onnx
 from prunus.runtimes.onnxruntime import array
 from prunus.timing import no_denormals
-
-if TYPE_CHECKING:
-    from openvino import CompiledModel
 
 __all__ = ["build", "open_", "refuses"]
 
@@ -31,6 +29,13 @@ TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
 SAFE = True
+
+OFTEN = 3
+"""Calls with the same shapes before a program is made for them."""
+FIXED = 2
+"""Programs for fixed shapes at most: each holds the weights once more."""
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 def build(order: Order) -> Session:
@@ -58,7 +63,6 @@ def convert(source: Path, folder: Path) -> Path:
 
 def open_(path: Path, *, threads: int) -> Session:
     """Open a ``.xml`` with its ``.bin``, in float32 whatever the processor would prefer."""
-    import openvino
 
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the processor has it
@@ -67,18 +71,54 @@ def open_(path: Path, *, threads: int) -> Session:
         "ENABLE_CPU_PINNING": False,  # two processes would be bound to the same core
         "CPU_DENORMALS_OPTIMIZATION": True,
     }
-    with no_denormals():  # OpenVINO would leave this thread so, long after
-        model = openvino.Core().compile_model(path, "CPU", settings)
-    return Session(computing(model), path)
+    return Session(computing(path, settings), path)
 
 
-def computing(model: CompiledModel) -> Compute:
-    """Tensors in, tensors out; inputs are read where they lie, and answers are copies."""
-    request: Any = model.create_infer_request()
-    count = len(model.outputs)
+def computing(path: Path, settings: dict[str, Any]) -> Compute:
+    """Tensors in, tensors out; inputs are read where they lie, and answers are copies.
+
+    What comes again and again with the same shapes gets a program of its own for them: with sizes
+    fixed, OpenVINO answers a small network's single input a third faster.
+    """
+    requests = _Requests(path, settings)
 
     def compute(inputs: Sequence[Tensor]) -> Answers:
-        found = request.infer([array(t) for t in inputs], share_inputs=True)
-        return [torch.from_numpy(found[i]) for i in range(count)]
+        arrays = [array(t) for t in inputs]
+        found = requests.of(tuple(a.shape for a in arrays)).infer(arrays, share_inputs=True)
+        return [torch.from_numpy(found[i]) for i in range(requests.outputs)]
 
     return compute
+
+
+class _Requests:
+    """The program for any sizes, and those for the sizes that keep coming."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        import openvino
+
+        self.core, self.settings = openvino.Core(), settings
+        self.model = self.core.read_model(path)
+        self.outputs = len(self.model.outputs)
+        self.any = self._compiled(self.model)
+        self.seen: Counter[Shapes] = Counter()
+        self.fixed: dict[Shapes, Any] = {}
+
+    def of(self, shapes: Shapes) -> Any:
+        """The best request for these shapes."""
+        if shapes not in self.fixed and self.model.is_dynamic() and len(self.fixed) < FIXED:
+            self.seen[shapes] += 1
+            if self.seen[shapes] >= OFTEN:
+                self.fixed[shapes] = self._for(shapes)
+        return self.fixed.get(shapes, self.any)
+
+    def _for(self, shapes: Shapes) -> Any:
+        model = self.model.clone()
+        try:
+            model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+            return self._compiled(model)
+        except RuntimeError:  # an operator that insists on open sizes
+            return self.any
+
+    def _compiled(self, model: Any) -> Any:
+        with no_denormals():  # OpenVINO would leave this thread so, long after
+            return self.core.compile_model(model, "CPU", self.settings).create_infer_request()

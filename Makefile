@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-zoo check format bench bench-quality bench-structure clean
+.PHONY: demo test test-zoo check format bench bench-quality bench-structure bench-artefact clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -33,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/choosing.py
 	$(BIN)/python benchmarks/enforcing.py
 	$(BIN)/python benchmarks/literal_rule.py
+	$(BIN)/python benchmarks/sparse_file.py
 
 bench-quality: $(READY)
 	$(BIN)/python benchmarks/quality.py
@@ -41,6 +42,10 @@ bench-quality: $(READY)
 bench-structure: $(READY)  # two hours of a core; the opponent's rows: see benchmarks/structure.md
 	$(BIN)/python benchmarks/structure.py --data $(PRUNUS_DATA) --out benchmarks/structure.jsonl
 	$(BIN)/python benchmarks/structure_speed.py --data $(PRUNUS_DATA)
+
+bench-artefact: $(READY)  # an hour of a core
+	$(BIN)/python benchmarks/artefact.py --data $(PRUNUS_DATA) --out benchmarks/artefact.jsonl
+	$(BIN)/python benchmarks/artefact.py --table benchmarks/artefact.jsonl
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -527,3 +527,16 @@ def test_the_same_dimensions_of_every_head_can_go_instead_of_whole_heads() -> No
     assert rows % 12 == 0  # three projections of four heads
     assert result.compaction is not None
     assert result.compaction.error < 1e-10
+
+
+def test_whole_heads_are_taken_singly_whatever_multiple_channels_come_in() -> None:
+    from prunus.graph.analysis import analyse
+    from prunus.scope import find_layers
+    from prunus.structures.channel import channel
+
+    model = nn.TransformerEncoderLayer(32, 4, dim_feedforward=48, batch_first=True).eval()
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    found = analyse(model, torch.randn(2, 5, 32))
+    layers = find_layers(model, coupled=True)
+    groups = channel(layers, shapes, found, multiple_of=8)
+    assert {(g.units, g.multiple_of) for g in groups} >= {(4, 1), (48, 8)}

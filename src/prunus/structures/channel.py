@@ -36,7 +36,8 @@ def channel(
         shapes: of all parameters.
         analysis: of the model, made from the example.
         heads: at attention, ``whole`` heads go, the same ``dims`` of every head, or they ``stay``.
-        multiple_of: the number of units that stays is a multiple of this, where it can be.
+        multiple_of: the number of units that stays is a multiple of this, where it can be; whole
+            heads count singly.
         least: units that stay in every group.
 
     Raises:
@@ -64,7 +65,9 @@ def _groups(
         )
     scored = {analysis.names.get(la.name, la.name) for la in layers}
     groups = [
-        _group(kind, scored, shapes, analysis, multiple_of=multiple_of, least=least)
+        _group(
+            kind, scored, shapes, analysis, least=least, multiple_of=1 if kind.head else multiple_of
+        )  # a head is many channels already
         for kind in kinds
     ]
     names = Counter(g.name for g in groups)

@@ -193,8 +193,10 @@ def _mean(values: list[float], sign: str = "") -> str:
     """Per cent, with the standard error and the number of seeds."""
     if not values:
         return "–"
-    error = 100 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{100 * statistics.mean(values):{sign}.1f} ± {error:.1f} ({len(values)})"
+    mean = f"{100 * statistics.mean(values):{sign}.1f}"
+    if len(values) == 1:
+        return f"{mean} (1)"
+    return f"{mean} ± {100 * statistics.stdev(values) / len(values) ** 0.5:.1f} ({len(values)})"
 
 
 def main() -> None:

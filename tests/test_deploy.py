@@ -730,6 +730,7 @@ def test_every_runtime_says_what_it_is_and_stands_in_the_docs() -> None:
         assert (runtime.__doc__ or "").strip(), name
         kinds = (runtime.NEEDS, runtime.DEVICES, runtime.EXACT, runtime.SLOW, runtime.SAFE)
         assert [type(k) for k in kinds] == [tuple, tuple, bool, bool, bool], name
+        assert runtime.MULTIPLE_OF >= 1
 
 
 def test_a_file_that_can_hold_code_is_opened_only_when_it_is_trusted() -> None:

@@ -15,10 +15,12 @@ from torch import nn
 
 import prunus
 from prunus import latency_target
-from prunus.latency_target import TRIES, search
+from prunus.deployment.table import Deployment, Row
+from prunus.latency_target import TRIES, outcome, search
 from prunus.timing import Timing
 
 EXAMPLE = torch.randn(2, 6)
+SINGLY = {"name": "channel", "multiple_of": 1}
 
 
 def network() -> nn.Module:
@@ -83,9 +85,10 @@ def test_a_dense_model_that_is_fast_enough_loses_nothing() -> None:
 def test_the_artefact_keeps_a_bound_that_is_a_part_of_dense(clock: list[float]) -> None:
     model = network()
     dense = (100 + sum(p.numel() for p in model.parameters() if p.dim() > 1)) / 1000
-    result = prunus.prune(model, recipe(), example=EXAMPLE)
+    result = prunus.prune(model, recipe(structure=SINGLY), example=EXAMPLE)
     left = (100 + sum(p.numel() for p in result.model.parameters() if p.dim() > 1)) / 1000
     assert 0.4 * dense < left <= 0.5 * dense
+    assert "max_latency_ms is" in result.why
     assert len(clock) <= TRIES + 2
 
 
@@ -101,7 +104,9 @@ def test_a_bound_out_of_reach_is_refused_with_the_best_found(clock: list[float])
     with pytest.raises(
         prunus.InputError, match=r"out of reach in eager.*the best found is 0\.11 ms"
     ):
-        prunus.prune(model, recipe(target={"max_latency_ms": "0.1ms"}), example=EXAMPLE)
+        prunus.prune(
+            model, recipe(structure=SINGLY, target={"max_latency_ms": "0.1ms"}), example=EXAMPLE
+        )
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -110,10 +115,15 @@ def test_widths_are_those_that_the_runtime_computes_well(
 ) -> None:
     from prunus.runtimes import eager
 
-    monkeypatch.setattr(eager, "MULTIPLE_OF", 4, raising=False)
-    result = prunus.prune(network(), recipe(), example=EXAMPLE)
-    widths = [m.out_features for m in result.model.modules() if isinstance(m, nn.Linear)][:-1]
-    assert all(w % 4 == 0 for w in widths)
+    def widths(structure: object = "channel") -> list[int]:
+        result = prunus.prune(network(), recipe(structure=structure), example=EXAMPLE)
+        return [m.out_features for m in result.model.modules() if isinstance(m, nn.Linear)][:-1]
+
+    assert all(w % eager.MULTIPLE_OF == 0 for w in widths()), "of the runtime's own"
+    monkeypatch.setattr(eager, "MULTIPLE_OF", 4)
+    assert all(w % 4 == 0 for w in widths())
+    fine = widths({"name": "channel", "multiple_of": 1})
+    assert any(w % 4 for w in fine), "what the recipe says goes first"
 
 
 def test_a_run_that_goes_on_measures_nothing_again(clock: list[float], tmp_path: Path) -> None:
@@ -163,3 +173,34 @@ def test_what_a_latency_needs_is_said_before_work_starts(
     plan = {k: v for k, v in recipe(**changes).items() if v is not None}
     with pytest.raises(prunus.InputError, match=words):
         prunus.prune(network(), plan, example=EXAMPLE)
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(0.9, "kept"), ("0.6ms", "missed")])
+def test_the_finished_artefact_is_held_against_the_bound(bound: object, verdict: str) -> None:
+    def row(model: str, ms: float) -> Row:
+        return Row("eager", model, latency={1: Timing(ms, ms, 0.0, 9, False)})
+
+    made = Deployment(
+        rows=(row("pruned", 0.8), row("dense", 1.0)), runtime="eager", model=None,  # type: ignore[arg-type]
+        path=None, advice=(), offers={}, threads=1, machine="none",
+    )  # fmt: skip
+    said = outcome(prunus.Recipe(**recipe(target={"max_latency_ms": bound})), made)
+    assert verdict in said
+    assert "0.8 ms of at most" in said
+
+
+def test_measuring_leaves_a_model_that_trains_in_training_mode(clock: list[float]) -> None:
+    modes: list[bool] = []
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        modes.append(model.training)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        run.attach(optimizer)
+        for batch in run.batches([EXAMPLE]):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+    prunus.prune(network().train(), recipe(rounds=2, retrain="1it", schedule="linear"),
+                 train=train, example=EXAMPLE)  # fmt: skip
+    assert modes == [True, True]

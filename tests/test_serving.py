@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import prunus
+from prunus.deployment.deploy import candidates
 from prunus.deployment.served import Served
 from prunus.report import write_report
+from prunus.runtimes import find
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] > 0).long()
@@ -171,3 +173,28 @@ def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.M
     assert found[0] == _size(network())
     assert found[-1] == pytest.approx(_size(result.model))
     assert found[0] > found[1] > found[2]
+
+
+def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not() -> None:
+    names, _ = candidates("auto", quantised=False)
+    quick = [n for n in names if not find(n).SLOW and "cpu" in find(n).DEVICES]
+    result = go({"deploy": "auto", "rounds": 1, "retrain": "2it"})
+    assert [set(r.latency) for r in result.rounds] == [set(quick)] * 2
+    assert result.deployment.row("semi_structured").refused
+    assert result.deployment.runtime in names
+
+
+def test_an_engine_that_fails_costs_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunus import serving
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise prunus.RunError("the engine is gone")
+
+    monkeypatch.setattr(serving, "deploy", broken)
+    notes: list[str] = []
+    result = go({}, watch=lambda event: notes.append(str(event.get("text"))))
+    assert [r.latency for r in result.rounds] == [{}] * 3
+    assert result.deployment is None
+    assert result.metric is not None
+    assert "the round is not timed: the engine is gone" in notes
+    assert "no artefact was made: the engine is gone" in notes

@@ -16,7 +16,7 @@ from prunus.folder import find
 from prunus.graph.trace import copied
 from prunus.guard import last_accepted
 from prunus.judging import compacted, final_cost, final_masks, score
-from prunus.latency_target import aim, prepared
+from prunus.latency_target import aim, outcome, prepared
 from prunus.loop import trainer
 from prunus.masks import copy_of, put_back
 from prunus.position import Evaluate, Job, Watch, begin
@@ -260,18 +260,19 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
     deployment = serve(job, compaction)
     if compaction is not None:
         masks = dict(job.pruner.masks)
+    why = "; ".join(x for x in (at.why, outcome(job.pruner.recipe, deployment)) if x)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]
     tested = done[-1]["test"] if done else score(test, job.model, "test")
     if not done:
-        job.journal.write("end", why=at.why, test=tested, seconds=round(at.seconds, 3))
+        job.journal.write("end", why=why, test=tested, seconds=round(at.seconds, 3))
     result = Result(
         model=job.model,
         masks=masks,
         rounds=tuple(at.rounds),
         metric=good.metric,
         test=tested,
-        why=at.why,
+        why=why,
         cost_before=at.rounds[0].cost,
         cost_after=good.cost if compaction is None else final_cost(job),
         folder=job.journal.folder,

@@ -63,6 +63,11 @@ def dry_run(recipe: Recipe) -> Plan:
     if recipe.task is None:
         raise InputError("the recipe names no task: add task=digits, or task=my/task.py")
     notes = ["counts are for weights before training; training moves them between layers"]
+    if recipe.target is not None and recipe.target.latency is not None:
+        notes.append(
+            "max_latency_ms: how much goes is found by measuring when the run starts, so counts "
+            "and asked say nothing here"
+        )
     with randomness.kept():
         randomness.seed(recipe.seed)
         task = find_task(recipe.task)

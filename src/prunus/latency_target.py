@@ -13,7 +13,9 @@ from typing import Any
 from torch import nn
 
 from prunus.compaction.compact import compact
+from prunus.deployment.table import Deployment
 from prunus.errors import InputError
+from prunus.graph.trace import copied
 from prunus.plan import limits_of, most_of
 from prunus.position import Job
 from prunus.recipe import Recipe, Spec
@@ -94,9 +96,9 @@ def prepared(recipe: Recipe) -> Recipe:
     """The recipe with widths that its runtime computes well, where it does not say others."""
     if recipe.target is None or recipe.target.latency is None or recipe.deploy is None:
         return recipe
-    likes = getattr(find(recipe.deploy.runtime), "MULTIPLE_OF", 1)
-    if likes == 1 or "multiple_of" in recipe.structure.settings:
+    if "multiple_of" in recipe.structure.settings or recipe.structure.name != "channel":
         return recipe
+    likes = find(recipe.deploy.runtime).MULTIPLE_OF
     settings = {**recipe.structure.settings, "multiple_of": likes}
     structure = Spec.model_validate({"name": recipe.structure.name, **settings})
     return recipe.model_copy(update={"structure": structure})
@@ -143,6 +145,33 @@ def said(found: Found) -> str:
         f"{found.part:.1%} fewer macs take {found.ms:.3g} ms, dense {found.dense_ms:.3g} "
         f"({found.measured} artefacts measured)"
     )
+
+
+def outcome(recipe: Recipe, made: Deployment | None) -> str:
+    """Whether the finished artefact keeps the bound, with what it was measured at.
+
+    Args:
+        recipe: of the run.
+        made: its artefact, timed beside the dense model.
+
+    Returns:
+        A sentence; empty where the recipe bounds no latency.
+    """
+    bound = recipe.target.latency if recipe.target is not None else None
+    if bound is None or recipe.deploy is None:
+        return ""
+    own, dense = (None if made is None else made.row(recipe.deploy.runtime, m)
+                  for m in ("pruned", "dense"))  # fmt: skip
+    batch = recipe.deploy.batch
+    if own is None or batch not in own.latency:
+        return "the latency of the artefact is not known"
+    ms, most = own.latency[batch].median_ms, bound[0]
+    if bound[1]:
+        if dense is None or batch not in dense.latency:
+            return "the latency of the dense model is not known"
+        most *= dense.latency[batch].median_ms
+    word = "kept" if ms <= most else "missed by the finished artefact"
+    return f"max_latency_ms is {word}: {ms:.3g} ms of at most {most:.3g} in {recipe.deploy.runtime}"
 
 
 class _Clock:
@@ -215,7 +244,7 @@ class _Clock:
         self.count += 1
         place = self.folder / str(self.count)
         place.mkdir()
-        order = Order(model.eval(), self.job.example, place, threads=self.how.threads,
+        order = Order(copied(model).eval(), self.job.example, place, threads=self.how.threads,
                       batch=(self.how.batch,))  # fmt: skip
         refusal = self.runtime.refuses(order)
         if refusal:

@@ -111,6 +111,8 @@ class Runtime(Protocol):
         SKIPS_ZEROS: whether single zeros make it faster.
         SLOW: whether building takes so long that a run leaves it to its end.
         SAFE: whether a file of anyone's may be opened; otherwise opening it can run code in it.
+        MULTIPLE_OF: widths that it computes well are multiples of this; what lies between costs
+            as much as the next one, or more.
     """
 
     NEEDS: tuple[str, ...]
@@ -120,6 +122,7 @@ class Runtime(Protocol):
     SKIPS_ZEROS: bool
     SLOW: bool
     SAFE: bool
+    MULTIPLE_OF: int
 
     def refuses(self, order: Order) -> str | None:
         """Why it cannot run this, in words for a user; ``None`` if it may."""

@@ -22,6 +22,7 @@ TOLERANCE = 1e-6
 SKIPS_ZEROS = False
 SLOW = False
 SAFE = True
+MULTIPLE_OF = 8
 
 
 def refuses(order: Order) -> str | None:

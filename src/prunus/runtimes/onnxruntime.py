@@ -25,6 +25,7 @@ TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
 SAFE = True
+MULTIPLE_OF = 8
 
 
 def build(order: Order) -> Session:

@@ -29,6 +29,7 @@ TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
 SAFE = True
+MULTIPLE_OF = 8
 
 OFTEN = 3
 """Calls with the same shapes before a program is made for them."""

@@ -24,6 +24,7 @@ TOLERANCE = 1e-2  # of half precision
 SKIPS_ZEROS = True
 SLOW = False
 SAFE = False
+MULTIPLE_OF = 64
 
 CAPABILITY = (8, 0)
 """NVIDIA's Ampere, the first with sparse tensor cores."""

@@ -22,9 +22,9 @@ DEVICES = ("cpu", "cuda")
 EXACT = True
 TOLERANCE = 1e-4
 SKIPS_ZEROS = False
-SLOW = True
+SLOW = True  # a C++ compiler runs, twenty seconds and more
 SAFE = False
-"""A C++ compiler runs, twenty seconds and more."""
+MULTIPLE_OF = 8
 
 SETTINGS = {"compile_threads": 1}
 """Of the compiler: no processes of its own, which would outlive the build."""

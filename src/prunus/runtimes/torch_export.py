@@ -19,6 +19,7 @@ TOLERANCE = 1e-4
 SKIPS_ZEROS = False
 SLOW = False
 SAFE = False
+MULTIPLE_OF = 8
 
 
 def refuses(order: Order) -> str | None:

@@ -28,6 +28,7 @@ TOLERANCE = 0.1
 SKIPS_ZEROS = False
 SLOW = False
 SAFE = False
+MULTIPLE_OF = 8
 
 LEAST = 0.5
 """Share of the weights that linear layers must hold: others stay as they are."""

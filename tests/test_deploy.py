@@ -29,6 +29,7 @@ from prunus.deployment.served import Card
 from prunus.errors import InputError, RunError
 from prunus.runtimes import Order, Session, missing, semi_structured, torch_compile, torchao_int8
 from prunus.runtimes import find as find_runtime
+from prunus.runtimes._silent import silent
 from prunus.runtimes.eager import computing
 from prunus.timing import Timing
 
@@ -523,7 +524,7 @@ def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Modul
     pytest.importorskip("torchao")
     layer = nn.Linear(4, 1)
     layer.weight.data.copy_(torch.tensor([[1.0, -0.5, 0.0, 0.251]]))
-    with torchao_int8._silent():
+    with silent():
         made = torchao_int8.quantised(nn.Sequential(layer))
         made_sparse = torchao_int8.quantised(sparse)
     values = dict(made.named_parameters())["0.parametrizations.weight.original0"]

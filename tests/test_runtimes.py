@@ -30,7 +30,7 @@ from prunus.graph.trace import arguments
 from prunus.runtimes import Order, _quantise, error, find, missing, tensors_of
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
-from prunus.runtimes._onnx import silent
+from prunus.runtimes._silent import silent
 from prunus.runtimes.eager import computing
 from prunus.timing import random_inputs
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from prunus.costs.latency import Inputs, forward
 from prunus.errors import InputError
-from prunus.graph.trace import arguments
+from prunus.graph.trace import arguments, copied, drop_caches
 
 
 def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
@@ -42,6 +42,27 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
             f"everything must lie on one device, and there is {places}: move it with .to(device)"
         )
     return next(iter(owners), torch.device("cpu"))
+
+
+def twin(model: nn.Module, who: str) -> nn.Module:
+    """A copy in eval mode with the same parameters; what a pass changes stays in the copy.
+
+    Args:
+        model: that is copied.
+        who: works on it, for the message.
+
+    Raises:
+        InputError: if the model cannot be copied.
+    """
+    try:
+        made = copied(model, {id(p): p for p in model.parameters()})
+    except Exception as error:  # copying calls the code of whatever the model holds
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
+            f"{who} works on a copy: remove what copy.deepcopy refuses"
+        ) from error
+    drop_caches(made)
+    return made.eval()
 
 
 def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[int, Inputs]) -> None:

@@ -20,8 +20,7 @@ from prunus.costs.meters import Meter, meter_for
 from prunus.costs.params import nonzero_params, params
 from prunus.environment import describe
 from prunus.errors import InputError, PrunusError
-from prunus.fits import one_device, refuse_misfits, tensors
-from prunus.graph.trace import copied, drop_caches
+from prunus.fits import one_device, refuse_misfits, tensors, twin
 from prunus.measured import Figures, Measured, Pass
 from prunus.timing import Timing, no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
@@ -78,22 +77,22 @@ def measure(
     device = one_device(models, example)
     _refuse_sizes(batch_sizes, seconds)
     with randomness.kept(), fixed_threads(threads) as used, no_denormals():
-        twins = {name: _twin(m) for name, m in models.items()}
+        twins = {name: twin(m, "measure") for name, m in models.items()}
         inputs = {b: random_inputs(example, batch=b) for b in batch_sizes}
-        for name, twin in twins.items():
-            refuse_misfits(name, twin, example, inputs)
+        for name, own in twins.items():
+            refuse_misfits(name, own, example, inputs)
         timings = latency(twins, inputs, seconds=seconds)
         meter = meter_for(device)
         figures = {
             name: _figures(
-                twin,
+                own,
                 inputs,
                 timings=timings[name],
                 masks=masks if name == "model" else None,
                 meter=meter,
                 seconds=seconds,
             )
-            for name, twin in twins.items()
+            for name, own in twins.items()
         }
         environment = describe()
     return Measured(
@@ -115,19 +114,6 @@ def _refuse_sizes(batch_sizes: Sequence[int], seconds: float) -> None:
         raise InputError(f"batch_sizes is {list(batch_sizes)}: name each size once")
     if not seconds > 0:
         raise InputError(f"seconds is {seconds}; it must be above 0")
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with the same parameters; what a pass changes stays in the copy."""
-    try:
-        twin = copied(model, {id(p): p for p in model.parameters()})
-    except Exception as error:  # copying calls the code of whatever the model holds
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
-            "measure works on a copy: remove what copy.deepcopy refuses"
-        ) from error
-    drop_caches(twin)
-    return twin.eval()
 
 
 def _figures(

@@ -22,7 +22,8 @@ from prunus.deployment.trials import Judge, measured, timed
 from prunus.distributions import pip_line
 from prunus.environment import describe
 from prunus.errors import InputError, did_you_mean
-from prunus.graph.trace import arguments, copied, drop_caches
+from prunus.fits import twin
+from prunus.graph.trace import arguments
 from prunus.runtimes import Order, find, missing, tensors_of
 from prunus.timing import no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
@@ -219,20 +220,13 @@ def _none_exact(names: Sequence[str]) -> list[str]:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with the same parameters; a language model's without its cache."""
-    try:
-        made = copied(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    except Exception as error:  # copying calls the code of whatever the model holds
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
-            "deploy works on a copy: remove what copy.deepcopy refuses"
-        ) from error
-    drop_caches(made)
+    """A copy to build from; a language model's without its cache."""
+    made = twin(model, "deploy")
     for module in made.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
             setattr(config, "use_cache", False)  # noqa: B010 (its type is not ours)
-    return made.eval()
+    return made
 
 
 def _refuse_settings(sizes: Sequence[int], *, seconds: float, max_drop: float) -> None:

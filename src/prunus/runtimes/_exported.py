@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,3 +119,10 @@ def first_line(error: BaseException) -> str:
     """The kind of an error and the first line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def write_pt2(order: Order, program: ExportedProgram) -> Path:
+    """Write a program as ``model.pt2``."""
+    path = order.folder / "model.pt2"
+    torch.export.save(program, path)
+    return path

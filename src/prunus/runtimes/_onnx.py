@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +12,7 @@ import torch
 from prunus.errors import InputError
 from prunus.runtimes import Order
 from prunus.runtimes._exported import exported, first_line
+from prunus.runtimes._silent import silent
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -86,20 +82,3 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     operator = re.search(r"op='([\w.]+)'", str(error))
     return f"it has no {operator[1]}" if operator else first_line(error)
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Exporters, quantisers and their progress bars say what a user can do nothing about."""
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.ERROR)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus.runtimes import Order, Session
-from prunus.runtimes._exported import exported
+from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes.torch_export import computing
 
 NEEDS = ("torch",)
@@ -60,8 +60,7 @@ def build(order: Order) -> Session:
         InputError: if torch.export cannot trace the model.
     """
     made = exported(order)
-    path = order.folder / "model.pt2"
-    torch.export.save(made.program, path)
+    path = write_pt2(order, made.program)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, (*made.notes, *opened.notes))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.runtimes import Answers, Compute, Order, Session, tensors_of
-from prunus.runtimes._exported import exported
+from prunus.runtimes._exported import exported, write_pt2
 
 NEEDS = ("torch",)
 DEVICES = ("cpu", "cuda")
@@ -34,8 +34,7 @@ def build(order: Order) -> Session:
         InputError: if torch.export cannot trace the model.
     """
     made = exported(order)
-    path = order.folder / "model.pt2"
-    torch.export.save(made.program, path)
+    path = write_pt2(order, made.program)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, made.notes)
 

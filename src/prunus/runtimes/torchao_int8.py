@@ -5,11 +5,6 @@ Zeros stay zeros. The file is a ``.pt2`` of plain ATen operators, which opens wi
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +13,8 @@ from torch import nn
 
 from prunus.graph.trace import copied
 from prunus.runtimes import Order, Session
-from prunus.runtimes._exported import exported
+from prunus.runtimes._exported import exported, write_pt2
+from prunus.runtimes._silent import silent
 from prunus.runtimes.torch_export import open_ as open_program
 
 NEEDS = ("torch", "torchao")
@@ -55,11 +51,10 @@ def build(order: Order) -> Session:
     Raises:
         InputError: if torch.export cannot trace the quantised model.
     """
-    with _silent(), torch.no_grad():
+    with silent(), torch.no_grad():  # torchao names every kernel that it cannot load
         made = exported(replace(order, model=quantised(order.model), made={}))
         program = made.program.run_decompositions()  # torchao's own operators into torch's
-    path = order.folder / "model.pt2"
-    torch.export.save(program, path)
+    path = write_pt2(order, program)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, made.notes)
 
@@ -93,20 +88,3 @@ def linear_share(model: nn.Module) -> float:
     linear = {id(m.weight): m.weight.numel() for m in layers}
     every = {id(p): p.numel() for p in model.parameters() if p.dim() > 1}
     return sum(linear.values()) / max(1, sum(every.values()))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """torchao names every kernel that it cannot load, where a user can do nothing about it."""
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.WARNING)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

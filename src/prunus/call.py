@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ from prunus.errors import InputError, PrunusError
 from prunus.folder import find
 from prunus.graph.trace import copied
 from prunus.guard import last_accepted
-from prunus.judging import compacted, final_cost, final_masks, score
+from prunus.judging import compacted, final_cost, final_masks, score, tested
 from prunus.latency_target import aim, outcome, prepared
 from prunus.loop import trainer
 from prunus.masks import copy_of, put_back
-from prunus.position import Evaluate, Job, Watch, begin
+from prunus.metrics import Metric, Tested
+from prunus.position import Job, Watch, begin
 from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec
 from prunus.recipe_file import load
@@ -39,9 +41,9 @@ def prune(
     recipe: Source,
     *,
     train: Callable[..., Any] | None = None,
-    evaluate: Evaluate | None = None,
-    evaluate_train: Evaluate | None = None,
-    test: Evaluate | None = None,
+    evaluate: Metric | None = None,
+    evaluate_train: Metric | None = None,
+    test: Metric | None = None,
     calibration: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     example: Any = None,
@@ -59,9 +61,11 @@ def prune(
         train: ``train(model, run)``: call ``run.attach(optimizer)``, iterate
             ``run.batches(loader)``; called for round 0 if the recipe says ``dense``, and after
             each cut. A plain ``train(model)`` is enough for recipes in rounds.
-        evaluate: ``evaluate(model) -> float`` on validation data, after every round.
+        evaluate: ``evaluate(model) -> float`` on validation data, after every round; or a tensor
+            with a value for each item, whose mean it is.
         evaluate_train: the same on training data, to record the gap.
-        test: the same on test data; called once, at the end.
+        test: the same on test data; called once, at the end. Where it returns a value for each
+            item, the result has an interval; for a task the dense model's items beside it.
         calibration: batches for criteria that need gradients.
         loss: ``loss(model, batch) -> scalar`` for the same.
         example: an input (or a tuple of inputs), to count MACs and the order of layers.
@@ -128,6 +132,7 @@ def prune(
                 watch=job_watch,
                 stop=stop or (lambda: False),
                 dense=copied(model) if serves(recipe) else None,
+                again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
             )
             if not journal.events:
                 score(evaluate, model, "evaluate")
@@ -181,11 +186,16 @@ def find_model(name: str) -> tuple[nn.Module, Any]:
     )
 
 
-def _metric(task: Task, batches: Iterable[Any]) -> Evaluate:
+def _metric(task: Task, batches: Iterable[Any]) -> Metric:
     return lambda model: task.metric(model, batches)
 
 
-def _without_training(recipe: Recipe, evaluate: Evaluate | None) -> Recipe:
+def _again(task: Task) -> nn.Module:
+    with randomness.kept():
+        return task.model()
+
+
+def _without_training(recipe: Recipe, evaluate: Metric | None) -> Recipe:
     """The recipe for a model that nothing trains: one cut, or rounds that are only judged.
 
     Raises:
@@ -206,7 +216,7 @@ def _without_training(recipe: Recipe, evaluate: Evaluate | None) -> Recipe:
 
 
 def _check(
-    recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Evaluate | None
+    recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Metric | None
 ) -> None:
     """What can be known before work starts."""
     refuse_plain_train(pruner, train)
@@ -251,7 +261,7 @@ def _undone_on_error(pruner: Pruner) -> Iterator[None]:
             parameter.grad = None
 
 
-def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
+def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
     at = begin(job)
     aim(job, "start")
     at = all_rounds(job, at)
@@ -263,15 +273,19 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
     why = "; ".join(x for x in (at.why, outcome(job.pruner.recipe, deployment)) if x)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]
-    tested = done[-1]["test"] if done else score(test, job.model, "test")
-    if not done:
-        job.journal.write("end", why=why, test=tested, seconds=round(at.seconds, 3))
+    if done:
+        says = done[-1]["tested"]
+        found = None if says is None else Tested.read(says)
+    else:
+        found = tested(job, at, test)
+        plain = None if found is None else found.plain()
+        job.journal.write("end", why=why, tested=plain, seconds=round(at.seconds, 3))
     result = Result(
         model=job.model,
         masks=masks,
         rounds=tuple(at.rounds),
         metric=good.metric,
-        test=tested,
+        tested=found,
         why=why,
         cost_before=at.rounds[0].cost,
         cost_after=good.cost if compaction is None else final_cost(job),

@@ -55,6 +55,7 @@ class AsJson:
             "metric_name": metric_name,
             "metric": result.metric,
             "test": result.test,
+            "tested": None if result.tested is None else result.tested.plain(),
             "sparsity": result.sparsity,
             "why": result.why,
             "folder": None if result.folder is None else str(result.folder),
@@ -185,7 +186,7 @@ def summary(console: Console, result: Result, metric_name: str, report: str | No
     rows = [
         ("ended", result.why),
         ("sparsity", _sparsity(result)),
-        (f"test {metric_name}", number(result.test)),
+        (f"test {metric_name}", "–" if result.tested is None else str(result.tested)),
         *(_stored(result) if result.compaction is None else _compact(result)),
         *_deployed(result, metric_name),
     ]

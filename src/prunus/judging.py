@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import SupportsFloat
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus import costs, randomness
@@ -17,7 +16,9 @@ from prunus.cutting import restore, revives
 from prunus.errors import InputError, RunError
 from prunus.guard import accepts, last_accepted
 from prunus.masks import apply, check, finite
-from prunus.position import Evaluate, Job, Position, model_state, put_back
+from prunus.masks import put_back as put_tensors
+from prunus.metrics import Metric, Tested, number
+from prunus.position import Job, Position, model_state, put_back
 from prunus.run import Limit
 from prunus.serving import round_latency
 from prunus.shrinking import shrink
@@ -68,39 +69,49 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         _roll_back(job, at)
     else:
         at.accepted = job.journal.store("accepted", model_state(job, at))
+        if dense and job.again is not None:
+            at.blobs["dense"] = at.accepted
     event = dataclasses.asdict(made)
     job.journal.write("round", **event)
     job.watch({"event": "judged", "row": made, "of": recipe.rounds})
 
 
-def score(evaluate: Evaluate | None, model: nn.Module, name: str) -> float | None:
+def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
+    """A metric as one number, as :func:`values` gets it."""
+    return None if evaluate is None else number(values(evaluate, model, name), name)
+
+
+def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
     """A metric, with the model in eval mode and no trace left in it.
 
     Raises:
         InputError: if what comes back is no number.
         RunError: if it is not finite.
     """
-    if evaluate is None:
-        return None
     modes = [(m, m.training) for m in model.modules()]
     try:
         model.eval()
         with torch.no_grad(), randomness.kept():
-            value: object = evaluate(model)
+            value = evaluate(model)
     finally:
         for module, training in modes:
             module.training = training
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        raise InputError(
-            f"{name} returned {type(value).__name__}, not a number: return the metric as float"
-        )
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} returned no number: {error}") from None
-    if not math.isfinite(number):
-        raise RunError(f"{name} returned {number}: the metric must be finite")
-    return number
+    mean = number(value, name)
+    if not math.isfinite(mean):
+        raise RunError(f"{name} returned {mean}: the metric must be finite")
+    return value
+
+
+def tested(job: Job, at: Position, test: Metric | None) -> Tested | None:
+    """What the test data say of the result, and beside it of the dense model of round 0."""
+    if test is None:
+        return None
+    found = values(test, job.model, "test")
+    if not isinstance(found, Tensor) or job.again is None or "dense" not in at.blobs:
+        return Tested.of(found)
+    dense = job.again()
+    put_tensors(dense, job.journal.fetch(at.blobs["dense"])["tensors"])
+    return Tested.of(found, values(test, dense, "test"))
 
 
 def _roll_back(job: Job, at: Position) -> None:

@@ -13,11 +13,11 @@ from torch import nn
 
 from prunus import duration, randomness
 from prunus.journal import Journal
+from prunus.metrics import Metric
 from prunus.pruner import Pruner
 from prunus.run import Limit
 from prunus.types import Round, State
 
-Evaluate = Callable[[nn.Module], float]
 Watch = Callable[[Mapping[str, Any]], None]
 
 
@@ -28,13 +28,15 @@ class Job:
     pruner: Pruner
     journal: Journal
     train: Callable[..., Any] | None
-    evaluate: Evaluate | None
-    evaluate_train: Evaluate | None
+    evaluate: Metric | None
+    evaluate_train: Metric | None
     example: Any
     watch: Watch
     stop: Callable[[], bool]
     dense: nn.Module | None = None
     """A copy of the model as it was given, where the recipe deploys the result beside it."""
+    again: Callable[[], nn.Module] | None = None
+    """Makes the model anew, so that the dense one can be tested beside the result."""
 
     @property
     def model(self) -> nn.Module:

@@ -106,6 +106,7 @@ def write_result(folder: Path, result: Result, metric_name: str) -> None:
         "metric_name": metric_name,
         "metric": result.metric,
         "test": result.test,
+        "tested": None if result.tested is None else result.tested.plain(),
         "sparsity": result.sparsity,
         "why": result.why,
         "compaction": None

@@ -21,7 +21,8 @@ class Task:
         model: makes the model, freshly initialised (or loads a trained one).
         optimizer: makes the optimizer from the parameters.
         loss: ``(model, batch) -> scalar``.
-        metric: ``(model, batches) -> float``; the model is in eval mode.
+        metric: ``(model, batches) -> float``, or a value for each item ``[n]``, whose mean it is
+            and whose spread gives the test metric an interval; the model is in eval mode.
         train: batches, iterated once an epoch; with a ``len()``.
         validation: batches that choices use.
         test: batches used once, at the end.
@@ -34,7 +35,7 @@ class Task:
     model: Callable[[], nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     loss: Callable[[nn.Module, Any], Tensor]
-    metric: Callable[[nn.Module, Iterable[Any]], float]
+    metric: Callable[[nn.Module, Iterable[Any]], float | Tensor]
     train: Iterable[Any]
     validation: Iterable[Any]
     test: Iterable[Any] | None = None
@@ -78,10 +79,12 @@ def classification_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
     return nn.functional.cross_entropy(model(inputs), classes)
 
 
+def hits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of each input, whether its highest output is the right class: 0 or 1, ``[n]``."""
+    found = [model(inputs).argmax(dim=1) == classes for inputs, classes in batches]
+    return torch.cat(found).double()
+
+
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Share of inputs whose highest output is the right class, 0 to 1."""
-    right = count = 0
-    for inputs, classes in batches:
-        right += int((model(inputs).argmax(dim=1) == classes).sum())
-        count += len(classes)
-    return right / count
+    return float(hits(model, batches).mean())

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from prunus.metrics import Tested
+
 
 @dataclass(frozen=True, eq=False)
 class Member:
@@ -190,7 +192,7 @@ class Result:
         masks: by parameter name; True = kept.
         rounds: every round, rejected ones too.
         metric: of the last accepted round, on validation data.
-        test: the metric on test data, computed once.
+        tested: the metric on test data, computed once, with its interval.
         why: why the run ended.
         cost_before: of the dense model.
         cost_after: of ``model`` as it stands.
@@ -204,13 +206,18 @@ class Result:
     masks: Masks
     rounds: Sequence[Round]
     metric: float | None
-    test: float | None
+    tested: Tested | None
     why: str
     cost_before: Mapping[str, float | None]
     cost_after: Mapping[str, float | None]
     folder: Path | None
     compaction: Compaction | None = None
     deployment: Any = None
+
+    @property
+    def test(self) -> float | None:
+        """The metric on test data."""
+        return None if self.tested is None else self.tested.metric
 
     @property
     def sparsity(self) -> float:

@@ -24,11 +24,10 @@ from prunus.environment import describe
 from prunus.errors import InputError, did_you_mean
 from prunus.fits import twin
 from prunus.graph.trace import arguments
+from prunus.metrics import Metric
 from prunus.runtimes import Order, find, missing, tensors_of
 from prunus.timing import no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
-
-Evaluate = Callable[[nn.Module], float]
 
 
 def deploy(
@@ -40,7 +39,7 @@ def deploy(
     quantize: Literal["auto", "none", "int8"] = "auto",
     folder: str | Path | None = None,
     against: nn.Module | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Metric | None = None,
     better: Literal["higher", "lower"] = "higher",
     calibration: Sequence[Any] = (),
     max_drop: float = 0.01,
@@ -186,7 +185,7 @@ def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> B
     return min(good, key=lambda b: b.row.latency[size].median_ms)
 
 
-def _quantised(quantize: str, evaluate: Evaluate | None, calibration: Sequence[Any]) -> bool:
+def _quantised(quantize: str, evaluate: Metric | None, calibration: Sequence[Any]) -> bool:
     if quantize not in ("auto", "none", "int8"):
         raise InputError(
             f"quantize: there is no '{quantize}'; "

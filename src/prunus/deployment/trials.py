@@ -13,10 +13,9 @@ from torch import nn
 from prunus import randomness
 from prunus.deployment.build import Built
 from prunus.errors import InputError
+from prunus.metrics import Metric, number
 from prunus.runtimes import tensors_of
 from prunus.timing import interleaved, random_inputs
-
-Evaluate = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Judge:
         watch: told what is done.
     """
 
-    evaluate: Evaluate | None
+    evaluate: Metric | None
     right: float
     better: str
     max_drop: float
@@ -41,7 +40,7 @@ class Judge:
     def of(
         cls,
         model: nn.Module,
-        evaluate: Evaluate | None,
+        evaluate: Metric | None,
         *,
         better: str,
         max_drop: float,
@@ -68,20 +67,14 @@ class Judge:
         return not drop <= self.max_drop
 
 
-def metric_of(evaluate: Evaluate, model: nn.Module) -> float:
+def metric_of(evaluate: Metric, model: nn.Module) -> float:
     """A metric, computed without gradients and with the random state put back.
 
     Raises:
         InputError: if what comes back is no number.
     """
     with torch.no_grad(), randomness.kept():
-        value: object = evaluate(model)
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InputError(
-            f"evaluate must return a number, and returned {type(value).__name__}"
-        ) from None
+        return number(evaluate(model), "evaluate")
 
 
 def measured(built: Sequence[Built], judge: Judge) -> list[Built]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.task import Batches, Task, accuracy, classification_loss
+from prunus.tasks._files import find_folder
 
+HOLDS = "the four IDX files (train-images-idx3-ubyte and so on, .gz or not)"
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -26,7 +27,7 @@ def mnist(*, folder: str | None = None, batch: int = 100, rate: float = 0.05) ->
 
     Source: LeCun, Bottou, Bengio, Haffner 1998; the network: docs/source_text.md.
     """
-    place = find_folder(folder)
+    place = find_folder("mnist", folder, "mnist", HOLDS)
     images, classes = read(place, "train")
     test_images, test_classes = read(place, "test")
     held = len(images) - 5000
@@ -59,21 +60,6 @@ class SimpleCNN(nn.Module):
         """Images ``[b, 1, 28, 28]`` to scores ``[b, 10]``."""
         hidden = torch.relu(self.conv2(torch.relu(self.conv1(images))))
         return self.fc2(torch.relu(self.fc1(self.pool(hidden).flatten(1))))  # type: ignore[no-any-return]
-
-
-def find_folder(folder: str | None) -> Path:
-    """The folder of the IDX files.
-
-    Raises:
-        InputError: if there is none, with what to do.
-    """
-    data = os.environ.get("PRUNUS_DATA")
-    if folder is None and data is None:
-        raise InputError(
-            "task mnist needs the four IDX files (train-images-idx3-ubyte and so on, .gz or not): "
-            "name their folder with task.folder=PATH, or set PRUNUS_DATA to the folder above mnist/"
-        )
-    return Path(folder) if folder is not None else Path(data or "") / "mnist"
 
 
 def read(folder: Path, part: str) -> tuple[Tensor, Tensor]:

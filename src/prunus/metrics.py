@@ -1,0 +1,124 @@
+"""A model's metric: one number, or a value for each item, whose mean it is, with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, SupportsFloat, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import InputError
+
+Metric: TypeAlias = Callable[[nn.Module], float | Tensor]
+"""``metric(model)``: a number, or a value for each item ``[n]``."""
+
+LEVEL, DRAWS = 0.95, 2000
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test data say, once a run is over.
+
+    Attributes:
+        metric: of the pruned model.
+        interval: in which the metric lies with 95 % confidence over the choice of test items;
+            ``None`` where the metric is one number.
+        dense: the same metric of round 0, where it could be had.
+        change: metric minus that of round 0, item by item: mean, low, high.
+    """
+
+    metric: float
+    interval: tuple[float, float] | None = None
+    dense: float | None = None
+    change: tuple[float, float, float] | None = None
+
+    @classmethod
+    def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> Tested:
+        """From what ``test`` returned.
+
+        >>> Tested.of(0.5).interval is None, Tested.of(torch.tensor([1.0, 1.0])).interval
+        (True, (1.0, 1.0))
+        """
+        metric = number(pruned, "test")
+        interval = bootstrap(pruned) if isinstance(pruned, Tensor) and pruned.dim() else None
+        if dense is None:
+            return cls(metric, interval)
+        first = number(dense, "test")
+        change = None
+        if isinstance(pruned, Tensor) and isinstance(dense, Tensor) and pruned.dim():
+            if pruned.shape != dense.shape:
+                raise InputError(
+                    f"test returned {len(pruned)} values for the pruned model and {len(dense)} for "
+                    "the dense one: it must judge the same items each time"
+                )
+            change = (metric - first, *bootstrap(pruned.double() - dense.double()))
+        return cls(metric, interval, first, change)
+
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> Tested:
+        """From what :meth:`plain` gave."""
+        pairs = {k: None if plain[k] is None else tuple(plain[k]) for k in ("interval", "change")}
+        return cls(**{**plain, **pairs})
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{self.metric:.4f}"
+        if self.interval is not None:
+            text += " ({:.4f} to {:.4f} with 95 % confidence)".format(*self.interval)
+        if self.dense is not None:
+            text += f"; dense {self.dense:.4f}"
+        if self.change is not None:
+            text += ", change {:+.4f} ({:+.4f} to {:+.4f})".format(*self.change)
+        return text
+
+
+def number(value: object, name: str) -> float:
+    """A metric as one number: itself, or the mean of the items'.
+
+    Raises:
+        InputError: if it is none; a number that is not finite is for the caller to judge.
+
+    >>> number(torch.tensor([1.0, 0.0]), "evaluate")
+    0.5
+    """
+    if isinstance(value, Tensor) and value.dim() == 1 and len(value):
+        return float(value.double().mean())
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise InputError(
+            f"{name} returned {type(value).__name__}, not a number: return the metric as float, "
+            "or a tensor with a value for each item"
+        )
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} returned no number: {error}") from None
+
+
+def bootstrap(items: Tensor, *, draws: int = DRAWS, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of a mean over items ``[n]``, by resampling them with replacement.
+
+    The quantiles (1 ∓ level)/2 of the means of ``draws`` samples of n items each, with a fixed
+    seed.
+
+    Source: Efron 1979, Annals of Statistics 7(1), the percentile method.
+
+    >>> low, high = bootstrap(torch.arange(100) < 90)
+    >>> round(low, 2), round(high, 2)
+    (0.84, 0.96)
+    """
+    values = items.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(values).all()):
+        return math.nan, math.nan
+    source = torch.Generator().manual_seed(0)
+    count = len(values)
+    means = torch.stack(
+        [values[torch.randint(count, (count,), generator=source)].mean() for _ in range(draws)]
+    )
+    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
+    return float(low), float(high)

@@ -1,0 +1,207 @@
+"""CIFAR-10 from images in archives, with a ResNet-20 that starts from trained weights."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prunus.errors import InputError
+from prunus.task import Batches, Task, classification_loss, hits
+from prunus.tasks._files import find_folder, open_zip
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HELD = 150
+"""Training images of each class that validate."""
+
+
+def cifar10(
+    *,
+    folder: str | None = None,
+    weights: str | None = "resnet20.safetensors",
+    batch: int = 128,
+    rate: float = 0.02,
+    part: float = 1.0,
+) -> Task:
+    """CIFAR-10: ResNet-20 from trained weights; SGD with Nesterov momentum, crops and flips.
+
+    ``train.zip`` and ``test.zip`` in ``folder`` hold ``<class>/<number>.jpg`` (or png); the last
+    150 training images of each class validate. Without ``folder`` they are looked for in
+    ``$PRUNUS_DATA/cifar10``. ``weights`` is a file there; ``null`` starts from scratch. ``part``
+    of the training images train.
+
+    Source: Krizhevsky 2009; He, Zhang, Ren, Sun 2015, arXiv:1512.03385.
+    """
+    if not 0 < part <= 1:
+        raise InputError(f"task cifar10: part is {part}; it must be above 0 and at most 1")
+    place = find_folder("cifar10", folder, "cifar10", "train.zip and test.zip")
+    images, classes, names = read(place / "train.zip")
+    test_images, test_classes, _ = read(place / "test.zip", names)
+    held = torch.zeros(len(classes), dtype=torch.bool)
+    for c in range(len(names)):
+        own = (classes == c).nonzero()[:, 0]
+        held[own[-min(HELD, len(own) // 3 or 1) :]] = True
+    free = (~held).nonzero()[:, 0]
+    order = free[torch.randperm(len(free), generator=torch.Generator().manual_seed(0))]
+    chosen = order[: max(1, round(part * len(order)))].sort().values
+
+    def plain(pixels: Tensor, of: Tensor) -> Batches:
+        return Batches(normalised(pixels), of, size=500, shuffle=False)
+
+    def model() -> nn.Module:
+        made = ResNet20(len(names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if weights is not None:
+            _load(made, place / weights)
+        return made  # type: ignore[no-any-return]
+
+    return Task(
+        model=model,
+        optimizer=lambda parameters: torch.optim.SGD(
+            parameters, lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+        ),
+        loss=classification_loss,
+        metric=hits,
+        train=Crops(images[chosen], classes[chosen], size=batch),
+        validation=plain(images[held], classes[held]),
+        test=plain(test_images, test_classes),
+        example=normalised(images[:2]),
+        calibration=list(
+            Batches(normalised(images[order[:1024]]), classes[order[:1024]], size=batch,
+                    shuffle=False)
+        ),
+        train_sample=plain(images[order[:1500]], classes[order[:1500]]),
+    )  # fmt: skip
+
+
+class Crops:
+    """Batches of random crops from images padded by 4, half of them flipped; the rest is left out.
+
+    Order, places and flips come from torch's generator, which a run sets from (seed, epoch).
+    """
+
+    def __init__(self, images: Tensor, classes: Tensor, *, size: int) -> None:
+        if size < 1 or len(classes) == 0:
+            raise InputError(f"batches of {size} from {len(classes)} images: both must be above 0")
+        self.padded = F.pad(images, (0, 0, 4, 4, 4, 4))  # black, before the normalisation
+        self.classes, self.size = classes, min(size, len(classes))
+
+    def __len__(self) -> int:
+        return len(self.classes) // self.size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self.classes)
+        height, width = (n - 8 for n in self.padded.shape[1:3])
+        order = torch.randperm(count)[: len(self) * self.size]
+        down, right = torch.randint(9, (count,)), torch.randint(9, (count,))
+        flip = torch.rand(count) < 0.5
+        high, wide = torch.arange(height), torch.arange(width)
+        for chosen in order.split(self.size):
+            rows = down[chosen, None] + high  # [b, height]
+            columns = right[chosen, None] + torch.where(
+                flip[chosen, None], width - 1 - wide, wide
+            )  # [b, width]
+            cut = self.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield normalised(cut), self.classes[chosen]
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, and zeros on both sides of the channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.pad = (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[b, inputs, h, w]`` to ``[b, outputs, h/2, w/2]``."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        stride = 1 if inputs == width else 2
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = nn.Identity() if inputs == width else PadShortcut(inputs, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[b, inputs, h, w]`` to ``[b, width, h/stride, w/stride]``."""
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class ResNet20(nn.Module):
+    """The ResNet-20 of CIFAR: three stages of three blocks, 16, 32 and 64 channels."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16), Block(16, 16), Block(16, 16))
+        self.layer2 = nn.Sequential(Block(16, 32), Block(32, 32), Block(32, 32))
+        self.layer3 = nn.Sequential(Block(32, 64), Block(64, 64), Block(64, 64))
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[b, 3, h, w]`` to scores ``[b, classes]``."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes ``[b, h, w, 3]`` to floats ``[b, 3, h, w]``, channels_last in memory."""
+    mean, std = (255 * torch.tensor(values) for values in (MEAN, STD))
+    return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+def read(path: Path, known: list[str] | None = None) -> tuple[Tensor, Tensor, list[str]]:
+    """Images ``[n, h, w, 3]`` as bytes, classes ``[n]``, and their names, which are folders'.
+
+    Raises:
+        InputError: if the archive is missing, holds no images, or other classes than ``known``.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    pixels, folders = [], []
+    with open_zip("cifar10", path) as archive:
+        files = sorted(n for n in archive.namelist() if n.lower().endswith((".jpg", ".png")))
+        try:
+            for name in files:
+                pixels.append(np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")))
+                folders.append(name.split("/")[-2])
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile, IndexError) as error:
+            raise InputError(f"task cifar10: '{name}' in '{path}': {error}") from None
+    names = sorted(set(folders)) if known is None else known
+    strange = sorted(set(folders) - set(names))
+    if not pixels or strange:
+        what = f"classes that train.zip lacks: {', '.join(strange)}" if strange else "no images"
+        raise InputError(f"task cifar10: '{path}' holds {what}")
+    number = {name: i for i, name in enumerate(names)}
+    classes = torch.tensor([number[f] for f in folders])
+    return torch.from_numpy(np.stack(pixels)), classes, names
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise InputError(
+            f"task cifar10: there are no weights '{path}'; task.weights=null starts from scratch"
+        )
+    try:
+        lacking, unknown = model.load_state_dict(load_file(path), strict=False)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"task cifar10: '{path}' does not fit ResNet-20: {error}") from None
+    lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
+    if lacking or unknown:
+        raise InputError(f"task cifar10: '{path}' lacks {lacking} and has {unknown} too many")

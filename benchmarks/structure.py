@@ -38,7 +38,7 @@ def recipe_of(
     each = settings.get("each", EACH[task])
     return {
         "seed": seed,
-        "structure": "channel",
+        "structure": settings.get("structure", "channel"),
         "criterion": settings.get("criterion", "sensitivity"),
         "allocation": settings.get("allocation", "per_cost"),
         "schedule": settings.get("schedule", "geometric"),

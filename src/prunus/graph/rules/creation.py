@@ -1,4 +1,7 @@
-"""Tensors made from nothing: every index is free until something relates it."""
+"""Tensors made from nothing: every index is free until something relates it.
+
+One made in the shape of another shrinks with that.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ NUMBERED = ("arange", "linspace", "eye", "rand", "randn", "rand_like", "randn_li
 
 
 def filled(call: Call) -> Found:
-    """One value everywhere: labels that nothing relates yet."""
-    dims = call.labels.made(call.out.shape)
+    """One value everywhere: labels that nothing relates yet, or those of what it is shaped like."""
+    model = call.value("self") if call.name.endswith("_like") else None
+    dims = call.labels.made(call.out.shape) if model is None else model.dims
     zero = call.name in ZERO or call["fill_value"] == 0
     return call.result(dims, [zero] * len(dims))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from helpers import quick, tiny_task
 
 import prunus
+from helpers import quick, tiny_task
 from prunus import call, distributions
 from prunus.cli import cli
 from prunus.run_folder import rounds_of

@@ -77,7 +77,7 @@ class Writer:
 def writer(folder: str | Path) -> Writer:
     """A hook that writes the judged rounds of the run in a folder to ``FOLDER/tensorboard``.
 
-    Give it to :func:`prunus.prune` as ``watch`` beside the same folder, and close it (``with`` does).
+    Give it to :func:`prunus.prune` as ``watch`` beside the same folder; ``with`` closes it.
     Every round stands at its optimizer step. A resumed run writes no round twice: what a crash
     had left beyond the point from which it goes on is purged.
 

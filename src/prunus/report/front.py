@@ -52,9 +52,10 @@ def draw_front(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axes.xaxis.set_minor_formatter(FuncFormatter(_some))
         axes.margins(0.09)
-        axes.set_xlabel(f"{names[1]} (left is smaller)")
+        axes.set_xlabel(f"{names[1]} (less is better)")
         axes.set_ylabel(names[0])
         axes.legend(frameon=False, fontsize=9, loc="best")
+        figure.draw_without_rendering()  # the layout, before places are read off
         _number(axes, {number: finished[number] for number in front})
     return figure
 

@@ -20,8 +20,8 @@ def hopeless(rounds: Sequence[Round], recipe: Recipe, finished: Sequence[Trial])
     one's newest round by more than the guard's ``max_drop``, at first with at most as much left
     as the round has, and at its end with at most as much as this trial aims at. A rejected round
     counts once the one before it was rejected, too, and was as far behind: the first is rolled
-    back and tried half as far. Where the aim is not known before it is reached (``target: guard``, an
-    absolute bound, a latency), what the round has left stands for it.
+    back and tried half as far. Where the aim is not known before it is reached (``target: guard``,
+    an absolute bound, a latency), what the round has left stands for it.
 
     Args:
         rounds: judged so far, the dense one first; it counts, too.

@@ -13,6 +13,7 @@ from prunus.distributions import require
 from prunus.errors import InputError, Interrupted
 from prunus.ideas import code_digests, short_hash
 from prunus.position import Watch
+from prunus.report import write_report
 from prunus.sweep.checking import Checked, check
 from prunus.sweep.front import choose, front
 from prunus.sweep.space import from_mapping, parse
@@ -49,8 +50,8 @@ def sweep(
 
     A trial is stopped as hopeless once another was ahead of it after no more training, with at most
     as much left, and ended ahead of it, with at most as much left as this one aims at. Ahead means:
-    better than this one's newest round (the dense one counts; of rejected ones two in a row) by more
-    than the guard's ``max_drop``. Without a guard nothing is stopped.
+    better than this one's newest round (the dense one counts; of rejected ones two in a row) by
+    more than the guard's ``max_drop``. Without a guard nothing is stopped.
 
     Args:
         recipe: as :func:`prunus.prune` takes it.
@@ -95,14 +96,24 @@ def sweep(
         def summary() -> Sweep:
             return _summary(ledger, common, where, None if task is not None else run)
 
+        stopped = False
         try:
             while not halt() and ledger.work(run):
                 write_summary(summary(), picture=False)
+        except Interrupted:
+            stopped = True
         finally:
             write_summary(summary(), picture=True)
-        if halt():
-            raise Interrupted(f"stopped and saved; the same command goes on in {where}")
-        return summary()
+        if stopped or halt():
+            raise Interrupted(f"stopped and saved; the same command goes on in '{where}'")
+        return _reported(summary())
+
+
+def _reported(done: Sweep) -> Sweep:
+    """With the page of the best run; ``prunus report`` writes those of the others."""
+    if done.best is not None and (done.folder / (done.best.name or "-")).is_dir():
+        write_report(done.folder / (done.best.name or "-"))
+    return done
 
 
 def _refuse_other_files(folder: Path) -> None:

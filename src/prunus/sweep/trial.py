@@ -15,14 +15,13 @@ from prunus.ideas import folder_name
 from prunus.position import Watch
 from prunus.recipe import Recipe
 from prunus.recipe_file import load
-from prunus.report import write_report
 from prunus.run_folder import rounds_of
 from prunus.sweep.hopeless import hopeless
 from prunus.sweep.locks import is_held
 from prunus.sweep.space import Space
 from prunus.sweep.types import Trial
 from prunus.task import Task
-from prunus.types import Round
+from prunus.types import Result, Round
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Trials:
             where = self.folder / about["name"]
             if is_held(where / ".lock"):
                 return Trial(**about, state="failed", reason=f"another run is at work in '{where}'")
-            rounds = self._prune(recipe, where, beaten)
+            result = self._prune(recipe, where, beaten)
         except Interrupted:
             if not beaten:
                 raise
@@ -82,9 +81,10 @@ class Trials:
             return Trial(**about, state="failed", reason=_line(error))
         except Exception as error:
             return Trial(**about, state="failed", reason=f"{type(error).__name__}: {_line(error)}")
-        return Trial(**about, **_figures(recipe, rounds), state="finished")
+        figures = {**_figures(recipe, result.rounds), "cost": dict(result.cost_after)}
+        return Trial(**about, **figures, state="finished")
 
-    def _prune(self, recipe: Recipe, where: Path, beaten: list[str]) -> Sequence[Round]:
+    def _prune(self, recipe: Recipe, where: Path, beaten: list[str]) -> Result:
         def watch(event: Mapping[str, Any]) -> None:
             self.watch(event)
             if event["event"] == "judged" and self.finished is not None:
@@ -93,8 +93,8 @@ class Trials:
                 by = hopeless(rounds, recipe, self.finished())
                 if by is not None:
                     beaten.append(
-                        f"metric {row.metric:.4f} in round {row.index}; trial {by.number} was ahead "
-                        f"there and ended with {by.metric:.4f} and {by.left:.3g} left"
+                        f"metric {row.metric:.4f} in round {row.index}; trial {by.number} was "
+                        f"ahead there and ended with {by.metric:.4f} and {by.left:.3g} left"
                     )
 
         task = self.task
@@ -103,11 +103,9 @@ class Trials:
             with randomness.kept():
                 randomness.seed(recipe.seed)
                 task = find_task(recipe.task)
-        result = prune(
+        return prune(
             task, recipe, folder=where, watch=watch, stop=lambda: bool(beaten) or self.stop()
         )
-        write_report(where)
-        return result.rounds
 
 
 def _figures(recipe: Recipe, rounds: Sequence[Round]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ FLOORS = [
      "journal"},
     {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
      "call", "finished", "report", "serving", "latency_target"},
-    {"console", "dry_run", "template", "commands", "cli", "tasks"},
+    {"console", "dry_run", "template", "commands", "cli", "tasks", "sweep", "tensorboard"},
 ]  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -74,7 +74,7 @@ def test_help_and_lists_import_no_torch() -> None:
     import sys
 
     for command in (["--help"], ["run", "--help"], ["measure", "--help"],
-                    ["deploy", "--help"], ["list"]):  # fmt: skip
+                    ["deploy", "--help"], ["sweep", "--help"], ["list"]):  # fmt: skip
         code = (
             "import sys; from click.testing import CliRunner; from prunus.cli import cli; "
             f"done = CliRunner().invoke(cli, {command!r}); assert done.exit_code == 0; "

@@ -17,9 +17,10 @@ from prunus.commands.measure import measure
 from prunus.commands.plan import plan
 from prunus.commands.report import report
 from prunus.commands.run import resume, run
+from prunus.commands.sweep import sweep
 from prunus.commands.units import units
 
-COMMANDS = (run, resume, report, compare, measure, deploy, plan, units, init, list_)
+COMMANDS = (run, resume, sweep, report, compare, measure, deploy, plan, units, init, list_)
 
 
 class _Help(click.Group):
@@ -39,6 +40,7 @@ def cli() -> None:
       prunus run iterative                          the embedded digits, in rounds, to 95 %
       prunus run gradual task=mnist target=0.98     another task and target
       prunus run my/recipe.yaml task=my/task.py     your own model and data
+      prunus sweep iterative target=0.8,0.9,0.95    the same with other values, side by side
       prunus plan iterative                         what would happen, without training
       prunus list                                   everything that can be named in a recipe
     """

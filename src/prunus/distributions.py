@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 
+from prunus.errors import InputError
+
 
 def missing(distributions: Iterable[str]) -> list[str]:
     """Those that are not installed, by the names that pip knows.
@@ -30,3 +32,22 @@ def _installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def require(distribution: str, extra: str) -> None:
+    """Refuse to go on without an optional package.
+
+    Args:
+        distribution: as pip names it.
+        extra: of prunus that brings it.
+
+    Raises:
+        InputError: if it is not installed, with both ways to install it.
+
+    >>> require("torch", "nothing")
+    """
+    if missing([distribution]):
+        raise InputError(
+            f"{distribution} is not installed: pip install 'prunus[{extra}]', "
+            f"or {pip_line([distribution])}"
+        )

@@ -18,6 +18,10 @@ class InputError(PrunusError, ValueError):
     exit_code = 2
 
 
+class RefusedError(InputError):
+    """Settings that are right, each for itself, and cannot go together."""
+
+
 class RunError(PrunusError, RuntimeError):
     """A run could not go on; what was finished before is kept."""
 

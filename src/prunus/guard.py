@@ -18,9 +18,17 @@ def accepts(guard: Guard | None, metric: float | None, dense: float | None) -> b
     """
     if guard is None or metric is None or dense is None:
         return True
-    allowed = guard.max_drop * (abs(dense) if guard.relative else 1.0)
     worse = dense - metric if guard.better == "higher" else metric - dense
-    return worse <= allowed + 1e-12
+    return worse <= allowed_drop(guard, dense) + 1e-12
+
+
+def allowed_drop(guard: Guard, dense: float) -> float:
+    """How much worse than the dense model's a metric may be.
+
+    >>> allowed_drop(Guard(max_drop=0.1, relative=True), 0.5)
+    0.05
+    """
+    return guard.max_drop * (abs(dense) if guard.relative else 1.0)
 
 
 def last_accepted(rounds: Sequence[Round]) -> Round:

@@ -112,6 +112,11 @@ def code_digests(recipe: Recipe) -> dict[str, str]:
     return {f: folder.digest(Path(f)) for f in sorted(files) if Path(f).is_file()}
 
 
+def folder_name(recipe: Recipe) -> str:
+    """What a run's folder is called unless it is named: of the recipe and its code."""
+    return f"{recipe.name}-{short_hash([recipe.digest(), code_digests(recipe)])}"
+
+
 def short_hash(parts: object) -> str:
     """Eight hexadecimal digits of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]

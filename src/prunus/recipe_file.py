@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml.error import YAMLError
 
-from prunus.errors import InputError, did_you_mean
+from prunus.errors import InputError, RefusedError, did_you_mean
 from prunus.folder import HERE, names
 from prunus.recipe import Recipe, yaml
 
@@ -18,7 +18,8 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
     """A recipe by name, file, mapping or value, with ``key=value`` changes.
 
     Raises:
-        InputError: listing everything that is wrong with it.
+        InputError: listing everything that is wrong with it; a :class:`RefusedError` where every
+            value is right and some cannot go together.
 
     >>> load("one_shot", ["target=0.5", "criterion.name=fisher"]).criterion.name
     'fisher'
@@ -37,7 +38,9 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}:\n" + "\n".join(explain(error, Recipe))) from None
+        alone = any(item["loc"] for item in error.errors())  # otherwise values that do not match
+        kind = InputError if alone else RefusedError
+        raise kind(f"{where}:\n" + "\n".join(explain(error, Recipe))) from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
     problems = _unknown_ideas(recipe)

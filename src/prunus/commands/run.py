@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from prunus.commands.shared import DATA, JSON, THREADS, says_errors, set_data
+from prunus.commands.shared import DATA, JSON, THREADS, says_errors, set_data, stoppable
 from prunus.errors import InputError, Interrupted
+
+BOARD = click.option(
+    "--tensorboard", is_flag=True, help="Write every judged round to tensorboard/ in its folder."
+)
 
 
 @click.command()
@@ -20,6 +23,7 @@ from prunus.errors import InputError, Interrupted
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the run is kept.")
 @DATA
 @THREADS
+@BOARD
 @JSON
 @says_errors
 def run(
@@ -28,6 +32,7 @@ def run(
     folder: Path | None,
     data: Path | None,
     threads: int | None,
+    tensorboard: bool,
     as_json: bool,
 ) -> None:
     """Train, prune, judge and report, by a RECIPE: a name or a YAML file.
@@ -43,7 +48,7 @@ def run(
       prunus run iterative target=guard 'guard={max_drop: 0.01}'
     """
     set_data(data)
-    from prunus.ideas import code_digests, short_hash
+    from prunus.ideas import code_digests, folder_name
     from prunus.recipe_file import load
 
     made = load(recipe, changes)
@@ -52,11 +57,11 @@ def run(
             "the recipe names no task: add task=digits, or task=my/task.py (prunus init writes one)"
         )
     digests = code_digests(made)
-    where = folder or Path("runs") / f"{made.name}-{short_hash([made.digest(), digests])}"
+    where = folder or Path("runs") / folder_name(made)
     if digests and not as_json:
         for file, digest in digests.items():
             click.echo(f"runs code from {file} (sha256 {digest[:12]})")
-    _go(where, as_json, lambda **hooks: _start(made, where, **hooks))
+    _go(where, as_json, tensorboard, lambda **hooks: _start(made, where, **hooks))
 
 
 def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
@@ -73,9 +78,12 @@ def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
 @click.argument("folder", type=click.Path(path_type=Path))
 @DATA
 @THREADS
+@BOARD
 @JSON
 @says_errors
-def resume(folder: Path, data: Path | None, threads: int | None, as_json: bool) -> None:
+def resume(
+    folder: Path, data: Path | None, threads: int | None, tensorboard: bool, as_json: bool
+) -> None:
     """Go on with the run in FOLDER, to the same answer as if it had not stopped.
 
     \b
@@ -86,16 +94,21 @@ def resume(folder: Path, data: Path | None, threads: int | None, as_json: bool) 
     from prunus.run_folder import recipe_of
 
     made = recipe_of(folder)
-    _go(folder, as_json, lambda **hooks: _start(made, folder, **hooks))
+    _go(folder, as_json, tensorboard, lambda **hooks: _start(made, folder, **hooks))
 
 
-def _go(folder: Path, as_json: bool, start: Callable[..., Any]) -> None:
+def _go(folder: Path, as_json: bool, tensorboard: bool, start: Callable[..., Any]) -> None:
     from prunus import console
 
-    show = console.choose(as_json=as_json)
-    with _stoppable() as stopped:
+    with _board(folder, tensorboard) as board, stoppable() as stopped:
+        show = console.choose(as_json=as_json)
+
+        def watch(event: Mapping[str, Any]) -> None:
+            show(event)
+            board(event)
+
         try:
-            result, metric_name = start(watch=show, stop=lambda: bool(stopped))
+            result, metric_name = start(watch=watch, stop=lambda: bool(stopped))
         except Interrupted:
             show.close()
             raise Interrupted(f"stopped and saved; go on with: prunus resume {folder}") from None
@@ -109,19 +122,12 @@ def _go(folder: Path, as_json: bool, start: Callable[..., Any]) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """Ctrl-C asks to stop at the next step; a second one stops at once."""
-    stopped: list[int] = []
+def _board(folder: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """TensorBoard's hook, or one that does nothing."""
+    if not wanted:
+        yield lambda event: None
+        return
+    from prunus.tensorboard import writer
 
-    def ask(number: int, frame: object) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-        click.echo("saving, then stopping (again to stop at once) …", err=True)
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with writer(folder) as board:
+        yield board

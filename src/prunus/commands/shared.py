@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,3 +79,22 @@ def set_data(data: Path | None) -> None:
         if not data.is_dir():
             raise InputError(f"--data: there is no folder '{data}'")
         os.environ["PRUNUS_DATA"] = str(data)
+
+
+@contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """Ctrl-C asks to stop at the next step; a second one stops at once."""
+    stopped: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        click.echo("saving, then stopping (again to stop at once) …", err=True)
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

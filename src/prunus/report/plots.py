@@ -17,7 +17,7 @@ from prunus.types import Round
 INK = "#010203"  # replaced by currentColor in SVG, so that text is readable on light and dark
 SERIES, FAINT, WARM = "#2b8fbd", "#8c9aa6", "#e0662b"  # told apart by colour-blind eyes, too
 _COLOURS = (SERIES, WARM, "#1f7a4d", "#7b5ea7", FAINT)
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "prunus",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -35,7 +35,7 @@ Picture = Callable[[Sequence[Round], str], Figure]
 
 def metric_against_sparsity(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Validation (and training) metric of every round; rejected ones as crosses."""
-    figure, axes = _figure(6.4, 3.6)
+    figure, axes = figure_of(6.4, 3.6)
     judged = [r for r in rounds if r.metric is not None]
     good = sorted((r for r in judged if r.verdict != "rejected"), key=lambda r: r.achieved)
     bad = [r for r in judged if r.verdict == "rejected"]
@@ -62,7 +62,7 @@ def density_by_group(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Kept weights of each group of the last accepted round."""
     good = next((r for r in reversed(rounds) if r.verdict != "rejected"), None)
     densities = dict(good.densities) if good is not None else {}
-    figure, axes = _figure(6.4, 0.9 + 0.28 * max(1, len(densities)))
+    figure, axes = figure_of(6.4, 0.9 + 0.28 * max(1, len(densities)))
     names = list(densities)
     axes.barh(range(len(names)), [densities[n] for n in names], color=SERIES, height=0.62)
     for i, name in enumerate(names):
@@ -77,7 +77,7 @@ def density_by_group(rounds: Sequence[Round], metric_name: str) -> Figure:
 
 def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Σ|w| against sparsity."""
-    figure, axes = _figure(6.4, 2.6)
+    figure, axes = figure_of(6.4, 2.6)
     good = sorted((r for r in rounds if r.verdict != "rejected"), key=lambda r: r.achieved)
     axes.plot([r.achieved for r in good], [r.l1 for r in good], "o-", color=SERIES, markersize=4)
     axes.set_ylim(bottom=0)
@@ -88,7 +88,7 @@ def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
 
 def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Validation metric of every accepted round against its measured latency, by runtime."""
-    figure, axes = _figure(6.4, 3.6)
+    figure, axes = figure_of(6.4, 3.6)
     good = [r for r in rounds if r.latency and r.metric is not None and r.verdict != "rejected"]
     names = list(dict.fromkeys(name for r in good for name in r.latency))
     for number, name in enumerate(names):
@@ -123,8 +123,9 @@ PICTURES: dict[str, tuple[str, Picture]] = {
 }
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    with matplotlib.rc_context(_STYLE):
+def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty picture in the report's style."""
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
     axes.grid(visible=True, linewidth=0.5, color=INK, alpha=0.15)
@@ -134,14 +135,14 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def draw(name: str, rounds: Sequence[Round], metric_name: str) -> Figure:
     """A picture by its name."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return PICTURES[name][1](rounds, metric_name)
 
 
 def as_svg(figure: Figure, name: str) -> str:
     """The picture as an SVG element without outside addresses; ids are its own."""
     out = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -156,6 +157,6 @@ def as_svg(figure: Figure, name: str) -> str:
 def as_png(figure: Figure) -> bytes:
     """The picture for slides and pages, on white."""
     out = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()

@@ -1,0 +1,132 @@
+"""One trial: an ordinary run in a folder of its own, stopped when it is hopeless."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus import randomness
+from prunus.call import Source, find_task, prune
+from prunus.errors import InputError, Interrupted, RunError
+from prunus.guard import allowed_drop, last_accepted
+from prunus.ideas import folder_name
+from prunus.position import Watch
+from prunus.recipe import Recipe
+from prunus.recipe_file import load
+from prunus.run_folder import rounds_of
+from prunus.sweep.hopeless import hopeless
+from prunus.sweep.locks import is_held
+from prunus.sweep.space import Space
+from prunus.sweep.types import Trial
+from prunus.task import Task
+from prunus.types import Result, Round
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What the trials of a sweep have in common.
+
+    Attributes:
+        source: the recipe.
+        space: what varies.
+        folder: of the sweep.
+        task: instead of the one that the recipe names.
+        watch: gets every event.
+        stop: asked between steps.
+        finished: the trials that have ended so far; ``None``: none is stopped as hopeless.
+    """
+
+    source: Source
+    space: Space
+    folder: Path
+    task: Task | None
+    watch: Watch
+    stop: Callable[[], bool]
+    finished: Callable[[], Sequence[Trial]] | None
+
+    def __call__(self, number: int, values: Mapping[str, str]) -> Trial:
+        """Run one, and say what became of it.
+
+        Raises:
+            Interrupted: if it was asked to stop.
+            RunError: if the disk refuses: no other trial could go on then.
+        """
+        self.watch({"event": "trial", "number": number, "values": dict(values)})
+        made = self._run(number, values)
+        self.watch({"event": "tried", **made.plain()})
+        return made
+
+    def _run(self, number: int, values: Mapping[str, str]) -> Trial:
+        about: dict[str, Any] = {"number": number, "values": values}
+        beaten: list[str] = []
+        try:
+            recipe = load(self.source, self.space.changes(values))
+            about["name"] = folder_name(recipe)
+            where = self.folder / about["name"]
+            if is_held(where / ".lock"):
+                return Trial(**about, state="failed", reason=f"another run is at work in '{where}'")
+            result = self._prune(recipe, where, beaten)
+        except Interrupted:
+            if not beaten:
+                raise
+            return Trial(**about, **_figures(recipe, rounds_of(where)), state="stopped",
+                         reason=beaten[0])  # fmt: skip
+        except InputError as error:
+            return Trial(**about, state="refused", reason=_line(error))
+        except RunError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            return Trial(**about, state="failed", reason=_line(error))
+        except Exception as error:
+            return Trial(**about, state="failed", reason=f"{type(error).__name__}: {_line(error)}")
+        figures = {**_figures(recipe, result.rounds), "cost": dict(result.cost_after)}
+        return Trial(**about, **figures, state="finished")
+
+    def _prune(self, recipe: Recipe, where: Path, beaten: list[str]) -> Result:
+        def watch(event: Mapping[str, Any]) -> None:
+            self.watch(event)
+            if event["event"] == "judged" and self.finished is not None:
+                row = event["row"]
+                rounds = [*(r for r in rounds_of(where) if r.index < row.index), row]
+                by = hopeless(rounds, recipe, self.finished())
+                if by is not None:
+                    beaten.append(
+                        f"metric {row.metric:.4f} in round {row.index}; trial {by.number} was "
+                        f"ahead there and ended with {by.metric:.4f} and {by.left:.3g} left"
+                    )
+
+        task = self.task
+        if task is None:
+            assert recipe.task is not None
+            with randomness.kept():
+                randomness.seed(recipe.seed)
+                task = find_task(recipe.task)
+        return prune(
+            task, recipe, folder=where, watch=watch, stop=lambda: bool(beaten) or self.stop()
+        )
+
+
+def _figures(recipe: Recipe, rounds: Sequence[Round]) -> dict[str, Any]:
+    """Of the last accepted round."""
+    good, dense = last_accepted(rounds), rounds[0].metric
+    known = recipe.guard is not None and dense is not None
+    return {
+        "metric": good.metric,
+        "left": 1 - good.achieved,
+        "dense": dense,
+        "allowed": allowed_drop(recipe.guard, dense) if known else None,  # type: ignore[arg-type]
+        "cost": dict(good.cost),
+        "rounds": len(rounds) - 1,
+        "course": [
+            (r.step, r.metric, 1 - r.achieved)
+            for r in rounds
+            if r.metric is not None and r.verdict != "rejected"
+        ],
+        "seconds": sum(r.seconds for r in rounds),
+    }
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

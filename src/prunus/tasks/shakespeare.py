@@ -21,7 +21,7 @@ def shakespeare(
     layers: int = 4,
     width: int = 208,
     heads: int = 8,
-    batch: int = 32,
+    batch: int = 16,
     steps: int = 100,
     rate: float = 0.002,
 ) -> Task:

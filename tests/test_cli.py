@@ -14,6 +14,7 @@ import prunus
 from prunus.cli import cli
 from prunus.recipe import Recipe
 from prunus.recipe_file import load
+from stand_ins import ROWS
 
 FAST = ["dense=2ep", "retrain=1ep", "rounds=2", "guard={max_drop: 0.5}"]
 
@@ -92,8 +93,8 @@ def test_list_names_every_idea_with_its_source() -> None:
     assert "cubic" not in command("list", "criteria").output
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (
-    Path(prunus.__file__).parent / "recipes").glob("*.yaml")))  # fmt: skip
+@pytest.mark.parametrize("name", sorted(p.stem for p in (  # tests/test_tasks.py has the others
+    Path(prunus.__file__).parent / "recipes").glob("*.yaml") if p.stem not in ROWS))  # fmt: skip
 def test_every_recipe_runs_from_end_to_end(name: str) -> None:
     short = ["dense.length=2ep", "retrain=1ep"]
     done = command("run", name, *short, "guard=null")

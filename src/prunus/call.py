@@ -20,7 +20,7 @@ from prunus.judging import compacted, final_cost, final_masks, score, tested
 from prunus.latency_target import aim, outcome, prepared
 from prunus.loop import trainer
 from prunus.masks import copy_of, put_back
-from prunus.metrics import Metric, Tested
+from prunus.metrics import Metric, Outcome
 from prunus.position import Job, Watch, begin
 from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec
@@ -275,7 +275,7 @@ def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
     done = [e for e in job.journal.events if e["event"] == "end"]
     if done:
         says = done[-1]["tested"]
-        found = None if says is None else Tested.read(says)
+        found = None if says is None else Outcome.read(says)
     else:
         found = tested(job, at, test)
         plain = None if found is None else found.plain()

@@ -40,6 +40,7 @@ class Plan:
         cost: of the dense model.
         notes: what the reader should know.
         counted: what asked and reachable are parts of.
+        why_dense: why layers stay dense.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Plan:
     cost: dict[str, float | None]
     notes: list[str]
     counted: str = "sparsity"
+    why_dense: str = "the structure does not fit its shape"
 
 
 def dry_run(recipe: Recipe) -> Plan:
@@ -96,6 +98,7 @@ def dry_run(recipe: Recipe) -> Plan:
         cost=dict(costs.measure(model, task.example)),
         notes=notes,
         counted=_counted(pruner),
+        **({} if pruner.view.analysis is None else {"why_dense": "prunus units says what pins it"}),
     )
 
 
@@ -163,7 +166,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     click.echo(f"{'all in scope':<{width}}  {left:>12,}  {whole:>12,}  {left / whole:.4f}")
     click.echo()
     for name in plan.dense:
-        click.echo(f"stays dense   {name} (the structure does not fit its shape)")
+        click.echo(f"stays dense   {name} ({plan.why_dense})")
     click.echo(f"reachable     {plan.counted}: at most {plan.reachable:.6g}")
     click.echo(f"asked         {', '.join(f'{s:.4g}' for s in plan.asked)}")
     click.echo("steps         " + ", ".join(f"{k} {v:,}" for k, v in plan.steps.items()))

@@ -17,7 +17,7 @@ from prunus.errors import InputError, RunError
 from prunus.guard import accepts, last_accepted
 from prunus.masks import apply, check, finite
 from prunus.masks import put_back as put_tensors
-from prunus.metrics import Metric, Tested, number
+from prunus.metrics import Metric, Outcome, number
 from prunus.position import Job, Position, model_state, put_back
 from prunus.run import Limit
 from prunus.serving import round_latency
@@ -102,16 +102,16 @@ def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
     return value
 
 
-def tested(job: Job, at: Position, test: Metric | None) -> Tested | None:
+def tested(job: Job, at: Position, test: Metric | None) -> Outcome | None:
     """What the test data say of the result, and beside it of the dense model of round 0."""
     if test is None:
         return None
     found = values(test, job.model, "test")
     if not isinstance(found, Tensor) or job.again is None or "dense" not in at.blobs:
-        return Tested.of(found)
+        return Outcome.of(found)
     dense = job.again()
     put_tensors(dense, job.journal.fetch(at.blobs["dense"])["tensors"])
-    return Tested.of(found, values(test, dense, "test"))
+    return Outcome.of(found, values(test, dense, "test"))
 
 
 def _roll_back(job: Job, at: Position) -> None:

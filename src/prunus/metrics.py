@@ -19,7 +19,7 @@ LEVEL, DRAWS = 0.95, 2000
 
 
 @dataclass(frozen=True)
-class Tested:
+class Outcome:
     """What the test data say, once a run is over.
 
     Attributes:
@@ -36,10 +36,10 @@ class Tested:
     change: tuple[float, float, float] | None = None
 
     @classmethod
-    def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> Tested:
+    def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> Outcome:
         """From what ``test`` returned.
 
-        >>> Tested.of(0.5).interval is None, Tested.of(torch.tensor([1.0, 1.0])).interval
+        >>> Outcome.of(0.5).interval is None, Outcome.of(torch.tensor([1.0, 1.0])).interval
         (True, (1.0, 1.0))
         """
         metric = number(pruned, "test")
@@ -58,7 +58,7 @@ class Tested:
         return cls(metric, interval, first, change)
 
     @classmethod
-    def read(cls, plain: dict[str, Any]) -> Tested:
+    def read(cls, plain: dict[str, Any]) -> Outcome:
         """From what :meth:`plain` gave."""
         pairs = {k: None if plain[k] is None else tuple(plain[k]) for k in ("interval", "change")}
         return cls(**{**plain, **pairs})

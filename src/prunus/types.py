@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from prunus.metrics import Tested
+from prunus.metrics import Outcome
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ class Result:
     masks: Masks
     rounds: Sequence[Round]
     metric: float | None
-    tested: Tested | None
+    tested: Outcome | None
     why: str
     cost_before: Mapping[str, float | None]
     cost_after: Mapping[str, float | None]

@@ -1,0 +1,87 @@
+"""Tiny made-up files in the forms that the tasks read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import wavfile
+
+# The recipes of the gallery, and the task of each.
+ROWS = {
+    "cifar10_weights": "cifar10",
+    "cifar10_channels": "cifar10",
+    "reviews_lstm": "movie_reviews",
+    "reviews_transformer": "movie_reviews",
+    "spoken_digits": "spoken_digits",
+    "shakespeare": "shakespeare",
+}
+
+
+def cifar10(folder: Path) -> None:
+    """Two classes of 32×32 images: bright above, bright below."""
+    source = np.random.default_rng(0)
+    for part, count in (("train", 24), ("test", 8)):
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            for name, rows in (("above", slice(0, 16)), ("below", slice(16, 32))):
+                for i in range(count):
+                    pixels = source.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                    pixels[rows] += 150
+                    out = io.BytesIO()
+                    Image.fromarray(pixels).save(out, "JPEG")
+                    archive.writestr(f"{part}/{name}/{i:03}.jpg", out.getvalue())
+
+
+def movie_reviews(folder: Path) -> None:
+    """Sentences of good words, and of bad ones."""
+    source = random.Random(0)
+    words = {"pos": ["fine", "great", "warm", "clever"], "neg": ["dull", "slow", "cold", "thin"]}
+    for kind, own in words.items():
+        lines = [
+            " ".join(source.choice([*own, "film", "the", "a"]) for _ in range(8)) + " é ."
+            for _ in range(60)
+        ]
+        text = "\n".join(lines) + "\n"
+        (folder / f"rt-polarity.{kind}.gz").write_bytes(gzip.compress(text.encode("latin-1")))
+
+
+def speech_digits(folder: Path) -> None:
+    """Each digit a tone of its own."""
+    source = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "recordings.zip", "w") as archive:
+        for digit in range(10):
+            for index in range(10):
+                time = np.arange(3000 + 100 * index) / 8000
+                tone = 8000 * np.sin(2 * np.pi * (300 + 300 * digit) * time)
+                sound = (tone + source.normal(0, 100, len(time))).astype(np.int16)
+                out = io.BytesIO()
+                wavfile.write(out, 8000, sound)
+                archive.writestr(f"recordings/{digit}_nobody_{index}.wav", out.getvalue())
+
+
+def shakespeare(folder: Path) -> None:
+    """A sentence, again and again."""
+    text = "to be or not to be, that is the question.\n" * 120
+    (folder / "input.txt.gz").write_bytes(gzip.compress(text.encode()))
+
+
+MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "cifar10": ("cifar10", cifar10),
+    "movie_reviews": ("movie-reviews", movie_reviews),
+    "spoken_digits": ("speech-digits", speech_digits),
+    "shakespeare": ("shakespeare", shakespeare),
+}
+
+
+def make_all(data: Path) -> Path:
+    """Every set below a folder that stands for ``PRUNUS_DATA``."""
+    for name, maker in MAKERS.values():
+        (data / name).mkdir(parents=True)
+        maker(data / name)
+    return data

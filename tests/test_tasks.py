@@ -1,0 +1,215 @@
+"""The tasks of the gallery, on tiny made-up files in the forms that they read."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from prunus.call import find_task
+from prunus.cli import cli
+from prunus.errors import InputError
+from prunus.metrics import Outcome, bootstrap, number
+from prunus.recipe import Spec
+from prunus.task import Task
+from prunus.tasks.cifar10 import Crops, normalised
+from prunus.tasks.shakespeare import bits, cut
+from prunus.tasks.spoken_digits import BANDS, FRAMES, log_mel
+from stand_ins import MAKERS, ROWS, make_all
+
+SMALL: dict[str, dict[str, Any]] = {
+    "cifar10": {"weights": None, "batch": 8},
+    "movie_reviews": {"vocabulary": 60, "batch": 16},
+    "spoken_digits": {"batch": 8},
+    "shakespeare": {"length": 16, "layers": 1, "width": 16, "heads": 2, "batch": 4, "steps": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_all(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def place(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("PRUNUS_DATA", str(data))
+    monkeypatch.chdir(tmp_path)
+    return data
+
+
+def make(name: str, **changes: Any) -> Task:
+    return find_task(Spec(name=name, **SMALL[name], **changes))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artefact(name: str, place: Path) -> None:
+    task = ROWS[name]
+    words = [f"task.{k}={json.dumps(v)}" for k, v in SMALL[task].items()]
+    better = "lower" if task == "shakespeare" else "higher"
+    done = CliRunner().invoke(cli, [
+        "run", name, *words, "dense.length=2ep", "retrain=1it", "rounds=2", "target.step=0.3",
+        f"guard={{max_drop: 9, better: {better}}}", "deploy=eager", "--folder", "run",
+    ])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["deployment"]["runtime"] == "eager"
+    assert result["tested"]["change"][1] <= result["tested"]["change"][2]
+    assert (result["compaction"] is None) == (name == "cifar10_weights")
+    if result["compaction"]:
+        assert result["cost_after"]["macs"] < result["cost_before"]["macs"]
+        assert result["compaction"]["error"] < 1e-10
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_task_says_what_is_missing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PRUNUS_DATA", raising=False)
+    with pytest.raises(InputError, match="set PRUNUS_DATA"):
+        make(name)
+    with pytest.raises(InputError, match="there is no folder"):
+        make(name, folder=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="there is no"):
+        make(name, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_three_parts_of_the_data_share_no_item(name: str, place: Path) -> None:
+    task = make(name)
+    assert task.test is not None
+    parts = []
+    for part in (task.validation, task.test):
+        items = torch.cat([batch[0].flatten(1) for batch in part])
+        parts.append({tuple(row.tolist()) for row in items})
+    if name in ("cifar10", "spoken_digits"):  # others may say the same thing twice
+        assert parts[0].isdisjoint(parts[1])
+    assert min(map(len, parts)) >= 1
+
+
+def test_damaged_archives_and_wrong_sounds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.zip").write_bytes(b"no archive")
+    with pytest.raises(InputError, match="is no zip archive"):
+        make("cifar10", folder=str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("train/cat/1.jpg", b"no image")
+    with pytest.raises(InputError, match=r"train/cat/1\.jpg"):
+        make("cifar10", folder=str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "recordings.zip", "w") as archive:
+        archive.writestr("1_me_0.wav", b"RIFFnothing")
+    with pytest.raises(InputError, match="1_me_0"):
+        make("spoken_digits", folder=str(tmp_path))
+
+
+def test_settings_that_cannot_be_are_refused(place: Path) -> None:
+    for name, wrong in (("cifar10", {"part": 0.0}), ("movie_reviews", {"network": "gru"})):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            make(name, **wrong)
+    with pytest.raises(InputError, match="divide the width"):
+        find_task(Spec(name="shakespeare", width=15, heads=2))
+
+
+def test_a_part_of_the_training_images_leaves_validation_as_it_is(place: Path) -> None:
+    whole, half = make("cifar10"), make("cifar10", part=0.5)
+    assert len(half.train.classes) == round(len(whole.train.classes) / 2)  # type: ignore[attr-defined]
+    assert len(next(iter(half.validation))[1]) == len(next(iter(whole.validation))[1])
+
+
+def test_crops_are_windows_of_the_padded_image_perhaps_flipped() -> None:
+    image = torch.arange(32 * 32 * 3).remainder(251).to(torch.uint8).view(1, 32, 32, 3)
+    padded = torch.nn.functional.pad(image, (0, 0, 4, 4, 4, 4))
+    windows = [padded[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
+    every = torch.cat([normalised(w) for w in [*windows, *(w.flip(2) for w in windows)]])
+    torch.manual_seed(0)
+    crops = Crops(image, torch.tensor([7]), size=4)
+    for _ in range(5):
+        ((got, classes),) = crops
+        assert classes.tolist() == [7]
+        assert bool((every == got).flatten(1).all(1).any())
+
+
+def test_the_bands_of_a_tone_are_loudest_where_it_is() -> None:
+    time = np.arange(8000) / 8000
+    tones = [log_mel(np.sin(2 * np.pi * f * time)) for f in (300, 1000, 3000)]
+    loudest = [int(tone.mean(1).argmax()) for tone in tones]
+    # mel(300) = 402 of mel(4000) = 2146 in 41 steps: the centre of band 7 (from 0) is the nearest
+    assert loudest[0] in (6, 7)
+    assert loudest == sorted(set(loudest))
+    short = log_mel(np.sin(2 * np.pi * 300 * time[:1000]))
+    assert short.shape == (BANDS, FRAMES)
+
+
+def test_bits_of_a_uniform_guess_are_the_logarithm_of_the_letters() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(8, 4), torch.nn.Linear(4, 8))
+    torch.nn.init.zeros_(model[1].weight)
+    torch.nn.init.zeros_(model[1].bias)
+    found = bits(model, [cut(torch.arange(25) % 8, 6, 100)])
+    assert found.shape == (4,)
+    assert found.tolist() == pytest.approx([3.0] * 4)
+
+
+def test_attention_sees_no_later_character_and_no_empty_place(place: Path) -> None:
+    model = make("shakespeare").model().eval()
+    codes = torch.zeros(1, 16, dtype=torch.long)
+    later = codes.clone()
+    later[0, 10:] = 3
+    assert torch.allclose(model(codes)[:, :10], model(later)[:, :10], atol=1e-6)
+    assert not torch.allclose(model(codes)[:, 10:], model(later)[:, 10:], atol=1e-3)
+    for network in ("lstm", "transformer"):
+        task = make("movie_reviews", network=network)
+        words = next(iter(task.validation))[0][:1]
+        count = int((words != 0).sum())
+        assert count < words.shape[1]
+        classifier = task.model().eval()
+        if network == "transformer":  # the backward LSTM reads the empty places first
+            shorter = words[:, :count]
+            padded = classifier(words)
+            classifier.places = torch.nn.Parameter(classifier.places[:count])
+            assert torch.allclose(padded, classifier(shorter), atol=1e-5)
+
+
+@pytest.mark.skipif("PRUNUS_DATA" not in os.environ, reason="PRUNUS_DATA names no data folder")
+def test_real_speech_is_read_by_its_own_split() -> None:
+    task = find_task(Spec(name="spoken_digits"))
+    assert task.test is not None
+    assert sum(len(c) for _, c in task.test) == 300
+    assert sum(len(c) for _, c in task.validation) == 180
+
+
+# --- metrics of items
+
+
+def test_a_metric_may_be_a_value_for_each_item() -> None:
+    assert number(torch.tensor([True, False, True, True]), "evaluate") == 0.75
+    assert number(torch.tensor(0.5), "evaluate") == 0.5
+    for wrong in (torch.zeros(2, 2), torch.zeros(0), "0.5", None, True):
+        with pytest.raises(InputError, match="evaluate returned"):
+            number(wrong, "evaluate")
+
+
+def test_the_interval_is_that_of_the_binomial_where_items_are_right_or_wrong() -> None:
+    items = torch.arange(400) < 300
+    low, high = bootstrap(items)
+    half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert low == pytest.approx(0.75 - half, abs=0.008)
+    assert high == pytest.approx(0.75 + half, abs=0.008)
+    assert bootstrap(items) == (low, high)
+
+
+def test_the_change_is_compared_item_by_item() -> None:
+    dense = torch.cat([torch.ones(90), torch.zeros(10)])
+    worse = dense.clone()
+    worse[0] = 0  # one item in a hundred
+    found = Outcome.of(worse, dense)
+    assert found.change is not None
+    assert found.change[0] == pytest.approx(-0.01)
+    assert -0.04 < found.change[1] <= found.change[0] <= found.change[2] <= 0.0
+    assert Outcome.read(json.loads(json.dumps(found.plain()))) == found
+    with pytest.raises(InputError, match="the same items"):
+        Outcome.of(worse[:50], dense)

@@ -66,7 +66,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
     at.phase = "next"
     if verdict == "rejected":
         _roll_back(job, at)
-    else:
+    elif job.keeps:
         at.accepted = job.journal.store("accepted", model_state(job, at))
     event = dataclasses.asdict(made)
     job.journal.write("round", **event)

@@ -152,8 +152,6 @@ class Pruner:
         self.optimizer = real
         self._refresh()
         self._enforcer.install(real, self.model, copies)
-        if self.collects_running:
-            self._hooks.append(real.register_step_pre_hook(self._before_step))
         self._hooks.append(real.register_step_post_hook(self._after_step))
         return real
 
@@ -182,7 +180,8 @@ class Pruner:
         self.step = 0
         self._first_cut, self._last_cut, self._every = first, max(last, 1), every
 
-    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+    def _read_gradients(self) -> None:
+        """After the step: where a closure computes them (Lightning), before it they are old."""
         with torch.no_grad():
             for name, weight in self._parameters().items():
                 if weight.grad is None:
@@ -192,6 +191,8 @@ class Pruner:
                 self.running[name] = square if past is None else past.lerp_(square, 1 - DECAY)
 
     def _after_step(self, *_: object) -> None:
+        if self.collects_running:
+            self._read_gradients()
         self.step += 1
         if self._first_cut <= self.step <= self._last_cut and (
             self.step == self._last_cut or (self.step - self._first_cut) % self._every == 0

@@ -1,0 +1,197 @@
+"""The same recipe in a loop of one's own, in a Hugging Face Trainer and in Lightning."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import tiny_task
+from torch import Tensor, nn
+
+import prunus
+from prunus.errors import InputError
+from prunus.types import Masks
+
+pytestmark = [
+    # of transformers, accelerate and Lightning, about themselves
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*is deprecated"),
+]
+
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(64, 8, generator=GENERATOR, dtype=torch.float64)
+CLASSES = (INPUTS.sum(1) > 0).long()
+DATA = [{"x": x, "labels": y} for x, y in zip(INPUTS, CLASSES, strict=True)]
+EPOCHS, BATCH, ACCUMULATE, CLIP = 5, 8, 2, 0.5
+STEPS = EPOCHS * len(DATA) // BATCH // ACCUMULATE
+
+GRADUAL: dict[str, Any] = {
+    "target": 0.8, "schedule": "cubic", "criterion": "fisher_running", "dense": "4it",
+}  # fmt: skip
+ROUNDS: dict[str, Any] = {
+    "target": 0.8, "schedule": "linear", "rounds": 4, "dense": "1ep", "retrain": "3it",
+    "guard": {"max_drop": 0.03},
+}  # fmt: skip
+SHRINKING: dict[str, Any] = {
+    "structure": "channel", "target": {"max_params": 0.4}, "schedule": "linear", "rounds": 3,
+    "dense": "3it", "compact": "every_round",
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """Two layers that return what a Trainer asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        out = self.b(torch.relu(self.a(x)))
+        return out if labels is None else {"loss": F.cross_entropy(out, labels), "logits": out}
+
+
+def net(dtype: torch.dtype = torch.float64) -> Net:
+    torch.manual_seed(7)
+    return Net().to(dtype)
+
+
+def accuracy(model: nn.Module) -> float:
+    dtype = next(model.parameters()).dtype
+    return float((model(INPUTS.to(dtype)).argmax(1) == CLASSES).double().mean())
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.1)
+
+
+def scheduler_of(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (2 * STEPS))
+
+
+def plain(recipe: Any, **options: Any) -> prunus.Pruner:
+    model = net()
+    optimizer = optimizer_of(model)
+    scheduler = scheduler_of(optimizer)
+    total = None if "retrain" in recipe else STEPS
+    per_epoch = STEPS // EPOCHS
+    pruner = prunus.Pruner(
+        model, recipe, optimizer, steps=total, steps_per_epoch=per_epoch, **options
+    )
+    batches = zip(INPUTS.split(BATCH), CLASSES.split(BATCH), strict=True)
+    for number, (x, y) in enumerate(list(batches) * EPOCHS):
+        (model(x, y)["loss"] / ACCUMULATE).backward()
+        if number % ACCUMULATE == ACCUMULATE - 1:
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        if pruner.done and pruner.recipe.guard:
+            break
+    pruner.finish()
+    return pruner
+
+
+def hf_trainer(callback: Any, model: nn.Module, **changes: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    values: dict[str, Any] = {
+        "output_dir": "hf", "num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": ACCUMULATE, "max_grad_norm": CLIP, "use_cpu": True,
+        "train_sampling_strategy": "sequential", "report_to": "none", "disable_tqdm": True,
+        "save_strategy": "no", "logging_steps": 1, "dataloader_pin_memory": False, **changes,
+    }  # fmt: skip
+    optimizer = optimizer_of(model)
+    return Trainer(
+        model, TrainingArguments(**values), train_dataset=DATA, callbacks=[callback],
+        optimizers=(optimizer, scheduler_of(optimizer)),
+    )  # fmt: skip
+
+
+def hf(recipe: Any, **options: Any) -> prunus.Pruner:
+    from prunus.hf import PruneCallback
+
+    callback = PruneCallback(recipe, **options)
+    trainer = hf_trainer(callback, net())
+    trainer.train()
+    sparsities = [entry["sparsity"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(sparsities) == trainer.state.global_step
+    assert sparsities[-1] == callback.pruner.sparsity
+    return callback.pruner
+
+
+def lit(dtype: torch.dtype = torch.float64) -> Any:
+    from lightning.pytorch import LightningModule
+
+    class Lit(Net, LightningModule):
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return self(batch["x"], batch["labels"])["loss"]
+
+        def configure_optimizers(self) -> Any:
+            optimizer = optimizer_of(self)
+            return [optimizer], [{"scheduler": scheduler_of(optimizer), "interval": "step"}]
+
+    torch.manual_seed(7)
+    return Lit().to(dtype)
+
+
+def lit_trainer(callback: Any, **changes: Any) -> Any:
+    from lightning.pytorch import Trainer
+
+    values: dict[str, Any] = {
+        "max_epochs": EPOCHS, "accumulate_grad_batches": ACCUMULATE, "gradient_clip_val": CLIP,
+        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "precision": "64-true",
+        "callbacks": [callback], **changes,
+    }  # fmt: skip
+    return Trainer(**values)
+
+
+def loader() -> Any:
+    return torch.utils.data.DataLoader(DATA, batch_size=BATCH)  # type: ignore[arg-type]
+
+
+def lightning(recipe: Any, **options: Any) -> prunus.Pruner:
+    from prunus.lightning import PruneCallback
+
+    callback = PruneCallback(recipe, **options)
+    trainer = lit_trainer(callback)
+    trainer.fit(lit(), loader())
+    assert float(trainer.callback_metrics["sparsity"]) == pytest.approx(callback.pruner.sparsity)
+    return callback.pruner
+
+
+def same(one: Masks, other: Masks) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def close(one: nn.Module, other: nn.Module) -> bool:
+    pairs = itertools.zip_longest(one.state_dict().values(), other.state_dict().values())
+    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-12) for a, b in pairs)
+
+
+LOOPS: dict[str, Callable[..., prunus.Pruner]] = {"hf": hf, "lightning": lightning}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("recipe", ["gradual", "rounds", "shrinking"])
+def test_the_same_recipe_gives_the_same_masks_in_all_loops(loop: str, recipe: str) -> None:
+    values, options = {
+        "gradual": (GRADUAL, {}),
+        "rounds": (ROUNDS, {"evaluate": accuracy}),
+        "shrinking": (SHRINKING, {"example": INPUTS[:2]}),
+    }[recipe]
+    own, theirs = plain(values, **options), LOOPS[loop](values, **options)
+    assert own.sparsity > 0.3
+    assert same(own.masks, theirs.masks)
+    assert close(own.model, theirs.model)
+    assert [r.verdict for r in own.rounds] == [r.verdict for r in theirs.rounds]
+    assert own.why == theirs.why
+    assert (recipe == "rounds") == ("rejected" in [r.verdict for r in own.rounds])

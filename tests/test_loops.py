@@ -195,3 +195,74 @@ def test_the_same_recipe_gives_the_same_masks_in_all_loops(loop: str, recipe: st
     assert [r.verdict for r in own.rounds] == [r.verdict for r in theirs.rounds]
     assert own.why == theirs.why
     assert (recipe == "rounds") == ("rejected" in [r.verdict for r in own.rounds])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guard": {"max_drop": 0.03}},
+        {"guard": {"max_drop": 0.05}, "target": "guard", "rounds": None},
+        {"restore": {"name": "rewind", "k": "3it"}},
+        {"restore": {"name": "rewind"}, "guard": {"max_drop": 0.05}},
+        {"restore": "reinitialize"},
+        {"restore": {"name": "revive", "values": "start"}},
+        {"restore": {"name": "revive", "values": "cut", "when": "after"}},
+        {"last_retrain": "5it", "criterion": "fisher_running", "structure": "neuron"},
+        {"rounds": None, "criterion": "fisher_running", "guard": {"max_drop": 0.5}},
+        {"rounds": None, "guard": {"max_drop": 0.0}, "schedule": "early", "target": 0.95},
+    ],
+    ids=str,
+)
+def test_a_loop_of_ones_own_does_what_the_one_call_does(changes: Any) -> None:
+    recipe = {**ROUNDS, "guard": None, "dense": "8it", **changes}
+    batches = list(zip(INPUTS.split(BATCH), CLASSES.split(BATCH), strict=True)) * 30
+    unused = iter(batches)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        x, y = next(unused)
+        optimizer.zero_grad()
+        model(x, y)["loss"].backward()
+        optimizer.step()
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = optimizer_of(model)
+        run.attach(optimizer)
+        for _ in run.batches(range(8)):
+            step(model, optimizer)
+
+    called = prunus.prune(net(), recipe, train=train, evaluate=accuracy)
+    unused = iter(batches)
+    model = net()
+    optimizer = optimizer_of(model)
+    pruner = prunus.Pruner(model, recipe, optimizer, evaluate=accuracy)
+    while not pruner.done:
+        step(model, optimizer)
+    assert [(r.verdict, r.step) for r in pruner.rounds] == [
+        (r.verdict, r.step) for r in called.rounds
+    ]
+    assert pruner.why == called.why
+    assert same(pruner.masks, called.masks)
+    assert all(map(torch.equal, model.state_dict().values(), called.model.state_dict().values()))
+
+
+def test_a_second_rollback_finds_what_the_first_one_found() -> None:
+    """State kept in memory is not the state that goes on training."""
+
+    def result(folder: str | None) -> prunus.Result:
+        return prunus.prune(tiny_task(), {**_TWICE, "guard": {"max_drop": 0.0}}, folder=folder,
+                            evaluate=_scripted([1.0, 1.0, 1.0, 0.0, 0.0, 1.0]))  # fmt: skip
+
+    kept, written = result(None), result("run")
+    assert [r.verdict for r in kept.rounds][2:4] == ["rejected", "rejected"]
+    pairs = zip(kept.model.parameters(), written.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+_TWICE: dict[str, Any] = {
+    "target": 0.8, "schedule": "linear", "rounds": 2, "dense": "1ep", "retrain": "1ep",
+}  # fmt: skip
+
+
+def _scripted(metrics: list[float]) -> Callable[[nn.Module], float]:
+    left = iter(metrics)
+    return lambda model: next(left, 1.0)

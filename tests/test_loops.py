@@ -22,6 +22,7 @@ from prunus.types import Masks
 pytestmark = [
     # of transformers, accelerate and Lightning, about themselves
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*is deprecated"),
 ]
@@ -266,3 +267,158 @@ _TWICE: dict[str, Any] = {
 def _scripted(metrics: list[float]) -> Callable[[nn.Module], float]:
     left = iter(metrics)
     return lambda model: next(left, 1.0)
+
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gradual": (GRADUAL, {}),
+    "rounds": (ROUNDS, {"evaluate": accuracy}),
+    "shrinking": ({**SHRINKING, "guard": {"max_drop": 0.05}}, {
+        "example": INPUTS[:2], "evaluate": accuracy,
+    }),
+}  # fmt: skip
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", [2, 11])
+def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
+    from prunus.hf import PruneCallback
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == at + 1:
+                raise Killed
+
+    recipe, options = KINDS[kind]
+    whole = PruneCallback(recipe, **options)
+    hf_trainer(whole, net(), output_dir="whole").train()
+    saving = {"save_strategy": "steps", "save_steps": at}
+    trainer = hf_trainer(PruneCallback(recipe, **options), net(), **saving)
+    trainer.add_callback(Kill())
+    with pytest.raises(Killed):
+        trainer.train()
+    files = {p.name for p in Path(f"hf/checkpoint-{at}").iterdir()}
+    assert "prunus.safetensors" in files
+    resumed, model = PruneCallback(recipe, **options), net()
+    if kind == "shrinking":
+        resumed.resume(model, f"hf/checkpoint-{at}")
+    hf_trainer(resumed, model, **saving).train(resume_from_checkpoint=f"hf/checkpoint-{at}")
+    assert resumed.pruner.model is model
+    assert _ends_alike(resumed.pruner, whole.pruner)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", [4, 12])
+def test_lightning_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from prunus.lightning import PruneCallback
+
+    recipe, options = KINDS[kind]
+    whole = PruneCallback(recipe, **options)
+    lit_trainer(whole).fit(lit(), loader())
+
+    def trainer(callback: Any, *others: Any) -> Any:
+        saves = ModelCheckpoint(
+            dirpath="lit", filename="{step}", every_n_epochs=at // 4, save_on_train_epoch_end=True
+        )
+        return lit_trainer(None, callbacks=[callback, saves, *others], enable_checkpointing=True)
+
+    with pytest.raises(Killed):
+        trainer(PruneCallback(recipe, **options), _kill(at + 1)).fit(lit(), loader())
+    resumed, module = PruneCallback(recipe, **options), lit()
+    trainer(resumed).fit(module, loader(), ckpt_path=f"lit/step={at}.ckpt")
+    assert resumed.pruner.model is module
+    assert _ends_alike(resumed.pruner, whole.pruner)
+
+
+def _kill(step: int) -> Any:
+    from lightning.pytorch import Callback
+
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == step:
+                raise Killed
+
+    return Kill()
+
+
+def _ends_alike(one: prunus.Pruner, other: prunus.Pruner) -> bool:
+    rounds = [[(r.verdict, r.achieved, r.metric) for r in p.rounds] for p in (one, other)]
+    tensors = [list(p.model.state_dict().values()) for p in (one, other)]
+    return (
+        rounds[0] == rounds[1]
+        and one.why == other.why != ""
+        and same(one.masks, other.masks)
+        and all(map(torch.equal, *tensors))
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ones_own_loop_goes_on_in_the_middle_of_a_round(kind: str) -> None:
+    recipe, options = KINDS[kind]
+    batches = list(zip(INPUTS.split(BATCH), CLASSES.split(BATCH), strict=True)) * 3
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer, prunus.Pruner]:
+        model = net()
+        optimizer = optimizer_of(model)
+        return model, optimizer, prunus.Pruner(
+            model, recipe, optimizer, steps=STEPS, steps_per_epoch=4, **options
+        )  # fmt: skip
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, part: slice) -> None:
+        for x, y in batches[:STEPS][part]:
+            optimizer.zero_grad()
+            model(x, y)["loss"].backward()
+            optimizer.step()
+
+    model, optimizer, pruner = start()
+    train(model, optimizer, slice(13))
+    torch.save([x.state_dict() for x in (pruner, model, optimizer)], "own.pt")
+    train(model, optimizer, slice(13, None))
+    others = start()
+    saved = torch.load("own.pt", weights_only=True)
+    for part, state in zip((others[2], others[0], others[1]), saved, strict=True):
+        part.load_state_dict(state)  # the pruner first: its shapes
+    train(others[0], others[1], slice(13, None))
+    pruner.finish()
+    others[2].finish()
+    assert _ends_alike(others[2], pruner)
+
+
+def test_a_shrunk_checkpoint_is_refused_where_the_model_was_not_made_ready() -> None:
+    from prunus.hf import PruneCallback
+
+    options = KINDS["shrinking"][1]
+    saving = {"save_strategy": "steps", "save_steps": 11}
+    hf_trainer(PruneCallback(SHRINKING, **options), net(), **saving).train()
+    trainer = hf_trainer(PruneCallback(SHRINKING, **options), net())
+    with pytest.raises(InputError, match=r"call callback\.resume"):
+        trainer.train(resume_from_checkpoint="hf/checkpoint-11")
+
+
+def test_a_checkpoint_that_does_not_fit_the_pruner_is_refused() -> None:
+    from prunus.hf import PruneCallback
+
+    saving = {"save_strategy": "steps", "save_steps": 10}
+    hf_trainer(PruneCallback(GRADUAL), net(), **saving).train()
+    other = PruneCallback({**GRADUAL, "target": 0.5})
+    with pytest.raises(InputError, match="another recipe"):
+        hf_trainer(other, net()).train(resume_from_checkpoint="hf/checkpoint-10")
+    with pytest.raises(InputError, match="is not there"):
+        other.resume(net(), "elsewhere")
+    Path("hf/checkpoint-10").rename("hf/moved")
+    Path("hf/checkpoint-20").rename("hf/checkpoint-10")
+    with pytest.raises(InputError, match="of step 20, and the Trainer goes on at 10"):
+        hf_trainer(PruneCallback(GRADUAL), net()).train(resume_from_checkpoint="hf/moved")
+    moved = PruneCallback(GRADUAL)
+    model = net()
+    moved.resume(model, "hf/moved")
+    hf_trainer(moved, model).train(resume_from_checkpoint="hf/moved")
+    assert moved.pruner.sparsity == 0.8
+    Path("hf/moved/prunus.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match="damaged"):
+        moved.resume(net(), "hf/moved")

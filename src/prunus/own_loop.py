@@ -198,6 +198,8 @@ class Pruner(pruner.Pruner):
             "recipe": self._digest,
             "lengths": lengths_of(self.recipe) if self.optimizer is not None else None,
             "steps": self.steps,
+            "given": dict(self.given),
+            "began_at": self.start,
             "rounds": rounds,
         }
 
@@ -215,6 +217,9 @@ class Pruner(pruner.Pruner):
             follow(self, [])
         super().load_state_dict(saved)
         self.steps = saved["steps"]
+        # The model at hand may be a pruned one already, from a checkpoint.
+        self.given, self.start = dict(saved["given"]), saved["began_at"]
+        self._refresh()
         if saved["lengths"] is not None:
             self.recipe = with_lengths(self.recipe, saved["lengths"])
         if self._rounds is not None:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_task
 from torch import Tensor, nn
 
 import prunus
+from helpers import tiny_task
 from prunus.errors import InputError
 from prunus.types import Masks
 
@@ -100,7 +100,7 @@ def plain(recipe: Any, **options: Any) -> prunus.Pruner:
     return pruner
 
 
-def hf_trainer(callback: Any, model: nn.Module, **changes: Any) -> Any:
+def hf_trainer(callback: Any, model: nn.Module, *, eval_dataset: Any = None, **changes: Any) -> Any:
     from transformers import Trainer, TrainingArguments
 
     values: dict[str, Any] = {
@@ -112,6 +112,7 @@ def hf_trainer(callback: Any, model: nn.Module, **changes: Any) -> Any:
     optimizer = optimizer_of(model)
     return Trainer(
         model, TrainingArguments(**values), train_dataset=DATA, callbacks=[callback],
+        eval_dataset=eval_dataset,
         optimizers=(optimizer, scheduler_of(optimizer)),
     )  # fmt: skip
 
@@ -285,8 +286,9 @@ class Killed(Exception):  # noqa: N818
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [2, 11])
 def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
-    from prunus.hf import PruneCallback
     from transformers import TrainerCallback
+
+    from prunus.hf import PruneCallback
 
     class Kill(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -315,6 +317,7 @@ def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
 @pytest.mark.parametrize("at", [4, 12])
 def test_lightning_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
+
     from prunus.lightning import PruneCallback
 
     recipe, options = KINDS[kind]
@@ -422,3 +425,244 @@ def test_a_checkpoint_that_does_not_fit_the_pruner_is_refused() -> None:
     Path("hf/moved/prunus.safetensors").write_bytes(b"half")
     with pytest.raises(InputError, match="damaged"):
         moved.resume(net(), "hf/moved")
+
+
+@pytest.mark.parametrize("values", [GRADUAL, SHRINKING], ids=["masks", "shrinking"])
+def test_mixed_precision_trains_and_holds_the_masks(values: Any) -> None:
+    from prunus.hf import PruneCallback
+    from prunus.lightning import PruneCallback as Callback
+
+    options = {"example": INPUTS[:2].float()} if values is SHRINKING else {}
+    first, model = PruneCallback(values, **options), net(torch.float32)
+    trainer = hf_trainer(first, model, bf16=True)
+    trainer.train_dataset = [{**d, "x": d["x"].float()} for d in DATA]
+    trainer.train()
+    second, module = Callback(values, **options), lit(torch.float32)
+    loader = torch.utils.data.DataLoader(trainer.train_dataset, batch_size=BATCH)
+    lit_trainer(second, precision="bf16-mixed").fit(module, loader)
+    for pruner, trained in ((first.pruner, model), (second.pruner, module)):
+        assert pruner.model is trained
+        assert 0.3 < pruner.sparsity <= 0.8
+        assert all(not trained.get_parameter(n)[~m].any() for n, m in pruner.masks.items())
+        assert accuracy(trained) > 0.6
+    assert (model.a.out_features < 16) == (values is SHRINKING)
+
+
+def test_skipped_steps_of_a_gradient_scaler_do_not_count() -> None:
+    model = net(torch.float32)
+    optimizer = optimizer_of(model)
+    pruner = prunus.Pruner(model, {"target": 0.5, "rounds": 2, "schedule": "linear"}, optimizer,
+                           steps=4)  # fmt: skip
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor in (1.0, float("inf"), 1.0, 1.0):
+        scaler.scale(model(INPUTS.float(), CLASSES)["loss"] * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert [r.step for r in pruner.rounds] == [0, 2]
+    assert not pruner.done
+
+
+def test_the_wrapped_optimizer_of_accelerate_is_followed() -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
+    recipe = {k: v for k, v in ROUNDS.items() if k != "guard"}
+    model = net()
+    optimizer = optimizer_of(model)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler_of(optimizer))
+    pruner = prunus.Pruner(
+        model, {**recipe, "retrain": "4it"}, optimizer, steps_per_epoch=4, evaluate=accuracy
+    )
+    batches = zip(INPUTS.split(BATCH), CLASSES.split(BATCH), strict=True)
+    for x, y in list(batches) * EPOCHS:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(x, y)["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    own = plain({**recipe, "retrain": "4it"}, evaluate=accuracy)
+    assert pruner.done
+    assert same(pruner.masks, own.masks)
+    assert close(pruner.model, own.model)
+
+
+def test_the_trainers_own_evaluation_can_judge() -> None:
+    from prunus.hf import PruneCallback
+
+    callback = PruneCallback(
+        {**ROUNDS, "guard": {"better": "lower", "max_drop": 0.2}},
+        evaluate=lambda model: float(trainer.evaluate()["eval_loss"]),
+    )
+    trainer = hf_trainer(callback, net(), eval_dataset=DATA)
+    trainer.train()
+    own = plain({**ROUNDS, "guard": {"better": "lower", "max_drop": 0.2}}, evaluate=_loss)
+    assert [r.metric for r in callback.pruner.rounds] == pytest.approx(
+        [r.metric for r in own.rounds], abs=1e-6
+    )
+    assert same(callback.pruner.masks, own.masks)
+
+
+def _loss(model: nn.Module) -> float:
+    return float(model(INPUTS, CLASSES)["loss"])
+
+
+def test_a_transformer_shrinks_inside_a_trainer_and_goes_on_from_its_checkpoint() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from prunus.hf import PruneCallback
+
+    def bert() -> Any:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=24, max_position_embeddings=8, num_labels=2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        return BertForSequenceClassification(config).double()
+
+    tokens = torch.randint(0, 32, (32, 8), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": t, "labels": int(t.sum() % 2)} for t in tokens]
+    recipe = {**SHRINKING, "target": {"max_params": 0.8}, "rounds": 2}
+
+    def trained(folder: str, model: Any, start: str | None = None) -> Any:
+        callback = PruneCallback(recipe, example={"input_ids": tokens[:2]})
+        trainer = hf_trainer(
+            callback, model, output_dir=folder, save_strategy="steps", save_steps=8
+        )
+        trainer.train_dataset = data
+        if start is not None:
+            callback.resume(model, start)
+        trainer.train(resume_from_checkpoint=start)
+        return callback.pruner
+
+    whole = trained("whole", bert())
+    resumed = trained("again", bert(), "whole/checkpoint-8")
+    assert isinstance(whole.model, BertForSequenceClassification)
+    assert sum(p.numel() for p in whole.model.parameters()) < 0.81 * bert().num_parameters()
+    assert close(whole.model, resumed.model)
+
+
+BREAKS = {
+    "missing": "raise ModuleNotFoundError('no', name=name.partition('.')[0])",
+    "broken": "raise RuntimeError('built for another torch')",
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("door", ["hf", "lightning"])
+def test_a_missing_or_broken_package_breaks_its_own_door_only(how: str, door: str) -> None:
+    code = f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('transformers', 'accelerate', 'lightning',
+                                      'pytorch_lightning'):
+            {BREAKS[how]}
+sys.meta_path.insert(0, Finder())
+import torch, prunus
+model = torch.nn.Linear(4, 4)
+prunus.Pruner(model, {{'target': 0.5}}, torch.optim.SGD(model.parameters()), steps=4)
+try:
+    import prunus.{door}
+except prunus.InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages = {"hf": "transformers accelerate", "lightning": "lightning"}[door]
+    assert f"pip install {packages}" in done.stdout
+    assert ("not installed" if how == "missing" else "built for another torch") in done.stdout
+
+
+def test_lightning_under_its_older_name_works_alone() -> None:
+    code = """
+import warnings; warnings.simplefilter("ignore")
+import torch, pytorch_lightning, sys
+from prunus.lightning import PruneCallback
+assert "lightning.pytorch" not in sys.modules
+assert issubclass(PruneCallback, pytorch_lightning.Callback)
+class Lit(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Linear(4, 4)
+    def training_step(self, batch, index):
+        return self.a(batch).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+callback = PruneCallback({"target": 0.5})
+trainer = pytorch_lightning.Trainer(max_epochs=2, callbacks=[callback], logger=False,
+    accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False)
+trainer.fit(Lit(), torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=2))
+print(callback.pruner.sparsity)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ({"rounds": 2, "guard": {"max_drop": 0.1}}, "give evaluate"),
+        ({"learning_rate": "hold_decay"}, "learning_rate: null"),
+        ({"structure": "channel", "compact": "end"}, "after the training"),
+    ],
+)
+def test_what_a_foreign_loop_cannot_do_is_refused_at_once(recipe: Any, says: str) -> None:
+    from prunus.hf import PruneCallback
+    from prunus.lightning import PruneCallback as Callback
+
+    model = net()
+    for door in (PruneCallback, Callback):
+        with pytest.raises(InputError, match=says):
+            door({"target": 0.5, **recipe})
+    with pytest.raises(InputError, match=says):
+        prunus.Pruner(
+            model, {"target": 0.5, **recipe}, optimizer_of(model), steps=4, example=INPUTS
+        )
+
+
+def test_a_loop_that_is_too_short_for_its_recipe_is_refused() -> None:
+    from prunus.hf import PruneCallback
+    from prunus.lightning import PruneCallback as Callback
+
+    recipe = {"target": 0.5, "rounds": 3, "retrain": "2ep", "dense": "1ep"}
+    says = "asks for 28 optimizer steps, and the training takes 20"
+    with pytest.raises(InputError, match=says):
+        hf_trainer(PruneCallback(recipe), net()).train()
+    with pytest.raises(InputError, match=says):
+        lit_trainer(Callback(recipe)).fit(lit(), loader())
+    model = net()
+    with pytest.raises(InputError, match=r"asks for 6 .* and the loop has 5"):
+        prunus.Pruner(model, {"target": 0.5, "rounds": 3, "retrain": "2it"}, optimizer_of(model),
+                      steps=5)  # fmt: skip
+    with pytest.raises(InputError, match="5 are too few"):
+        prunus.Pruner(model, {"target": 0.5, "rounds": 9}, optimizer_of(model), steps=5)
+    with pytest.raises(InputError, match="how long each trains"):
+        prunus.Pruner(model, {"target": "guard", "guard": {}}, optimizer_of(model), steps=5,
+                      evaluate=accuracy)  # fmt: skip
+
+
+def test_weights_from_before_the_last_cuts_are_not_brought_back() -> None:
+    from prunus.hf import PruneCallback
+
+    changes = {"save_strategy": "best", "load_best_model_at_end": True}
+    changes |= {"metric_for_best_model": "loss", "eval_strategy": "epoch"}
+    trainer = hf_trainer(PruneCallback(GRADUAL), net(), eval_dataset=DATA, **changes)
+    with pytest.raises(InputError, match="load_best_model_at_end"):
+        trainer.train()
+
+
+def test_a_model_that_only_a_graph_can_make_smaller_is_refused_before_training() -> None:
+    class Fixed(Net):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+            return self.b(torch.relu(self.a(x)).reshape(-1, 4, 4).flatten(1))
+
+    model = Fixed().double()
+    before = model.a.weight.clone()
+    recipe = {**SHRINKING, "dense": 0}
+    with pytest.raises(InputError, match="another object than your loop trains"):
+        prunus.Pruner(model, recipe, optimizer_of(model), steps=12, example=INPUTS[:2])
+    assert torch.equal(model.a.weight, before)

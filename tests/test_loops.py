@@ -666,3 +666,39 @@ def test_a_model_that_only_a_graph_can_make_smaller_is_refused_before_training()
     with pytest.raises(InputError, match="another object than your loop trains"):
         prunus.Pruner(model, recipe, optimizer_of(model), steps=12, example=INPUTS[:2])
     assert torch.equal(model.a.weight, before)
+
+
+def test_several_processes_and_smaller_models_do_not_go_together() -> None:
+    model = net()
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        with pytest.raises(InputError, match="several processes"):
+            prunus.Pruner(model, SHRINKING, optimizer_of(model), steps=20, example=INPUTS[:2])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_limit_of_the_recipe_ends_pruning_where_it_is() -> None:
+    model = net()
+    optimizer = optimizer_of(model)
+    recipe = {"target": 0.8, "rounds": 4, "schedule": "linear", "limit": "6it", "retrain": "4it"}
+    pruner = prunus.Pruner(model, recipe, optimizer)
+    taken = 0
+    while not pruner.done:
+        model(INPUTS, CLASSES)["loss"].backward()
+        optimizer.step()
+        taken += 1
+    assert (taken, pruner.sparsity, pruner.why) == (6, 0.4, "the limit of 6it is reached")
+
+
+def test_a_named_recipe_runs_in_a_trainer_once_its_learning_rate_is_left_out() -> None:
+    from prunus.hf import PruneCallback
+    from prunus.recipe_file import load
+
+    callback = PruneCallback(load("gradual", ["learning_rate=null", "dense=0", "retrain=5ep"]))
+    hf_trainer(callback, net()).train()
+    assert callback.pruner.sparsity == 0.95
+    hf_trainer(callback, net()).train()  # a callback serves again
+    assert (callback.pruner.sparsity, callback.pruner.step) == (0.95, STEPS)

@@ -93,25 +93,26 @@ class PruneCallback(_TrainerCallback):
                 "load_best_model_at_end would bring back weights from before the last cuts: leave "
                 "it out; a guard in the recipe returns to the last round that was good enough"
             )
+        if self._saved is None:
+            self.pruner = None  # of a training before this one
         saved, self._saved = self._saved, None
         if state.global_step and saved is None:
             saved = _read(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        if saved is None:
-            self.pruner = self._order.pruner(model)
-        elif saved["step"] != state.global_step:
+        if saved is not None and saved["step"] != state.global_step:
             raise InputError(
                 f"the pruner's state is of step {saved['step']}, and the Trainer goes on at "
                 f"{state.global_step}: give resume() the folder that resume_from_checkpoint names"
             )
-        elif self.pruner is None or self.pruner.model is not model:
-            self.pruner = self._order.pruner(model, saved["pruner"])
+        own = None if saved is None else saved["pruner"]
+        if self.pruner is None or self.pruner.model is not model:
+            self.pruner = self._order.pruner(model, own)
         batches = len(train_dataloader) if hasattr(train_dataloader, "__len__") else None
         self._order.join(
             self.pruner,
             optimizer,
             steps=state.max_steps,
             per_epoch=batches and math.ceil(batches / args.gradient_accumulation_steps),
-            saved=None if saved is None else saved["pruner"],
+            saved=own,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

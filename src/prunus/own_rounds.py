@@ -118,8 +118,8 @@ class OwnRounds:
         """Go to where training is due: through round 0 and the first cut, if it needs none."""
         restore = self.job.pruner.recipe.restore
         if self.rewinds_at == 0 or restore.settings.get("values") == "start":
-            start = self.job.journal.store("start", blob(self.job.pruner.state()))
-            self.at.blobs.update(start=start, rewind=start)
+            name = "rewind" if self.rewinds_at == 0 else "start"
+            self.at.blobs[name] = self.job.journal.store(name, blob(self.job.pruner.state()))
         self._go_on()
 
     def after_step(self) -> None:

@@ -19,9 +19,11 @@ FLOORS = [
     {"runtimes", "deployment", "opening"},  # how it is run
     {"recipe", "recipe_file", "conflicts", "ideas", "view", "shrinking", "pruner", "guard",
      "journal"},
-    {"task", "run", "position", "cutting", "training", "judging", "rounds", "run_folder", "loop",
+    {"task", "run", "position", "cutting", "training", "judging", "rounds",
+     "own_rounds", "own_loop", "run_folder", "loop",
      "call", "finished", "report", "serving", "latency_target"},
-    {"console", "dry_run", "template", "commands", "cli", "tasks", "sweep", "tensorboard"},
+    {"foreign", "hf", "lightning", "console", "dry_run", "template", "commands", "cli", "tasks",
+     "sweep", "tensorboard"},
 ]  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

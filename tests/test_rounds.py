@@ -15,6 +15,7 @@ from helpers import NEEDED, Heads, quick, tiny_task
 from prunus import folder
 from prunus.errors import InputError, RunError
 from prunus.guard import next_progress
+from prunus.pruner import Pruner
 from prunus.recipe_file import load
 from prunus.run import Run
 from prunus.types import Round
@@ -88,7 +89,7 @@ def test_a_rejected_round_is_rolled_back_to_the_bit() -> None:
             seen.append(masked())
 
     pruners: list[Any] = []
-    original = prunus.Pruner.cut
+    original = Pruner.cut
 
     def cut(self: Any, *args: Any) -> float:
         pruners.append(self)
@@ -98,7 +99,7 @@ def test_a_rejected_round_is_rolled_back_to_the_bit() -> None:
         return pruners[-1].model[0].weight.detach().clone()  # type: ignore[no-any-return]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prunus.Pruner, "cut", cut)
+        patch.setattr(Pruner, "cut", cut)
         recipe = quick(guard={"max_drop": 0.1})
         result = prunus.prune(task, recipe, evaluate=evaluate, watch=watch)
     assert [r.verdict for r in result.rounds][:3] == ["dense", "accepted", "rejected"]

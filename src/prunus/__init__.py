@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prunus.measured import Measured
     from prunus.measuring import measure
     from prunus.opening import load
-    from prunus.pruner import Pruner
+    from prunus.own_loop import Pruner
     from prunus.recipe import Recipe
     from prunus.run import Run
     from prunus.task import Batches, Task
@@ -37,7 +37,7 @@ _HOMES = {
     "prune": "call",
     "resume": "call",
     "Recipe": "recipe",
-    "Pruner": "pruner",
+    "Pruner": "own_loop",
     "Result": "types",
     "Round": "types",
     "Run": "run",

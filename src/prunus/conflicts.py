@@ -151,16 +151,16 @@ def _about_runtime(recipe: Recipe) -> list[str]:
     return found
 
 
-def own_loop_conflict(recipe: Recipe) -> str | None:
-    """Why a recipe cannot run inside a training loop of the user's own, if it cannot."""
-    if recipe.in_rounds:
+def own_loop_conflict(recipe: Recipe, *, judged: bool) -> str | None:
+    """Why a recipe cannot run inside a training loop of the user's own, if it cannot.
+
+    Args:
+        recipe: to run there.
+        judged: whether something evaluates the model.
+    """
+    if recipe.compact == "end":
         return (
-            "this recipe prunes in rounds, which need a training to call again: use "
-            "prunus.prune(model, recipe, train=…, evaluate=…), or a recipe without rounds"
-        )
-    if recipe.compact != "none":
-        return (
-            f"compact: {recipe.compact} would replace the model under your loop: leave it out, and "
+            "compact: end would replace the model under your loop: leave it out, and "
             "call prunus.compact(model, pruner.masks, example) after the training"
         )
     if recipe.deploy is not None or recipe.quantize != "none":
@@ -168,6 +168,11 @@ def own_loop_conflict(recipe: Recipe) -> str | None:
             "deploy and quantize are of a finished model: leave them out, and call "
             "prunus.deploy(model, example=…) after the training"
         )
-    if recipe.guard is not None:
-        return "a guard needs something to judge: use prunus.prune, or no guard"
+    if recipe.guard is not None and not judged:
+        return "a guard needs something to judge with: give evaluate(model) -> float, or no guard"
+    if recipe.learning_rate is not None or recipe.dense.learning_rate.name != "constant":
+        return (
+            "learning_rate: the scheduler of your loop sets the rate, and a recipe's plan beside "
+            "it would be undone: leave it out (learning_rate: null), or use prunus.prune"
+        )
     return None

@@ -30,7 +30,7 @@ class Journal:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
         self.damaged: list[str] = []
-        self._memory: dict[str, Any] = {}
+        self._memory: dict[str, bytes] = {}
         self._lock: int | None = None
         if folder is not None:
             self._open(folder)
@@ -68,7 +68,7 @@ class Journal:
         """Save values under a name; returns what the journal needs to find them again."""
         name = f"{len(self.events):06d}-{name}"
         if self.folder is None:
-            self._memory[name] = thaw(freeze(tree))
+            self._memory[name] = freeze(tree)
             return {"name": name, "digest": ""}
         data = freeze(tree)
         write_atomically(self.folder / "snapshots" / name, data)
@@ -81,7 +81,7 @@ class Journal:
             RunError: if the file is missing or damaged.
         """
         if self.folder is None:
-            return self._memory[entry["name"]]
+            return thaw(self._memory[entry["name"]])
         path = self.folder / "snapshots" / entry["name"]
         try:
             data = path.read_bytes()
@@ -99,12 +99,14 @@ class Journal:
             keep: names of stored values that must stay on disk.
             values: for the journal's line.
         """
-        if self.folder is None:  # nothing to go on from once the process is gone
-            self._memory = {name: tree for name, tree in self._memory.items() if name in keep}
-            return
+        assert self.folder is not None
         entry = self.store("snapshot", tree)
         self.write("snapshot", **entry, keep=list(keep), **values)
         self._forget(self.folder)
+
+    def forget(self, keep: tuple[str, ...]) -> None:
+        """Let go of all that is held in memory but what is named."""
+        self._memory = {name: data for name, data in self._memory.items() if name in keep}
 
     def _forget(self, folder: Path) -> None:
         snapshots = [e for e in self.events if e["event"] == "snapshot"][-KEPT:]

@@ -67,7 +67,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
     at.phase = "next"
     if verdict == "rejected":
         _roll_back(job, at)
-    else:
+    elif job.keeps:
         at.accepted = job.journal.store("accepted", model_state(job, at))
         if dense and job.again is not None:
             at.blobs["dense"] = at.accepted

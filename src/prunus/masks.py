@@ -15,6 +15,7 @@ from prunus.native import keeper
 from prunus.types import Masks
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SHELLS = ("accelerate", "lightning", "pytorch_lightning")
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times a step and keeps its own copy of the weights",
     "DeepSpeedZeroOptimizer": "it keeps master copies of the weights",
@@ -109,7 +110,7 @@ def real_optimizer(optimizer: object) -> Optimizer:
     Raises:
         InputError: for optimizers that keep the weights elsewhere, by name.
     """
-    while not isinstance(optimizer, Optimizer) and hasattr(optimizer, "optimizer"):
+    while hasattr(optimizer, "optimizer") and _is_shell(optimizer):
         optimizer = optimizer.optimizer
     name = type(optimizer).__name__
     if name in _REFUSED:
@@ -117,6 +118,13 @@ def real_optimizer(optimizer: object) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"'{name}' is no torch.optim.Optimizer")
     return optimizer
+
+
+def _is_shell(optimizer: object) -> bool:
+    """Whether it only passes calls on; one with a step of its own (Lookahead) is no shell."""
+    if not isinstance(optimizer, Optimizer):
+        return True
+    return any(c.__module__.partition(".")[0] in _SHELLS for c in type(optimizer).__mro__)
 
 
 class Enforcer:

@@ -37,6 +37,8 @@ class Job:
     """A copy of the model as it was given, where the recipe deploys the result beside it."""
     again: Callable[[], nn.Module] | None = None
     """Makes the model anew, so that the dense one can be tested beside the result."""
+    keeps: bool = True
+    """Whether the last accepted round is kept, to return to."""
 
     @property
     def model(self) -> nn.Module:
@@ -78,12 +80,12 @@ def unblob(saved: dict[str, Any]) -> State:
 
 
 def model_state(job: Job, at: Position) -> dict[str, Any]:
-    return {**blob(job.pruner.state(at.optimizer)), "pruner": job.pruner.state_dict()}
+    return {**blob(job.pruner.state(at.optimizer)), "pruner": Pruner.state_dict(job.pruner)}
 
 
 def put_back(job: Job, at: Position, saved: dict[str, Any]) -> None:
     state = unblob(saved)
-    job.pruner.load_state_dict(saved["pruner"])  # its shapes first
+    Pruner.load_state_dict(job.pruner, saved["pruner"])  # its shapes first
     job.pruner.load(state)
     at.optimizer = state.optimizer
 
@@ -93,6 +95,10 @@ def save(job: Job, at: Position, limit: Limit) -> None:
     blobs = dict(at.blobs)
     if at.accepted is not None:
         blobs["accepted"] = at.accepted
+    keep = tuple(b["name"] for b in blobs.values())
+    if job.journal.folder is None:  # nothing to go on from once the process is gone
+        job.journal.forget(keep)
+        return
     values = {k: v for k, v in vars(at).items() if k not in ("rounds", "blobs", "optimizer")}
     tree = {
         **model_state(job, at),
@@ -103,7 +109,7 @@ def save(job: Job, at: Position, limit: Limit) -> None:
     }
     job.journal.snapshot(
         tree,
-        keep=tuple(b["name"] for b in blobs.values()),
+        keep=keep,
         round=at.index,
         phase=at.phase,
         step=at.step,

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunus import duration
-from prunus.conflicts import own_loop_conflict
 from prunus.errors import InputError
 from prunus.ideas import Ideas, resolve
 from prunus.layout import Layer
@@ -44,19 +43,13 @@ CUTS = 100
 
 
 class Pruner:
-    """Prunes a model gradually inside a training loop of your own.
+    """A model, its masks, and the steps by which they change: what runs and loops drive.
 
-    Build it after model and optimizer; nothing else in the loop changes. After every optimizer
-    step it zeroes what is removed, and at the steps of the schedule it removes more. It uses
-    public hooks only: no method is patched, no module wrapped, ``state_dict`` keys stay.
+    It uses public hooks only: no method is patched, no module wrapped, ``state_dict`` keys stay.
 
     Args:
         model: pruned in place.
-        recipe: a :class:`Recipe`, the name of one, a file or a mapping; a gradual one.
-        optimizer: that trains the model.
-        steps: optimizer steps of the training, over which the schedule runs; by default the
-            recipe's ``retrain``.
-        steps_per_epoch: needed where the recipe counts epochs.
+        recipe: a :class:`Recipe`, the name of one, a file or a mapping.
         calibration: batches for criteria that need gradients.
         loss: ``(model, batch) -> scalar`` for the same.
         example: an input (or a tuple of inputs), from which the order of execution is read.
@@ -71,26 +64,17 @@ class Pruner:
     Raises:
         InputError: for whatever cannot be pruned as asked, before anything is changed.
 
-    >>> _ = torch.manual_seed(0)
     >>> model = nn.Linear(8, 1)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> pruner = Pruner(model, {"target": 0.5, "schedule": "linear"}, optimizer, steps=4)
-    >>> for _ in range(4):
-    ...     optimizer.zero_grad()
-    ...     model(torch.ones(2, 8)).square().mean().backward()
-    ...     optimizer.step()
-    >>> pruner.sparsity, int((model.weight == 0).sum())
-    (0.5, 4)
+    >>> pruner = Pruner(model, {"target": 0.5})
+    >>> pruner.cut(1.0), pruner.sparsity, int((model.weight == 0).sum())
+    (0.5, 0.5, 4)
     """
 
     def __init__(
         self,
         model: nn.Module,
         recipe: Recipe | Mapping[str, Any] | str | Path,
-        optimizer: object = None,
         *,
-        steps: int | None = None,
-        steps_per_epoch: int | None = None,
         calibration: Iterable[Any] | None = None,
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         example: Any = None,
@@ -119,12 +103,11 @@ class Pruner:
         self.shrinks: list[Shrunk] = []
         self.dropped: dict[str, nn.Module] = {}
         self.optimizer: Optimizer | None = None
+        self.in_place = False  # whether others hold the model, so that it must stay this object
         self._units = {g.name: g.units for g in self.groups}
         self._set_masks(dict(given))
         self.start = self.reached
         self._start_state: State | None = None
-        if optimizer is not None:
-            self._own_loop(optimizer, steps, steps_per_epoch)
 
     def _check_signals(self) -> None:
         wanted = needed(self.ideas.criterion)
@@ -169,8 +152,6 @@ class Pruner:
         self.optimizer = real
         self._refresh()
         self._enforcer.install(real, self.model, copies)
-        if self.collects_running:
-            self._hooks.append(real.register_step_pre_hook(self._before_step))
         self._hooks.append(real.register_step_post_hook(self._after_step))
         return real
 
@@ -180,19 +161,6 @@ class Pruner:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-    def _own_loop(self, optimizer: object, steps: int | None, per_epoch: int | None) -> None:
-        problem = own_loop_conflict(self.recipe)
-        if problem is not None:
-            raise InputError(problem)
-        total = steps
-        if total is None:
-            total = duration.parse(self.recipe.retrain).steps(per_epoch=per_epoch, whole=None)
-        if total < 1:
-            raise InputError("steps: say over how many optimizer steps to prune, e.g. steps=1000")
-        self.attach(optimizer)
-        apply(self.model, self.masks)
-        self.begin(total, per_epoch)
 
     def begin(self, steps: int, per_epoch: int | None = None) -> None:
         """Let the schedule run over the next ``steps`` optimizer steps."""
@@ -212,7 +180,8 @@ class Pruner:
         self.step = 0
         self._first_cut, self._last_cut, self._every = first, max(last, 1), every
 
-    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+    def _read_gradients(self) -> None:
+        """After the step: where a closure computes them (Lightning), before it they are old."""
         with torch.no_grad():
             for name, weight in self._parameters().items():
                 if weight.grad is None:
@@ -222,6 +191,8 @@ class Pruner:
                 self.running[name] = square if past is None else past.lerp_(square, 1 - DECAY)
 
     def _after_step(self, *_: object) -> None:
+        if self.collects_running:
+            self._read_gradients()
         self.step += 1
         if self._first_cut <= self.step <= self._last_cut and (
             self.step == self._last_cut or (self.step - self._first_cut) % self._every == 0

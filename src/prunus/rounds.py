@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prunus.cutting import cut, revives
 from prunus.errors import Interrupted
 from prunus.guard import next_progress
@@ -14,9 +16,16 @@ from prunus.training import train
 def all_rounds(job: Job, at: Position) -> Position:
     """Run a job from a position to its end."""
     limit = Limit(job.pruner.recipe.limit, at.seconds)
+    for enforced in phases(job, at, limit):
+        train(job, at, limit, enforced=enforced)
+    return at
+
+
+def phases(job: Job, at: Position, limit: Limit) -> Iterator[bool]:
+    """All of a run but its training: yields where that is due, and whether masks are enforced."""
     while at.phase != "end":
         if at.phase == "dense":
-            train(job, at, limit, enforced=True)
+            yield True
             judge(job, at, limit)
             at.phase = "next"
         if at.phase == "next":
@@ -25,16 +34,15 @@ def all_rounds(job: Job, at: Position) -> Position:
             if job.stop() and at.phase != "end":
                 raise Interrupted("stopped")
         if at.phase == "revived":  # removed weights, back since the last round, train first
-            train(job, at, limit, enforced=False)
+            yield False
             at.phase = "cut"
         if at.phase == "cut":
             enforced = cut(job, at)
             at.phase = "train" if enforced else "free"
         if at.phase in ("train", "free"):
-            train(job, at, limit, enforced=at.phase == "train")
+            yield at.phase == "train"
             judge(job, at, limit)
             at.phase = "next"
-    return at
 
 
 def _choose_next(job: Job, at: Position, limit: Limit) -> None:

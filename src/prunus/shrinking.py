@@ -136,6 +136,8 @@ def _parameters_before(shrunk: Shrunk) -> dict[str, nn.Parameter]:
 def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
     model = pruner.model
     plan = find_plan(model, cut, pruner.example)
+    if pruner.in_place:
+        refuse_replacing(plan)
     shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     modules = {n: model.get_submodule(n) for n in plan.surgery.replaced}
@@ -165,6 +167,20 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
         smaller_masks(pruner.masks, plan.surgery.kept, shapes),
     )
     return done
+
+
+def refuse_replacing(plan: Plan) -> None:
+    """What cannot become smaller while others hold the model itself.
+
+    Raises:
+        InputError: if only a graph of it can be smaller.
+    """
+    if plan.graph is not None:
+        raise InputError(
+            "compact: every_round: this model's own code holds sizes that cannot be changed, so a "
+            "smaller one would be another object than your loop trains: leave compact out and call "
+            "prunus.compact after the training, or use prunus.prune"
+        )
 
 
 def _followed(plan: Plan, small: nn.Module) -> Traced | None:

@@ -25,7 +25,7 @@ from prunus.run import Limit, Run
 def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
     recipe, pruner = job.pruner.recipe, job.pruner
     dense = at.phase == "dense"
-    length = _length(job, at)
+    length = length_of(job, at)
     if job.train is None or (dense and length.value == 0):
         return
     if not takes_run(job.train):
@@ -69,11 +69,11 @@ def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
     at.step += run.done
     at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
     at.optimizer = _optimizer_state(run.optimizer)
-    at.names = _names(pruner.model, run.optimizer)
+    at.names = names_of(pruner.model, run.optimizer)
     at.saved = None
 
 
-def _length(job: Job, at: Position) -> duration.Duration:
+def length_of(job: Job, at: Position) -> duration.Duration:
     """Of the phase; what ``revive`` brings back after retraining trains for half of the next."""
     recipe = job.pruner.recipe
     retrain = recipe.retrain
@@ -99,7 +99,8 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
     return copy.deepcopy(state) if isinstance(state, dict) else {}
 
 
-def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the optimizer's parameters, in its order."""
     names = {id(p): n for n, p in model.named_parameters()}
     return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
 

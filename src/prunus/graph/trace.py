@@ -277,6 +277,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     log = logging.getLogger("torch")
     level = log.level
+    own = vars(model)
+    # accelerate's mixed precision casts inside a forward of its own, which float64 cannot pass
+    casts = own.pop("forward", None) if "_original_forward" in own else None
     try:
         log.setLevel(logging.CRITICAL)
         model.eval()
@@ -287,6 +290,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        if casts is not None:
+            own["forward"] = casts
         log.setLevel(level)
         torch.backends.mha.set_fastpath_enabled(fast)
         for config in caching:

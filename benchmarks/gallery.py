@@ -43,7 +43,7 @@ def _retrained(share: float) -> Row:
 
 
 def _language(name: str, title: str, *changes: str) -> Row:
-    words = ("shakespeare", "criterion=magnitude", "retrain=600it", *FIXED, *changes)
+    words = ("shakespeare", "criterion=magnitude", "retrain=400it", *FIXED, *changes)
     return Row(name, title, words, "language")
 
 

@@ -43,7 +43,8 @@ def _retrained(share: float) -> Row:
 
 
 def _language(name: str, title: str, *changes: str) -> Row:
-    words = ("shakespeare", "criterion=magnitude", "retrain=400it", *FIXED, *changes)
+    words = ("shakespeare", "task.weights=OUT/shakespeare/dense.safetensors", "dense=0",
+             "criterion=magnitude", "retrain=400it", *FIXED, *changes)  # fmt: skip
     return Row(name, title, words, "language")
 
 
@@ -70,8 +71,9 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
     folder = out / row.name
     began = time.perf_counter()
     if not (folder / "result.json").is_file():
-        command = [Path(sys.executable).with_name("prunus"), "run", *row.words,
-                   "--folder", folder, "--data", data]  # fmt: skip
+        prunus = Path(sys.executable).with_name("prunus")
+        words = [w.replace("OUT", str(out)) for w in row.words]
+        command = [prunus, "run", *words, "--folder", folder, "--data", data]
         with (out / f"{row.name}.log").open("a") as log:
             subprocess.run(list(map(str, command)), check=True, stdout=log, stderr=log)
     print(f"{row.name}: {time.perf_counter() - began:.0f} s", flush=True)

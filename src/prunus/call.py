@@ -26,7 +26,7 @@ from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec
 from prunus.recipe_file import load
 from prunus.rounds import all_rounds
-from prunus.run_folder import open_journal, recipe_of, write_result
+from prunus.run_folder import open_journal, recipe_of, write_dense, write_result
 from prunus.serving import refuse_unserved, serve, serves
 from prunus.shrinking import follow
 from prunus.task import Task
@@ -294,6 +294,8 @@ def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
         deployment=deployment,
     )
     if job.journal.folder is not None:
+        if "dense" in at.blobs:
+            write_dense(job.journal.folder, job.journal.fetch(at.blobs["dense"])["tensors"])
         write_result(job.journal.folder, result, metric_name)
     return result
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
 from prunus import randomness
 from prunus.call import find_task
 from prunus.compaction.artefact import load as load_model
 from prunus.errors import InputError
+from prunus.masks import put_back
 from prunus.recipe_file import load
+from prunus.run_folder import DENSE
 from prunus.task import Task
 
 
@@ -25,7 +28,7 @@ class Finished:
     Attributes:
         folder: of the run.
         task: of the run, made anew.
-        dense: the task's model, with fresh weights: of the dense model's size and speed.
+        dense: the model of round 0, in eval mode.
         pruned: the run's model, in eval mode.
         result: the contents of result.json.
     """
@@ -54,14 +57,16 @@ def open_run(folder: str | Path) -> Finished:
             f"the run in '{folder}' was started from Python, so its task is not known: open its "
             f"model there, prunus.load('{model_file}', model=…)"
         )
-    if not result_file.is_file() or not model_file.is_file():
+    dense_file = folder / DENSE
+    if not all(f.is_file() for f in (result_file, model_file, dense_file)):
         raise InputError(
             f"the run in '{folder}' is not finished; go on with: prunus resume {folder}"
         )
     with randomness.kept():
         randomness.seed(recipe.seed)
         task = find_task(recipe.task)
-        dense = task.model()
+        dense = task.model().eval()
+        put_back(dense, load_file(dense_file))
         pruned = load_model(model_file, task.model())
     if task.example is None:
         raise InputError(

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from prunus import files
 from prunus.compaction.artefact import save
 from prunus.environment import describe
@@ -94,6 +96,16 @@ def _write_identity(folder: Path, pruner: Pruner) -> None:
     if not (folder / "run.json").exists():
         files.write_atomically(folder / "recipe.yaml", pruner.recipe.to_yaml().encode())
         files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
+
+
+DENSE = "dense.safetensors"
+"""The file of round 0: the dense model, trained or as it was given."""
+
+
+def write_dense(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """The dense model's parameters and buffers, to compare with or to start other runs from."""
+    if not (folder / DENSE).exists():
+        files.write_atomically(folder / DENSE, files.save_tensors(tensors))
 
 
 def write_result(folder: Path, result: Result, metric_name: str) -> None:

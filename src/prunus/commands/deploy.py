@@ -105,7 +105,6 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
 
     done = open_run(run)
     task = done.task
-    settings["watch"]("the dense model has fresh weights: they do not change its times")
     batches = task.train if task.calibration is None else task.calibration
     made = deploy_model(
         done.pruned,

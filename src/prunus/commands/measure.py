@@ -76,7 +76,6 @@ def measure(
 
 def _of_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     import json
-    from dataclasses import replace
 
     from prunus.files import write_atomically
     from prunus.finished import open_run
@@ -84,14 +83,6 @@ def _of_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     done = open_run(folder)
     found = measure_model(done.pruned, done.task.example, against=done.dense, **settings)
-    assert found.against is not None
-    before = done.result["cost_before"]
-    found = replace(
-        found,
-        against=replace(  # its weights here are fresh ones
-            found.against, l1=before["l1"], nonzero_params=before["nonzero_params"]
-        ),
-    )
     plain = found.plain()
     write_atomically(folder / WRITTEN, json.dumps(plain, indent=1).encode())
     return plain

@@ -8,6 +8,9 @@ import os
 import zipfile
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import nn
+
 from prunus.errors import InputError
 
 
@@ -65,3 +68,23 @@ def read_text(task: str, path: Path, encoding: str = "utf-8") -> str:
         raise InputError(f"task {task}: there is no '{zipped}' or '{path.name}'") from None
     except (OSError, EOFError, UnicodeError) as error:
         raise InputError(f"task {task}: '{path}' cannot be read: {error}") from None
+
+
+def load_weights(task: str, model: nn.Module, path: Path) -> nn.Module:
+    """The model with the weights of a safetensors file; only counters of batches may lack.
+
+    Raises:
+        InputError: if there is no such file, or it is of another model.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"task {task}: there are no weights '{path}'; task.weights=null starts from scratch"
+        )
+    try:
+        lacking, unknown = model.load_state_dict(load_file(path), strict=False)
+    except Exception as error:
+        raise InputError(f"task {task}: '{path}' does not fit its model: {error}") from None
+    lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
+    if lacking or unknown:
+        raise InputError(f"task {task}: '{path}' lacks {lacking} and has {unknown} too many")
+    return model

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.task import Batches, Task, classification_loss, hits
-from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks._files import find_folder, load_weights, open_zip
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HELD = 150
@@ -56,10 +55,10 @@ def cifar10(
         return Batches(normalised(pixels), of, size=500, shuffle=False)
 
     def model() -> nn.Module:
-        made = ResNet20(len(names)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made: nn.Module = ResNet20(len(names))
         if weights is not None:
-            _load(made, place / weights)
-        return made  # type: ignore[no-any-return]
+            made = load_weights("cifar10", made, place / weights)
+        return made.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
     return Task(
         model=model,
@@ -191,17 +190,3 @@ def read(path: Path, known: list[str] | None = None) -> tuple[Tensor, Tensor, li
     number = {name: i for i, name in enumerate(names)}
     classes = torch.tensor([number[f] for f in folders])
     return torch.from_numpy(np.stack(pixels)), classes, names
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise InputError(
-            f"task cifar10: there are no weights '{path}'; task.weights=null starts from scratch"
-        )
-    try:
-        lacking, unknown = model.load_state_dict(load_file(path), strict=False)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"task cifar10: '{path}' does not fit ResNet-20: {error}") from None
-    lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
-    if lacking or unknown:
-        raise InputError(f"task cifar10: '{path}' lacks {lacking} and has {unknown} too many")

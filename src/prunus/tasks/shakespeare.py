@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.task import Batches, Task
-from prunus.tasks._files import find_folder, read_text
+from prunus.tasks._files import find_folder, load_weights, read_text
 
 
 def shakespeare(
     *,
     folder: str | None = None,
+    weights: str | None = None,
     length: int = 128,
     layers: int = 4,
     width: int = 208,
@@ -29,7 +31,8 @@ def shakespeare(
 
     ``input.txt`` (.gz or not) in ``folder`` or ``$PRUNUS_DATA/shakespeare``: the first nine
     tenths train, ``steps`` batches of random places being an "epoch"; of the last tenth one half
-    validates, the other tests. The metric is judged over whole windows of ``length`` characters.
+    validates, the other tests. ``weights`` is a file to start from (the ``dense.safetensors`` of a
+    run). The metric is judged over whole windows of ``length`` characters.
 
     Source: Karpathy 2015, tiny Shakespeare.
     """
@@ -45,11 +48,15 @@ def shakespeare(
             f"the text ({second - first} characters) must be longer, and heads divide the width"
         )
 
+    def model() -> nn.Module:
+        made = Transformer(len(letters), length, layers, width, heads)
+        return made if weights is None else load_weights("shakespeare", made, Path(weights))
+
     def windows(part: Tensor, most: int) -> Batches:
         return Batches(*cut(part, length, most), size=batch, shuffle=False)
 
     return Task(
-        model=lambda: Transformer(len(letters), length, layers, width, heads),
+        model=model,
         optimizer=lambda parameters: torch.optim.AdamW(
             parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05
         ),

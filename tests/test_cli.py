@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 
 import prunus
 from prunus.cli import cli
+from prunus.finished import open_run
+from prunus.judging import score
 from prunus.recipe import Recipe
 from prunus.recipe_file import load
 from stand_ins import ROWS
@@ -36,6 +38,14 @@ def test_run_ends_with_a_table_the_test_metric_and_the_report() -> None:
         "recipe.yaml", "run.json", "journal.jsonl", "result.json", "model.safetensors",
         "masks.safetensors", "metric.png", "density.png",
     }  # fmt: skip
+
+
+def test_a_run_keeps_the_dense_model_of_round_0() -> None:
+    command("run", "iterative", *FAST, "--folder", "run")
+    done = open_run("run")
+    metric = score(lambda m: done.task.metric(m, done.task.validation), done.dense, "metric")
+    assert metric == done.result["rounds"][0]["metric"]
+    assert all(bool((p != 0).all()) for p in done.dense.parameters() if p.dim() > 1)
 
 
 def test_a_finished_run_is_not_repeated() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from prunus.call import find_task
 from prunus.cli import cli
@@ -105,6 +106,19 @@ def test_damaged_archives_and_wrong_sounds_are_refused(tmp_path: Path) -> None:
         archive.writestr("1_me_0.wav", b"RIFFnothing")
     with pytest.raises(InputError, match="1_me_0"):
         make("spoken_digits", folder=str(tmp_path))
+
+
+def test_a_run_starts_from_given_weights_or_says_why_not(place: Path, tmp_path: Path) -> None:
+    first = make("shakespeare").model()
+    file = tmp_path / "dense.safetensors"
+    save_file(first.state_dict(), file)
+    again = make("shakespeare", weights=str(file)).model()
+    pairs = zip(first.parameters(), again.parameters(), strict=True)
+    assert all(bool((a == b).all()) for a, b in pairs)
+    with pytest.raises(InputError, match="does not fit"):
+        find_task(Spec(name="shakespeare", length=16, weights=str(file))).model()
+    with pytest.raises(InputError, match="there are no weights"):
+        find_task(Spec(name="cifar10")).model()
 
 
 def test_settings_that_cannot_be_are_refused(place: Path) -> None:

@@ -194,7 +194,7 @@ def _gap(f: dict[str, Any]) -> list[tuple[float, float]]:
 def _data(shares: Rows, picture: str) -> str:
     lines = ["## How much data does retraining need?\n",
              "ResNet-20 with its given weights, half of the macs taken out in one cut, 315 steps\n"
-             "of retraining on a part of the 13,500 training images:\n",
+             "of retraining on a part of the 15,000 training images:\n",
              f"![metric against the part of the data]({picture})\n",
              "| images | validation | test | on training data |", "|---|---|---|---|"]  # fmt: skip
     for row, f in shares:

@@ -31,8 +31,9 @@ def cifar10(
 
     ``train.zip`` and ``test.zip`` in ``folder`` hold ``<class>/<number>.jpg`` (or png). Every
     second image of ``test.zip`` validates, the others test: given weights may have seen the
-    training images. Without ``folder`` they are looked for in ``$PRUNUS_DATA/cifar10``. ``weights`` is a
-    file there; ``null`` starts from scratch. ``part`` of the training images train.
+    training images. Without ``folder`` they are looked for in ``$PRUNUS_DATA/cifar10``.
+    ``weights`` is a file there; ``null`` starts from scratch. ``part`` of the training images
+    train.
 
     Source: Krizhevsky 2009; He, Zhang, Ren, Sun 2015, arXiv:1512.03385.
     """

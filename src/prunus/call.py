@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus import duration, randomness
+from prunus.distributed import asked, once, rank, settle
 from prunus.errors import InputError, PrunusError
 from prunus.folder import find
 from prunus.graph.trace import copied
@@ -67,7 +68,7 @@ def prune(
         example: an input (or a tuple of inputs), to count MACs and the order of layers.
         folder: where journal, snapshots and results go; a killed run started again with the
             same arguments goes on there. Without it nothing is written.
-        watch: called with events (mappings with a key ``event``) as the run goes.
+        watch: called with events (mappings with a key ``event``) as the run goes, on rank 0.
         stop: asked between steps; True saves and raises :class:`Interrupted`.
 
     Returns:
@@ -115,8 +116,8 @@ def prune(
         pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
         _check(recipe, pruner, train, evaluate)
         refuse_unserved(recipe, example, calibration, loss)
-        where = None if folder is None else Path(folder)
-        job_watch = watch or (lambda event: None)
+        settle(model, "given")
+        where = once(lambda: None if folder is None else Path(folder))
         with _undone_on_error(pruner), open_journal(where, pruner) as journal:
             job = Job(
                 pruner=pruner,
@@ -125,8 +126,8 @@ def prune(
                 evaluate=evaluate,
                 evaluate_train=evaluate_train,
                 example=example,
-                watch=job_watch,
-                stop=stop or (lambda: False),
+                watch=watch if watch is not None and rank() == 0 else lambda event: None,
+                stop=asked(stop),
                 dense=copied(model) if serves(recipe) else None,
             )
             if not journal.events:
@@ -260,7 +261,8 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
     deployment = serve(job, compaction)
     if compaction is not None:
         masks = dict(job.pruner.masks)
-    why = "; ".join(x for x in (at.why, outcome(job.pruner.recipe, deployment)) if x)
+    kept = once(lambda: outcome(job.pruner.recipe, deployment))
+    why = "; ".join(x for x in (at.why, kept) if x)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]
     tested = done[-1]["test"] if done else score(test, job.model, "test")
@@ -280,7 +282,8 @@ def _finish(job: Job, test: Evaluate | None, metric_name: str) -> Result:
         deployment=deployment,
     )
     if job.journal.folder is not None:
-        write_result(job.journal.folder, result, metric_name)
+        place = job.journal.folder
+        once(lambda: write_result(place, result, metric_name))
     return result
 
 

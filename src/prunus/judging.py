@@ -14,6 +14,7 @@ from prunus import costs, randomness
 from prunus.compaction.drop import emptied, find_drops, take_out
 from prunus.compaction.optimizer import refuse_optimizer
 from prunus.cutting import restore, revives
+from prunus.distributed import number, once, settle
 from prunus.errors import InputError, RunError
 from prunus.guard import accepts, last_accepted
 from prunus.masks import apply, check, finite
@@ -28,6 +29,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
     pruner, recipe = job.pruner, job.pruner.recipe
     dense = at.phase == "dense"
     finite(pruner.model)
+    settle(pruner.model, f"of round {at.index}")
     free = at.phase == "free" and pruner.masks
     trained = pruner.state(at.optimizer) if free else None
     apply(pruner.model, pruner.masks)
@@ -56,7 +58,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         densities=pruner.densities,
         cost=costs.measure(pruner.model, job.example, pruner.masks),
         seconds=limit.seconds - at.round_began,
-        latency={} if verdict == "rejected" else round_latency(job, first_latency),
+        latency={} if verdict == "rejected" else once(lambda: round_latency(job, first_latency)),
     )
     at.rounds.append(made)
     if trained is not None and verdict != "rejected":
@@ -74,14 +76,19 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
 
 
 def score(evaluate: Evaluate | None, model: nn.Module, name: str) -> float | None:
-    """A metric, with the model in eval mode and no trace left in it.
+    """A metric, with the model in eval mode and no trace left in it; the mean of the ranks'.
 
     Raises:
         InputError: if what comes back is no number.
         RunError: if it is not finite.
     """
-    if evaluate is None:
-        return None
+    found = number(None if evaluate is None else _evaluated(evaluate, model, name), name)
+    if found is not None and not math.isfinite(found):
+        raise RunError(f"{name} returned {found}: the metric must be finite")
+    return found
+
+
+def _evaluated(evaluate: Evaluate, model: nn.Module, name: str) -> float:
     modes = [(m, m.training) for m in model.modules()]
     try:
         model.eval()
@@ -95,12 +102,9 @@ def score(evaluate: Evaluate | None, model: nn.Module, name: str) -> float | Non
             f"{name} returned {type(value).__name__}, not a number: return the metric as float"
         )
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} returned no number: {error}") from None
-    if not math.isfinite(number):
-        raise RunError(f"{name} returned {number}: the metric must be finite")
-    return number
 
 
 def _roll_back(job: Job, at: Position) -> None:

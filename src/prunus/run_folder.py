@@ -13,6 +13,7 @@ from typing import Any
 
 from prunus import files
 from prunus.compaction.artefact import save
+from prunus.distributed import once
 from prunus.environment import describe
 from prunus.errors import InputError
 from prunus.folder import digest as file_digest
@@ -29,11 +30,12 @@ from prunus.types import Result, Round
 def open_journal(folder: Path | None, pruner: Pruner) -> Iterator[Journal]:
     """The journal of a run; a folder that holds another one is refused."""
     if folder is not None:
-        refuse_other(folder, identity(pruner))
+        own = identity(pruner)
+        once(lambda: refuse_other(folder, own))
     journal = Journal(folder)
     try:
         if folder is not None:
-            _write_identity(folder, pruner)
+            once(lambda: _write_identity(folder, pruner))
         yield journal
     finally:
         journal.close()

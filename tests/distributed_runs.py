@@ -25,10 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import prunus
+from prunus import latency_target, serving
 from prunus.files import tensors_digest
 
-PATIENCE = 60.0  # seconds for a world; a rank that is still there is killed
-FAST = torch.tensor([[1.0]])
+PATIENCE = 120.0  # seconds for a world; a rank that is still there is killed
 
 
 def rank() -> int:
@@ -150,7 +150,8 @@ def evaluate(model: nn.Module) -> float:
 
 
 def train(model: nn.Module, run: prunus.run.Run) -> None:
-    ddp = DistributedDataParallel(model)
+    # Of three ranks, whose sum depends on the order: buckets that are not sorted anew after a step.
+    ddp = DistributedDataParallel(model, find_unused_parameters=size() > 2)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=0.01)
     run.attach(optimizer)
     if run.round == 0 and run.done == 0:
@@ -246,8 +247,14 @@ def own_loop(view: bool) -> dict[str, Any]:
         optimizer.step()
         sparsities.append(pruner.sparsity)
     zeros = {n: bool((ddp.get_parameter(n)[~m] == 0).all()) for n, m in pruner.masks.items()}
-    return {"leaks": leaks, "norms": norms, "sparsities": sparsities, "zeros": all(zeros.values()),
-            "masks": digest(pruner.masks), "weights": digest(dict(ddp.named_parameters()))}  # fmt: skip
+    return {
+        "leaks": leaks,
+        "norms": norms,
+        "sparsities": sparsities,
+        "zeros": all(zeros.values()),
+        "masks": digest(pruner.masks),
+        "weights": digest(dict(ddp.named_parameters())),
+    }
 
 
 def shrinks_and_grows() -> dict[str, Any]:
@@ -287,7 +294,7 @@ def refused() -> dict[str, str]:
 
     def other(model: nn.Module) -> nn.Module:
         with torch.no_grad():
-            model.get_parameter("second.weight")[0, 0] += float(rank() == size() - 1)
+            model.get_parameter("second.weight").mul_(1 + 9 * float(rank() == size() - 1))
         return model
 
     def unwrapped(model: nn.Module, run: prunus.run.Run) -> None:
@@ -298,23 +305,32 @@ def refused() -> dict[str, str]:
             optimizer.step()
 
     def bad_batch() -> list[Any]:
-        return [(FAST.expand(2, 8) * (float("nan") if rank() else 1), torch.ones(2).long())]
+        return [(torch.ones(2, 8) * (float("nan") if rank() else 1), torch.ones(2).long())]
 
+    bare, example = {k: v for k, v in ROUNDS.items() if k != "guard"}, torch.ones(2, 8)
     case("weights", lambda: prunus.prune(other(net()), {"target": 0.5}))
     case("masks", lambda: prunus.Pruner(other(net()), {"target": 0.5}).cut(1.0))
     case("not wrapped", lambda: whole(ROUNDS, None, train=unwrapped))
-    case("evaluate", lambda: whole(ROUNDS, None, evaluate=evaluate if rank() == 0 else None,
-                                   test=None, train=train))  # fmt: skip
-    case("calibration", lambda: prunus.prune(
-        net(), {"target": 0.5, "criterion": "fisher"}, calibration=bad_batch(), loss=loss))  # fmt: skip
-    case("wrapped", lambda: prunus.prune(
-        DistributedDataParallel(net()), {"target": 0.5, "structure": "channel", "compact": "end"},
-        example=torch.ones(2, 8)))  # fmt: skip
+    case("evaluate", lambda: whole(bare, None, evaluate=evaluate if rank() == 0 else None))
+    values: dict[str, Any] = {"target": 0.5, "criterion": "fisher"}
+    case("calibration", lambda: prunus.prune(net(), values, calibration=bad_batch(), loss=loss))
+    small = {"target": 0.5, "structure": "channel", "compact": "end"}
+    wrapped = DistributedDataParallel(net())
+    case("wrapped", lambda: prunus.prune(wrapped, small, example=example))
+    packed = {**small, "quantize": "int8"}
+    given = {"calibration": calibration(), "loss": loss, "example": example}
+    case("int8", lambda: prunus.prune(net(), packed, **given))
 
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    case("sharded", lambda: prunus.prune(
-        fully_shard(net(), mesh=dist.init_device_mesh("cpu", (size(),))), {"target": 0.5}))  # fmt: skip
+    mesh = dist.init_device_mesh("cpu", (size(),))
+    case("FSDP2", lambda: prunus.prune(fully_shard(net(), mesh=mesh), {"target": 0.5}))
+    inside = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
+    case("FSDP1", lambda: prunus.prune(inside, {"target": 0.5}))
+    model = net()
+    parts = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
+    case("ZeRO", lambda: prunus.Pruner(model, {"target": 0.5}, parts, steps=4))
     return found
 
 
@@ -322,6 +338,28 @@ def limited() -> list[float | None]:
     """A run that has no time left after its first steps, by clocks that differ."""
     torch.manual_seed(rank())
     return whole({**ROUNDS, "limit": "0.001min"}, None)["metrics"]
+
+
+def deployed() -> dict[str, Any]:
+    """A latency as the target, by a clock that tells each rank something else."""
+    latency_target.SECONDS = serving.SECONDS = 0.01
+    real = latency_target._Clock._timed
+
+    def timed(clock: Any, masks: Any) -> tuple[float, float]:
+        real(clock, masks)
+        return 1.0 if masks is None else 0.49 if rank() == 0 else 0.1, 1.0
+
+    latency_target._Clock._timed = timed  # type: ignore[method-assign]
+    recipe = {**SHRINKING, "rounds": 1, "target": {"max_latency_ms": 0.5}, "deploy": "eager"}
+    result = prunus.prune(net(), recipe, train=train, evaluate=evaluate, example=torch.ones(2, 8))
+    made = result.deployment
+    return {
+        **outcome(result),
+        "known": [bool(r.achieved) for r in result.rounds],
+        "latency": [dict(r.latency) for r in result.rounds],
+        "why": result.why,
+        "deployed": None if made is None else made.runtime,
+    }
 
 
 def twice(recipe: Mapping[str, Any], folder: Path) -> list[Any]:
@@ -360,7 +398,8 @@ def stopped_and_killed(recipe: Mapping[str, Any], folder: Path, victim: int) -> 
 
 def warm() -> None:
     """Imports that every rank would do again."""
-    import torch.distributed.fsdp  # noqa: F401
+    import torch.distributed.fsdp
+    import torch.distributed.optim
 
     model, example = net(), torch.ones(2, 8)
     prunus.prune(model, {"target": 0.5, "structure": "channel", "compact": "end"}, example=example)
@@ -383,6 +422,7 @@ def main(place: Path) -> dict[str, Any]:
     found["own_loop"] = [go("own_loop", 2, lambda v=v: own_loop(v)) for v in (False, True)]
     found["shrinks_and_grows"] = go("shrinks_and_grows", 2, shrinks_and_grows)
     found["limited"] = go("limited", 2, limited)
+    found["deployed"] = go("deployed", 2, deployed)
     found["refused"] = go("refused", 2, refused)
     for name, recipe, ranks, victim in (("rounds", ROUNDS, 3, 2), ("shrinking", SHRINKING, 2, 0)):
         folder, broken = place / name, place / f"{name} broken"

@@ -53,6 +53,7 @@ def prune(
     """Prune a model progressively, in place.
 
     Without ``train`` it is one-shot: the masks for the target are chosen and applied at once.
+    Where several processes train together (``torch.distributed``), every one of them calls it.
 
     Args:
         subject: a model; a :class:`Task`, which brings all the rest; or the name of one.
@@ -60,7 +61,8 @@ def prune(
         train: ``train(model, run)``: call ``run.attach(optimizer)``, iterate
             ``run.batches(loader)``; called for round 0 if the recipe says ``dense``, and after
             each cut. A plain ``train(model)`` is enough for recipes in rounds.
-        evaluate: ``evaluate(model) -> float`` on validation data, after every round.
+        evaluate: ``evaluate(model) -> float`` on validation data, after every round; of several
+            ranks the mean counts.
         evaluate_train: the same on training data, to record the gap.
         test: the same on test data; called once, at the end.
         calibration: batches for criteria that need gradients.

@@ -161,7 +161,7 @@ def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -
     if recipe.quantize == "int8" and size() > 1:
         raise InputError(
             "quantize: int8 is judged by evaluate in the runtime, and one of several ranks cannot "
-            "do that alone: leave it out, and prunus.deploy(…, quantize='int8') after the run"
+            "do that alone: leave it out, and call prunus.deploy(…, quantize='int8') after the run"
         )
     if recipe.quantize == "int8" and (calibration is None or loss is None):
         raise InputError(

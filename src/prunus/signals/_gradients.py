@@ -42,7 +42,7 @@ def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, T
             for batch in look.calibration:
                 loss = look.loss(model, batch)
                 if not bool(torch.isfinite(loss)):
-                    problem = f"the loss on a calibration batch is {float(loss)}"
+                    problem = f"the loss on a calibration batch is {float(loss.detach())}"
                     break
                 _add(sums, torch.autograd.grad(loss, parameters, allow_unused=True), statistic)
                 count += 1

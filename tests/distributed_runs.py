@@ -216,9 +216,11 @@ def chosen() -> dict[str, str]:
             same = digest(wrapped.module.state_dict()) == digest(model.state_dict())
             found[name] += "" if same else " and others when wrapped"
     pruner = prunus.Pruner(net(), {"target": 0.6, "criterion": "fisher_running"})
-    share = 1 + 0.5 * (rank() - (size() - 1) / 2)  # over the ranks 1 in the mean
-    weights = dict(pruner.model.named_parameters())
-    pruner.running = {n: share * weights[n].detach().square() for n in pruner.masks or weights}
+    torch.manual_seed(7)
+    for name, weight in pruner.model.named_parameters():
+        mean = torch.rand(weight.shape).bfloat16().float()  # few bits: no part of it is rounded
+        sign = torch.randint(2, weight.shape) * 2 - 1
+        pruner.running[name] = mean * (1 + sign * (rank() - (size() - 1) / 2) / 2)
     found["fisher_running"] = digest(pruner.choose(1.0))
     return found
 
@@ -334,10 +336,16 @@ def refused() -> dict[str, str]:
     return found
 
 
-def limited() -> list[float | None]:
-    """A run that has no time left after its first steps, by clocks that differ."""
-    torch.manual_seed(rank())
-    return whole({**ROUNDS, "limit": "0.001min"}, None)["metrics"]
+def limited() -> list[Any]:
+    """A run that has no time left after its first steps, and the models that it judged."""
+    judged = []
+
+    def remembered(model: nn.Module) -> float:
+        judged.append(digest(model.state_dict()))
+        return evaluate(model)
+
+    made = whole({**ROUNDS, "limit": "0.001min"}, None, evaluate=remembered, test=None)
+    return [judged, made["metrics"]]
 
 
 def deployed() -> dict[str, Any]:

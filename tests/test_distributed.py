@@ -65,8 +65,12 @@ def test_a_model_that_shrinks_and_grows_back_is_wrapped_anew(seen: dict[str, Any
     assert run["params"] == sizes[-1]
 
 
-def test_a_limit_in_minutes_ends_all_ranks_in_the_same_round(seen: dict[str, Any]) -> None:
-    assert len(same(seen["limited"])) == 1
+def test_a_limit_ends_all_ranks_in_the_same_round_and_all_judge_one_model(
+    seen: dict[str, Any],
+) -> None:
+    judged, metrics = same(seen["limited"])
+    assert len(metrics) == 1
+    assert len(set(judged)) == 2  # as it was given, and after round 0; buffers among the rest
 
 
 def test_a_latency_is_measured_by_one_rank_and_believed_by_all(seen: dict[str, Any]) -> None:

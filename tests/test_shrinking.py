@@ -155,6 +155,17 @@ def test_growing_back_takes_the_memory_first_and_then_changes_all(
     step()
 
 
+def test_a_model_grows_back_while_a_loss_of_the_small_one_is_alive() -> None:
+    pruner = prunus.Pruner(mlp(8, 16, 2), {**BASE, "rounds": 1, "dense": "1ep"}, example=X)
+    pruner.cut(1.0)
+    assert shrinking.shrink(pruner) is not None
+    alive = F.cross_entropy(pruner.model(X), Y)
+    shrinking.grow(pruner)
+    F.cross_entropy(pruner.model(X), Y).backward()
+    assert alive.requires_grad
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in pruner.model.parameters())
+
+
 def test_tied_and_replaced_modules_grow_back_each_tensor_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus import duration, randomness
+from prunus.distributed import asked, once, rank, settle
 from prunus.errors import InputError, PrunusError
 from prunus.folder import find
 from prunus.graph.trace import copied
@@ -26,7 +27,7 @@ from prunus.pruner import Pruner
 from prunus.recipe import Recipe, Spec
 from prunus.recipe_file import load
 from prunus.rounds import all_rounds
-from prunus.run_folder import open_journal, recipe_of, write_dense, write_result
+from prunus.run_folder import open_journal, recipe_of, write_result
 from prunus.serving import refuse_unserved, serve, serves
 from prunus.shrinking import follow
 from prunus.task import Task
@@ -54,6 +55,7 @@ def prune(
     """Prune a model progressively, in place.
 
     Without ``train`` it is one-shot: the masks for the target are chosen and applied at once.
+    Where several processes train together (``torch.distributed``), every one of them calls it.
 
     Args:
         subject: a model; a :class:`Task`, which brings all the rest; or the name of one.
@@ -62,7 +64,7 @@ def prune(
             ``run.batches(loader)``; called for round 0 if the recipe says ``dense``, and after
             each cut. A plain ``train(model)`` is enough for recipes in rounds.
         evaluate: ``evaluate(model) -> float`` on validation data, after every round; or a tensor
-            with a value for each item, whose mean it is.
+            with a value for each item, whose mean it is. Of several ranks the mean counts.
         evaluate_train: the same on training data, to record the gap.
         test: the same on test data; called once, at the end. Where it returns a value for each
             item, the result has an interval; for a task the dense model's items beside it.
@@ -71,7 +73,7 @@ def prune(
         example: an input (or a tuple of inputs), to count MACs and the order of layers.
         folder: where journal, snapshots and results go; a killed run started again with the
             same arguments goes on there. Without it nothing is written.
-        watch: called with events (mappings with a key ``event``) as the run goes.
+        watch: called with events (mappings with a key ``event``) as the run goes, on rank 0.
         stop: asked between steps; True saves and raises :class:`Interrupted`.
 
     Returns:
@@ -119,8 +121,8 @@ def prune(
         pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
         _check(recipe, pruner, train, evaluate)
         refuse_unserved(recipe, example, calibration, loss)
-        where = None if folder is None else Path(folder)
-        job_watch = watch or (lambda event: None)
+        settle(model, "given")
+        where = once(lambda: None if folder is None else Path(folder))
         with _undone_on_error(pruner), open_journal(where, pruner) as journal:
             job = Job(
                 pruner=pruner,
@@ -129,8 +131,8 @@ def prune(
                 evaluate=evaluate,
                 evaluate_train=evaluate_train,
                 example=example,
-                watch=job_watch,
-                stop=stop or (lambda: False),
+                watch=watch if watch is not None and rank() == 0 else lambda event: None,
+                stop=asked(stop),
                 dense=copied(model) if serves(recipe) else None,
                 again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
             )
@@ -270,7 +272,8 @@ def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
     deployment = serve(job, compaction)
     if compaction is not None:
         masks = dict(job.pruner.masks)
-    why = "; ".join(x for x in (at.why, outcome(job.pruner.recipe, deployment)) if x)
+    kept = once(lambda: outcome(job.pruner.recipe, deployment))
+    why = "; ".join(x for x in (at.why, kept) if x)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]
     if done:
@@ -293,10 +296,9 @@ def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
         compaction=compaction,
         deployment=deployment,
     )
-    if job.journal.folder is not None:
-        if "dense" in at.blobs:
-            write_dense(job.journal.folder, job.journal.fetch(at.blobs["dense"])["tensors"])
-        write_result(job.journal.folder, result, metric_name)
+    if (place := job.journal.folder) is not None:
+        first = job.journal.fetch(at.blobs["dense"]) if "dense" in at.blobs else {}
+        once(lambda: write_result(place, result, metric_name, dense=first.get("tensors")))
     return result
 
 

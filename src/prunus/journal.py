@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from prunus.distributed import once
 from prunus.errors import InputError, RunError
 from prunus.files import append_line, digest, disk_error, freeze, thaw, write_atomically
 
@@ -23,7 +24,8 @@ class Journal:
     """The record of a run in its folder, or in memory when there is none.
 
     A snapshot counts once the journal names it with its digest; a crash at any point before
-    leaves the previous one in force.
+    leaves the previous one in force. Of several ranks the first alone reads and writes, and tells
+    the others, which need no access to the folder; none goes on before a write is on the disk.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -33,9 +35,9 @@ class Journal:
         self._memory: dict[str, bytes] = {}
         self._lock: int | None = None
         if folder is not None:
-            self._open(folder)
+            self.events = once(lambda: self._open(folder))
 
-    def _open(self, folder: Path) -> None:
+    def _open(self, folder: Path) -> list[dict[str, Any]]:
         try:
             (folder / "snapshots").mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -49,7 +51,7 @@ class Journal:
             except OSError:
                 self.close()
                 raise InputError(f"another run is at work in '{folder}'") from None
-        self.events = read_events(folder, mend=True)
+        return read_events(folder, mend=True)
 
     def close(self) -> None:
         """Let others use the folder."""
@@ -60,9 +62,12 @@ class Journal:
     def write(self, event: str, **values: Any) -> None:
         """Add a line; it is on the disk when this returns."""
         entry = {"n": len(self.events), "event": event, **values}
-        self.events.append(entry)
+        self.events.append(once(lambda: self._add(entry)))
+
+    def _add(self, entry: dict[str, Any]) -> dict[str, Any]:
         if self.folder is not None:
             append_line(self.folder / "journal.jsonl", json.dumps(entry))
+        return entry
 
     def store(self, name: str, tree: Any) -> dict[str, str]:
         """Save values under a name; returns what the journal needs to find them again."""
@@ -70,9 +75,8 @@ class Journal:
         if self.folder is None:
             self._memory[name] = freeze(tree)
             return {"name": name, "digest": ""}
-        data = freeze(tree)
-        write_atomically(self.folder / "snapshots" / name, data)
-        return {"name": name, "digest": digest(data)}
+        path = self.folder / "snapshots" / name
+        return {"name": name, "digest": once(lambda: _written(path, tree))}
 
     def fetch(self, entry: dict[str, str]) -> Any:
         """Stored values.
@@ -83,13 +87,7 @@ class Journal:
         if self.folder is None:
             return thaw(self._memory[entry["name"]])
         path = self.folder / "snapshots" / entry["name"]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise RunError(f"snapshot '{path}' cannot be read: {error.strerror}") from error
-        if digest(data) != entry["digest"]:
-            raise RunError(f"snapshot '{path}' is damaged: its digest is not the journal's")
-        return thaw(data)
+        return thaw(once(lambda: _read(path, entry["digest"])))
 
     def snapshot(self, tree: Any, *, keep: tuple[str, ...] = (), **values: Any) -> None:
         """Store a point from which the run can go on, and forget older ones.
@@ -100,9 +98,9 @@ class Journal:
             values: for the journal's line.
         """
         assert self.folder is not None
-        entry = self.store("snapshot", tree)
+        folder, entry = self.folder, self.store("snapshot", tree)
         self.write("snapshot", **entry, keep=list(keep), **values)
-        self._forget(self.folder)
+        once(lambda: self._forget(folder))
 
     def forget(self, keep: tuple[str, ...]) -> None:
         """Let go of all that is held in memory but what is named."""
@@ -132,6 +130,22 @@ class Journal:
             except (RunError, ValueError, KeyError, TypeError) as error:
                 self.damaged.append(str(error))
         return None
+
+
+def _written(path: Path, tree: Any) -> str:
+    data = freeze(tree)
+    write_atomically(path, data)
+    return digest(data)
+
+
+def _read(path: Path, expected: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"snapshot '{path}' cannot be read: {error.strerror}") from error
+    if digest(data) != expected:
+        raise RunError(f"snapshot '{path}' is damaged: its digest is not the journal's")
+    return data
 
 
 def read_events(folder: Path, *, mend: bool = False) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from prunus import costs, randomness
 from prunus.compaction.drop import emptied, find_drops, take_out
 from prunus.compaction.optimizer import refuse_optimizer
 from prunus.cutting import restore, revives
+from prunus.distributed import number as over_ranks
+from prunus.distributed import once, settle, size
 from prunus.errors import InputError, RunError
 from prunus.guard import accepts, last_accepted
 from prunus.masks import apply, check, finite
@@ -29,6 +31,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
     pruner, recipe = job.pruner, job.pruner.recipe
     dense = at.phase == "dense"
     finite(pruner.model)
+    settle(pruner.model, f"of round {at.index}")
     free = at.phase == "free" and pruner.masks
     trained = pruner.state(at.optimizer) if free else None
     apply(pruner.model, pruner.masks)
@@ -57,7 +60,7 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         densities=pruner.densities,
         cost=costs.measure(pruner.model, job.example, pruner.masks),
         seconds=limit.seconds - at.round_began,
-        latency={} if verdict == "rejected" else round_latency(job, first_latency),
+        latency={} if verdict == "rejected" else once(lambda: round_latency(job, first_latency)),
     )
     at.rounds.append(made)
     if trained is not None and verdict != "rejected":
@@ -77,17 +80,21 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
 
 
 def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
-    """A metric as one number, as :func:`values` gets it."""
-    return None if evaluate is None else number(values(evaluate, model, name), name)
-
-
-def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
-    """A metric, with the model in eval mode and no trace left in it.
+    """A metric as one number, the mean of the ranks'.
 
     Raises:
         InputError: if what comes back is no number.
         RunError: if it is not finite.
     """
+    own = None if evaluate is None else number(values(evaluate, model, name), name)
+    found = over_ranks(own, name)
+    if found is not None and not math.isfinite(found):
+        raise RunError(f"{name} returned {found}: the metric must be finite")
+    return found
+
+
+def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
+    """What evaluates, with the model in eval mode and no trace left in it."""
     modes = [(m, m.training) for m in model.modules()]
     try:
         model.eval()
@@ -96,17 +103,22 @@ def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
     finally:
         for module, training in modes:
             module.training = training
-    mean = number(value, name)
-    if not math.isfinite(mean):
-        raise RunError(f"{name} returned {mean}: the metric must be finite")
     return value
 
 
 def tested(job: Job, at: Position, test: Metric | None) -> Outcome | None:
-    """What the test data say of the result, and beside it of the dense model of round 0."""
-    if test is None:
-        return None
+    """What the test data say of the result, and beside it of the dense model of round 0.
+
+    Raises:
+        InputError: if what comes back is no number.
+        RunError: if it is not finite.
+    """
+    if size() > 1 or test is None:
+        mean = score(test, job.model, "test")
+        return None if mean is None else Outcome.of(mean)
     found = values(test, job.model, "test")
+    if not math.isfinite(number(found, "test")):
+        raise RunError(f"test returned {number(found, 'test')}: the metric must be finite")
     if not isinstance(found, Tensor) or job.again is None or "dense" not in at.blobs:
         return Outcome.of(found)
     dense = job.again()

@@ -14,6 +14,7 @@ from torch import nn
 
 from prunus.compaction.compact import compact
 from prunus.deployment.table import Deployment
+from prunus.distributed import once
 from prunus.errors import InputError
 from prunus.graph.trace import copied
 from prunus.plan import limits_of, most_of
@@ -22,6 +23,7 @@ from prunus.recipe import Recipe, Spec
 from prunus.runtimes import Order, find, tensors_of
 from prunus.timing import interleaved, no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
+from prunus.types import Masks
 
 NEAR = 0.03
 """A latency this far below the bound, or less, is near enough."""
@@ -175,7 +177,7 @@ def outcome(recipe: Recipe, made: Deployment | None) -> str:
 
 
 class _Clock:
-    """Builds and times smaller copies of a model beside the dense one."""
+    """Builds and times smaller copies of a model beside the dense one, on rank 0."""
 
     def __init__(self, job: Job) -> None:
         deploy = job.pruner.recipe.deploy
@@ -183,6 +185,7 @@ class _Clock:
         self.job, self.how = job, deploy
         self.runtime = find(deploy.runtime)
         self.count = 0
+        self.dense: Any = None
 
     def __enter__(self) -> _Clock:
         self.stack = contextlib.ExitStack()
@@ -191,8 +194,6 @@ class _Clock:
         self.folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         example = self.job.example
         self.inputs = tensors_of(random_inputs(example, batch=self.how.batch))
-        assert self.job.dense is not None
-        self.dense = self._session(self.job.dense)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,17 +226,22 @@ class _Clock:
 
     def _measure(self, part: float) -> tuple[float, float]:
         """Milliseconds of the artefact with this part of the macs removed, and of the dense one."""
-        small = self.dense
-        if part > 0:
-            small = self._session(self._smaller(part))
+        pruner = self.job.pruner
+        pruner.target = part
+        masks = pruner.choose(1.0) if part > 0 else None  # all ranks choose, one measures
+        return once(lambda: self._timed(masks))
+
+    def _timed(self, masks: Masks | None) -> tuple[float, float]:
+        if self.dense is None:
+            assert self.job.dense is not None
+            self.dense = self._session(self.job.dense)
+        small = self.dense if masks is None else self._session(self._smaller(masks))
         calls = {"dense": self.dense, "small": small}
         times = interleaved({k: partial(c, self.inputs) for k, c in calls.items()}, seconds=SECONDS)
         return times["small"].median_ms, times["dense"].median_ms
 
-    def _smaller(self, part: float) -> nn.Module:
+    def _smaller(self, masks: Masks) -> nn.Module:
         pruner = self.job.pruner
-        pruner.target = part
-        masks = pruner.choose(1.0)
         if all(bool(mask.all()) for mask in masks.values()):
             return pruner.model
         return compact(pruner.model, masks, self.job.example).model

@@ -20,6 +20,7 @@ _REFUSED = {
     "LBFGS": "it evaluates the loss several times a step and keeps its own copy of the weights",
     "DeepSpeedZeroOptimizer": "it keeps master copies of the weights",
     "FP16_Optimizer": "it keeps master copies of the weights",
+    "ZeroRedundancyOptimizer": "each rank holds a part of its state, which could not be saved",
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from prunus import duration, randomness
+from prunus.distributed import gather, size
 from prunus.journal import Journal
 from prunus.metrics import Metric
 from prunus.pruner import Pruner
@@ -104,7 +105,7 @@ def save(job: Job, at: Position, limit: Limit) -> None:
         **model_state(job, at),
         "position": {**values, "rounds": [dataclasses.asdict(r) for r in at.rounds]},
         "blobs": blobs,
-        "rng": randomness.state(),
+        "rng": gather(randomness.state()),
         "threads": torch.get_num_threads(),
     }
     job.journal.snapshot(
@@ -133,7 +134,10 @@ def begin(job: Job) -> Position:
     at.blobs = {k: v for k, v in tree["blobs"].items() if k != "accepted"}
     torch.set_num_threads(tree["threads"])
     put_back(job, at, tree)
-    randomness.set_state(tree["rng"])
+    randomness.set_state(randomness.own(tree["rng"]))
+    if len(tree["rng"]) != size():
+        text = f"saved by {len(tree['rng'])} processes, resumed by {size()}: the bits will differ"
+        job.watch({"event": "note", "text": text})
     if at.phase == "end":
         job.watch({"event": "note", "text": "this run is finished; here is what it ended with"})
         return at

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from prunus import duration
+from prunus.distributed import agree
 from prunus.errors import InputError
 from prunus.ideas import Ideas, resolve
 from prunus.layout import Layer
@@ -91,10 +92,10 @@ class Pruner:
         self._hooks: list[RemovableHandle] = []
         self._enforced = True
         self._first_cut, self._last_cut, self._every = 0, -1, 1
-        finite(model)
         self._shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self.example = example
         self.view = look(model, self.recipe, self.ideas, example)
+        finite(model)
         self.target = target_of(self.recipe, self.view)
         self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
         self._check_signals()
@@ -254,7 +255,7 @@ class Pruner:
         if not self.groups:  # every group of a smaller model is down to its last unit
             return dict(kept), {}
         units, counts = self._decide(progress, asked, kept)
-        return masks_from(units, counts, kept, self._shapes), counts
+        return agree(masks_from(units, counts, kept, self._shapes), "masks"), counts
 
     def _decide(self, progress: float, asked: float, kept: Masks) -> tuple[LazyUnits, Counts]:
         score = collect(self.ideas.criterion, self._signals())
@@ -270,8 +271,7 @@ class Pruner:
 
     def counts(self, asked: float) -> dict[str, tuple[int, int]]:
         """Weights (of coupled groups: units) kept and all, by group, if ``asked`` were cut now."""
-        progress = 1.0
-        units, counts = self._decide(progress, asked, self.masks)
+        units, counts = self._decide(1.0, asked, self.masks)
         masks = masks_from(units, counts, self.masks, self._shapes)
         alive = alive_of(self.groups, masks, self._shapes)
         if self.view.analysis is not None:

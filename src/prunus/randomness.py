@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from prunus.distributed import rank
 
 
 def state() -> dict[str, Any]:
@@ -37,6 +39,11 @@ def set_state(saved: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, inner, gauss = saved["python"]
     random.setstate((version, tuple(inner), gauss))
+
+
+def own(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """This rank's among those of all ranks; the first where it had none."""
+    return states[rank()] if rank() < len(states) else states[0]
 
 
 def seed(*parts: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus import duration, randomness
+from prunus.distributed import gather, once
 from prunus.errors import InputError, RunError
 from prunus.pruner import Pruner
 
@@ -190,7 +191,7 @@ class Run:
             "done": self.done,
             "epoch": self.epoch,
             "batch": self.batch,
-            "rng": randomness.state(),
+            "rng": gather(randomness.state()),
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -201,7 +202,7 @@ class Run:
                 raise InputError(f"the run to resume had '{name}' attached; attach it again")
             self._others[name].load_state_dict(value)
         self.done, self.epoch, self.batch = saved["done"], saved["epoch"], saved["batch"]
-        self._rng = saved["rng"]
+        self._rng = randomness.own(saved["rng"])
 
     def end(self) -> None:
         """Take the hooks off; what was attached stays readable."""
@@ -241,11 +242,12 @@ class Limit:
         return self.spent + time.monotonic() - self._since
 
     def reached(self, steps: int, per_epoch: int | None) -> bool:
-        """Whether the run must end now."""
+        """Whether the run must end now; of several ranks, by the clock of the first."""
         if self._length is None:
             return False
         if self._length.unit == "min":
-            return self.seconds >= self._length.value * 60
+            most = self._length.value * 60
+            return once(lambda: self.seconds >= most)
         if self._length.unit == "ep" and per_epoch is None:
             return False
         return steps >= self._length.steps(per_epoch=per_epoch)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prunus import files
 from prunus.compaction.artefact import save
+from prunus.distributed import once
 from prunus.environment import describe
 from prunus.errors import InputError
 from prunus.folder import digest as file_digest
@@ -31,11 +32,12 @@ from prunus.types import Result, Round
 def open_journal(folder: Path | None, pruner: Pruner) -> Iterator[Journal]:
     """The journal of a run; a folder that holds another one is refused."""
     if folder is not None:
-        refuse_other(folder, identity(pruner))
+        own = identity(pruner)
+        once(lambda: refuse_other(folder, own))
     journal = Journal(folder)
     try:
         if folder is not None:
-            _write_identity(folder, pruner)
+            once(lambda: _write_identity(folder, pruner))
         yield journal
     finally:
         journal.close()
@@ -102,14 +104,12 @@ DENSE = "dense.safetensors"
 """The file of round 0: the dense model, trained or as it was given."""
 
 
-def write_dense(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """The dense model's parameters and buffers, to compare with or to start other runs from."""
-    if not (folder / DENSE).exists():
-        files.write_atomically(folder / DENSE, files.save_tensors(tensors))
-
-
-def write_result(folder: Path, result: Result, metric_name: str) -> None:
-    """Weights, masks and figures of a finished run."""
+def write_result(
+    folder: Path, result: Result, metric_name: str, *, dense: dict[str, Tensor] | None
+) -> None:
+    """Weights, masks and figures of a finished run, and the dense model's weights if known."""
+    if dense is not None:
+        files.write_atomically(folder / DENSE, files.save_tensors(dense))
     small = result.compaction
     attributes = small.attributes if small else ()
     save(result.model, folder / "model.safetensors", attributes, sparse=True)

@@ -12,6 +12,7 @@ from prunus.compaction.compact import compact
 from prunus.deployment.deploy import candidates, deploy
 from prunus.deployment.inputs import inputs_of
 from prunus.deployment.table import Deployment
+from prunus.distributed import once, size
 from prunus.errors import InputError, PrunusError
 from prunus.position import Job
 from prunus.recipe import Deploy, Recipe
@@ -74,7 +75,8 @@ def _as_it_would_end(job: Job) -> nn.Module:
 def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
     """Build the finished model for its runtime, calibrated and judged there.
 
-    An engine that fails costs no result: the run ends without an artefact, and says why.
+    An engine that fails costs no result: the run ends without an artefact, and says why. Of
+    several ranks the first builds it, and gets it.
 
     Args:
         job: that is done.
@@ -82,19 +84,17 @@ def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
     """
     if not serves(job.pruner.recipe):
         return None
+    found: list[Deployment] = []
     try:
-        made = _served(job)
-        if made.runtime == "eager" and made.path is not None and compaction is not None:
-            # With the numbers that modules keep, which the model alone does not tell.
-            save(job.model, made.path / made.model.card.file, compaction.attributes)
-        return made
+        once(lambda: found.append(_served(job, compaction)))
+        return found[0] if found else None
     except PrunusError as error:
         job.journal.write("not deployed", why=str(error))
         job.watch({"event": "note", "text": f"no artefact was made: {error}"})
         return None
 
 
-def _served(job: Job) -> Deployment:
+def _served(job: Job, compaction: Compaction | None) -> Deployment:
     recipe, pruner = job.pruner.recipe, job.pruner
     how = recipe.deploy or Deploy()
     guard = recipe.guard
@@ -103,7 +103,7 @@ def _served(job: Job) -> Deployment:
         assert pruner.calibration is not None
         assert pruner.loss is not None
         calibration = inputs_of(pruner.model, pruner.loss, pruner.calibration, limit=BATCHES)
-    return deploy(
+    made = deploy(
         pruner.model,
         example=job.example,
         runtime=how.runtime,
@@ -111,7 +111,8 @@ def _served(job: Job) -> Deployment:
         quantize=recipe.quantize,
         folder=None if job.journal.folder is None else job.journal.folder / "deployed",
         against=job.dense,
-        evaluate=job.evaluate,
+        # By one rank alone it would wait for ever where it speaks to the others.
+        evaluate=job.evaluate if size() == 1 else None,
         better="higher" if guard is None else guard.better,
         calibration=calibration,
         max_drop=_allowed(job),
@@ -119,6 +120,10 @@ def _served(job: Job) -> Deployment:
         threads=how.threads,
         watch=lambda text: job.watch({"event": "note", "text": f"deploy: {text}"}),
     )
+    if made.runtime == "eager" and made.path is not None and compaction is not None:
+        # With the numbers that modules keep, which the model alone does not tell.
+        save(pruner.model, made.path / made.model.card.file, compaction.attributes)
+    return made
 
 
 def _allowed(job: Job) -> float:
@@ -153,6 +158,11 @@ def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -
         return
     if example is None:
         raise InputError("deploy: give example=, an input, from which the artefact is built")
+    if recipe.quantize == "int8" and size() > 1:
+        raise InputError(
+            "quantize: int8 is judged by evaluate in the runtime, and one of several ranks cannot "
+            "do that alone: leave it out, and call prunus.deploy(…, quantize='int8') after the run"
+        )
     if recipe.quantize == "int8" and (calibration is None or loss is None):
         raise InputError(
             "quantize: int8 is calibrated on data: give calibration (batches) and loss "

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, Kept, cut_of, take
 from prunus.compaction.drop import put_back_modules
-from prunus.compaction.optimizer import refuse_optimizer
+from prunus.compaction.optimizer import refuse_optimizer, resize
 from prunus.compaction.replace import cut_from_kept
 from prunus.compaction.routes import Plan, find_plan
 from prunus.compaction.surgery import adopt, refresh
@@ -110,8 +110,7 @@ def grow(pruner: Pruner) -> None:
         last.plan.surgery.undo(pruner.model, last.modules)
     pruner.model = last.model
     for name, parameter in dense.items():
-        parameter.data = larger[name]
-        parameter.grad = None
+        resize(parameter, larger[name])
         if pruner.optimizer is not None:
             pruner.optimizer.state.pop(parameter, None)
     for path, module in last.model.named_modules():

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus import duration
 from prunus.cutting import revives
+from prunus.distributed import share_buffers
 from prunus.errors import InputError, Interrupted, RunError
 from prunus.masks import apply
 from prunus.position import Job, Position, blob, save
@@ -122,6 +123,7 @@ def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool)
             )
         if rewinds and run.done == rewind_step():
             assert run.optimizer is not None
+            share_buffers(job.model)
             state = job.pruner.state(_optimizer_state(run.optimizer))
             at.blobs["rewind"] = job.journal.store("rewind", blob(state))
         job.watch(
@@ -140,6 +142,7 @@ def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool)
         if stopping or (run.done - last_save[0] >= every and run.done < run.steps):
             last_save[0] = run.done
             at.per_epoch = run.per_epoch
+            share_buffers(job.model)
             at.saved = run.state()
             save(job, at, limit)
             at.saved = None

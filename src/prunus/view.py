@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.distributed import WRAPPERS, refuse_sharded, unwrapped
 from prunus.errors import InputError
 from prunus.figures import Figure, figure
 from prunus.graph.analysis import Analysis, analyse
@@ -23,8 +24,6 @@ from prunus.plan import Cost, alive_of, limits_of, most_of, sparsity
 from prunus.recipe import Recipe
 from prunus.scope import drop_output_layer, execution_order, find_layers, matches
 from prunus.types import Counts, Group, Masks
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -91,10 +90,12 @@ def look(
     Raises:
         InputError: if nothing can be pruned as asked.
     """
-    if recipe.compact != "none" and isinstance(model, _WRAPPERS):
+    refuse_sharded(model)
+    changes = recipe.compact != "none" or recipe.deploy is not None or recipe.quantize != "none"
+    if changes and isinstance(model, WRAPPERS):
         raise InputError(
-            f"compact: {type(model).__name__} keeps copies of the old sizes: give its .module, and "
-            "wrap the result again"
+            f"compact, deploy: {type(model).__name__} keeps copies of the old sizes: give its "
+            ".module, and wrap it anew in each train(model, run)"
         )
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     coupled = _coupled(recipe, ideas, example)
@@ -263,4 +264,4 @@ def _refuse_bound(recipe: Recipe, view: View) -> None:
 def _run(model: nn.Module, example: Any) -> None:
     args, kwargs = arguments(example)
     with quiet(model):
-        model(*args, **kwargs)
+        unwrapped(model)(*args, **kwargs)

@@ -113,7 +113,7 @@ def shrink(model: nn.Module, optimizer: Optimizer | None, kept: Kept) -> None:
     states = _smaller_states(layers, cuts)
     for key, cut in cuts.items():
         if isinstance(cut.tensor, nn.Parameter):
-            _replace(cut.tensor, smaller[key])
+            resize(cut.tensor, smaller[key])
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if id(buffer) in cuts:
@@ -218,12 +218,13 @@ def _sliced(name: str, tensor: Tensor, indices: Indices) -> Tensor:
     return part.permute([order.index(d) for d in range(tensor.dim())])
 
 
-def _replace(parameter: nn.Parameter, value: Tensor) -> None:
-    """Give a parameter smaller values; it stays the same object."""
+def resize(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give a parameter values of another shape; it stays the same object."""
     parameter.grad = None
     if parameter.requires_grad:
-        # While a loss is alive, so is the node that accumulates this parameter's gradient, and it
-        # insists on the old shape in the next backward; a change of dtype makes autograd drop it.
+        # While a loss or a wrapper is alive, so is the node that accumulates this parameter's
+        # gradient, and it insists on the old shape in the next backward; a change of dtype makes
+        # autograd drop it.
         other = torch.float16 if value.dtype == torch.float32 else torch.float32
         parameter.data = value.new_empty(0, dtype=other)
     parameter.data = value

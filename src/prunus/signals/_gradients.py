@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from prunus.distributed import gather, total, unwrapped
 from prunus.errors import InputError, RunError
 from prunus.signals import Look
 
 
 def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
     """Mean over calibration batches of a statistic of ∂L/∂w, the model in eval mode.
+
+    Of several ranks, over the batches of all: Σ over ranks ÷ their number. Summed in float64, so
+    that it does not depend on who had which.
 
     Raises:
         InputError: without calibration batches or loss.
@@ -26,8 +30,9 @@ def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, T
     parameters = list(look.parameters.values())
     frozen = [p for p in parameters if not p.requires_grad]
     modes = [(m, m.training) for m in look.model.modules()]
-    total: list[Tensor] | None = None
-    count = 0
+    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    count, problem = 0, ""
+    model = unwrapped(look.model)
     try:
         look.model.eval()
         for parameter in frozen:
@@ -35,25 +40,34 @@ def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, T
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(look.seed)
             for batch in look.calibration:
-                loss = look.loss(look.model, batch)
+                loss = look.loss(model, batch)
                 if not bool(torch.isfinite(loss)):
-                    raise RunError(f"the loss on a calibration batch is {float(loss)}")
-                grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-                values = [
-                    statistic(torch.zeros_like(p) if g is None else g)
-                    for p, g in zip(parameters, grads, strict=True)
-                ]
+                    problem = f"the loss on a calibration batch is {float(loss.detach())}"
+                    break
+                _add(sums, torch.autograd.grad(loss, parameters, allow_unused=True), statistic)
                 count += 1
-                if total is None:
-                    total = values
-                else:
-                    torch._foreach_add_(total, values)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
         for module, training in modes:
             module.training = training
-    if total is None:
+    ranks = gather((count, problem))
+    for _, problem in ranks:
+        if problem:
+            raise RunError(problem)
+    batches = sum(count for count, _ in ranks)
+    if batches == 0:
         raise InputError("calibration holds no batch (an iterator that was used up? give a list)")
-    torch._foreach_div_(total, count)
-    return dict(zip(look.parameters, total, strict=True))
+    total(sums)
+    return {
+        name: sums.pop(0).div_(batches).to(torch.promote_types(p.dtype, torch.float32))
+        for name, p in look.parameters.items()
+    }
+
+
+def _add(
+    sums: Sequence[Tensor], grads: Sequence[Tensor | None], statistic: Callable[[Tensor], Tensor]
+) -> None:
+    for sum_, grad in zip(sums, grads, strict=True):
+        if grad is not None:
+            sum_ += statistic(grad)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from prunus.distributed import mean
 from prunus.errors import InputError
 from prunus.signals import Look
 
@@ -14,7 +15,7 @@ DECAY = 0.99
 
 
 def grad_sq_running(look: Look) -> Mapping[str, Tensor]:
-    """Exponential mean of g² over the optimizer steps so far.
+    """Exponential mean of g² over the optimizer steps so far, and over the ranks.
 
     Raises:
         InputError: if no step was taken yet, or none gave some weight in scope a gradient: a mean
@@ -28,7 +29,7 @@ def grad_sq_running(look: Look) -> Mapping[str, Tensor]:
     lacking = [name for name in look.parameters if name not in look.running]
     if lacking:
         raise InputError(_without(lacking, "had no gradient in the training before the cut"))
-    return look.running
+    return mean({name: look.running[name] for name in look.parameters})
 
 
 def refuse_frozen(parameters: Mapping[str, nn.Parameter]) -> None:

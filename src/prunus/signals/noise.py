@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from prunus.layout import plain_name
 from prunus.signals import Look
 
 
@@ -21,7 +22,7 @@ class _Noise(Mapping[str, Tensor]):
         self._look = look
 
     def __getitem__(self, name: str) -> Tensor:
-        digest = hashlib.sha256(f"{self._look.seed} {name}".encode()).digest()
+        digest = hashlib.sha256(f"{self._look.seed} {plain_name(name)}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         like = self._look.parameters[name]
         return torch.rand(like.shape, generator=generator).to(like.device)

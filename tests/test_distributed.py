@@ -1,0 +1,153 @@
+"""Several processes end with the masks of one; a rank that dies leaves a run that resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()),
+    reason="torch was built without gloo, through which the processes of these tests speak",
+)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What every rank of every world saw (``distributed_runs.py``)."""
+    place = tmp_path_factory.mktemp("distributed")
+    done = subprocess.run(
+        [sys.executable, str(HERE / "distributed_runs.py"), str(place)],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def same(ranks: list[Any]) -> Any:
+    """What every rank saw alike."""
+    assert all(rank == ranks[0] for rank in ranks), ranks
+    return ranks[0]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_several_processes_choose_the_masks_of_one(seen: dict[str, Any], ranks: int) -> None:
+    alone = same(seen["chosen"][0])
+    assert len(set(alone.values())) == len(alone)
+    assert same(seen["chosen"][ranks - 1]) == alone
+
+
+def test_clipping_sees_masked_gradients_in_a_loop_that_accumulates(seen: dict[str, Any]) -> None:
+    plain, in_buckets = (same(ranks) for ranks in seen["own_loop"])
+    assert plain == in_buckets
+    assert plain["leaks"] == 0
+    assert plain["zeros"]
+    assert plain["sparsities"][-1] == pytest.approx(0.8, abs=1e-3)
+    assert len(set(plain["sparsities"])) == 5
+
+
+def test_a_model_that_shrinks_and_grows_back_is_wrapped_anew(seen: dict[str, Any]) -> None:
+    run = same(seen["shrinks_and_grows"])
+    assert run["verdicts"][:4] == ["dense", "accepted", "rejected", "accepted"]
+    sizes = run["trained"]
+    assert sizes[0] > sizes[1] > sizes[3] > sizes[2]
+    assert run["params"] == sizes[-1]
+
+
+def test_a_limit_ends_all_ranks_in_the_same_round_and_all_judge_one_model(
+    seen: dict[str, Any],
+) -> None:
+    judged, metrics = same(seen["limited"])
+    assert len(metrics) == 1
+    assert len(set(judged)) == 2  # as it was given, and after round 0; buffers among the rest
+
+
+def test_a_latency_is_measured_by_one_rank_and_believed_by_all(seen: dict[str, Any]) -> None:
+    first, second = seen["deployed"]
+    assert (first.pop("deployed"), second.pop("deployed")) == ("eager", None)
+    assert first == second
+    assert first["known"] == [False, True]  # by the clock of rank 0
+    assert "max_latency_ms is" in first["why"]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("weights", "RunError: weights given: 'second.weight' differs between rank 0 and rank 1"),
+        ("masks", "RunError: masks: '"),
+        ("not wrapped", "RunError: weights of round 0: 'first.weight' differs between"),
+        ("evaluate", "InputError: evaluate gave nothing on rank 1"),
+        ("calibration", "RunError: the loss on a calibration batch is nan"),
+        ("wrapped", "InputError: compact, deploy: DistributedDataParallel keeps copies"),
+        ("int8", "InputError: quantize: int8 is judged by evaluate"),
+        ("FSDP2", "InputError: 'first.weight' is a DTensor"),
+        ("FSDP1", "InputError: the model is inside FullyShardedDataParallel"),
+        ("ZeRO", "InputError: ZeroRedundancyOptimizer cannot be used"),
+    ],
+)
+def test_what_ranks_cannot_do_together_is_said_by_all(
+    seen: dict[str, Any], case: str, said: str
+) -> None:
+    assert same(seen["refused"])[case].startswith(said)
+
+
+@pytest.mark.parametrize("recipe", ["rounds", "shrinking"])
+def test_a_run_that_was_stopped_and_lost_a_rank_ends_with_the_same_bits(
+    seen: dict[str, Any], recipe: str
+) -> None:
+    first, again = same(seen[recipe])
+    assert first == again
+    assert first["verdicts"] == ["dense", "accepted", "accepted", "accepted"]
+    broken = seen[f"{recipe} broken"]
+    assert broken["stops"] == len(seen[recipe])  # asked of the last rank only
+    assert broken["died"].count("signal 9") == 1
+    assert all(x.startswith(("signal 9", "RuntimeError")) for x in broken["died"])
+    assert same(broken["again"]) == first
+
+
+def test_the_example_of_the_docs_survives_a_killed_rank_under_torchrun(tmp_path: Path) -> None:
+    page = (HERE.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+    match = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert match is not None
+    step = "        optimizer.step()\n"
+    assert match[1].count(step) == 1
+    deadly = (
+        f"{step}        if run.round == 2 and run.done == 3 and dist.get_rank() == 1:\n"
+        "            if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "                os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script = tmp_path / "train.py"
+    script.write_text("import os\nimport signal\n" + match[1].replace(step, deadly))
+    setting = re.search(r"export (\w+)=(\w+)", page)
+    assert setting is not None
+    started = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "--max-restarts=1", "--monitor-interval=0.1", str(script)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**ENVIRONMENT, setting[1]: setting[2]},
+    )  # fmt: skip
+    try:
+        out, problems = started.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        started.terminate()  # which ends the processes that it started
+        out, problems = started.communicate(timeout=60)
+    assert started.returncode == 0, problems
+    assert "in_features=8" in out
+    lines = (tmp_path / "runs" / "ddp" / "journal.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [e["n"] for e in events] == list(range(len(events)))  # one writer
+    names = [e["event"] for e in events]
+    assert names.count("resumed") == 1
+    assert names.count("round") == 4
+    assert names[-1] == "end"

@@ -56,6 +56,8 @@ ROWS = (
         ("reviews_transformer",)),
     Row("spoken_digits", "Speech: spoken digits, convolutions and GRU", ("spoken_digits",)),
     Row("shakespeare", "Language: Shakespeare, transformer, heads and neurons", ("shakespeare",)),
+    _language("shakespeare_dense", "next to nothing removed (0.1 %)", "structure=weight",
+              "target=0.001", "rounds=1", "schedule=one_shot"),
     _language("shakespeare_one_shot", "one cut, half of the weights", "structure=weight",
               "target=0.5", "rounds=1", "schedule=one_shot"),
     _language("shakespeare_gradual", "gradual, half of the weights", "structure=weight",

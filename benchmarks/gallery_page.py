@@ -161,8 +161,8 @@ def _quoted(words: Sequence[str]) -> list[str]:
 def _language(rows: Rows) -> str:
     lines = ["## How to remove half of a language model's weights\n",
              "The same budget and criterion (magnitude), 400 steps after a dense training of 800,\n"
-             "which is short: the row of which next to nothing is removed shows what more training\n"
-             "alone gives. So does, in part, every round of the row above.\n"
+             "which is short: the row of which next to nothing is removed shows what more\n"
+             "training alone gives.\n"
              "For scale: the README of nanoGPT names a loss of 1.88 nats, 2.71 bits, for a small\n"
              "run on a processor (0.8 million parameters), and 1.47, 2.12 bits, for 10.6 million\n"
              "on a GPU.\n",

@@ -48,6 +48,20 @@ def test_a_run_keeps_the_dense_model_of_round_0() -> None:
     assert all(bool((p != 0).all()) for p in done.dense.parameters() if p.dim() > 1)
 
 
+def test_a_finished_run_opens_its_artefact_and_builds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("run", "iterative", *FAST, "deploy=onnxruntime", "--folder", "run")
+    command(*words)
+    before = Path("run/result.json").read_text()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr("prunus.serving.deploy", never)
+    again = command(*words)
+    assert re.search(r"^runs in +onnxruntime", again.output, re.MULTILINE)
+    assert Path("run/result.json").read_text() == before
+
+
 def test_a_finished_run_is_not_repeated() -> None:
     first = command("run", "iterative", *FAST)
     again = command("run", "iterative", *FAST)

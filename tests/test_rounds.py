@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -45,6 +46,46 @@ def test_a_rejection_halves_the_step_and_starts_from_the_last_accepted_round() -
     assert following(rows) == 0.5
     rows = judged((0.25, "accepted"), (0.5, "rejected"), (0.375, "rejected"))
     assert following(rows) == 0.3125
+
+
+def test_a_cut_that_was_just_rejected_is_not_trained_again() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    trained = []
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        run.attach(optimizer)
+        for x in run.batches([torch.randn(4, 8)]):
+            trained.append(run.round)
+            model(x).sum().backward()
+            optimizer.step()
+
+    def dense(model: nn.Module) -> float:
+        first = model[0].weight  # type: ignore[index]
+        return float(len(first) == 16 and bool((first != 0).any(1).all()))
+
+    recipe = {"structure": {"name": "channel", "multiple_of": 8}, "target": {"max_params": 0.55},
+              "schedule": "linear", "rounds": 2, "retrain": "1it", "guard": {"max_drop": 0.1},
+              "compact": "every_round"}  # fmt: skip
+    result = prunus.prune(model, recipe, train=train, evaluate=dense, example=torch.randn(2, 8))
+    verdicts = [r.verdict for r in result.rounds]
+    assert verdicts[:3] == ["dense", "rejected", "rejected"]
+    assert result.rounds[1].achieved == result.rounds[2].achieved
+    assert result.rounds[1].asked > result.rounds[2].asked
+    assert trained == [1]
+    assert len(result.model[0].weight) == 16  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("name", "better", "noted"), [
+    ("absolute error", "higher", True), ("absolute error", "lower", False),
+    ("accuracy", "higher", False),
+])  # fmt: skip
+def test_a_guard_that_seems_upside_down_is_noted(name: str, better: str, noted: bool) -> None:
+    events: list[Any] = []
+    recipe = quick(guard={"better": better, "max_drop": 1.0})
+    prunus.prune(dataclasses.replace(tiny_task(), metric_name=name), recipe, watch=events.append)
+    said = [e["text"] for e in events if e["event"] == "note"]
+    assert any("guard.better=lower" in text for text in said) == noted
 
 
 def test_it_ends_below_the_smallest_step() -> None:

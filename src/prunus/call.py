@@ -136,6 +136,8 @@ def prune(
                 dense=copied(model) if serves(recipe) else None,
                 again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
             )
+            if recipe.guard is not None and recipe.guard.better == "higher":
+                _doubt(metric_name, job.watch)
             if not journal.events:
                 score(evaluate, model, "evaluate")
             return _finish(job, test, metric_name)
@@ -190,6 +192,17 @@ def find_model(name: str) -> tuple[nn.Module, Any]:
 
 def _metric(task: Task, batches: Iterable[Any]) -> Metric:
     return lambda model: task.metric(model, batches)
+
+
+ERRORS = ("error", "loss", "perplexity", "bits", "mse", "mae", "rmse", "wer", "cer")
+
+
+def _doubt(metric_name: str, watch: Watch) -> None:
+    """A metric that sounds as if less of it were better, under a guard that takes more for it."""
+    found = next((w for w in ERRORS if w in metric_name.lower().replace("_", " ").split()), None)
+    if found is not None:
+        watch({"event": "note", "text": f"the guard takes a higher {metric_name} for better; if a "
+               "lower one is, say so: guard.better=lower"})  # fmt: skip
 
 
 def _again(task: Task) -> nn.Module:

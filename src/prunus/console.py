@@ -191,7 +191,7 @@ def summary(console: Console, result: Result, metric_name: str, report: str | No
         *_deployed(result, metric_name),
     ]
     for name, text in rows:
-        console.print(f"{name:<14}{text}", markup=False, soft_wrap=True)
+        console.print(f"{name:<13} {text}", markup=False, soft_wrap=True)
     if report is not None:
         console.print(f"{'report':<14}{report}", markup=False, soft_wrap=True)
 

@@ -79,6 +79,32 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
     job.watch({"event": "judged", "row": made, "of": recipe.rounds})
 
 
+def tried(job: Job, at: Position) -> bool:
+    """Whether this cut is the one just rejected: whole units leave no smaller one."""
+    last, pruner = at.rounds[-1], job.pruner
+    return (
+        last.verdict == "rejected"
+        and pruner.recipe.restore.name == "keep"
+        and pruner.reached == last.achieved
+        and pruner.densities == last.densities
+    )
+
+
+def reject_again(job: Job, at: Position, limit: Limit) -> None:
+    """Roll back without training: another try would differ by chance alone."""
+    made = dataclasses.replace(
+        at.rounds[-1], index=at.index, step=at.step, progress=at.progress, asked=at.asked,
+        seconds=limit.seconds - at.round_began,
+    )  # fmt: skip
+    at.rounds.append(made)
+    at.phase = "next"
+    _roll_back(job, at)
+    job.journal.write("round", **dataclasses.asdict(made))
+    text = f"round {made.index} would cut what round {made.index - 1} cut: not tried again"
+    job.watch({"event": "note", "text": text})
+    job.watch({"event": "judged", "row": made, "of": job.pruner.recipe.rounds})
+
+
 def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
     """A metric as one number, the mean of the ranks'.
 

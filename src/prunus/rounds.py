@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prunus.cutting import cut, revives
 from prunus.errors import Interrupted
 from prunus.guard import next_progress
-from prunus.judging import judge
+from prunus.judging import judge, reject_again, tried
 from prunus.position import Job, Position, save
 from prunus.run import Limit
 from prunus.training import train
@@ -38,6 +38,9 @@ def phases(job: Job, at: Position, limit: Limit) -> Iterator[bool]:
             at.phase = "cut"
         if at.phase == "cut":
             enforced = cut(job, at)
+            if tried(job, at):
+                reject_again(job, at, limit)
+                continue
             at.phase = "train" if enforced else "free"
         if at.phase in ("train", "free"):
             yield at.phase == "train"

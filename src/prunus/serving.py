@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from prunus.compaction.artefact import save
 from prunus.compaction.compact import compact
 from prunus.deployment.deploy import candidates, deploy
 from prunus.deployment.inputs import inputs_of
+from prunus.deployment.served import open_artefact
 from prunus.deployment.table import Deployment
 from prunus.distributed import once, size
 from prunus.errors import InputError, PrunusError
@@ -86,11 +88,27 @@ def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
         return None
     found: list[Deployment] = []
     try:
-        once(lambda: found.append(_served(job, compaction)))
+        once(lambda: found.append(_kept(job) or _served(job, compaction)))
         return found[0] if found else None
     except PrunusError as error:
         job.journal.write("not deployed", why=str(error))
         job.watch({"event": "note", "text": f"no artefact was made: {error}"})
+        return None
+
+
+def _kept(job: Job) -> Deployment | None:
+    """What the run ended with when it was finished, if its artefact opens without the model."""
+    folder = job.journal.folder
+    ended = any(e["event"] == "end" for e in job.journal.events)
+    if folder is None or not ended or not (folder / "result.json").is_file():
+        return None
+    made = json.loads((folder / "result.json").read_text(encoding="utf-8"))["deployment"]
+    if made is None or made["runtime"] == "eager":
+        return None
+    path = folder / "deployed" / made["runtime"]
+    try:
+        return Deployment.read(made, open_artefact(path, threads=made["threads"]), path)
+    except InputError:  # taken away, damaged, or its runtime is not installed any more
         return None
 
 

@@ -71,8 +71,15 @@ schedule: geometric        # the same share of the rest in every round
 rounds: 5                  # prune, retrain, judge; leave out to prune gradually inside training
 retrain: 5ep               # after each cut
 target: 0.9                # or: guard, as far as the guard allows
-guard: {{max_drop: 0.02}}    # a round may lose this much against dense; more is rolled back
+# A round may lose this much against dense; more is rolled back. For an error: better: lower
+guard: {{better: higher, max_drop: 0.02}}
 learning_rate: hold_decay
+# Single zeros make no ordinary runtime faster. For a model that is really smaller:
+# structure: channel
+# allocation: per_cost
+# target: {{max_macs: 0.5}}
+# compact: every_round     # the model shrinks while it trains
+# deploy: auto             # ends with an artefact in the fastest runtime installed
 """
 
 

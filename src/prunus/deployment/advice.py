@@ -77,7 +77,7 @@ def _small_layers(chosen: Row, slow: list[int], gains: Mapping[int, float]) -> s
     """Fewer weights, and no faster: by how the time grows with the batch one sees why."""
     sizes = sorted(chosen.latency)
     first, last = sizes[0], sizes[-1]
-    text = f"at batch {' and '.join(map(str, slow))} the smaller model is not faster"
+    text = f"at batch {' and '.join(map(str, slow))} the smaller model is hardly faster"
     growth = chosen.latency[last].median_ms / max(chosen.latency[first].median_ms, 1e-9)
     if len(sizes) > 1 and growth > FLAT * last / first:
         return (

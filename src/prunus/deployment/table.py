@@ -55,6 +55,12 @@ class Row:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> Row:
+        """From what :meth:`plain` gave."""
+        times = {int(b): Timing(**t) for b, t in plain["latency"].items()}
+        return cls(**{**plain, "latency": times, "notes": tuple(plain["notes"])})
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -109,6 +115,13 @@ class Deployment:
             "machine": self.machine,
         }
 
+    @classmethod
+    def read(cls, plain: Mapping[str, Any], model: Served, path: Path) -> Deployment:
+        """From what :meth:`plain` gave, with the artefact, opened from its folder."""
+        own = {k: plain[k] for k in ("runtime", "offers", "threads", "machine")}
+        rows = tuple(Row.read(r) for r in plain["rows"])
+        return cls(rows=rows, model=model, path=path, advice=tuple(plain["advice"]), **own)
+
     def __str__(self) -> str:
         return "\n".join([*lines(self.rows, self.runtime), "", *self.said()])
 
@@ -116,7 +129,7 @@ class Deployment:
         """What the table does not show: the gain, where it was measured, advice, offers."""
         taken = self.row()
         return [
-            *(f"{g:.2f} times as fast as dense at batch {b}, each in its fastest runtime"
+            *(f"{g:.2f} times as fast at batch {b} as the dense model in its fastest runtime"
               for b, g in self.gains.items()),
             f"measured on {self.machine}, threads: {self.threads}",
             *refusals(self.rows),

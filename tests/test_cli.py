@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 import prunus
 from prunus.cli import cli
+from prunus.errors import InputError
 from prunus.finished import open_run
 from prunus.judging import score
 from prunus.recipe import Recipe
@@ -60,6 +61,9 @@ def test_a_finished_run_opens_its_artefact_and_builds_none(monkeypatch: pytest.M
     again = command(*words)
     assert re.search(r"^runs in +onnxruntime", again.output, re.MULTILINE)
     assert Path("run/result.json").read_text() == before
+    assert "prunus.load('run/deployed/onnxruntime')" in again.output
+    with pytest.raises(InputError, match="holds artefacts: name one, 'run/deployed/onnxruntime'"):
+        prunus.load("run/deployed")
 
 
 def test_a_finished_run_is_not_repeated() -> None:
@@ -104,6 +108,7 @@ def test_init_writes_a_task_and_a_recipe_that_run_as_they_are() -> None:
     done = command("run", "mine/recipe.yaml", "dense=1ep", "retrain=1ep", "rounds=1",
                    "guard=null")  # fmt: skip
     assert "test accuracy" in done.output
+    assert "reachable" in command("plan", "mine").output
     refused = CliRunner().invoke(cli, ["init", "mine"])
     assert refused.exit_code == 2
     assert "exists" in refused.output

@@ -166,6 +166,8 @@ def test_the_test_metric_is_computed_once_and_evaluate_is_tried_before_training(
 
     result = prunus.prune(tiny_task(), quick(), evaluate=evaluate, test=test, watch=watch)
     assert result.test == 0.5
+    assert "test 0.5000" in str(result)
+    assert str(result).startswith(f"sparsity {result.sparsity:.4f} after")
     assert calls.count("test") == 1
     assert calls[-1] == "test"
     assert calls[0] == "evaluate"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prunus.runtimes import find
 from prunus.types import Result, Round
 
 LINE_EVERY = 10.0  # seconds between lines of a log
@@ -93,8 +94,8 @@ class Lines:
         self._last = now
         steps = event["done"] - self._began[0]
         left = (now - self._began[1]) / max(1, steps) * (event["steps"] - event["done"])
-        print(f"  round {event['round']}: step {event['done']} of {event['steps']}, "
-              f"{left:.0f} s left", flush=True)  # fmt: skip
+        text = f"  round {event['round']}: step {event['done']} of {event['steps']}"
+        print(f"{text}, {left:.0f} s left" if steps else text, flush=True)
 
     def finish(self, result: Result, metric_name: str, report: str | None) -> None:
         summary(self._console, result, metric_name, report)
@@ -223,6 +224,9 @@ def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
         faster = "" if gain is None else f" ({gain:.2f} times as fast as dense)"
         text += f"; batch {batch}: {timing.median_ms:.3g} ms{faster}"
     place = [("artefact", str(made.path))] if made.path is not None else []
+    if made.path is not None and made.runtime != "eager":
+        trust = "" if find(made.runtime).SAFE else ", trusted=True"
+        place.append(("open it", f"prunus.load('{made.path}'{trust})"))
     return [("runs in", text), *place, *(("note", note) for note in made.advice)]
 
 

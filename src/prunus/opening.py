@@ -49,6 +49,10 @@ def load(
     path = Path(path)
     folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
     if not (folder / MANIFEST).is_file():
+        inside = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}")) if name is None else []
+        if inside and not (path / "model.safetensors").is_file():
+            known = " or ".join(f"'{path / own}'" for own in inside)
+            raise InputError(f"'{path}' holds artefacts: name one, {known}")
         return load_model(path, model)
     card = read_card(folder)
     if card.runtime == "eager" or name not in (None, card.file):

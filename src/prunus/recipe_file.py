@@ -50,7 +50,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
 
 
 def recipe_path(source: str | Path) -> Path:
-    """The file of a recipe: one of prunus's own by name, or a path.
+    """The file of a recipe: one of prunus's own by name, a path, or a folder with recipe.yaml.
 
     Raises:
         InputError: if there is none.
@@ -61,6 +61,8 @@ def recipe_path(source: str | Path) -> Path:
         return builtin
     if path.is_file():
         return path
+    if (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
     known = [p.stem for p in (HERE / "recipes").glob("*.yaml")]
     raise InputError(
         f"there is no recipe or file '{source}' (looked in {Path.cwd()}); "

@@ -214,6 +214,20 @@ class Result:
     compaction: Compaction | None = None
     deployment: Any = None
 
+    def __str__(self) -> str:
+        """The end in a few lines; the rounds are in ``rounds``."""
+        found = [f"metric {self.metric:.4f}"] if self.metric is not None else []
+        found += [f"test {self.tested}"] if self.tested is not None else []
+        costs = [
+            f"{before:,.0f} -> {after:,.0f} {key}"
+            for key in ("params", "macs")
+            if (before := self.cost_before.get(key)) and (after := self.cost_after.get(key))
+        ]
+        how = [f"compact, {self.compaction.route}"] if self.compaction is not None else []
+        runs = [f"runs in {self.deployment.runtime}"] if self.deployment is not None else []
+        end = f"sparsity {self.sparsity:.4f} after {len(self.rounds) - 1} rounds: {self.why}"
+        return "\n".join([end, *found, *how, *costs, *runs])
+
     @property
     def test(self) -> float | None:
         """The metric on test data."""

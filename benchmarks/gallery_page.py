@@ -77,7 +77,7 @@ def _machine(rows: Rows) -> str:
         "network in its own fastest runtime, both in float32. The interval is that of the change\n"
         "from dense to pruned over the test items (95 %, bootstrap). The last column is the wall\n"
         "time of the whole run, judging and deployment of every round included, against that of\n"
-        "training the dense network.\n"
+        "training the dense network. Other processes used the machine's second core meanwhile.\n"
     )
 
 
@@ -149,8 +149,9 @@ def _section(row: Any, f: dict[str, Any], picture: str) -> str:
         f"## {row.name}\n\n{row.title}.\n\n    prunus run {' '.join(_quoted(row.words))}\n\n"
         f"![{f['metric_name']} against what is removed]({picture})\n\n"
         f"Validation: dense {_points(f, f['dense'])}, pruned {_points(f, f['metric'])}; ended: "
-        f"{f['why']}. {proof}{served} The whole run took {f['seconds'] / 60:.0f} minutes, "
-        f"{f['dense_s'] / 60:.0f} of them dense training.\n"
+        f"{f['why']}. {proof}{served} The whole run took "
+        f"{f['processor_s'] / 60:.0f} minutes of one processor core, {f['dense_s'] / f['seconds']:.0%} of the time for dense training.\n"
+        + (f"\n{row.note}\n" if row.note else "")
     )
 
 

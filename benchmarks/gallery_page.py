@@ -150,7 +150,8 @@ def _section(row: Any, f: dict[str, Any], picture: str) -> str:
         f"![{f['metric_name']} against what is removed]({picture})\n\n"
         f"Validation: dense {_points(f, f['dense'])}, pruned {_points(f, f['metric'])}; ended: "
         f"{f['why']}. {proof}{served} The whole run took "
-        f"{f['processor_s'] / 60:.0f} minutes of one processor core, {f['dense_s'] / f['seconds']:.0%} of the time for dense training.\n"
+        f"{f['processor_s'] / 60:.0f} minutes of one processor core, "
+        f"{f['dense_s'] / f['seconds']:.0%} of the time for dense training.\n"
         + (f"\n{row.note}\n" if row.note else "")
     )
 

@@ -242,7 +242,7 @@ def test_a_metric_that_is_not_finite_ends_the_run_and_keeps_the_last_good_round(
     assert torch.equal(result.model[0].weight, expected.model[0].weight)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("value", [None, "0.9", True, [0.9], torch.ones(2)])
+@pytest.mark.parametrize("value", [None, "0.9", True, [0.9], torch.ones(2, 2), torch.ones(0)])
 def test_an_evaluate_that_returns_no_number_is_refused_before_training(value: Any) -> None:
     steps: list[Any] = []
     with pytest.raises(InputError, match="evaluate"):

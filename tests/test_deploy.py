@@ -329,7 +329,7 @@ def test_a_model_of_one_batch_size_is_taken_in_parts_where_the_runtime_can() -> 
     ({"threads": 0}, "threads is 0"), ({"quantize": "int4"}, "quantize: there is no 'int4'"),
     ({"runtime": ()}, "name at least one"), ({"better": "faster"}, "better is 'faster'"),
     ({"runtime": "onxruntime"}, "did you mean 'onnxruntime'"),
-    ({"evaluate": lambda m: "good"}, "evaluate must return a number"),
+    ({"evaluate": lambda m: "good"}, "evaluate returned str, not a number"),
     ({"evaluate": lambda m: float("nan")}, "evaluate returned nan for the model itself"),
 ])  # fmt: skip
 def test_settings_are_refused_by_name(settings: dict[str, Any], words: str) -> None:

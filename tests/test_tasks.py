@@ -55,7 +55,7 @@ def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artefact(name: str, pl
     words = [f"task.{k}={json.dumps(v)}" for k, v in SMALL[task].items()]
     better = "lower" if task == "shakespeare" else "higher"
     done = CliRunner().invoke(cli, [
-        "run", name, *words, "dense.length=2ep", "retrain=1it", "rounds=2", "target.step=0.3",
+        "run", name, *words, "dense.length=2ep", "retrain=1it", "rounds=1", "target.step=0.3",
         f"guard={{max_drop: 9, better: {better}}}", "deploy=eager", "--folder", "run",
     ])  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -186,6 +186,8 @@ def _gaps(fields: Rows, picture: str) -> str:
     for row, f in fields:
         gaps = [g for _, g in _gap(f)]
         lines.append(f"| {row.name} | {_points(f, gaps[0])} | {_points(f, gaps[-1])} |")
+    fell = sum(points[-1][1] < points[0][1] for points in (_gap(f) for _, f in fields))
+    lines.append(f"\nThe gap became smaller in {fell} of {len(fields)} rows.")
     return "\n".join(lines) + "\n"
 
 

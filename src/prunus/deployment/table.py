@@ -129,7 +129,7 @@ class Deployment:
         """What the table does not show: the gain, where it was measured, advice, offers."""
         taken = self.row()
         return [
-            *(f"{g:.2f} times as fast at batch {b} as the dense model in its fastest runtime"
+            *(f"{g:.2f} times as fast as dense at batch {b} (dense in its fastest runtime)"
               for b, g in self.gains.items()),
             f"measured on {self.machine}, threads: {self.threads}",
             *refusals(self.rows),

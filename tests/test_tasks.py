@@ -49,7 +49,13 @@ def make(name: str, **changes: Any) -> Task:
     return find_task(Spec(name=name, **SMALL[name], **changes))
 
 
-@pytest.mark.parametrize("name", ROWS)
+CORE = ("spoken_digits", "reviews_transformer", "cifar10_weights")
+"""The rows that `make test` runs; `make test-zoo` runs the others."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in CORE else pytest.param(n, marks=pytest.mark.zoo) for n in ROWS]
+)
 def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artefact(name: str, place: Path) -> None:
     task = ROWS[name]
     words = [f"task.{k}={json.dumps(v)}" for k, v in SMALL[task].items()]

@@ -45,7 +45,7 @@ def _retrained(share: float) -> Row:
 
 
 def _language(name: str, title: str, *changes: str) -> Row:
-    words = ("shakespeare", "task.weights=OUT/shakespeare/dense.safetensors", "dense=0",
+    words = ("shakespeare", "task.weights=runs/gallery/shakespeare/dense.safetensors", "dense=0",
              "criterion=magnitude", "retrain=400it", *FIXED, *changes)  # fmt: skip
     return Row(name, title, words, "language")
 
@@ -75,16 +75,17 @@ ROWS = (
 
 def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
     """Run a row, or open what an earlier call left, and gather its figures."""
-    folder = out / row.name
+    folder, spent = out / row.name, out / f"{row.name}.seconds"
     before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     began = time.perf_counter()
     if not (folder / "result.json").is_file():
         prunus = Path(sys.executable).with_name("prunus")
-        words = [w.replace("OUT", str(out)) for w in row.words]
+        words = [w.replace("runs/gallery", str(out)) for w in row.words]
         command = [prunus, "run", *words, "--folder", folder, "--data", data]
         with (out / f"{row.name}.log").open("a") as log:
             subprocess.run(list(map(str, command)), check=True, stdout=log, stderr=log)
-    spent = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+        after = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+        spent.write_text(str(after - before))
     print(f"{row.name}: {time.perf_counter() - began:.0f} s", flush=True)
     result = json.loads((folder / "result.json").read_text())
     about = json.loads((folder / "run.json").read_text())
@@ -98,7 +99,7 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
         "rounds": [{k: r[k] for k in ("sparsity", "metric", "train_metric", "verdict")}
                    for r in rounds],
         "dense_s": rounds[0]["seconds"], "seconds": sum(r["seconds"] for r in rounds),
-        "processor_s": spent - before or None, "why": result["why"],
+        "processor_s": float(spent.read_text()), "why": result["why"],
         "environment": about["environment"],
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count(),
     }  # fmt: skip

@@ -21,7 +21,7 @@ FLOORS = [
      "journal"},
     {"task", "run", "position", "cutting", "training", "judging", "rounds",
      "own_rounds", "own_loop", "run_folder", "loop",
-     "call", "finished", "report", "serving", "latency_target"},
+     "call", "finding", "finished", "report", "serving", "latency_target"},
     {"foreign", "hf", "lightning", "console", "dry_run", "template", "commands", "cli", "tasks",
      "sweep", "tensorboard"},
 ]  # fmt: skip

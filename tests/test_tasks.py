@@ -14,9 +14,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from prunus.call import find_task
 from prunus.cli import cli
 from prunus.errors import InputError
+from prunus.finding import find_task
 from prunus.metrics import Outcome, bootstrap, number
 from prunus.recipe import Spec
 from prunus.task import Task

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from prunus import duration, randomness
 from prunus.distributed import asked, once, rank, settle
-from prunus.errors import InputError, PrunusError
-from prunus.folder import find
+from prunus.errors import InputError
+from prunus.finding import find_task, task_of
 from prunus.graph.trace import copied
-from prunus.guard import last_accepted
+from prunus.guard import doubt, last_accepted
 from prunus.judging import compacted, final_cost, final_masks, score, tested
 from prunus.latency_target import aim, outcome, prepared
 from prunus.loop import trainer
@@ -136,73 +135,15 @@ def prune(
                 dense=copied(model) if serves(recipe) else None,
                 again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
             )
-            if recipe.guard is not None and recipe.guard.better == "higher":
-                _doubt(metric_name, job.watch)
+            if (text := doubt(recipe.guard, metric_name)) is not None:
+                job.watch({"event": "note", "text": text})
             if not journal.events:
                 score(evaluate, model, "evaluate")
             return _finish(job, test, metric_name)
 
 
-def find_task(spec: Spec) -> Task:
-    """A task by name, or from a Python file with a function ``task`` (or the one named).
-
-    Raises:
-        InputError: if there is none, or it makes no :class:`Task`.
-    """
-    name = spec.name
-    if name.endswith(".py"):
-        name += ":task"
-    function = find("tasks", name)
-    known = inspect.signature(function).parameters
-    unknown = [key for key in spec.settings if key not in known]
-    if unknown:
-        raise InputError(
-            f"task {spec.name} has no setting {', '.join(unknown)}; it has: {', '.join(known)}"
-        )
-    try:
-        task = function(**spec.settings)
-    except PrunusError:
-        raise
-    except Exception as error:
-        raise InputError(f"task {spec.name} fails: {type(error).__name__}: {error}") from error
-    if not isinstance(task, Task):
-        raise InputError(f"task {spec.name} returned {type(task).__name__}, not a prunus.Task")
-    return task
-
-
-def find_model(name: str) -> tuple[nn.Module, Any]:
-    """A model and an example of its input: a task's, or what a function in a file returns.
-
-    Raises:
-        InputError: if there is none.
-    """
-    path, _, function = name.partition(":")
-    if not path.endswith(".py") or not function:
-        task = find_task(Spec(name=name))
-        return task.model(), task.example
-    made = find("tasks", name)()
-    if isinstance(made, Task):
-        return made.model(), made.example
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        return made
-    raise InputError(
-        f"{name} returned {type(made).__name__}: return (model, example), or a prunus.Task"
-    )
-
-
 def _metric(task: Task, batches: Iterable[Any]) -> Metric:
     return lambda model: task.metric(model, batches)
-
-
-ERRORS = ("error", "loss", "perplexity", "bits", "mse", "mae", "rmse", "wer", "cer")
-
-
-def _doubt(metric_name: str, watch: Watch) -> None:
-    """A metric that sounds as if less of it were better, under a guard that takes more for it."""
-    found = next((w for w in ERRORS if w in metric_name.lower().replace("_", " ").split()), None)
-    if found is not None:
-        watch({"event": "note", "text": f"the guard takes a higher {metric_name} for better; if a "
-               "lower one is, say so: guard.better=lower"})  # fmt: skip
 
 
 def _again(task: Task) -> nn.Module:
@@ -326,8 +267,4 @@ def resume(folder: str | Path, **hooks: Any) -> Result:
         InputError: if the folder holds no run, or one without a task.
     """
     recipe = recipe_of(folder)
-    assert recipe.task is not None
-    with randomness.kept():
-        randomness.seed(recipe.seed)
-        task = find_task(recipe.task)
-    return prune(task, recipe, folder=folder, **hooks)
+    return prune(task_of(recipe), recipe, folder=folder, **hooks)

@@ -14,8 +14,8 @@ import click
 import torch
 
 from prunus import costs, duration, randomness
-from prunus.call import find_task
 from prunus.errors import InputError
+from prunus.finding import task_of
 from prunus.judging import score
 from prunus.plan import Cost
 from prunus.pruner import Pruner
@@ -70,9 +70,8 @@ def dry_run(recipe: Recipe) -> Plan:
             "max_latency_ms: how much goes is found by measuring when the run starts, so counts "
             "and asked say nothing here"
         )
+    task = task_of(recipe)
     with randomness.kept():
-        randomness.seed(recipe.seed)
-        task = find_task(recipe.task)
         randomness.seed(recipe.seed)
         model = task.model()
         real = Pruner(model, recipe, calibration=task.calibration, loss=task.loss,

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from prunus import randomness
-from prunus.call import find_task
 from prunus.compaction.artefact import load as load_model
 from prunus.errors import InputError
+from prunus.finding import task_of
 from prunus.masks import put_back
 from prunus.recipe_file import load
 from prunus.run_folder import DENSE
@@ -62,9 +62,8 @@ def open_run(folder: str | Path) -> Finished:
         raise InputError(
             f"the run in '{folder}' is not finished; go on with: prunus resume {folder}"
         )
+    task = task_of(recipe)
     with randomness.kept():
-        randomness.seed(recipe.seed)
-        task = find_task(recipe.task)
         dense = task.model().eval()
         put_back(dense, load_file(dense_file))
         pruned = load_model(model_file, task.model())

@@ -31,6 +31,24 @@ def allowed_drop(guard: Guard, dense: float) -> float:
     return guard.max_drop * (abs(dense) if guard.relative else 1.0)
 
 
+ERRORS = ("error", "loss", "perplexity", "bits", "mse", "mae", "rmse", "wer", "cer")
+
+
+def doubt(guard: Guard | None, metric_name: str) -> str | None:
+    """A note on a metric that sounds as if less were better, where the guard wants more of it.
+
+    >>> doubt(Guard(), "accuracy") is None, doubt(Guard(better="lower"), "loss") is None
+    (True, True)
+    """
+    words = metric_name.lower().replace("_", " ").split()
+    if guard is None or guard.better == "lower" or not set(words) & set(ERRORS):
+        return None
+    return (
+        f"the guard takes a higher {metric_name} for better; if a lower one is, say so: "
+        "guard.better=lower"
+    )
+
+
 def last_accepted(rounds: Sequence[Round]) -> Round:
     """The newest round that was not rejected."""
     return next(r for r in reversed(rounds) if r.verdict in _GOOD)

@@ -129,8 +129,8 @@ def _copy(file: Path, folder: Path) -> None:
 
 
 def _of_model(name: str, folder: Path | None, settings: dict[str, Any]) -> Deployment:
-    from prunus.call import find_model
     from prunus.deployment.deploy import deploy as deploy_model
+    from prunus.finding import find_model
 
     if ".py" not in name and name not in names("tasks"):
         raise InputError(

@@ -89,7 +89,7 @@ def _of_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    from prunus.call import find_model
+    from prunus.finding import find_model
     from prunus.measuring import measure as measure_model
 
     if ".py" not in name and name not in names("tasks"):

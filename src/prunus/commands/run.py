@@ -65,12 +65,10 @@ def run(
 
 
 def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
-    from prunus import prune, randomness
-    from prunus.call import find_task
+    from prunus import prune
+    from prunus.finding import task_of
 
-    with randomness.kept():
-        randomness.seed(recipe.seed)
-        task = find_task(recipe.task)
+    task = task_of(recipe)
     return prune(task, recipe, folder=folder, **hooks), task.metric_name
 
 

@@ -37,7 +37,7 @@ def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: 
     import json
     from dataclasses import asdict
 
-    from prunus.call import find_model
+    from prunus.finding import find_model
     from prunus.graph.listing import units as units_of
 
     made, example = find_model(model)

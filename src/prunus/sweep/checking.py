@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunus import randomness
-from prunus.call import Source, find_task
+from prunus.call import Source
 from prunus.errors import InputError, RefusedError
+from prunus.finding import task_of
 from prunus.ideas import code_digests, resolve
 from prunus.position import Watch
 from prunus.recipe import Recipe
@@ -64,10 +64,7 @@ def check(
     for recipe in recipes:
         resolve(recipe)
     if task is None:
-        assert first.task is not None
-        with randomness.kept():
-            randomness.seed(first.seed)
-            task = find_task(first.task)
+        task = task_of(first)
     return Checked(
         first=first,
         metric_name=task.metric_name,

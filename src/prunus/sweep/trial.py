@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunus import randomness
-from prunus.call import Source, find_task, prune
+from prunus.call import Source, prune
 from prunus.errors import InputError, Interrupted, RunError
+from prunus.finding import task_of
 from prunus.guard import allowed_drop, last_accepted
 from prunus.ideas import folder_name
 from prunus.position import Watch
@@ -97,12 +97,7 @@ class Trials:
                         f"ahead there and ended with {by.metric:.4f} and {by.left:.3g} left"
                     )
 
-        task = self.task
-        if task is None:
-            assert recipe.task is not None
-            with randomness.kept():
-                randomness.seed(recipe.seed)
-                task = find_task(recipe.task)
+        task = task_of(recipe) if self.task is None else self.task
         return prune(
             task, recipe, folder=where, watch=watch, stop=lambda: bool(beaten) or self.stop()
         )

@@ -8,6 +8,7 @@ import os
 import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -82,7 +83,7 @@ def load_weights(task: str, model: nn.Module, path: Path) -> nn.Module:
         )
     try:
         lacking, unknown = model.load_state_dict(load_file(path), strict=False)
-    except Exception as error:
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"task {task}: '{path}' does not fit its model: {error}") from None
     lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
     if lacking or unknown:

@@ -1,4 +1,4 @@
-"""Kills runs at chosen write points and resumes them; prints what became of each, as JSON.
+"""Kills a recipe's run at chosen write points and resumes it; prints what became of each, as JSON.
 
 One process imports torch and forks a child for every run, so that many kills are affordable.
 """
@@ -38,6 +38,8 @@ RECIPES = {
     ],
     "revive": ["iterative", "rounds=3", "restore={name: revive, values: cut, when: after}"],
 }
+EACH_KIND = "rounds"
+"""The recipe that is killed at every kind of point, too."""
 
 
 class Points:
@@ -159,7 +161,7 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
     ends = [i for i, kind in enumerate(kinds) if kind == "after journal line"]
     first = ends[before]
     kills = []
-    for point in spread(kinds, first, count, each=recipe == next(iter(RECIPES))):
+    for point in spread(kinds, first, count, each=recipe == EACH_KIND):
         folder = place / f"killed-{point}"
 
         def killed(point: int = point, folder: Path = folder) -> None:
@@ -180,6 +182,4 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place = Path(sys.argv[1])
-    trials = [trial(name, place / name, int(sys.argv[2])) for name in RECIPES]
-    print(json.dumps(trials))
+    print(json.dumps(trial(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))

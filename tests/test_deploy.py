@@ -176,6 +176,23 @@ def test_an_artefact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> No
 # --- quantising
 
 
+@pytest.mark.parametrize(("factor", "judged", "taken"), [
+    (1.3, True, True), (1.6, True, False), (1.3, False, False), (1.1, False, True),
+])  # fmt: skip
+def test_the_metric_judges_rounded_answers_where_there_is_one(
+    plant: Plant, factor: float, judged: bool, taken: bool
+) -> None:
+    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(factor, EXACT=False))
+    made = deploy(small(), example=EXAMPLE, calibration=[EXAMPLE], runtime=("exact", "int8"),
+                  evaluate=(lambda model: 0.9) if judged else None)  # fmt: skip
+    assert made.runtime == ("int8" if taken else "exact")
+    refused = made.row("int8").refused  # type: ignore[union-attr]
+    if not taken:
+        assert refused is not None
+        assert "answers differ" in refused
+        assert ("with evaluate= the metric judges" in refused) == (not judged)
+
+
 def test_quantising_is_tried_only_where_it_can_be_judged(plant: Plant) -> None:
     fakes = plant(exact=Fake(), int8=Fake(EXACT=False))
     deploy(small(), example=EXAMPLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -185,9 +186,22 @@ def compacted(job: Job) -> Compaction | None:
         units=sum(s.units for s in pruner.shrinks),
         error=max(p.comparison.error for p in plans),
         effect=max(p.comparison.effect for p in plans),
-        notes=tuple(dict.fromkeys(n for p in plans for n in p.notes)),
+        notes=_together(n for p in plans for n in p.notes),
         attributes=tuple(a for p in plans for a in p.surgery.attributes),
     )
+
+
+def _together(notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes of all rounds: those of one head with their names together, each once.
+
+    >>> _together(["became graphs: a, b", "odd", "became graphs: c, a"])
+    ('became graphs: a, b, c', 'odd')
+    """
+    found: dict[str, dict[str, None]] = {}
+    for note in notes:
+        head, colon, names = note.partition(": ")
+        found.setdefault(head + colon, {}).update(dict.fromkeys(names.split(", ")))
+    return tuple(head + ", ".join(names) for head, names in found.items())
 
 
 def sliceable(optimizer: Optimizer | None) -> Optimizer | None:

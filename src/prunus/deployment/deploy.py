@@ -111,7 +111,8 @@ def deploy(
         if folder is not None:
             prepare(Path(folder), every)
         judge = Judge.of(models["pruned"], evaluate, better=better, max_drop=max_drop, watch=watch)
-        builder = Builder(example, calibration, threads, sizes, scratch, watch)
+        builder = Builder(example, calibration, threads, sizes, scratch, watch,
+                          judged=evaluate is not None)  # fmt: skip
         built = [builder.build(n, kind, m) for n in every for kind, m in models.items()]
         built = measured(built, judge)
         watch("timing, all in turn")

@@ -21,7 +21,7 @@ class Row:
         model: ``pruned`` or ``dense``.
         refused: why there is no artefact, or why its answers are not kept; ``None`` if it is good.
         error: of the answers, relative to eager's.
-        tolerance: that the runtime states.
+        tolerance: that the runtime states, or that of answers a metric judges.
         exact: whether it computes in the model's own precision.
         latency: by batch size.
         bytes: of the artefact.

@@ -99,7 +99,7 @@ def variants(name: str, model: nn.Module, example: Any) -> dict[str, nn.Module]:
             made[label] = model
             continue
         recipe: dict[str, Any] = {
-            "structure": {"name": "channel", "multiple_of": 4 if name == "resnet20" else 16},
+            "structure": {"name": "channel", "multiple_of": 8 if name == "resnet20" else 16},
             "allocation": "uniform", "target": {"max_macs": part}, "compact": "end",
         }  # fmt: skip
         made[label] = prunus.prune(copy.deepcopy(model), recipe, example=example).model

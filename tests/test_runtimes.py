@@ -230,7 +230,7 @@ def int8_of_openvino(path: Path) -> list[Tensor]:
 
 WEIGHTS: dict[str, Callable[[Path], list[Tensor]]] = {
     "onnxruntime_int8": lambda place: int8_of_onnx(place / "model.onnx"),
-    "openvino_int8": lambda place: int8_of_openvino(place / "model.xml"),
+    "openvino_int8": lambda place: int8_of_openvino(place / "model.onnx"),
 }
 
 

@@ -47,12 +47,12 @@ def build(order: Order) -> Session:
     """
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
-        path = convert(made.path, order.folder)
+        path = _convert(made.path, order.folder)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, made.notes)
 
 
-def convert(source: Path, folder: Path) -> Path:
+def _convert(source: Path, folder: Path) -> Path:
     """Write an ONNX file as OpenVINO keeps models, its weights as they are."""
     import openvino
 
@@ -63,7 +63,7 @@ def convert(source: Path, folder: Path) -> Path:
 
 
 def open_(path: Path, *, threads: int) -> Session:
-    """Open a ``.xml`` with its ``.bin``, in float32 whatever the processor would prefer."""
+    """Open a ``.xml`` (or ``.onnx``), in float32 whatever the processor would prefer."""
 
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the processor has it

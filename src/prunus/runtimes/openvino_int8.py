@@ -6,7 +6,8 @@ ran as fast with both, 1.5 times faster than float32 at batch 1 and twice at 16 
 there); BERT-base at 128 tokens 1.2 times faster here (0.07) and no faster there (0.08; 0.045
 without SmoothQuant); and NNCF takes several times as long. Where a transformer's activations hold
 large outliers the ranges do not fit (0.25 on BERT with four such channels) and the answers are
-rejected: onnxruntime_int8 keeps them.
+rejected: onnxruntime_int8 keeps them. The file stays ONNX, which OpenVINO opens by itself: its own
+XML spells every operator out, and is four times as large for a small network.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from prunus.runtimes import Order, Session, _quantise
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes._onnx import write_onnx
-from prunus.runtimes.openvino import convert, open_
+from prunus.runtimes.openvino import open_
 
 __all__ = ["build", "open_", "refuses"]
 
@@ -39,16 +40,15 @@ def refuses(order: Order) -> str | None:
 
 
 def build(order: Order) -> Session:
-    """Export, quantise, convert, write ``model.xml`` and ``model.bin``, and open.
+    """Export, quantise, write ``model.onnx``, and open.
 
     Raises:
         InputError: if the model cannot be expressed in ONNX, or for what :func:`refuses` could
             not see of a graph.
     """
+    path = order.folder / "model.onnx"
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
-        rounded = Path(place) / "int8.onnx"
-        note = _quantise.static(order, _quantise.ready(made, KINDS), rounded)
-        path = convert(rounded, order.folder)
+        note = _quantise.static(order, _quantise.ready(made, KINDS), path)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, (*made.notes, note))

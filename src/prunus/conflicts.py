@@ -123,7 +123,10 @@ def _about_structure(recipe: Recipe) -> list[str]:
         )
     if recipe.compact == "every_round":
         if not recipe.in_rounds:
-            found.append("compact: every_round needs rounds; gradual pruning takes compact: end")
+            found.append(
+                "compact: every_round needs rounds: add for example rounds: 4; gradual pruning "
+                "takes compact: end"
+            )
         if recipe.restore.name != "keep":
             found.append(
                 f"compact: every_round takes units out for good, and restore: "

@@ -123,8 +123,7 @@ class Target(_Frozen):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        every = ("sparsity", *BOUNDS, "max_latency_ms")
-        given = [k for k in every if getattr(self, k) is not None]
+        given = [k for k in ENDS if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: keep one")
         return self
@@ -152,6 +151,7 @@ class Target(_Frozen):
 
 
 BOUNDS = ("max_macs", "max_params", "max_bytes")
+ENDS = ("sparsity", *BOUNDS, "max_latency_ms")
 
 
 class Guard(_Frozen):

@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from prunus.errors import InputError, RefusedError, did_you_mean
 from prunus.folder import HERE, names
-from prunus.recipe import Recipe, yaml
+from prunus.recipe import ENDS, Recipe, yaml
 
 
 def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = ()) -> Recipe:
@@ -23,6 +23,8 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
 
     >>> load("one_shot", ["target=0.5", "criterion.name=fisher"]).criterion.name
     'fisher'
+    >>> load("channels", ["target.max_params=0.4"]).target.bound
+    ('params', 0.4)
     """
     if isinstance(source, Recipe) and not changes:
         return source
@@ -93,9 +95,13 @@ def _change(values: dict[str, Any], change: str) -> None:
     for parent in parents:
         inner = place.get(parent)
         if not isinstance(inner, dict):
-            inner = {} if inner is None else {_SHORT.get(parent, "name"): inner}
+            empty = inner is None or (parent, inner) == ("target", "guard")
+            inner = {} if empty else {_SHORT.get(parent, "name"): inner}
         place[parent] = inner = dict(inner)
         place = inner
+    if parents == ["target"] and last in ENDS:  # a new end of pruning takes the old one's place
+        for key in ENDS:
+            place.pop(key, None)
     place[last] = value
 
 

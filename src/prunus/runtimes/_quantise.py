@@ -3,6 +3,7 @@
 Weights are rounded symmetrically, w ≈ s·q with a scale s for each output, so that 0 stays 0; they
 have seven bits: eight overflow where a processor without VNNI adds products in pairs (ResNet-20 on
 AVX2: ‖a − b‖ ÷ ‖b‖ 0.25 with eight, 0.06 with seven; an LSTM: 0.29 and 0.005), and a file travels.
+Embedding tables, which the quantiser leaves alone, are rounded by :mod:`prunus.runtimes._tables`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS, Census, of_graph, of
 from prunus.runtimes._exported import batch_of, first_line
 from prunus.runtimes._onnx import OnnxFile
 from prunus.runtimes._silent import silent
+from prunus.runtimes._tables import round_tables
 from prunus.runtimes.onnxruntime import array
 
 BETWEEN = (
@@ -125,6 +127,7 @@ def static(order: Order, given: Ready, path: Path) -> str:
             quant_format=QuantFormat.QDQ, op_types_to_quantize=list(chain),
             use_external_data_format=_is_big(given.path), extra_options=dict(EXTRA),
         )  # fmt: skip
+    round_tables(path, external=_is_big(given.path))
     left_out = len(order.calibration) - len(inputs)
     other = f", {left_out} of other sizes left out" if left_out else ""
     return f"static int8, ranges from {len(inputs)} calibration batches{other}"
@@ -144,6 +147,7 @@ def dynamic(given: Ready, path: Path) -> str:
             reduce_range=True, weight_type=QuantType.QInt8, extra_options=dict(EXTRA),
             use_external_data_format=_is_big(given.path),
         )  # fmt: skip
+    round_tables(path, external=_is_big(given.path))
     return "dynamic int8, ranges taken from every input as it comes"
 
 

@@ -60,6 +60,7 @@ class Loop:
         self.factor: Callable[[float], float] = (
             common.warm_hold_decay if task == "cifar" else common.mnist_decay
         )
+        self.loss: Callable[[nn.Module, common.Batch], torch.Tensor] = common.loss_of
         self.taken = 0
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -73,7 +74,7 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.peak * self.factor(self.taken / self.steps)
             self.optimizer.zero_grad(set_to_none=True)
-            common.loss_of(model, batch).backward()
+            self.loss(model, batch).backward()
             self.optimizer.step()
             self.taken += 1
 

@@ -92,6 +92,16 @@ def test_plan_counts_without_training() -> None:
     assert not Path("runs").exists()
 
 
+def test_plan_shows_the_first_rounds_of_a_run_until_the_guard() -> None:
+    values = json.loads(command("plan", "iterative", "target=guard", "rounds=4", "--json").output)
+    assert values["asked"] == pytest.approx([1 - 0.7**i for i in (1, 2, 3, 4)])
+    assert values["steps"]["whole"] == values["steps"]["dense"] + 4 * values["steps"]["each round"]
+    assert any("as many rounds as it accepts (at most 4)" in note for note in values["notes"])
+    step = "target={step: 0.9}"
+    least = json.loads(command("plan", "iterative", step, "structure=channel", "--json").output)
+    assert least["asked"][-1] == pytest.approx(least["reachable"])
+
+
 def test_compare_sets_runs_beside_each_other() -> None:
     for target in ("0.5", "0.6"):
         command("run", "iterative", *FAST, f"target={target}", "--folder", f"run-{target}")

@@ -23,6 +23,8 @@ from prunus.recipe import Recipe, Spec
 from prunus.task import Task
 
 TIMED_STEPS = 10
+FORESEEN = 6
+"""Rounds that are shown of a run that goes on until the guard says stop."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ def dry_run(recipe: Recipe) -> Plan:
             "max_latency_ms: how much goes is found by measuring when the run starts, so counts "
             "and asked say nothing here"
         )
+    if recipe.until_guard:
+        most = "" if recipe.rounds is None else f" (at most {recipe.rounds})"
+        notes.append(f"target: guard: as many rounds as it accepts{most}; shown: all accepted")
     task = task_of(recipe)
     with randomness.kept():
         randomness.seed(recipe.seed)
@@ -114,7 +119,10 @@ def _reachable(pruner: Pruner) -> float:
 def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:
     if recipe.until_guard:
         assert recipe.target is not None
-        return [pruner.start + recipe.target.step * (1 - pruner.start)]
+        asked, step, most = [pruner.start], recipe.target.step, _reachable(pruner)
+        while len(asked) <= (recipe.rounds or FORESEEN) and asked[-1] < most:
+            asked.append(min(asked[-1] + step * (1 - asked[-1]), most))
+        return asked[1:]
     if not recipe.in_rounds:
         return [pruner.asks(1.0)]
     rounds = recipe.rounds or 1

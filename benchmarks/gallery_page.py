@@ -152,6 +152,7 @@ def _section(row: Any, f: dict[str, Any], picture: str) -> str:
         f"{f['why']}. {proof}{served} The whole run took "
         f"{f['processor_s'] / 60:.0f} minutes of one processor core, "
         f"{f['dense_s'] / f['seconds']:.0%} of the time for dense training.\n"
+        + (f"\n{row.note}\n" if row.note else "")
     )
 
 

@@ -675,7 +675,7 @@ def test_deploy_builds_a_run_keeps_the_fastest_and_load_opens_it() -> None:
     assert (kept["runtime"], kept["gains"]) == (end["runtime"], end["gains"])
     metric = json.loads(Path("made/result.json").read_text())["metric"]
     assert {r["metric"] for r in kept["rows"] if r["model"] == "pruned"} == {metric}
-    assert any("single zeros" in text for text in end["advice"])
+    assert kept["advice"] == end["advice"]  # what it says is the clock's: tested with planted times
 
     from prunus.finished import open_run
 

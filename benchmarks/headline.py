@@ -28,12 +28,12 @@ from structure import Loop
 
 PLANS: dict[str, dict[str, Any]] = {
     "cifar": {
-        "left": 0.6,
+        "left": 0.75,
         "rounds": 4,
         "each": 20,
-        "steps": 6 * 105,
+        "steps": 8 * 105,
         "peak": 0.02,
-        "multiple_of": 4,
+        "multiple_of": 8,
     },
     "mnist": {
         "left": 0.1,

@@ -168,11 +168,8 @@ def main() -> None:
     if chosen.only in (None, "latency"):
         print("\n".join(latency(chosen.data)), "\n", flush=True)
     if chosen.only in (None, "wall"):
-        print(
-            "\n".join(wall_time(chosen.data, chosen.repeats, chosen.steps, chosen.multiple_of)),
-            "\n",
-            flush=True,
-        )
+        rows = wall_time(chosen.data, chosen.repeats, chosen.steps, chosen.multiple_of)
+        print("\n".join(rows), "\n", flush=True)
     if chosen.only in (None, "analysis"):
         for name in ANALYSED:  # each in a process of its own, for its peak memory
             command = ["python", __file__, "--data", str(chosen.data), "--model", name]

@@ -675,7 +675,8 @@ def test_deploy_builds_a_run_keeps_the_fastest_and_load_opens_it() -> None:
     assert (kept["runtime"], kept["gains"]) == (end["runtime"], end["gains"])
     metric = json.loads(Path("made/result.json").read_text())["metric"]
     assert {r["metric"] for r in kept["rows"] if r["model"] == "pruned"} == {metric}
-    assert kept["advice"] == end["advice"]  # what it says is the clock's: tested with planted times
+    slow = any(gain < advices.GAIN for gain in end["gains"].values())  # the clock decides that
+    assert any("single zeros" in text for text in end["advice"]) == slow
 
     from prunus.finished import open_run
 

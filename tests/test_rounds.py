@@ -340,6 +340,21 @@ def test_what_a_plain_train_cannot_do_is_refused(changes: dict[str, Any]) -> Non
         prunus.prune(tiny_task().model(), quick(**changes), train=lambda model: None)
 
 
+@pytest.mark.parametrize(("changes", "end"), [
+    (["target=0.5", "target.max_macs=0.3"], {"max_macs": 0.3}),
+    (["target=guard", "target.max_params=0.3"], {"max_params": 0.3}),
+    (["target={max_macs: 0.3}", "target.sparsity=0.5"], {"sparsity": 0.5}),
+    (["deploy=eager", "target={max_macs: 0.3, step: 0.2}", "target.max_latency_ms=0.5"],
+     {"max_latency_ms": 0.5, "step": 0.2}),
+])  # fmt: skip
+def test_a_new_end_of_pruning_takes_the_old_ones_place(
+    changes: list[str], end: dict[str, float]
+) -> None:
+    target = load("channels", changes).target
+    assert target is not None
+    assert target.model_dump(exclude_unset=True) == end
+
+
 def test_a_train_that_trains_a_copy_is_an_error_and_changes_nothing() -> None:
     task = tiny_task()
 

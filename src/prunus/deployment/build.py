@@ -125,8 +125,8 @@ def _wrong(row: Row, own: float, others: float, *, dynamic: bool) -> str | None:
         if not found <= limit:
             if own <= most and not dynamic:
                 return IN_PARTS
-            lenient = "" if row.exact or most >= APART else "; with evaluate= the metric judges"
-            return f"answers differ from eager's by {found:.1e}, allowed are {limit:.0e}{lenient}"
+            hint = "" if row.exact or limit >= APART else "; with evaluate= the metric judges"
+            return f"answers differ from eager's by {found:.1e}, allowed are {limit:.0e}{hint}"
     return None
 
 

@@ -203,6 +203,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: changed(manifest_with(format="prunus compact 1")), "damaged manifest"),
     "a number of ten thousand digits": (
         lambda: with_text('"dropped": []', '"dropped": [' + "9" * 10_000 + "]"), "cannot be read"),
+    "a module that leaves code": (
+        lambda: with_text('"dropped": []', '"dropped": [["first", "exec"]]'), "leaves 'exec' of"),
+    "a module that leaves a list": (
+        lambda: with_text('"dropped": []', '"dropped": [["first", ["relu"]]]'), "of a module"),
     # packed tensors
     "a packed 10^12": (lambda: changed(claim(shape=[10**6, 10**6])), "not torch.uint8"),
     "a packed 10^30": (lambda: changed(claim(shape=[10**15, 10**15])), "has the shape"),

@@ -97,6 +97,8 @@ def next_progress(
 
 def _end(good: Round, target: float) -> str:
     if good.achieved < target - 0.005:
+        if good.achieved == 0:
+            return "all rounds are done, and nothing was removed: one unit is more than the target"
         return f"all rounds are done, at a sparsity of {good.achieved:.4g}"
     return "the target is reached"
 

@@ -222,15 +222,15 @@ def _dropped(job: Job) -> Compaction | None:
     if job.example is None:
         raise InputError("compact: give example=, an input, so that the result can be verified")
     drops = find_drops(pruner.model, pruner.masks, job.example)
-    pruner.dropped = take_out(pruner.model, drops.names)
+    pruner.dropped = take_out(pruner.model, drops.left)
     left = {name for name, _ in pruner.model.named_parameters()}
     pruner.masks = {name: mask for name, mask in pruner.masks.items() if name in left}
     return Compaction(
         route="modules",
-        units=len(drops.names),
+        units=len(drops.left),
         error=drops.comparison.error,
         effect=drops.comparison.effect,
-        notes=(f"taken out: {', '.join(drops.names)}",),
+        notes=(f"taken out: {', '.join(drops.left)}",),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -89,10 +89,12 @@ class Cost:
 
     Attributes:
         groups: everything in scope.
-        alive: the units not removed yet.
+        ranked: of groups whose units differ in size, the sizes from the highest score down; where
+            it is not given, the largest units are taken to stay.
     """
 
     groups: Sequence[Group]
+    ranked: Mapping[Group, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -106,14 +108,29 @@ class Cost:
         kept = 0
         for group, number in counts.items():
             units = int(number.sum()) if isinstance(number, Tensor) else number
-            kept += units if group.sizes is None else _weights(group, units)
+            kept += units if group.sizes is None else self._weights(group, units)
         return (self.total - kept) / self.total
 
+    def _weights(self, group: Group, units: int) -> int:
+        assert group.sizes is not None
+        sizes = self.ranked.get(group)
+        if sizes is None:
+            sizes = group.sizes.sort(descending=True).values
+        return int(sizes[:units].sum())
 
-def _weights(group: Group, units: int) -> int:
-    """Weights in so many units; exact for units of one size, else the largest first."""
-    assert group.sizes is not None
-    return int(group.sizes.sort(descending=True).values[:units].sum())
+
+def ranked_sizes(units: Mapping[Group, Tensor]) -> dict[Group, Tensor]:
+    """Sizes from the highest score down, of the groups whose units differ in size.
+
+    >>> group = Group("g", 3, (), (3, 4), 0, sizes=torch.tensor([4, 1, 2]))
+    >>> list(ranked_sizes({group: torch.tensor([0.1, 0.3, 0.2])}).values())
+    [tensor([1, 2, 4])]
+    """
+    return {
+        g: g.sizes[torch.sort(units[g], descending=True, stable=True).indices.cpu()]
+        for g in units
+        if g.sizes is not None and bool((g.sizes != g.sizes[0]).any())
+    }
 
 
 def limits_of(groups: Sequence[Group], alive: Alive) -> dict[Group, Limits]:
@@ -169,7 +186,7 @@ def allocate(
     """
     if figure is not None:
         return _allocate_coupled(units, allocation, target, limits, figure)
-    cost = Cost(list(units))
+    cost = Cost(list(units), ranked_sizes(units))
     most = cost({g: limits[g].least for g in units})
     removed = round(target * cost.total) / cost.total
     if removed > most + 1e-12:

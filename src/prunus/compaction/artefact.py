@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.compaction.attributes import Attribute
-from prunus.compaction.drop import Dropped
+from prunus.compaction.attributes import Attribute, changed
+from prunus.compaction.drop import LEFT, Dropped
 from prunus.compaction.file_check import LONGEST_HEADER, header_fits, read
 from prunus.compaction.graph_file import from_plain, to_plain
 from prunus.compaction.placing import (
@@ -30,6 +30,7 @@ from prunus.compaction.placing import (
     own_memory,
     places_of,
     put,
+    shown,
 )
 from prunus.compaction.rewrite import CompactGraph
 from prunus.compaction.sparse_file import ROUNDED, Values, pack
@@ -61,8 +62,8 @@ def save(
     Args:
         model: a compact model, or any other.
         path: of the file; ``.safetensors`` by custom.
-        attributes: numbers that modules keep and that differ from the dense model's
-            (``Compact.attributes``).
+        attributes: further numbers of modules that differ from the dense model's; those that
+            prunus changed are known.
         sparse: store a tensor as the mask and the values of what is not zero wherever that is
             smaller; every bit comes back. At sparsity 0.9 in float32, 13 % of the bytes.
         values: round packed weights (parameters of two or more dimensions) to ``float16``,
@@ -104,11 +105,11 @@ def packed(
     """The file's bytes."""
     _check_rounding(sparse, values)
     graphs: dict[str, Any] = {}
-    dropped: list[str] = []
+    dropped: list[Any] = []
     tensors: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, Dropped):
-            dropped.append(name)
+            dropped.append(name if module.left == "zeros" else [name, module.left])
         if isinstance(module, fx.GraphModule):
             document, own = to_plain(module)
             plain = {k: v for k, v in vars(module).items() if is_plain(k, v)}
@@ -120,7 +121,7 @@ def packed(
     for name, tensor in first.items():
         if not any(name.startswith(g) for g in inside):
             tensors[name] = tensor
-    last: dict[tuple[str, str], Attribute] = {(a.module, a.name): a for a in attributes}
+    last = {(a.module, a.name): a for a in (*changed(model), *attributes)}
     for attribute in last.values():
         if not is_number(attribute.after):
             raise InputError(
@@ -201,11 +202,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     tensors = unpack(stored, manifest.get("sparse", {}))
     if everything is not None or model is None:
         return _graph(everything, tensors)
-    check_replaced(model, [*manifest["graphs"], *manifest["dropped"]])
+    left = _dropped(manifest["dropped"])
+    check_replaced(model, [*manifest["graphs"], *(name for name, _ in left)])
     graphs = {
         name: _graph(entry, _within(tensors, name)) for name, entry in manifest["graphs"].items()
     }
-    dropped = {name: Dropped() for name in manifest["dropped"]}
+    dropped = {name: Dropped(what) for name, what in left}
     places = places_of(model, tensors, {**graphs, **dropped})
     attributes = changes(model, manifest["attributes"])
     for name, graph in {**graphs, **dropped}.items():
@@ -250,6 +252,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not isinstance(value, _KNOWN[key]):
             raise InputError(f"'{path}' holds a damaged manifest: {key} is {reprlib.repr(value)}")
     return manifest, tensors
+
+
+def _dropped(entries: list[Any]) -> list[tuple[Any, str]]:
+    """Modules that were taken out, and what stays of each: a name alone leaves zeros."""
+    found = []
+    for entry in entries:
+        name, left = entry if isinstance(entry, list) and len(entry) == 2 else (entry, "zeros")
+        if not isinstance(left, str) or left not in LEFT:
+            raise InputError(f"the file leaves {shown(left)} of a module; known: {', '.join(LEFT)}")
+        found.append((name, left))
+    return found
 
 
 def _graph(entry: Any, tensors: Mapping[str, Tensor | Packed]) -> CompactGraph:

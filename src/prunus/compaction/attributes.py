@@ -35,12 +35,42 @@ class Attribute:
     after: Any
 
     def set(self, model: nn.Module, *, back: bool = False) -> None:
-        """Make the change, or take it back."""
-        owner: Any = model.get_submodule(self.module)
+        """Make the change, or take it back; the module remembers what it was first of all."""
+        module: Any = model.get_submodule(self.module)
         *path, last = self.name.split(".")
+        owner = module
         for part in path:
             owner = getattr(owner, part)
-        setattr(owner, last, self.before if back else self.after)
+        value = self.before if back else self.after
+        setattr(owner, last, value)
+        first = vars(module).setdefault(_FIRST, {})
+        if first.setdefault(self.name, self.after if back else self.before) == value:
+            del first[self.name]
+        if not first:
+            del vars(module)[_FIRST]
+
+
+_FIRST = "_before_pruning"
+"""Where a module keeps what its changed attributes were in the dense model."""
+
+
+def changed(model: nn.Module) -> list[Attribute]:
+    """What differs from the dense model, however often it was made smaller since.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> Attribute("", "in_features", 4, 2).set(layer)
+    >>> Attribute("", "in_features", 2, 1).set(layer)
+    >>> changed(layer)
+    [Attribute(module='', name='in_features', before=4, after=1)]
+    """
+    found = []
+    for path, module in model.named_modules():
+        for name, before in vars(module).get(_FIRST, {}).items():
+            after: Any = module
+            for part in name.split("."):
+                after = getattr(after, part)
+            found.append(Attribute(path, name, before, after))
+    return found
 
 
 def standard(model: nn.Module, patches: Sequence[Patch]) -> list[Attribute]:

@@ -152,7 +152,6 @@ def _section(row: Any, f: dict[str, Any], picture: str) -> str:
         f"{f['why']}. {proof}{served} The whole run took "
         f"{f['processor_s'] / 60:.0f} minutes of one processor core, "
         f"{f['dense_s'] / f['seconds']:.0%} of the time for dense training.\n"
-        + (f"\n{row.note}\n" if row.note else "")
     )
 
 
@@ -162,9 +161,9 @@ def _quoted(words: Sequence[str]) -> list[str]:
 
 def _language(rows: Rows) -> str:
     lines = ["## How to remove half of a language model's weights\n",
-             "The same budget and criterion (magnitude), 400 steps after a dense training of 800,\n"
-             "which is short: the row of which next to nothing is removed shows what more\n"
-             "training alone gives.\n"
+             "The same criterion (magnitude) and budget, 400 steps after a dense training of\n"
+             "1,600: the row of which next to nothing is removed shows what more training alone\n"
+             "gives.\n"
              "For scale: the README of nanoGPT names a loss of 1.88 nats, 2.71 bits, for a small\n"
              "run on a processor (0.8 million parameters), and 1.47, 2.12 bits, for 10.6 million\n"
              "on a GPU.\n",

@@ -100,6 +100,18 @@ def test_the_three_parts_of_the_data_share_no_item(name: str, place: Path) -> No
     assert min(map(len, parts)) >= 1
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 1.0])
+def test_a_part_of_the_images_is_all_that_a_task_sees(part: float, place: Path) -> None:
+    task = make("cifar10", part=part)
+    count = round(part * 48)
+    images = task.train.padded[:, 4:-4, 4:-4]
+    assert len(images) == count
+    known = {tuple(row.flatten().tolist()) for row in normalised(images)}
+    for sample in (task.train_sample, task.calibration):
+        seen = torch.cat([images.flatten(1) for images, _ in sample])
+        assert {tuple(row.tolist()) for row in seen} == known
+
+
 def test_damaged_archives_and_wrong_sounds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.zip").write_bytes(b"no archive")
     with pytest.raises(InputError, match="is no zip archive"):

@@ -44,6 +44,7 @@ def cifar10(
     others, other_classes, _ = read(place / "test.zip", names)
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
     chosen = order[: max(1, round(part * len(order)))].sort().values
+    seen = order[: len(chosen)]  # what it learns from, in a random order
 
     def plain(pixels: Tensor, of: Tensor) -> Batches:
         return Batches(normalised(pixels), of, size=500, shuffle=False)
@@ -66,10 +67,10 @@ def cifar10(
         test=plain(others[1::2], other_classes[1::2]),
         example=normalised(images[:2]),
         calibration=list(
-            Batches(normalised(images[order[:1024]]), classes[order[:1024]], size=batch,
+            Batches(normalised(images[seen[:1024]]), classes[seen[:1024]], size=batch,
                     shuffle=False)
         ),
-        train_sample=plain(images[order[:1500]], classes[order[:1500]]),
+        train_sample=plain(images[seen[:1500]], classes[seen[:1500]]),
     )  # fmt: skip
 
 

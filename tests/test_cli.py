@@ -89,6 +89,9 @@ def test_plan_counts_without_training() -> None:
     assert re.search(r"time +about \d+", done.output)
     values = json.loads(command("plan", "iterative", "target=0.5", "--json").output)
     assert sum(k for k, _ in values["counts"].values()) == 38160 // 2
+    words = ("rounds=3", "retrain=10it", "last_retrain=50it", "dense=20it", "target=0.5")
+    steps = json.loads(command("plan", "iterative", *words, "--json").output)["steps"]
+    assert steps == {"dense": 20, "each round": 10, "last round": 50, "whole": 90}
     assert not Path("runs").exists()
 
 

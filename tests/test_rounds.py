@@ -39,6 +39,14 @@ def test_rounds_go_in_even_steps_to_the_end() -> None:
     assert following(judged(*((p / 4, "accepted") for p in range(1, 5)))) is None
 
 
+def test_rounds_that_only_retrain_are_rounds_too() -> None:
+    """Cut early, then recover: the schedule is at its end after the second of eight rounds."""
+    recipe = quick(schedule="early", rounds=8, retrain="1it", dense="1it")
+    result = prunus.prune(tiny_task(), recipe)
+    assert [r.asked for r in result.rounds] == pytest.approx([0, 0.4375, *[0.5] * 7])
+    assert result.why == "the target is reached"
+
+
 def test_a_rejection_halves_the_step_and_starts_from_the_last_accepted_round() -> None:
     rows = judged((0.25, "accepted"), (0.5, "rejected"))
     assert following(rows) == 0.375

@@ -90,7 +90,7 @@ def dry_run(recipe: Recipe) -> Plan:
         counts = pruner.counts(asked[-1])
         grouped = {m.name for g in pruner.groups for m in g.members}
         steps = _steps(recipe, task, len(asked))
-        seconds = _seconds(task, model, steps)
+        seconds = _seconds(task, model, steps["whole"], 1 + len(asked))
     return Plan(
         recipe=recipe,
         counts=counts,
@@ -131,15 +131,18 @@ def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:
 
 def _steps(recipe: Recipe, task: Task, rounds: int) -> dict[str, int]:
     per_epoch = len(task.train) if isinstance(task.train, Sized) else None
-    dense, retrain = (
+    dense, retrain, last = (
         duration.parse(d).steps(per_epoch=per_epoch, whole=0)
-        for d in (recipe.dense.length, recipe.retrain)
+        for d in (recipe.dense.length, recipe.retrain, recipe.last_retrain or recipe.retrain)
     )
-    return {"dense": dense, "each round" if recipe.in_rounds else "retraining": retrain,
-            "whole": dense + rounds * retrain}  # fmt: skip
+    if not recipe.in_rounds:
+        return {"dense": dense, "retraining": retrain, "whole": dense + retrain}
+    ends = {} if recipe.last_retrain is None else {"last round": last}
+    whole = dense + (rounds - 1) * retrain + last
+    return {"dense": dense, "each round": retrain, **ends, "whole": whole}
 
 
-def _seconds(task: Task, model: torch.nn.Module, steps: dict[str, int]) -> float:
+def _seconds(task: Task, model: torch.nn.Module, steps: int, judged: int) -> float:
     twin = copy.deepcopy(model).train()
     optimizer = task.optimizer(twin.parameters())
     times: list[float] = []
@@ -154,8 +157,7 @@ def _seconds(task: Task, model: torch.nn.Module, steps: dict[str, int]) -> float
     began = time.perf_counter()
     score(lambda m: task.metric(m, task.validation), model, "metric")
     judging = time.perf_counter() - began
-    rounds = 1 + (steps["whole"] - steps["dense"]) / max(1, steps.get("each round", 1))
-    return statistics.median(times) * steps["whole"] + judging * rounds
+    return statistics.median(times) * steps + judging * judged
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:

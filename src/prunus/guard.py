@@ -88,8 +88,6 @@ def next_progress(
         return progress, ""
     if good.progress >= 1 - 1e-9:
         return None, _end(good, asks(1.0))
-    if recipe.in_rounds and _nothing_left(good, recipe, asks(1.0)):
-        return None, "the target is reached"
     # Steps of 1/3 add up to 0.999…: the last one is the end itself.
     progress = good.progress + step
     return (1.0 if progress > 1 - 1e-9 else progress), ""
@@ -101,11 +99,6 @@ def _end(good: Round, target: float) -> str:
             return "all rounds are done, and nothing was removed: one unit is more than the target"
         return f"all rounds are done, at a sparsity of {good.achieved:.4g}"
     return "the target is reached"
-
-
-def _nothing_left(good: Round, recipe: Recipe, target: float) -> bool:
-    """Whether the sparsity is final and another round would only retrain."""
-    return recipe.restore.name == "keep" and good.achieved >= target - 1e-9
 
 
 def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None, str]:

@@ -1,4 +1,4 @@
-"""Artefacts in the runtimes that serve them: latency and bytes of four networks, six ways.
+"""Artefacts in the runtimes that serve them: latency and bytes of four networks, seven ways.
 
     python benchmarks/artefact.py --data $PRUNUS_DATA --out artefact.jsonl   (an hour, one thread)
     python benchmarks/artefact.py --table artefact.jsonl
@@ -92,7 +92,7 @@ def _settled(model: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 def variants(name: str, model: nn.Module, example: Any) -> dict[str, nn.Module]:
-    """The network six ways; int8 is a matter of the runtime."""
+    """The network four ways; int8 is a matter of the runtime."""
     made: dict[str, nn.Module] = {}
     for label, part in PARTS.items():
         if part is None:

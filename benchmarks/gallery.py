@@ -81,11 +81,12 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
         with (out / f"{row.name}.log").open("a") as log:
             subprocess.run(list(map(str, command)), check=True, stdout=log, stderr=log)
         after = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-        spent.write_text(str(after - before))
+        spent.write_text(f"{after - before} {time.perf_counter() - began}")
     print(f"{row.name}: {time.perf_counter() - began:.0f} s", flush=True)
     result = json.loads((folder / "result.json").read_text())
     about = json.loads((folder / "run.json").read_text())
     rounds = result["rounds"]
+    processor, wall = map(float, spent.read_text().split())
     return {
         "name": row.name, "words": list(row.words), "metric_name": result["metric_name"],
         "dense": rounds[0]["metric"], "metric": result["metric"], "tested": result["tested"],
@@ -95,7 +96,7 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
         "rounds": [{k: r[k] for k in ("sparsity", "metric", "train_metric", "verdict")}
                    for r in rounds],
         "dense_s": rounds[0]["seconds"], "seconds": sum(r["seconds"] for r in rounds),
-        "processor_s": float(spent.read_text()), "why": result["why"],
+        "processor_s": processor, "wall_s": wall, "why": result["why"],
         "environment": about["environment"],
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count(),
     }  # fmt: skip

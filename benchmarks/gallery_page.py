@@ -21,14 +21,14 @@ Rows = Sequence[tuple[Any, dict[str, Any]]]
 
 HEAD = """# Gallery
 
-Each row is one command. It trains (or loads) a network, prunes as much as loses at most 1 % of the
-metric on validation data, proves the smaller network equal to the masked one, builds it in the
-fastest runtime installed, and judges it there. Start at the row nearest to your problem: its task
-is one file of [`tasks`](../src/prunus/tasks), its recipe one of
+Each row is one command. It trains (or loads) a network, prunes until it would lose more than 1 % of
+the metric on validation data (or its rounds are at their end), proves the smaller network equal to
+the masked one, builds it in the fastest runtime installed, and judges it there. Start at the row
+nearest to your problem: its task is one file of [`tasks`](../src/prunus/tasks), its recipe one of
 [`recipes`](../src/prunus/recipes); [your own](#your-own-model-and-data) is a copy of both.
 
 `PRUNUS_DATA` (or `--data`) names the folder that holds `cifar10`, `movie-reviews`, `speech-digits`
-and `shakespeare`; what each must contain is what `prunus list tasks` and an error message say.
+and `shakespeare`; what each must contain is said in the task's file and in the error message.
 """
 OWN = """
 ## Your own model and data
@@ -76,8 +76,9 @@ def _machine(rows: Rows) -> str:
         "Latency is per pass of one and of sixteen items, of the artefact against the dense\n"
         "network in its own fastest runtime, both in float32. The interval is that of the change\n"
         "from dense to pruned over the test items (95 %, bootstrap). The last column is the wall\n"
-        "time of the whole run, judging and deployment of every round included, against that of\n"
-        "training the dense network. Other processes used the machine's second core meanwhile.\n"
+        "time of all rounds, judging included and the last building of artefacts not, against\n"
+        "that of training the dense network. Rows trained on two threads had the machine for\n"
+        "themselves; those on one thread shared it with another process.\n"
     )
 
 
@@ -149,10 +150,15 @@ def _section(row: Any, f: dict[str, Any], picture: str) -> str:
         f"## {row.name}\n\n{row.title}.\n\n    prunus run {' '.join(_quoted(row.words))}\n\n"
         f"![{f['metric_name']} against what is removed]({picture})\n\n"
         f"Validation: dense {_points(f, f['dense'])}, pruned {_points(f, f['metric'])}; ended: "
-        f"{f['why']}. {proof}{served} The whole run took "
-        f"{f['processor_s'] / 60:.0f} minutes of one processor core, "
-        f"{f['dense_s'] / f['seconds']:.0%} of the time for dense training.\n"
+        f"{f['why']}. {proof}{served} {_took(f)}, {f['dense_s'] / f['seconds']:.0%} of its rounds' "
+        "time for dense training.\n"
     )
+
+
+def _took(f: dict[str, Any]) -> str:
+    if f["threads"] > 1:
+        return f"The whole run took {f['wall_s'] / 60:.0f} minutes on {f['threads']} threads"
+    return f"The whole run took {f['processor_s'] / 60:.0f} minutes of one processor core"
 
 
 def _quoted(words: Sequence[str]) -> list[str]:
@@ -163,7 +169,7 @@ def _language(rows: Rows) -> str:
     lines = ["## How to remove half of a language model's weights\n",
              "The same criterion (magnitude) and budget, 400 steps after a dense training of\n"
              "1,600: the row of which next to nothing is removed shows what more training alone\n"
-             "gives.\n"
+             "gives. (Their dense network was trained on one thread, that of the table on two.)\n"
              "For scale: the README of nanoGPT names a loss of 1.88 nats, 2.71 bits, for a small\n"
              "run on a processor (0.8 million parameters), and 1.47, 2.12 bits, for 10.6 million\n"
              "on a GPU.\n",

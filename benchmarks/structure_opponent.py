@@ -4,11 +4,12 @@ Run with the python of an environment that has torch, torch-pruning, safetensors
 
     python benchmarks/structure_opponent.py --data DIR --out FILE --task cifar \
         --method tp-oneshot --target 0.5 --seed 0
-    python benchmarks/structure_opponent.py --data DIR --out FILE --tune     # settings, seed 0
+    python benchmarks/structure_opponent.py --data DIR --out FILE --jobs JOBS   # a line each
     python benchmarks/structure_opponent.py --data DIR --out FILE --all      # the whole table
 
 A line of JSON a run; a run whose line is already in FILE is skipped. Final runs train on all
-training images and report test accuracy; ``--tune`` trains on 13,500 and reports validation.
+training images and report test accuracy; a job with ``"fit": "split"`` trains on 13,500 and reports
+validation accuracy.
 """
 
 from __future__ import annotations

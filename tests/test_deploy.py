@@ -690,6 +690,20 @@ def test_deploy_builds_a_run_keeps_the_fastest_and_load_opens_it() -> None:
         prunus.load("made/deployed/torch_export", pruned)
 
 
+def test_deploy_knows_from_the_runs_guard_which_metric_is_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = "guard={better: lower, max_drop: 1.0}"
+    words = [guard if w == "guard=null" else w for w in FAST]
+    command("run", "iterative", *words, "target=0.5", "--folder", "made")
+    real, told = trials.Judge.of, []
+    monkeypatch.setattr(
+        trials.Judge, "of", lambda *a, **k: told.append(k["better"]) or real(*a, **k)
+    )
+    command("deploy", "made", "--runtime", "eager", "--seconds", "0.05", "--batch", "1")
+    assert told == ["lower"]
+
+
 def test_an_eager_artefact_opens_with_the_models_code() -> None:
     command("run", "channels", *FAST, "target={max_macs: 0.5}", "--folder", "made")
     out = command("deploy", "made", "--runtime", "eager", "--seconds", "0.05", "--batch", "1")

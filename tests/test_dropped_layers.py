@@ -105,6 +105,17 @@ def test_layers_of_different_sizes_do_not_pass_the_target() -> None:
         assert prunus.prune(copy.deepcopy(model), recipe).sparsity == pytest.approx(gone / 336)
 
 
+def test_a_target_of_one_takes_out_all_that_are_named() -> None:
+    model, x = blocks_of("relu")
+    recipe = {"structure": {"name": "layer", "modules": ["blocks.[0-2]"]}, "target": 1,
+              "compact": "end"}  # fmt: skip
+    result = prunus.prune(model, recipe, example=x)
+    assert result.sparsity == 1
+    assert [isinstance(b, Dropped) for b in result.model.blocks] == [True, True, True, False]
+    with pytest.raises(prunus.InputError, match="layer alone can take out all"):
+        prunus.prune(blocks_of("relu")[0], {"target": 1, "structure": "channel"}, example=x)
+
+
 def test_a_model_that_is_pruned_again_and_again_opens_from_each_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = Transformer(letters=9, length=6, layers=1, width=16, heads=8).eval()

@@ -47,6 +47,18 @@ def test_rounds_that_only_retrain_are_rounds_too() -> None:
     assert result.why == "the target is reached"
 
 
+def test_rounds_are_progressive_where_no_schedule_is_named() -> None:
+    assert (prunus.Recipe(rounds=4).schedule.name, prunus.Recipe().schedule.name) == (
+        "geometric",
+        "early",
+    )
+    for name in ("early", "geometric", "linear"):
+        for rounds in (None, 4):
+            recipe = prunus.Recipe(schedule=name, rounds=rounds)
+            assert load(recipe.plain()) == recipe
+    assert prunus.Recipe(rounds=4).plain() == {"version": 1, "rounds": 4}
+
+
 def test_a_rejection_halves_the_step_and_starts_from_the_last_accepted_round() -> None:
     rows = judged((0.25, "accepted"), (0.5, "rejected"))
     assert following(rows) == 0.375

@@ -350,7 +350,7 @@ def test_a_trial_of_a_dead_machine_is_given_to_another_after_a_while(
         (["target=0.5,,0.9"], r"target: '0.5,,0.9' holds an empty value"),
         (["target="], r"target: '' holds an empty value"),
         (["target=0.5,0.5"], r"names a value twice"),
-        (["target=0.5..1.5"], r"less than 1 \(got 1.5\)"),
+        (["target=0.5..1.5"], r"less than or equal to 1 \(got 1.5\)"),
         (["target=0.9..0.5"], r"the lower end comes first"),
         (["target=0..0.5:log"], r"begins above 0"),
         (["retrain=1ep..9it"], r"both ends need the same unit"),

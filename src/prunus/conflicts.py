@@ -23,6 +23,11 @@ def conflicts(recipe: Recipe) -> list[str]:
         )
     if recipe.until_guard and recipe.guard is None:
         found.append("target: guard needs a guard: add for example guard: {max_drop: 0.01}")
+    if recipe.target is not None and recipe.target.sparsity == 1 and structure != "layer":
+        found.append(
+            "target: 1 would remove every weight in scope: write a number below 1 (structure: "
+            "layer alone can take out all, of the modules it names)"
+        )
     if structure == "n_m":
         n, m = recipe.structure.settings.get("n", 2), recipe.structure.settings.get("m", 4)
         if isinstance(n, int) and isinstance(m, int) and not 0 < n < m:

@@ -16,6 +16,7 @@ from prunus.compaction.artefact import load as load_model
 from prunus.errors import InputError
 from prunus.finding import task_of
 from prunus.masks import put_back
+from prunus.recipe import Recipe
 from prunus.recipe_file import load
 from prunus.run_folder import DENSE
 from prunus.task import Task
@@ -31,6 +32,7 @@ class Finished:
         dense: the model of round 0, in eval mode.
         pruned: the run's model, in eval mode.
         result: the contents of result.json.
+        recipe: of the run.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Finished:
     dense: nn.Module
     pruned: nn.Module
     result: Mapping[str, Any]
+    recipe: Recipe
 
 
 def open_run(folder: str | Path) -> Finished:
@@ -76,4 +79,4 @@ def open_run(folder: str | Path) -> Finished:
         result = json.loads(result_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"'{result_file}' cannot be read: {error}") from None
-    return Finished(folder, task, dense, pruned, result)
+    return Finished(folder, task, dense, pruned, result, recipe)

@@ -88,6 +88,8 @@ def next_progress(
         return progress, ""
     if good.progress >= 1 - 1e-9:
         return None, _end(good, asks(1.0))
+    if _caught_up(rounds, recipe, asks(1.0)):
+        return None, "the target is reached"
     # Steps of 1/3 add up to 0.999…: the last one is the end itself.
     progress = good.progress + step
     return (1.0 if progress > 1 - 1e-9 else progress), ""
@@ -99,6 +101,16 @@ def _end(good: Round, target: float) -> str:
             return "all rounds are done, and nothing was removed: one unit is more than the target"
         return f"all rounds are done, at a sparsity of {good.achieved:.4g}"
     return "the target is reached"
+
+
+def _caught_up(rounds: Sequence[Round], recipe: Recipe, target: float) -> bool:
+    """Whether a rule that takes what it takes, whatever is asked (``threshold``), is at the end.
+
+    Where the schedule itself is at its end early, the rounds that it leaves retrain.
+    """
+    short = any(r.asked >= target - 1e-9 and r.achieved < target - 1e-9 for r in rounds[1:])
+    reached = rounds[-1].achieved >= target - 1e-9
+    return recipe.in_rounds and recipe.restore.name == "keep" and short and reached
 
 
 def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None, str]:

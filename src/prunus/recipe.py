@@ -100,7 +100,7 @@ class Target(_Frozen):
     ``max_latency_ms`` an absolute number below 1 is written with its unit, ``0.4ms``.
     """
 
-    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
+    sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
     max_macs: Annotated[float, Field(gt=0)] | None = None
     max_params: Annotated[float, Field(gt=0)] | None = None
     max_bytes: Annotated[float, Field(gt=0)] | None = None
@@ -196,12 +196,12 @@ class Recipe(_Frozen):
         task: a task of prunus, or ``my/file.py`` (``my/file.py:function``).
         seed: of everything random.
         dense: length of training in round 0; 0: the model is trained already.
-        structure: what is removed: weight, ``2:4``, block, neuron, subset, layer; channel and
-            head are physically removable.
+        structure: what is removed: weight, ``2:4``, block, neuron, subset, layer; channel, head
+            and (with ``compact: end``) layer are physically removable.
         scope: include and exclude patterns.
         criterion: what a weight is worth.
         allocation: how much each group gives.
-        schedule: how sparsity grows.
+        schedule: how sparsity grows; by default ``geometric`` in rounds, ``early`` without.
         rounds: prune–retrain–judge cycles; without it pruning is gradual, inside retraining.
         retrain: length of retraining, after each cut or (gradual) in all.
         last_retrain: length of retraining after the last cut, where it is another than after the
@@ -250,6 +250,13 @@ class Recipe(_Frozen):
     limit: Length | None = None
     snapshot: Length = "1ep"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _progressive(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("schedule") is None:
+            return {**values, "schedule": _usual_schedule(values.get("rounds"))}
+        return values
+
     @field_validator("structure", mode="before")
     @classmethod
     def _n_of_m(cls, value: Any) -> Any:
@@ -291,7 +298,8 @@ class Recipe(_Frozen):
         out = {}
         for key in type(self).model_fields:
             value = _plain(getattr(self, key))
-            if value != _plain(_DEFAULTS[key]):
+            usual = _usual_schedule(self.rounds) if key == "schedule" else _plain(_DEFAULTS[key])
+            if value != usual:
                 out[key] = value
         return {"version": self.version, **out}
 
@@ -305,6 +313,11 @@ class Recipe(_Frozen):
         out = io.StringIO()
         yaml().dump(self.plain(), out)
         return out.getvalue()
+
+
+def _usual_schedule(rounds: Any) -> str:
+    """Rounds take the same share of what is left; gradual pruning leaves time to recover."""
+    return "early" if rounds is None else "geometric"
 
 
 _DEFAULTS = {key: field.default for key, field in Recipe.model_fields.items()}

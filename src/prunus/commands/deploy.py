@@ -111,6 +111,7 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
         example=task.example,
         folder=folder or run / ARTEFACTS,
         against=done.dense,
+        better="higher" if done.recipe.guard is None else done.recipe.guard.better,
         evaluate=lambda model: task.metric(model, task.validation),
         calibration=inputs_of(done.pruned, task.loss, batches, limit=BATCHES),
         **settings,

@@ -45,7 +45,7 @@ def run(
       prunus run gradual task=mnist target=0.98 --data ~/data
       prunus run one_shot criterion=fisher schedule=one_shot rounds=1
       prunus run my/recipe.yaml task=my/task.py 'scope.exclude=[head]'
-      prunus run iterative target=guard 'guard={max_drop: 0.01}'
+      prunus run iterative target=guard rounds=null 'guard={max_drop: 0.01}'
     """
     set_data(data)
     from prunus.ideas import code_digests, folder_name

@@ -77,8 +77,8 @@ def _machine(rows: Rows) -> str:
         "network in its own fastest runtime, both in float32. The interval is that of the change\n"
         "from dense to pruned over the test items (95 %, bootstrap). The last column is the wall\n"
         "time of all rounds, judging included and the last building of artefacts not, against\n"
-        "that of training the dense network. Rows trained on two threads had the machine for\n"
-        "themselves; those on one thread shared it with another process.\n"
+        "that of training the dense network. Rows trained on one thread shared the machine with\n"
+        "another process.\n"
     )
 
 

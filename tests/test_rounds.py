@@ -47,6 +47,18 @@ def test_rounds_that_only_retrain_are_rounds_too() -> None:
     assert result.why == "the target is reached"
 
 
+def test_a_threshold_ends_when_it_has_taken_the_target() -> None:
+    """One asked of in full from the first round on takes its share of what is left in each."""
+    rule = {"name": "threshold", "theta": 0.7, "form": "mean"}
+    recipe = quick(schedule="one_shot", rounds=9, retrain="1it", dense="1it", allocation=rule)
+    result = prunus.prune(tiny_task(), recipe)
+    found = [r.achieved for r in result.rounds[1:]]
+    assert 1 < len(found) < 9
+    assert found[-2] < 0.5 - 1e-3
+    assert found[-1] == pytest.approx(0.5, abs=1e-3)
+    assert result.why == "the target is reached"
+
+
 def test_rounds_are_progressive_where_no_schedule_is_named() -> None:
     assert (prunus.Recipe(rounds=4).schedule.name, prunus.Recipe().schedule.name) == (
         "geometric",

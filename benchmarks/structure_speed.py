@@ -11,7 +11,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from torch import nn
 
 import prunus
 import structure_common as common
+from prunus.environment import describe
 from structure import Loop, recipe_of
 
 ANALYSED = ("resnet50", "vit_b", "llama_24", "llama_8b_meta")
@@ -228,7 +228,7 @@ def main() -> None:
     if timed and not os.environ.keys() >= STEADY.keys():
         print(_again(chosen.data, "--only", "latency", env=os.environ | STEADY), flush=True)
     else:
-        print(f"One thread of {_processor()}, torch {torch.__version__}.\n")
+        print(f"One thread of {describe()['processor']}, torch {torch.__version__}.\n")
         if timed:
             print("\n".join(latency(chosen.data)), "\n", flush=True)
     if chosen.only in (None, "depth"):
@@ -245,13 +245,6 @@ def _again(data: Path, *words: str, env: dict[str, str] | None = None) -> str:
     """What this script prints in a process of its own."""
     command = [sys.executable, __file__, "--data", str(data), *words]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env).stdout
-
-
-def _processor() -> str:
-    text = Path("/proc/cpuinfo")
-    lines = text.read_text().splitlines() if text.exists() else []
-    found = next((line.split(":")[1].strip() for line in lines if "model name" in line), None)
-    return found or platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -97,10 +97,10 @@ def test_each_function_gets_its_own_samples(clock: Clock) -> None:
 
 
 def test_a_short_function_is_called_several_times_for_one_sample(clock: Clock) -> None:
-    found = interleaved({"a": clock.takes("a", 0.00003)}, seconds=1e-9, least=5, warm=2)
-    assert found["a"].calls == 5 * 7  # 7 · 0.03 ms is the first above 0.2 ms
+    found = interleaved({"a": clock.takes("a", 0.0003)}, seconds=1e-9, least=5, warm=2)
+    assert found["a"].calls == 5 * 7  # 7 · 0.3 ms is the first above 2 ms
     assert len(clock.calls) == 2 + 5 * 7
-    assert found["a"].median_ms == pytest.approx(0.03)
+    assert found["a"].median_ms == pytest.approx(0.3)
 
 
 def test_a_busy_machine_is_flagged_when_samples_spread_or_drift() -> None:

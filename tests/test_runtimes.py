@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -599,3 +600,48 @@ def test_openvino_answers_the_same_once_it_knows_the_sizes(kind: type, tmp_path:
         assert error(session.compute(given), right(given), how="max") < 1e-5
     requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
     assert [shapes[0][0] for shapes in requests.fixed] == [1, 3]
+
+
+def test_an_artefact_called_from_several_threads_answers_each_its_own(tmp_path: Path) -> None:
+    needs("openvino", "onnxruntime")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
+    right = computing(model, ((torch.randn(2, 4),), {}))
+    inputs = [[torch.full((2, 4), float(i))] for i in range(4)]
+    for name in ("openvino", "onnxruntime"):
+        place = tmp_path / name
+        place.mkdir()
+        session = find(name).build(Order(model, torch.randn(2, 4), place))
+
+        def off(given: list[Tensor], session: Any = session) -> float:
+            answers = [session.compute(given) for _ in range(300)]
+            return max(error(a, right(given), how="max") for a in answers)
+
+        with ThreadPoolExecutor(len(inputs)) as pool:
+            assert max(pool.map(off, inputs)) < 1e-5, name
+
+
+class Residual(nn.Module):
+    """A convolution and what goes around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.head(self.pool((x + self.second(x)).relu()).flatten(1))
+
+
+def test_a_channels_last_network_is_pooled_without_looking_numbers_up(tmp_path: Path) -> None:
+    needs("openvino_int8")
+    import onnx
+
+    torch.manual_seed(0)
+    model: Any = Residual().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(16, 3, 12, 12)
+    session = find("openvino_int8").build(Order(model, images, tmp_path, calibration=[images]))
+    assert session.path is not None
+    assert "Gather" not in {n.op_type for n in onnx.load(session.path).graph.node}
+    assert error(session.compute([images]), [model(images)], how="norm") < 0.05

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from prunus.errors import InputError
 from prunus.runtimes import Order
@@ -24,6 +26,23 @@ INPUTS = frozenset(
     | {torch.int8, torch.int16, torch.int32, torch.int64}
 )
 """Kinds of tensors that pass through numpy, as these runtimes take them."""
+
+
+def _pooled(values: Tensor, size: Sequence[int]) -> Any:
+    """The mean over each image, without the strides that PyTorch then gives it.
+
+    ONNX has no strides, and its exporter would look every number up in a flat list: channels_last
+    networks then had wrong answers in OpenVINO's int8.
+    """
+    if set(size) != {1}:
+        return NotImplemented
+    return values.mean(tuple(range(-len(size), 0)), keepdim=True)
+
+
+POOLS = {
+    torch.ops.aten.adaptive_avg_pool2d.default: _pooled,
+    torch.ops.aten.adaptive_avg_pool3d.default: _pooled,
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,10 @@ def _program(order: Order) -> ONNXProgram:
     with silent():
         try:
             program = torch.onnx.export(
-                made.program, dynamo=True, verbose=False, opset_version=OPSET
+                made.program.run_decompositions(dict(POOLS)),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
             )
         except Exception as error:
             raise InputError(f"ONNX cannot express it: {_reason(error)}") from error

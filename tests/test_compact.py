@@ -55,6 +55,23 @@ def test_tied_weights_stay_tied_frozen_ones_frozen_and_the_mode_as_it_was() -> N
     assert small.back.weight.grad is not None
 
 
+def test_a_compact_model_with_zeros_left_is_saved_sparse(tmp_path: Path) -> None:
+    def net() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
+
+    torch.manual_seed(0)
+    small = half(net(), torch.randn(2, 64))
+    with torch.no_grad():
+        for p in small.model.parameters():
+            p[torch.rand_like(p) < 0.9] = 0
+    dense = small.save(tmp_path / "dense.safetensors").stat().st_size
+    path = small.save(tmp_path / "sparse.safetensors", sparse=True)
+    rounded = small.save(tmp_path / "int8.safetensors", sparse=True, values="int8").stat().st_size
+    assert rounded < path.stat().st_size < dense / 4
+    opened = prunus.load(path, net()).state_dict()
+    assert all(torch.equal(opened[k], v) for k, v in small.model.state_dict().items())
+
+
 def test_a_tied_file_holds_the_matrix_once_and_opens_tied(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = half(Tied(), IDS)

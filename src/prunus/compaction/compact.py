@@ -16,6 +16,7 @@ from prunus.compaction.attributes import Attribute
 from prunus.compaction.cut import Cut, Kept, cut_of
 from prunus.compaction.optimizer import shrink
 from prunus.compaction.routes import ROUTES, Plan, find_plan
+from prunus.compaction.sparse_file import Values
 from prunus.compaction.surgery import adopt
 from prunus.errors import InputError
 from prunus.graph.analysis import analyse
@@ -53,9 +54,12 @@ class Compact:
     notes: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
 
-    def save(self, path: str | Path) -> Path:
-        """Write the model, without pickle; :func:`prunus.load` opens it."""
-        return save(self.model, path, self.attributes)
+    def save(self, path: str | Path, *, sparse: bool = False, values: Values | None = None) -> Path:
+        """Write the model, without pickle; :func:`prunus.load` opens it.
+
+        ``sparse`` and ``values`` are those of :func:`prunus.save`.
+        """
+        return save(self.model, path, self.attributes, sparse=sparse, values=values)
 
     def __str__(self) -> str:
         lines = [

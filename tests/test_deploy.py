@@ -8,14 +8,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
+from torch import Tensor, nn
 
 import prunus
 from prunus import distributions
@@ -153,6 +153,52 @@ def test_no_good_runtime_is_an_error_with_every_reason(plant: Plant) -> None:
     plant(a=Fake(2.0), b=Fake(refusal="it is Tuesday"))
     with pytest.raises(InputError, match=r"a: answers differ.*; b: it is Tuesday"):
         deploy(small(), example=EXAMPLE)
+
+
+class Answers(nn.Module):
+    """A dictionary of a tensor and something else."""
+
+    def __init__(self, beside: Any) -> None:
+        super().__init__()
+        self.inner, self.beside = nn.Linear(8, 3), beside
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"beside": self.beside, "classes": self.inner(x)}
+
+
+def test_answers_keep_their_structure_where_none_is_among_them(plant: Plant) -> None:
+    plant(a=Fake())
+    model = Answers(None).eval()
+    made = deploy(model, example=EXAMPLE)
+    found = made.model(EXAMPLE)
+    assert found["beside"] is None
+    assert torch.equal(found["classes"], model(EXAMPLE)["classes"])
+
+
+def test_answers_that_hold_a_number_come_as_tensors_and_a_note_says_so(plant: Plant) -> None:
+    plant(a=Fake())
+    made = deploy(Answers(7).eval(), example=EXAMPLE)
+    assert isinstance(made.model(EXAMPLE), Tensor)
+    assert "the artefact returns the tensors" in str(made)
+
+
+def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) -> None:
+    class Fixed(Fake):
+        def build(self, order: Order) -> Session:
+            return replace(super().build(order), dynamic=False)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).reshape(2, 3)
+
+    plant(int8=Fixed(EXACT=False))
+    made = deploy(Two(), example=EXAMPLE, calibration=[torch.randn(6, 8)], quantize="int8",
+                  batch_sizes=(2,))  # fmt: skip
+    assert made.runtime == "int8"
 
 
 def test_an_artefact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> None:

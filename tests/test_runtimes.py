@@ -645,3 +645,54 @@ def test_a_channels_last_network_is_pooled_without_looking_numbers_up(tmp_path: 
     assert session.path is not None
     assert "Gather" not in {n.op_type for n in onnx.load(session.path).graph.node}
     assert error(session.compute([images]), [model(images)], how="norm") < 0.05
+
+
+def test_linear_layers_without_biases_stay_right_in_int8_once_sizes_are_known(
+    tmp_path: Path,
+) -> None:
+    needs("openvino_int8")
+    torch.manual_seed(0)
+    layers = nn.Linear(32, 32, bias=False), nn.ReLU(), nn.Linear(32, 3, bias=False)
+    model = nn.Sequential(*layers).eval()
+    calibration = [torch.randn(64, 32)]
+    order = Order(model, torch.randn(1, 32), tmp_path, calibration=calibration)
+    session = find("openvino_int8").build(order)
+    for rows in (1, 8):
+        for _ in range(4):
+            inputs = torch.randn(rows, 32)
+            assert error(session.compute([inputs]), [model(inputs)], how="norm") < 0.1
+
+
+def test_a_program_for_known_sizes_that_answers_otherwise_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("openvino")
+    openvino = find("openvino")
+    model = nn.Linear(4, 6).eval()
+    session = openvino.build(Order(model, torch.randn(2, 4), tmp_path))
+    requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
+    asked = requests._asked
+
+    def wrong(request: Any, arrays: Any) -> list[Tensor]:
+        return [a if request is requests.any else a + 1 for a in asked(request, arrays)]
+
+    monkeypatch.setattr(requests, "_asked", wrong)
+    for _ in range(openvino.OFTEN + 1):
+        inputs = torch.randn(2, 4)
+        assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
+    assert list(requests.fixed.values()) == [requests.any]
+
+
+def test_what_openvino_cannot_convert_is_named(tmp_path: Path) -> None:
+    needs("openvino")
+    model = nn.EmbeddingBag(100, 8, mode="sum").eval()
+    with pytest.raises(InputError, match=r"cannot convert ONNX's ReduceSum"):
+        find("openvino").build(Order(model, torch.randint(0, 100, (1, 9)), tmp_path))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_lazy_negations_and_conjugates_are_inputs_like_others(name: str, tmp_path: Path) -> None:
+    needs(name)
+    model, inputs = nn.Linear(4, 3).eval(), torch.randn(2, 4)
+    session = find(name).build(Order(model, inputs, tmp_path))
+    assert error(session.compute([torch._neg_view(inputs)]), [model(-inputs)], how="max") < 1e-5

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunus.deployment.card import card_of
-from prunus.deployment.served import Served
+from prunus.deployment.served import Served, Structure
 from prunus.deployment.table import Row
 from prunus.errors import PrunusError
 from prunus.runtimes import Order, Session, error, find, tensors_of
@@ -30,6 +29,10 @@ and everywhere where a metric judges: of a regression about zero much is roundin
 IN_PARTS = (
     "it takes the example's sizes alone, and answers to others cannot be put together from parts: "
     "the first dimension of every input and answer must be the batch (batch_first=True)"
+)
+
+FLAT = (
+    "the model returns more than tensors and None: the artefact returns the tensors, in their order"
 )
 
 
@@ -95,14 +98,21 @@ class Builder:
         wrong = _wrong(row, own, others, dynamic=session.dynamic)
         if wrong:
             return Built(replace(row, refused=wrong))
-        card = card_of(session, order, name)
-        return Built(row, Served(session, card, _structure(order)))
+        args, kwargs = order.call
+        with torch.inference_mode():
+            answers = Structure.of(order.model(*args, **kwargs))
+        if answers is None:
+            row = replace(row, notes=(*row.notes, FLAT))
+        return Built(row, Served(session, card_of(session, order, name), answers))
 
     def _errors(self, session: Session, order: Order, *, how: Any) -> tuple[float, float]:
         """The worst over the example, or the calibration; and over inputs of other batch sizes."""
         right = computing(order.model, order.call)
         served = Served(session, card_of(session, order, ""))
         calibration = calibration_of(order)[:4] if how == "norm" else []
+        if not session.dynamic:  # the model itself knows the example's batch size alone
+            batch = next((len(t) for t in order.tensors if t.dim()), 1)
+            calibration = [_resized(order, [inputs], batch) for inputs in calibration]
         own = max(
             error(served.compute(inputs), right(inputs), how=how)
             for inputs in calibration or [order.tensors]
@@ -159,11 +169,3 @@ def _device(runtime: Any, order: Order) -> str | None:
     if not odd:
         return None
     return f"it runs on {' or '.join(runtime.DEVICES)}; the model or its input is on {odd[0]}"
-
-
-def _structure(order: Order) -> pytree.TreeSpec | None:
-    """Of the model's answers, where they hold nothing but tensors."""
-    args, kwargs = order.call
-    with torch.inference_mode():
-        leaves, spec = pytree.tree_flatten(order.model(*args, **kwargs))
-    return spec if all(isinstance(leaf, Tensor) for leaf in leaves) else None

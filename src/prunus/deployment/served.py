@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,31 @@ from prunus.errors import InputError
 from prunus.runtimes import Answers, Session, find
 
 __all__ = ["MANIFEST", "Card", "Served", "open_artefact", "read_card"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How answers lie in what a model returns: tensors, and ``None`` where it returns that.
+
+    Attributes:
+        spec: of the whole.
+        tensors: whether each leaf is a tensor.
+    """
+
+    spec: pytree.TreeSpec
+    tensors: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, answers: Any) -> Structure | None:
+        """Nothing where a number or a text is among them, which may depend on the inputs."""
+        leaves, spec = pytree.tree_flatten(answers)
+        known = all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves)
+        return cls(spec, tuple(leaf is not None for leaf in leaves)) if known else None
+
+    def put(self, found: Answers) -> Any:
+        """Tensors in their places."""
+        left = iter(found)
+        return pytree.tree_unflatten([next(left) if t else None for t in self.tensors], self.spec)
 
 
 class Served(nn.Module):
@@ -30,7 +56,7 @@ class Served(nn.Module):
         answers: structure of the model's answers.
     """
 
-    def __init__(self, session: Session, card: Card, answers: pytree.TreeSpec | None = None):
+    def __init__(self, session: Session, card: Card, answers: Structure | None = None):
         super().__init__()
         self.session, self.card, self.answers = session, card, answers
         self.eval()
@@ -53,8 +79,8 @@ class Served(nn.Module):
                 f"{self.card.runtime} fails on inputs of shapes {shapes}: "
                 f"{text[0] if text else type(error).__name__}"
             ) from error
-        if self.answers is not None and self.answers.num_leaves == len(found):
-            return pytree.tree_unflatten(found, self.answers)
+        if self.answers is not None and sum(self.answers.tensors) == len(found):
+            return self.answers.put(found)
         return found[0] if len(found) == 1 else tuple(found)
 
     def compute(self, inputs: Sequence[Tensor]) -> Answers:

@@ -172,12 +172,12 @@ HEAD = (
 
 
 def table(path: Path) -> str:
-    """Per network: latency, times faster than dense float32 in the same engine, and bytes."""
+    """Per machine and network: latency, times faster than dense float32 there, and bytes."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     out = []
-    for name in dict.fromkeys(r["network"] for r in rows):
-        own = [r for r in rows if r["network"] == name]
-        out += [f"\n### {name}\n", HEAD, "|---|---|---|---|---|---|---|---|"]
+    for machine, name in dict.fromkeys((r["machine"], r["network"]) for r in rows):
+        own = [r for r in rows if (r["machine"], r["network"]) == (machine, name)]
+        out += [f"\n### {name}, {machine}\n", HEAD, "|---|---|---|---|---|---|---|---|"]
         for r in own:
             dense = next(d for d in own if d["engine"] == r["engine"] and d["variant"] == "dense"
                          and d["runtime"] == ENGINES[r["engine"]][0])  # fmt: skip
@@ -204,18 +204,22 @@ def best(rows: list[dict[str, Any]]) -> str:
     text = "\n"
     for b in ("1", "16"):
         dense = _fastest([r for r in exact if r["variant"] == "dense"], b)
-        small = _fastest([r for r in exact if r["variant"].startswith("75")], b)
-        text += (
-            f"Batch {b}: dense is fastest in {dense['runtime']} ({dense['ms'][b]:.3g} ms); 75 % "
-            f"fewer macs in {small['runtime']} {dense['ms'][b] / small['ms'][b]:.2f} times as fast"
-        )
-        ints = [r for r in good if r not in exact and r["variant"].startswith("75")]
-        if ints:
-            r = _fastest(ints, b)
-            text += (f", with int8 in {r['runtime']} {dense['ms'][b] / r['ms'][b]:.2f} times as "
-                     f"fast and {least / r['bytes']:.1f} times smaller")  # fmt: skip
+        text += f"Batch {b}: dense is fastest in {dense['runtime']} ({dense['ms'][b]:.3g} ms)"
+        for variant in (v for v in dict.fromkeys(r["variant"] for r in good) if v.startswith("75")):
+            own = [r for r in good if r["variant"] == variant]
+            small = _fastest([r for r in own if r in exact], b)
+            text += f"; {variant} in {small['runtime']} {_times(dense, small, b)} times as fast"
+            ints = [r for r in own if r not in exact]
+            if ints:
+                r = _fastest(ints, b)
+                text += (f", with int8 in {r['runtime']} {_times(dense, r, b)} times as fast and "
+                         f"{least / r['bytes']:.1f} times smaller")  # fmt: skip
         text += ".\n"
     return text
+
+
+def _times(dense: dict[str, Any], small: dict[str, Any], batch: str) -> str:
+    return f"{dense['ms'][batch] / small['ms'][batch]:.2f}"
 
 
 def _fastest(rows: list[dict[str, Any]], batch: str) -> dict[str, Any]:
@@ -250,7 +254,8 @@ def main() -> None:
     done = set()
     if chosen.out.exists():
         known = [json.loads(line) for line in chosen.out.read_text().splitlines()]
-        done = {(r["network"], r["engine"]) for r in known}
+        here = describe()["processor"]
+        done = {(r["network"], r["engine"]) for r in known if r["machine"] == here}
     for name in chosen.network or NETWORKS:
         for engine in chosen.engine or ENGINES:
             if (name, engine) in done or missing(ENGINES[engine][-1]):

@@ -696,3 +696,14 @@ def test_lazy_negations_and_conjugates_are_inputs_like_others(name: str, tmp_pat
     model, inputs = nn.Linear(4, 3).eval(), torch.randn(2, 4)
     session = find(name).build(Order(model, inputs, tmp_path))
     assert error(session.compute([torch._neg_view(inputs)]), [model(-inputs)], how="max") < 1e-5
+
+
+def test_three_dimensions_are_pooled_to_one_number_or_by_whole_windows(tmp_path: Path) -> None:
+    needs("onnxruntime")
+    scan = torch.randn(2, 3, 6, 6, 6)
+    for sizes in (1, (2, 1, 3)):
+        model = nn.AdaptiveAvgPool3d(sizes).eval()
+        session = find("onnxruntime").build(Order(model, scan, tmp_path))
+        assert error(session.compute([scan]), [model(scan)], how="max") < 1e-5
+    with pytest.raises(InputError, match="adaptive_avg_pool3d"):
+        find("onnxruntime").build(Order(nn.AdaptiveAvgPool3d(4).eval(), scan, tmp_path))

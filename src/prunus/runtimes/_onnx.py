@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.errors import InputError
@@ -32,11 +33,16 @@ def _pooled(values: Tensor, size: Sequence[int]) -> Any:
     """The mean over each image, without the strides that PyTorch then gives it.
 
     ONNX has no strides, and its exporter would look every number up in a flat list: channels_last
-    networks then had wrong answers in OpenVINO's int8.
+    networks then had wrong answers in OpenVINO's int8. In three dimensions, of which the exporter
+    knows no adaptive pooling, whole windows are pooled as such.
     """
-    if set(size) != {1}:
-        return NotImplemented
-    return values.mean(tuple(range(-len(size), 0)), keepdim=True)
+    given = values.shape[-len(size) :]
+    if set(size) == {1}:
+        return values.mean(tuple(range(-len(size), 0)), keepdim=True)
+    whole = all(isinstance(g, int) and g % s == 0 for g, s in zip(given, size, strict=True))
+    if len(size) == 3 and whole:
+        return F.avg_pool3d(values, [g // s for g, s in zip(given, size, strict=True)])
+    return NotImplemented
 
 
 POOLS = {

@@ -188,8 +188,8 @@ def table(path: Path) -> str:
                 continue
             cells = []
             for b in ("1", "16"):
-                ms = r["ms"].get(b)
-                cells += ["–", "–"] if not ms else [f"{ms:.3g}", f"{dense['ms'][b] / ms:.2f}"]
+                ms, whole = r["ms"].get(b), dense["ms"].get(b)
+                cells += [f"{ms:.3g}" if ms else "–", f"{whole / ms:.2f}" if ms and whole else "–"]
             out.append(f"| {r['runtime']} | {r['variant']} | {' | '.join(cells)} | "
                        f"{r['bytes'] / 1e6:.2f} | {dense['bytes'] / r['bytes']:.2f} |")  # fmt: skip
         out.append(best(own))
@@ -205,7 +205,9 @@ def best(rows: list[dict[str, Any]]) -> str:
     for b in ("1", "16"):
         dense = _fastest([r for r in exact if r["variant"] == "dense"], b)
         text += f"Batch {b}: dense is fastest in {dense['runtime']} ({dense['ms'][b]:.3g} ms)"
-        for variant in (v for v in dict.fromkeys(r["variant"] for r in good) if v.startswith("75")):
+        for variant in (
+            v for v in dict.fromkeys(r["variant"] for r in exact) if v.startswith("75")
+        ):
             own = [r for r in good if r["variant"] == variant]
             small = _fastest([r for r in own if r in exact], b)
             text += f"; {variant} in {small['runtime']} {_times(dense, small, b)} times as fast"

@@ -599,7 +599,7 @@ def test_openvino_answers_the_same_once_it_knows_the_sizes(kind: type, tmp_path:
         given = [torch.randn(batch, 5, 4)]
         assert error(session.compute(given), right(given), how="max") < 1e-5
     requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
-    assert [shapes[0][0] for shapes in requests.fixed] == [1, 3]
+    assert [shapes[0][0] for shapes in requests.fixed] == [3, 1]  # the last one used, last
 
 
 def test_an_artefact_called_from_several_threads_answers_each_its_own(tmp_path: Path) -> None:
@@ -680,18 +680,54 @@ def test_a_program_for_known_sizes_that_answers_otherwise_is_not_taken(
     for _ in range(openvino.OFTEN + 1):
         inputs = torch.randn(2, 4)
         assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
-    assert list(requests.fixed.values()) == [requests.any]
+    assert not requests.fixed
+    assert requests.refused == {((2, 4),)}
+
+
+def test_a_program_that_fails_once_made_leaves_the_answers_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("openvino")
+    openvino = find("openvino")
+    model = nn.Linear(4, 6).eval()
+    session = openvino.build(Order(model, torch.randn(2, 4), tmp_path))
+    requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
+
+    class Failing:
+        def set_input_tensor(self, *given: Any) -> None:
+            raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(requests, "_compiled", lambda model: Failing())
+    inputs = torch.randn(2, 4)
+    for _ in range(openvino.OFTEN + 1):
+        assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
+    assert requests.refused
+
+
+def test_sizes_that_come_in_a_row_take_the_place_of_those_not_used(tmp_path: Path) -> None:
+    needs("openvino")
+    openvino = find("openvino")
+    model = nn.Linear(4, 6).eval()
+    session = openvino.build(Order(model, torch.randn(2, 4), tmp_path))
+    requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
+    session.compute([torch.full((5, 4), torch.nan)])  # says nothing of a program, and costs none
+    for rows in (5, 5, 7, 7, 7, *[9] * openvino.LONG, 5):
+        inputs = torch.randn(rows, 4)
+        assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
+    assert [shapes[0][0] for shapes in requests.fixed] == [7, 9]
+    with pytest.raises(ValueError, match="shorter"):
+        session.compute([])
 
 
 def test_what_openvino_cannot_convert_is_named(tmp_path: Path) -> None:
     needs("openvino")
     model = nn.EmbeddingBag(100, 8, mode="sum").eval()
-    with pytest.raises(InputError, match=r"cannot convert ONNX's ReduceSum"):
+    with pytest.raises(InputError, match=r"OpenVINO cannot convert \w+"):
         find("openvino").build(Order(model, torch.randint(0, 100, (1, 9)), tmp_path))
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_lazy_negations_and_conjugates_are_inputs_like_others(name: str, tmp_path: Path) -> None:
+def test_lazy_negations_are_inputs_like_others(name: str, tmp_path: Path) -> None:
     needs(name)
     model, inputs = nn.Linear(4, 3).eval(), torch.randn(2, 4)
     session = find(name).build(Order(model, inputs, tmp_path))

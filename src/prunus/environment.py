@@ -34,17 +34,24 @@ def describe() -> dict[str, str]:
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return processor_of(text) or platform.processor() or "unknown"
+    return processor_of(text, other=platform.processor() or platform.machine() or "unknown")
 
 
-def processor_of(text: str) -> str:
+def processor_of(text: str, *, other: str) -> str:
     """The name of the first processor that /proc/cpuinfo lists, and what decides its speed.
 
     Two of one name can differ by their vectors, and int8 gains far more with instructions of its
     own (VNNI, AMX, dot products) than without.
 
-    >>> processor_of("model name\\t: AMD EPYC\\nflags\\t\\t: fpu avx2 avx512f avx512_vnni\\n")
+    Args:
+        text: of /proc/cpuinfo, empty where there is none.
+        other: the name where the text has none, as on ARM.
+
+    >>> text = "model name: AMD EPYC\\nflags: fpu avx2 avx512f avx512_vnni\\n"
+    >>> processor_of(text, other="x86_64")
     'AMD EPYC (AVX-512, VNNI)'
+    >>> processor_of("Features: fp asimd asimddp\\n", other="aarch64")
+    'aarch64 (dot products)'
     """
     about: dict[str, str] = {}
     for line in text.splitlines():
@@ -53,6 +60,6 @@ def processor_of(text: str) -> str:
     flags = set(about.get("flags", about.get("Features", "")).split())
     has = [word for word, marks in INSTRUCTIONS.items() if flags & marks]
     if "AVX-512" in has:
-        has.remove("AVX2")
-    name = about.get("model name", "")
-    return f"{name} ({', '.join(has)})" if name and has else name
+        has = [word for word in has if word != "AVX2"]
+    name = about.get("model name") or other
+    return f"{name} ({', '.join(has)})" if has else name

@@ -15,7 +15,7 @@ from prunus.deployment.card import card_of
 from prunus.deployment.served import Served, Structure
 from prunus.deployment.table import Row
 from prunus.errors import PrunusError
-from prunus.runtimes import Order, Session, error, find, tensors_of
+from prunus.runtimes import Answers, Compute, Order, Session, error, find, tensors_of
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes.eager import computing
 from prunus.timing import random_inputs
@@ -110,14 +110,10 @@ class Builder:
         right = computing(order.model, order.call)
         served = Served(session, card_of(session, order, ""))
         calibration = calibration_of(order)[:4] if how == "norm" else []
-        if not session.dynamic:  # the model itself knows the example's batch size alone
-            batch = next((len(t) for t in order.tensors if t.dim()), 1)
-            calibration = [_resized(order, [inputs], batch) for inputs in calibration]
-        own = max(
-            error(served.compute(inputs), right(inputs), how=how)
-            for inputs in calibration or [order.tensors]
-        )
-        others = 0.0
+        own = others = 0.0
+        for given in calibration or [order.tensors]:
+            inputs, expected = _answered(right, order, given)
+            own = max(own, error(served.compute(inputs), expected, how=how))
         for size in CHECKED:
             inputs = _resized(order, calibration, size)
             try:
@@ -138,6 +134,16 @@ def _wrong(row: Row, own: float, others: float, *, dynamic: bool) -> str | None:
             hint = "" if row.exact or limit >= APART else "; with evaluate= the metric judges"
             return f"answers differ from eager's by {found:.1e}, allowed are {limit:.0e}{hint}"
     return None
+
+
+def _answered(right: Compute, order: Order, inputs: list[Tensor]) -> tuple[list[Tensor], Answers]:
+    """Inputs and eager's answers; as many as the example has, if the model takes no others."""
+    try:
+        return inputs, right(inputs)
+    except Exception:
+        batch = next((len(t) for t in order.tensors if t.dim()), 1)
+        cut = _resized(order, [inputs], batch)
+        return cut, right(cut)
 
 
 def _resized(order: Order, calibration: Sequence[Sequence[Tensor]], batch: int) -> list[Tensor]:

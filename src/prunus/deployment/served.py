@@ -47,8 +47,8 @@ class Served(nn.Module):
     """Runs an artefact in its runtime; called like the model that it was built from.
 
     Inputs come from the CPU or from where the runtime wants them; answers have the structure of
-    the model's where the artefact was built in this process, and are a tensor or a tuple of
-    tensors where it was opened from disk.
+    the model's where the artefact was built in this process and the model returns tensors and
+    ``None`` alone; otherwise, and opened from disk, they are a tensor or a tuple of tensors.
 
     Args:
         session: the opened artefact.

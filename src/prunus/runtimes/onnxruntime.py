@@ -69,4 +69,4 @@ def computing(session: InferenceSession) -> Compute:
 
 def array(tensor: Tensor) -> Any:
     """The numbers of a tensor as numpy sees them, without a copy where they lie in order."""
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().numpy()
+    return tensor.detach().cpu().resolve_neg().contiguous().numpy()

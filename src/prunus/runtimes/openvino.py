@@ -38,6 +38,11 @@ OFTEN = 3
 """Calls with the same shapes before a program is made for them."""
 FIXED = 2
 """Programs for fixed shapes at most: each holds the weights once more."""
+LONG = 8
+"""Calls in a row with the same shapes before theirs takes the place of the one not used longest."""
+
+LACKING = r"(?:failed for|operations): (.+)"
+"""Where OpenVINO names operators that it has no translation for."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -46,7 +51,7 @@ def build(order: Order) -> Session:
     """Export, convert, write ``model.xml`` and ``model.bin``, and open.
 
     Raises:
-        InputError: if the model cannot be expressed in ONNX.
+        InputError: if the model cannot be expressed in ONNX, or OpenVINO lacks an operator.
     """
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
@@ -66,7 +71,11 @@ def _convert(source: Path, folder: Path) -> Path:
 
 
 def open_(path: Path, *, threads: int) -> Session:
-    """Open a ``.xml`` (or ``.onnx``), in float32 whatever the processor would prefer."""
+    """Open a ``.xml`` (or ``.onnx``), in float32 whatever the processor would prefer.
+
+    Raises:
+        InputError: if OpenVINO cannot read it.
+    """
     return Session(computing(path, settings_of(threads), tolerance=TOLERANCE), path)
 
 
@@ -108,38 +117,61 @@ class _Requests:
         self.core, self.settings, self.tolerance = openvino.Core(), settings, tolerance
         self.model = _read(self.core, path)
         self.tensor = openvino.Tensor
-        self.places = range(len(self.model.outputs))
+        self.places = range(len(self.model.inputs)), range(len(self.model.outputs))
         self.any = self._compiled(self.model)
         self.seen: Counter[Shapes] = Counter()
+        self.last: Shapes = ()
+        self.row = 0
         self.fixed: dict[Shapes, Any] = {}
+        self.refused: set[Shapes] = set()
         self.lock = Lock()
 
     def answers(self, arrays: Sequence[Any]) -> Answers:
         """By the best program for these shapes."""
-        shapes = tuple(a.shape for a in arrays)
-        if shapes not in self.fixed and self.model.is_dynamic() and len(self.fixed) < FIXED:
-            self.seen[shapes] += 1
-            if self.seen[shapes] >= OFTEN:
-                self.fixed[shapes] = self._for(shapes, arrays)
-        return self._asked(self.fixed.get(shapes, self.any), arrays)
+        return self._asked(self._best(tuple(a.shape for a in arrays), arrays), arrays)
+
+    def _best(self, shapes: Shapes, arrays: Sequence[Any]) -> Any:
+        self.row = self.row + 1 if shapes == self.last else 1
+        self.last = shapes
+        self.seen[shapes] += 1
+        made = self.fixed.pop(shapes, None)
+        full = len(self.fixed) >= FIXED
+        if made is None and (self.row >= LONG if full else self.seen[shapes] >= OFTEN):
+            made = self._for(shapes, arrays)
+            if made is not None and full:
+                del self.fixed[next(iter(self.fixed))]
+        if made is None:
+            return self.any
+        self.fixed[shapes] = made  # the one that was used last stands last
+        return made
 
     def _asked(self, request: Any, arrays: Sequence[Any]) -> Answers:
         """Inputs one by one: as arguments of ``infer`` their binding looks them up by exceptions,
-        for 0.03 ms, and 0.05 once ONNX Runtime is imported."""
-        for place, given in enumerate(arrays):
+        for 0.03 ms, and 0.05 once ONNX Runtime is imported. The request does not keep the arrays
+        alive, so that every call sets all of them."""
+        inputs, outputs = self.places
+        for place, given in zip(inputs, arrays, strict=True):
             request.set_input_tensor(place, self.tensor(given, shared_memory=True))
         request.infer(share_outputs=True)
-        return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in self.places]
+        return [torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in outputs]
 
-    def _for(self, shapes: Shapes, arrays: Sequence[Any]) -> Any:
+    def _for(self, shapes: Shapes, arrays: Sequence[Any]) -> Any | None:
+        """A program for these shapes, if one can be made and answers like the first."""
+        if shapes in self.refused or not self.model.is_dynamic():
+            return None
+        right = self._asked(self.any, arrays)
+        if not all(bool(a.isfinite().all()) for a in right):
+            return None  # these answers compare with nothing; the next ones may
         model = self.model.clone()
         try:
             model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
             made = self._compiled(model)
+            if error(self._asked(made, arrays), right, how="norm") <= self.tolerance:
+                return made
         except RuntimeError:  # an operator that insists on open sizes
-            return self.any
-        right, found = (self._asked(request, arrays) for request in (self.any, made))
-        return made if error(found, right, how="norm") <= self.tolerance else self.any
+            pass
+        self.refused.add(shapes)
+        return None
 
     def _compiled(self, model: Any) -> Any:
         with no_denormals():  # OpenVINO would leave this thread so, long after
@@ -155,10 +187,9 @@ def _read(core: Any, path: Path) -> Any:
     try:
         return core.read_model(path)
     except RuntimeError as problem:
-        found = re.search(r"(?:failed for|found for operations): (.+)", str(problem))
+        found = re.search(LACKING, str(problem))
         if found:
-            raise InputError(f"OpenVINO cannot convert ONNX's {found[1].strip()}") from problem
+            raise InputError(f"OpenVINO cannot convert {found[1].strip()}") from problem
         said = [line for line in str(problem).splitlines() if line.strip()]
-        raise InputError(
-            f"OpenVINO cannot read it: {said[-1] if said else 'no reason'}"
-        ) from problem
+        why = said[-1] if said else "no reason given"
+        raise InputError(f"OpenVINO cannot read '{path.name}': {why}") from problem

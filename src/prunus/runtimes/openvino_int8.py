@@ -48,8 +48,8 @@ def build(order: Order) -> Session:
     """Export, quantise, write ``model.onnx``, and open.
 
     Raises:
-        InputError: if the model cannot be expressed in ONNX, or for what :func:`refuses` could
-            not see of a graph.
+        InputError: if the model cannot be expressed in ONNX, OpenVINO lacks an operator, or for
+            what :func:`refuses` could not see of a graph.
     """
     path = order.folder / "model.onnx"
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
@@ -60,5 +60,9 @@ def build(order: Order) -> Session:
 
 
 def open_(path: Path, *, threads: int) -> Session:
-    """Open the ONNX file, without kernels that are wrong in int8."""
+    """Open the ONNX file, without kernels that are wrong in int8.
+
+    Raises:
+        InputError: if OpenVINO cannot read it.
+    """
     return Session(computing(path, settings_of(threads) | SETTINGS, tolerance=APART), path)

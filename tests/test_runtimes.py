@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -743,3 +744,18 @@ def test_three_dimensions_are_pooled_to_one_number_or_by_whole_windows(tmp_path:
         assert error(session.compute([scan]), [model(scan)], how="max") < 1e-5
     with pytest.raises(InputError, match="adaptive_avg_pool3d"):
         find("onnxruntime").build(Order(nn.AdaptiveAvgPool3d(4).eval(), scan, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
+def test_an_artefact_does_not_tell_where_its_makers_files_lie(name: str, tmp_path: Path) -> None:
+    needs(name)
+    model = Residual().eval()
+    path = find(name).build(Order(model, torch.randn(2, 3, 12, 12), tmp_path)).path
+    assert path is not None
+    files = [path]
+    if zipfile.is_zipfile(path):
+        zipfile.ZipFile(path).extractall(tmp_path / "inside")
+        files = [p for p in (tmp_path / "inside").rglob("*") if p.is_file()]
+    assert files
+    for file in files:
+        assert Path(__file__).name.encode() not in file.read_bytes(), file

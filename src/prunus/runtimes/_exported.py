@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from prunus.errors import InputError
 from prunus.graph.trace import quiet
 from prunus.runtimes import Order
 from prunus.runtimes._flat import Flat, flat
+from prunus.runtimes._pools import Plain
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,25 @@ def exported(order: Order) -> Exported:
 
 def _export(order: Order) -> Exported:
     batch = batch_of(order)
-    with _unheard(order):
+    with _unheard(order), Plain():
         try:
             subject = flat(order)
             program = None if batch is None else _free(subject, batch)
             if program is not None:
-                return Exported(program, True, (), subject.names)
+                return Exported(_unplaced(program), True, (), subject.names)
             program = torch.export.export(subject.model, subject.args, subject.kwargs, strict=False)
         except Exception as error:  # export raises whatever its parts do
             raise InputError(f"torch.export cannot trace it: {first_line(error)}") from error
     notes = () if batch is None else (f"for a batch of {batch} alone: the model fixes it",)
-    return Exported(program, False, notes, subject.names)
+    return Exported(_unplaced(program), False, notes, subject.names)
+
+
+def _unplaced(program: ExportedProgram) -> ExportedProgram:
+    """Without the lines of the user's files that each operator comes from."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def batch_of(order: Order) -> int | None:

@@ -66,17 +66,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_functions_are_called_in_turn_and_the_order_rotates(clock: Clock) -> None:
     functions = {name: clock.takes(name, 0.01) for name in "abc"}
     interleaved(functions, seconds=1e-9, least=4, warm=2)
-    assert "".join(clock.calls) == "aabbcc" + "abc" + "bca" + "cab" + "abc"
+    warm = "a" * 10 + "b" * 10 + "c" * 10
+    assert "".join(clock.calls) == warm + "abc" + "bca" + "cab" + "abc"
 
 
 @pytest.mark.parametrize(
     ("seconds", "least", "most", "rounds"),
-    [(1.0, 9, 400, 50), (1.0, 60, 400, 60), (1.0, 9, 20, 20), (1e-9, 1, 400, 1)],
+    [(1.0, 9, 400, 32), (1.0, 60, 400, 60), (1.0, 9, 20, 20), (1e-9, 1, 400, 1)],
 )
 def test_rounds_end_when_the_seconds_of_all_functions_are_spent(
     clock: Clock, seconds: float, least: int, most: int, rounds: int
 ) -> None:
-    functions = {"a": clock.takes("a", 0.01), "b": clock.takes("b", 0.03)}
+    functions = {"a": clock.takes("a", 1 / 64), "b": clock.takes("b", 3 / 64)}
     found = interleaved(functions, seconds=seconds, least=least, most=most)
     assert {t.calls for t in found.values()} == {rounds}
 
@@ -97,9 +98,19 @@ def test_each_function_gets_its_own_samples(clock: Clock) -> None:
 
 
 def test_a_short_function_is_called_several_times_for_one_sample(clock: Clock) -> None:
-    found = interleaved({"a": clock.takes("a", 0.0003)}, seconds=1e-9, least=5, warm=2)
+    functions = {"a": clock.takes("a", 0.15, 0.0003)}  # the first call compiles
+    found = interleaved(functions, seconds=1e-9, least=5, warm=1)
     assert found["a"].calls == 5 * 7  # 7 · 0.3 ms is the first above 2 ms
-    assert len(clock.calls) == 2 + 5 * 7
+    assert len(clock.calls) == 10 + 5 * 7
+
+
+def test_a_long_function_is_warmed_up_no_more_than_asked_for(clock: Clock) -> None:
+    interleaved({"a": clock.takes("a", 0.3)}, seconds=1e-9, least=5, warm=2)
+    assert len(clock.calls) == 2 + 5
+
+
+def test_the_mean_of_a_sample_is_that_of_its_calls(clock: Clock) -> None:
+    found = interleaved({"a": clock.takes("a", 0.0003)}, seconds=1e-9, least=5)
     assert found["a"].median_ms == pytest.approx(0.3)
 
 

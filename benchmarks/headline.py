@@ -35,6 +35,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "steps": 8 * 105,
         "peak": 0.02,
         "multiple_of": 8,
+        "allocation": "per_cost",
+        "out": [],
     },
     "mnist": {
         "left": 0.1,
@@ -43,6 +45,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "steps": 800,
         "peak": common.MNIST_RATE,
         "multiple_of": 8,
+        "allocation": "per_cost",
+        "out": [],
     },
 }
 BESIDE = ("onnxruntime", "openvino", "torch_compile", "eager")
@@ -86,21 +90,26 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
                  optimizer=make(dense, plan["peak"]), peak=plan["peak"], factor=factor)  # fmt: skip
     loop = Loop(name, batches, plan["peak"])
     loop.steps, loop.loss = plan["steps"], taught_by(dense, seed)
-    result = prunus.prune(
-        base,
-        {
-            "seed": seed, "structure": {"name": "channel", "multiple_of": plan["multiple_of"]},
-            "criterion": "sensitivity", "allocation": "per_cost", "schedule": "geometric",
-            "target": {"max_macs": plan["left"]}, "rounds": plan["rounds"],
-            "retrain": f"{plan['each']}it", "compact": "every_round",
-            "last_retrain": f"{plan['steps'] - plan['each'] * (plan['rounds'] - 1)}it",
-            "snapshot": f"{plan['steps']}it",
-        },
-        train=loop,
-        calibration=[b for b, _ in zip(batches, range(8), strict=False)],
-        loss=common.loss_of,
-        example=example,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "train": loop, "loss": common.loss_of, "example": example,
+        "calibration": [b for b, _ in zip(batches, range(8), strict=False)],
+    }  # fmt: skip
+    whole = common.macs(base, tuple(example[:1].shape))
+    kept: nn.Module = base
+    if plan["out"]:
+        fewer = {"structure": {"name": "layer", "modules": plan["out"]}, "target": 1, "rounds": 1,
+                 "retrain": f"{plan['steps'] // 10}it", "compact": "end", "seed": seed,
+                 "snapshot": f"{plan['steps']}it"}  # fmt: skip
+        kept = prunus.prune(kept, fewer, **given).model
+    channels = {
+        "seed": seed, "structure": {"name": "channel", "multiple_of": plan["multiple_of"]},
+        "criterion": "sensitivity", "allocation": plan["allocation"], "schedule": "geometric",
+        "target": {"max_macs": plan["left"] * whole / common.macs(kept, tuple(example[:1].shape))},
+        "rounds": plan["rounds"], "retrain": f"{plan['each']}it", "compact": "every_round",
+        "last_retrain": f"{plan['steps'] - loop.taken - plan['each'] * (plan['rounds'] - 1)}it",
+        "snapshot": f"{plan['steps']}it",
+    }  # fmt: skip
+    result = prunus.prune(kept, channels, **given)
     made = prunus.deploy(
         result.model, example=example, against=dense, batch_sizes=(1, 16), quantize="int8",
         beside=BESIDE,
@@ -110,7 +119,7 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
     print(made)
     return {
         "network": name, "seed": seed, "plan": plan,
-        "macs_left": (result.cost_after["macs"] or 0) / (result.cost_before["macs"] or 1),
+        "macs_left": common.macs(result.model, tuple(example[:1].shape)) / whole,
         "params_left": common.params(result.model) / common.params(dense),
         "dense_test": common.accuracy(dense, test),
         "float32_test": common.accuracy(result.model.eval(), test),

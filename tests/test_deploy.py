@@ -656,6 +656,21 @@ def test_semi_structured_packs_only_what_linear_layers_alone_read() -> None:
     assert list(semi_structured._linear_weights(program)) == ["inner.weight"]  # type: ignore[arg-type]
 
 
+def test_semi_structured_answers_like_eager_on_a_gpu(tmp_path: Path) -> None:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs an NVIDIA GPU of compute capability 8.0 or newer")
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 64))
+    prunus.prune(model, {"structure": "2:4", "target": 0.5, "allocation": "uniform"})
+    model, example = model.half().cuda().eval(), torch.randn(64, 256).half().cuda()
+    made = deploy(model, example=example, runtime="semi_structured", folder=tmp_path / "made",
+                  seconds=0.05)  # fmt: skip
+    assert "2 weights packed as 2:4" in str(made)
+    opened = prunus.load(tmp_path / "made" / "semi_structured", trusted=True)
+    for served in (made.model, opened):
+        off = (served(example) - model(example)).abs().max() / model(example).abs().max()
+        assert off <= semi_structured.TOLERANCE
+
+
 # --- inputs for calibration
 
 

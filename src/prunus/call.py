@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus import duration, randomness
-from prunus.distributed import asked, once, rank, settle
+from prunus.distributed import asked, once, rank, release, settle
 from prunus.errors import InputError
 from prunus.finding import find_task, task_of
 from prunus.graph.trace import copied
@@ -139,7 +139,10 @@ def prune(
                 job.watch({"event": "note", "text": text})
             if not journal.events:
                 score(evaluate, model, "evaluate")
-            return _finish(job, test, metric_name)
+            result = _finish(job, test, metric_name)
+    del job, pruner, journal  # what holds the wrappers of the user's training
+    release()
+    return result
 
 
 def _metric(task: Task, batches: Iterable[Any]) -> Metric:

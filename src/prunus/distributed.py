@@ -6,6 +6,7 @@ rank might not meet. The ranks are those of the default group of ``torch.distrib
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,14 @@ def size() -> int:
 def rank() -> int:
     """The number of this one."""
     return dist.get_rank() if size() > 1 else 0
+
+
+def release() -> None:
+    """Free what trainings left behind: wrappers such as DistributedDataParallel lie in cycles, and
+    hold the group. One that is still held when the process ends may abort it.
+    """
+    if size() > 1:
+        gc.collect()
 
 
 def gather(value: T) -> list[T]:

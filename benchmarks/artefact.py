@@ -104,7 +104,7 @@ def variants(name: str, model: nn.Module, example: Any) -> dict[str, nn.Module]:
     made = {label: thinner(model, part) if part else model for label, part in PARTS.items()}
     if name == "resnet20":
         fewer = {"structure": {"name": "layer", "modules": ["layer1.[12]"]}, "target": 1,
-                "compact": "end"}  # fmt: skip
+                 "compact": "end"}  # fmt: skip
         short = prunus.prune(copy.deepcopy(model), fewer, example=example).model
         made[SHORTER] = thinner(short, PARTS["75% fewer macs"] * _macs(model) / _macs(short))
     zeros = copy.deepcopy(model)
@@ -205,9 +205,7 @@ def best(rows: list[dict[str, Any]]) -> str:
     for b in ("1", "16"):
         dense = _fastest([r for r in exact if r["variant"] == "dense"], b)
         text += f"Batch {b}: dense is fastest in {dense['runtime']} ({dense['ms'][b]:.3g} ms)"
-        for variant in (
-            v for v in dict.fromkeys(r["variant"] for r in exact) if v.startswith("75")
-        ):
+        for variant in dict.fromkeys(r["variant"] for r in exact if r["variant"].startswith("75")):
             own = [r for r in good if r["variant"] == variant]
             small = _fastest([r for r in own if r in exact], b)
             text += f"; {variant} in {small['runtime']} {_times(dense, small, b)} times as fast"

@@ -94,7 +94,8 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
         "train": loop, "loss": common.loss_of, "example": example,
         "calibration": [b for b, _ in zip(batches, range(8), strict=False)],
     }  # fmt: skip
-    whole = common.macs(base, tuple(example[:1].shape))
+    shape = tuple(example[:1].shape)
+    whole = common.macs(base, shape)
     kept: nn.Module = base
     if plan["out"]:
         fewer = {"structure": {"name": "layer", "modules": plan["out"]}, "target": 1, "rounds": 1,
@@ -104,7 +105,7 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
     channels = {
         "seed": seed, "structure": {"name": "channel", "multiple_of": plan["multiple_of"]},
         "criterion": "sensitivity", "allocation": plan["allocation"], "schedule": "geometric",
-        "target": {"max_macs": plan["left"] * whole / common.macs(kept, tuple(example[:1].shape))},
+        "target": {"max_macs": plan["left"] * whole / common.macs(kept, shape)},
         "rounds": plan["rounds"], "retrain": f"{plan['each']}it", "compact": "every_round",
         "last_retrain": f"{plan['steps'] - loop.taken - plan['each'] * (plan['rounds'] - 1)}it",
         "snapshot": f"{plan['steps']}it",
@@ -119,7 +120,7 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
     print(made)
     return {
         "network": name, "seed": seed, "plan": plan,
-        "macs_left": common.macs(result.model, tuple(example[:1].shape)) / whole,
+        "macs_left": common.macs(result.model, shape) / whole,
         "params_left": common.params(result.model) / common.params(dense),
         "dense_test": common.accuracy(dense, test),
         "float32_test": common.accuracy(result.model.eval(), test),

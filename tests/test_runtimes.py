@@ -664,60 +664,70 @@ def test_linear_layers_without_biases_stay_right_in_int8_once_sizes_are_known(
             assert error(session.compute([inputs]), [model(inputs)], how="norm") < 0.1
 
 
-def test_a_program_for_known_sizes_that_answers_otherwise_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class InOpenvino:
+    """A layer there, and what keeps its programs."""
+
+    model: nn.Module
+    compute: Callable[[list[Tensor]], list[Tensor]]
+    requests: Any
+
+    def is_right(self, rows: int) -> bool:
+        """About fresh inputs."""
+        given = torch.randn(rows, 4)
+        return error(self.compute([given]), [self.model(given)], how="max") < 1e-5
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> InOpenvino:
     needs("openvino")
-    openvino = find("openvino")
     model = nn.Linear(4, 6).eval()
-    session = openvino.build(Order(model, torch.randn(2, 4), tmp_path))
+    session = find("openvino").build(Order(model, torch.randn(2, 4), tmp_path))
     requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
+    return InOpenvino(model, session.compute, requests)
+
+
+def test_a_program_for_known_sizes_that_answers_otherwise_is_not_taken(
+    layer: InOpenvino, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = layer.requests
     asked = requests._asked
 
     def wrong(request: Any, arrays: Any) -> list[Tensor]:
         return [a if request is requests.any else a + 1 for a in asked(request, arrays)]
 
     monkeypatch.setattr(requests, "_asked", wrong)
-    for _ in range(openvino.OFTEN + 1):
-        inputs = torch.randn(2, 4)
-        assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
+    assert all(layer.is_right(2) for _ in range(find("openvino").OFTEN + 1))
     assert not requests.fixed
     assert requests.refused == {((2, 4),)}
 
 
 def test_a_program_that_fails_once_made_leaves_the_answers_to_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layer: InOpenvino, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs("openvino")
-    openvino = find("openvino")
-    model = nn.Linear(4, 6).eval()
-    session = openvino.build(Order(model, torch.randn(2, 4), tmp_path))
-    requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
-
     class Failing:
         def set_input_tensor(self, *given: Any) -> None:
             raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(requests, "_compiled", lambda model: Failing())
-    inputs = torch.randn(2, 4)
-    for _ in range(openvino.OFTEN + 1):
-        assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
-    assert requests.refused
+    monkeypatch.setattr(layer.requests, "_compiled", lambda model: Failing())
+    assert all(layer.is_right(2) for _ in range(find("openvino").OFTEN + 1))
+    assert layer.requests.refused
 
 
-def test_sizes_that_come_in_a_row_take_the_place_of_those_not_used(tmp_path: Path) -> None:
-    needs("openvino")
-    openvino = find("openvino")
-    model = nn.Linear(4, 6).eval()
-    session = openvino.build(Order(model, torch.randn(2, 4), tmp_path))
-    requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
-    session.compute([torch.full((5, 4), torch.nan)])  # says nothing of a program, and costs none
-    for rows in (5, 5, 7, 7, 7, *[9] * openvino.LONG, 5):
-        inputs = torch.randn(rows, 4)
-        assert error(session.compute([inputs]), [model(inputs)], how="max") < 1e-5
-    assert [shapes[0][0] for shapes in requests.fixed] == [7, 9]
+def test_sizes_that_come_in_a_row_take_the_place_of_those_not_used(layer: InOpenvino) -> None:
+    rows = (5, 5, 5, 7, 7, 7, *[9] * find("openvino").LONG, 5)
+    assert all(map(layer.is_right, rows))
+    assert [shapes[0][0] for shapes in layer.requests.fixed] == [7, 9]
     with pytest.raises(ValueError, match="shorter"):
-        session.compute([])
+        layer.compute([])
+
+
+def test_answers_that_are_no_numbers_say_nothing_of_a_program(layer: InOpenvino) -> None:
+    for _ in range(find("openvino").OFTEN):
+        layer.compute([torch.full((5, 4), torch.nan)])
+    assert not layer.requests.fixed
+    assert layer.is_right(5)
+    assert [shapes[0][0] for shapes in layer.requests.fixed] == [5]
 
 
 def test_what_openvino_cannot_convert_is_named(tmp_path: Path) -> None:

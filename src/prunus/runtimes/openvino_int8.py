@@ -35,7 +35,7 @@ KINDS = (*CONVOLUTIONS, *PRODUCTS)
 SETTINGS = {"SNIPPETS_MODE": "DISABLE"}
 """Where sizes are known and rows are few, OpenVINO 2026.4 makes one kernel of linear layers that
 follow each other; in int8, where one of them has no bias, its answers are off by several times."""
-APART = 0.05
+AGREEMENT = 0.05
 """Answers of a program for fixed sizes may be rounded otherwise, at most by this."""
 
 
@@ -65,4 +65,4 @@ def open_(path: Path, *, threads: int) -> Session:
     Raises:
         InputError: if OpenVINO cannot read it.
     """
-    return Session(computing(path, settings_of(threads) | SETTINGS, tolerance=APART), path)
+    return Session(computing(path, settings_of(threads) | SETTINGS, tolerance=AGREEMENT), path)

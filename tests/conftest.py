@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# What takes how long is the machine's affair, and not a test's.
+settings.register_profile("prunus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("prunus")
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 FLOORS = [
-    {"types", "duration", "layout", "folder", "errors", "files", "randomness", "environment",
-     "timing", "select", "metrics", "native", "distributions", "distributed"},
+    {"_common", "types", "duration", "layout", "folder", "errors", "files", "randomness",
+     "environment", "timing", "select", "metrics", "native", "distributions", "distributed"},
     {"criteria", "allocations", "schedules", "restore", "rates"},
     {"structures", "signals", "costs", "scope", "graph"},
     {"members", "figures", "plan", "masks"},

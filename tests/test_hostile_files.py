@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.compaction.artefact import packed
+from prunus.compaction.compact_graph import CompactGraph
 from prunus.compaction.file_check import LONGEST_HEADER
-from prunus.compaction.rewrite import CompactGraph
 from prunus.compaction.unpack import unpack
 
 

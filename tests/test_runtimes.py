@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import distributions, folder
+from prunus._common.inputs import leaves_of, tensors_of
+from prunus.compaction.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
 from prunus.deployment.deploy import deploy
 from prunus.deployment.inputs import inputs_of
@@ -29,7 +32,7 @@ from prunus.deployment.keeping import keep
 from prunus.deployment.served import Served, open_artefact
 from prunus.errors import InputError
 from prunus.graph.trace import arguments
-from prunus.runtimes import Order, _quantise, error, find, missing, tensors_of
+from prunus.runtimes import Order, _quantise, error, find, missing
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
 from prunus.runtimes._silent import silent
@@ -444,6 +447,71 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
     model = Odd().eval()
     served = {n: reopened(built.build(n, "odd", model), place, "odd") for n in names}
     return {"eager": built.build("eager", "odd", model).served, **served}  # type: ignore[dict-item]
+
+
+@dataclass
+class Answer:
+    """Registered nowhere: torch's pytrees take it for a leaf."""
+
+    logits: Any
+    state: Any = None
+
+
+class Answers(nn.Module):
+    """One answer, put as it is told."""
+
+    def __init__(self, put: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.put = nn.Linear(4, 3), put
+
+    def forward(self, x: Tensor) -> Any:
+        return self.put(self.inner(x))
+
+
+def everything(y: Tensor) -> Any:
+    """An answer in every shape that people give one."""
+    return {
+        "dataclass": Answer(y, {"b": y + 1}), "tuples": (y, (None, [y + 2, (y + 3,)])),
+        "object": SimpleNamespace(y=y + 4, more=[y + 5]), "none": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("put", [everything, Answer], ids=["everything", "a dataclass"])
+@pytest.mark.parametrize("name", ["eager", *RUNTIMES])
+def test_answers_come_back_as_the_model_puts_them(
+    name: str, put: Callable[[Tensor], Any], tmp_path: Path
+) -> None:
+    needs(name)
+    if put is Answer and name not in ("eager", "torch_export"):
+        pytest.skip("one build is enough: all share what flattens answers")
+    x = torch.randn(2, 4)
+    model = Answers(put).eval()
+    if (why := find(name).refuses(Order(model, x, tmp_path, calibration=[x]))) is not None:
+        pytest.skip(f"{name}: {why}")
+    found = builder(x, [x], tmp_path).build(name, "put", model)
+    assert found.served is not None, found.row.refused
+    answers, right = found.served(x), model(x)
+    assert [path for path, _ in leaves_of(answers)] == [path for path, _ in leaves_of(right)]
+    assert type(answers) is type(right)
+    how: Any = "max" if find(name).EXACT else "norm"
+    assert error(tensors_of(answers), tensors_of(right), how=how) <= find(name).TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["eager", *RUNTIMES])
+@pytest.mark.parametrize("put", [lambda y: None, lambda y: [], lambda y: y.sum().item()])
+def test_a_model_without_answers_is_refused_and_not_taken_as_equal(
+    name: str, put: Callable[[Tensor], Any], tmp_path: Path
+) -> None:
+    needs(name)
+    x = torch.randn(2, 4)
+    found = builder(x, [x], tmp_path).build(name, "none", Answers(put).eval())
+    assert found.served is None
+    assert found.row.refused
+
+
+def test_nothing_is_not_equal_to_nothing() -> None:
+    assert error([], [], how="max") == float("inf")
+    assert difference([], [])[1] is not None
 
 
 def test_scalars_flags_lists_and_unused_inputs_reach_their_places(odd: dict[str, Served]) -> None:

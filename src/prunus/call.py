@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus import duration, randomness
+from prunus._common.modules import keeping_modes
 from prunus.distributed import asked, once, rank, release, settle
 from prunus.errors import InputError
 from prunus.finding import find_task, task_of
@@ -201,21 +202,20 @@ def _undone_on_error(pruner: Pruner) -> Iterator[None]:
     """If anything goes wrong, the model is as it was given."""
     model = pruner.model
     before = copy_of(model)
-    modes = [(m, m.training) for m in model.modules()]
     grads = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        yield
-    except BaseException:
-        follow(pruner, [])
-        put_back(model, before)
-        for parameter, needs in grads:
-            parameter.requires_grad_(needs)
-        raise
+        with keeping_modes(model):
+            try:
+                yield
+            except BaseException:
+                follow(pruner, [])
+                put_back(model, before)
+                for parameter, needs in grads:
+                    parameter.requires_grad_(needs)
+                raise
     finally:
-        for module, training in modes:
-            module.training = training
         if pruner.model is not model:
-            pruner.model.train(modes[0][1])
+            pruner.model.train(model.training)
         for parameter in model.parameters():
             parameter.grad = None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from prunus._common.inputs import tensors_of
 from prunus.costs.latency import Inputs, forward
 from prunus.errors import InputError
 from prunus.graph.trace import arguments, copied, drop_caches
@@ -32,7 +33,7 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
             )
         for tensor in (*model.parameters(), *model.buffers()):
             owners.setdefault(tensor.device, name)
-    for tensor in tensors(example):
+    for tensor in tensors_of(example):
         owners.setdefault(tensor.device, "example")
     if any(device.type == "meta" for device in owners):
         raise InputError("tensors on the meta device have no values: nothing can be timed there")
@@ -82,7 +83,7 @@ def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[in
     problem = _problem(model, kept)
     if problem is not None:
         raise InputError(f"{name}: {own} does not take this example ({shapes(example)}): {problem}")
-    known = next((len(t) for t in tensors(example) if t.dim()), None)
+    known = next((len(t) for t in tensors_of(example) if t.dim()), None)
     for batch, given in inputs.items():
         problem = _problem(model, given)
         if problem is None:
@@ -108,17 +109,11 @@ def _problem(model: nn.Module, inputs: Inputs) -> str | None:
     return None
 
 
-def tensors(values: Any) -> list[Tensor]:
-    """The tensors of nested values, in order."""
-    plain = dict(values) if isinstance(values, Mapping) else values
-    return [t for t in _pytree.tree_leaves(plain) if isinstance(t, Tensor)]
-
-
 def shapes(values: Any) -> str:
     """The shapes of nested values, for people.
 
     >>> shapes((torch.ones(1, 3), {"ids": torch.tensor([[1]])}))
     'float32 (1, 3), int64 (1, 1)'
     """
-    found = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors(values)]
+    found = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(values)]
     return ", ".join(found) or "no tensor"

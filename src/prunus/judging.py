@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus import costs, randomness
+from prunus._common.modules import evaluating
 from prunus.compaction.drop import emptied, find_drops, take_out
 from prunus.compaction.optimizer import refuse_optimizer
 from prunus.cutting import restore, revives
@@ -122,15 +123,8 @@ def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
 
 def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
     """What evaluates, with the model in eval mode and no trace left in it."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad(), randomness.kept():
-            value = evaluate(model)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return value
+    with evaluating(model), torch.no_grad(), randomness.kept():
+        return evaluate(model)
 
 
 def tested(job: Job, at: Position, test: Metric | None) -> Outcome | None:

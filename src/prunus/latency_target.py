@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from prunus._common.inputs import tensors_of
 from prunus.compaction.compact import compact
 from prunus.deployment.table import Deployment
 from prunus.distributed import once
@@ -20,7 +21,7 @@ from prunus.graph.trace import copied
 from prunus.plan import limits_of, most_of
 from prunus.position import Job
 from prunus.recipe import Recipe, Spec
-from prunus.runtimes import Order, find, tensors_of
+from prunus.runtimes import Order, find
 from prunus.timing import interleaved, no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
 from prunus.types import Masks

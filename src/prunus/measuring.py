@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus import randomness
+from prunus._common.inputs import tensors_of
 from prunus.compaction.artefact import packed
 from prunus.costs.bytes_ import bytes_
 from prunus.costs.energy import Energy, estimated_energy, measured_energy
@@ -20,7 +21,7 @@ from prunus.costs.meters import Meter, meter_for
 from prunus.costs.params import nonzero_params, params
 from prunus.environment import describe
 from prunus.errors import InputError, PrunusError
-from prunus.fits import one_device, refuse_misfits, tensors, twin
+from prunus.fits import one_device, refuse_misfits, twin
 from prunus.measured import Figures, Measured, Pass
 from prunus.timing import Timing, no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
@@ -188,7 +189,7 @@ def _estimated(
     """Weights and inputs are read once, activations written and read once."""
     if macs is None:
         return None
-    read = bytes_(model) + sum(t.numel() * t.element_size() for t in tensors(inputs))
+    read = bytes_(model) + sum(t.numel() * t.element_size() for t in tensors_of(inputs))
     moved = read + 2 * room.written_bytes
     return estimated_energy(macs=macs * batch, moved_bytes=moved, dtype=_dtype(model), batch=batch)
 

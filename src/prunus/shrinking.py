@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunus._common.modules import take_mode
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, Kept, cut_of, take
 from prunus.compaction.drop import put_back_modules
@@ -108,6 +109,8 @@ def grow(pruner: Pruner) -> None:
     pruner.shrinks.pop()
     if last.plan.graph is None:
         last.plan.surgery.undo(pruner.model, last.modules)
+    if last.model is not pruner.model:
+        take_mode(last.model, of=pruner.model)
     pruner.model = last.model
     for name, parameter in dense.items():
         resize(parameter, larger[name])

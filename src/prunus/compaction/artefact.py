@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus.compaction.attributes import Attribute, changed
+from prunus.compaction.compact_graph import CompactGraph
 from prunus.compaction.drop import LEFT, Dropped
 from prunus.compaction.file_check import LONGEST_HEADER, header_fits, read
 from prunus.compaction.graph_file import from_plain, to_plain
@@ -32,7 +33,6 @@ from prunus.compaction.placing import (
     put,
     shown,
 )
-from prunus.compaction.rewrite import CompactGraph
 from prunus.compaction.sparse_file import ROUNDED, Values, pack
 from prunus.compaction.surgery import refresh
 from prunus.compaction.unpack import Packed, unpack, whole

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from prunus import costs
 from prunus.compaction.artefact import save
 from prunus.compaction.attributes import Attribute
+from prunus.compaction.compact_graph import take_mode_of_operators
 from prunus.compaction.cut import Cut, Kept, cut_of
 from prunus.compaction.optimizer import shrink
 from prunus.compaction.routes import ROUTES, Plan, find_plan
@@ -152,5 +153,5 @@ def perform(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) ->
         return model
     shrink(model, optimizer, plan.surgery.kept)
     adopt(plan.graph, model)
-    plan.graph.train(model.training)
+    take_mode_of_operators(plan.graph, model)
     return plan.graph

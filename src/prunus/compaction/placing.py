@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.compaction.attributes import Attribute
-from prunus.compaction.rewrite import PLAIN
+from prunus.compaction.compact_graph import PLAIN
 from prunus.compaction.unpack import Packed, whole
 from prunus.errors import InputError, did_you_mean
 from prunus.graph.analysis import canonical_names

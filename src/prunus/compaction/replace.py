@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
+from prunus._common.inputs import tensors_of
 from prunus.compaction.cut import Cut, Kept
 from prunus.compaction.rewrite import rewrite
 from prunus.compaction.verify import every_value
@@ -65,11 +65,7 @@ def entering(cut: Cut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict[str,
                 return tuple(cut.indices(d) for d in value.dims)
         return None
 
-    return {name: [left(t) for t in _entering(call)] for name, call in calls.items()}
-
-
-def _entering(inputs: Inputs) -> list[Tensor]:
-    return [t for t in _pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    return {name: [left(t) for t in tensors_of(call)] for name, call in calls.items()}
 
 
 def as_graph(

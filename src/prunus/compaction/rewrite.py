@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from prunus.compaction.compact_graph import CompactGraph
 from prunus.compaction.cut import Cut, take
 from prunus.compaction.patches import PATCHES
 from prunus.errors import RunError
@@ -52,72 +51,6 @@ class Rewritten:
     module: fx.GraphModule
     patches: tuple[Patch, ...]
     nodes: Mapping[fx.Node, fx.Node]
-
-
-class CompactGraph(fx.GraphModule):
-    """A graph that stands in for a module of the user's, with the plain attributes of that one.
-
-    It was traced in eval mode; ``train()`` switches its dropout, batch norms and recurrent layers
-    as it would have switched the modules that they came from.
-    """
-
-    def __str__(self) -> str:
-        return repr(self)
-
-    def _get_name(self) -> str:
-        return "CompactGraph"
-
-    def extra_repr(self) -> str:
-        """The number of operators: the code itself is in ``code``."""
-        return f"{sum(n.op == 'call_function' for n in self.graph.nodes)} operators"
-
-    def train(self, mode: bool = True) -> CompactGraph:
-        """Training or eval mode, for the operators that know the difference."""
-        super().train(mode)
-        changed = False
-        for node in self.graph.nodes:
-            place = _flag(node)
-            if place is not None and node.args[place] is not mode:
-                node.args = (*node.args[:place], mode, *node.args[place + 1 :])
-                changed = True
-        if changed:
-            self.recompile()
-        return self
-
-    def __deepcopy__(self, memo: Any) -> CompactGraph:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch copies its own old class
-            made = super().__deepcopy__(memo)
-        for key, value in vars(self).items():
-            if type(value) in PLAIN and key not in vars(made):
-                setattr(made, key, value)
-        for key in _HOOKS:  # torch's own copy forgets them
-            vars(made)[key] = copy.copy(vars(self)[key])
-        made.training = self.training
-        assert isinstance(made, CompactGraph)
-        return made
-
-
-PLAIN = (int, float, bool, str, type(None))
-"""Attributes that enclosing code may ask a replaced module for."""
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
-          "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
-          "_backward_pre_hooks")  # fmt: skip
-
-MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5, "lstm": 6,
-         "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip
-"""Operators with a training flag, and its place among their arguments."""
-
-
-def _flag(node: fx.Node) -> int | None:
-    """The place of a flag that ``train()`` switches; without statistics a norm has no eval mode."""
-    name = base_name(node) if node.op == "call_function" else ""
-    place = MODES.get(name)
-    if place is None or len(node.args) <= place or (name == "batch_norm" and node.args[3] is None):
-        return None
-    return place
 
 
 def rewrite(cut: Cut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
+from prunus._common.modules import take_mode
 from prunus.compaction.attributes import Attribute
+from prunus.compaction.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.cut import Kept
 from prunus.compaction.optimizer import shrink
-from prunus.compaction.rewrite import PLAIN
 from prunus.graph.analysis import canonical_names
 from prunus.graph.trace import drop_caches
 
@@ -49,6 +50,7 @@ class Surgery:
             before[name] = model.get_submodule(name)
             adopt(module, before[name])
             _plain_attributes(module, before[name])
+            take_mode_of_operators(module, before[name])
             _set_module(model, name, module)
         refresh(model)
         return before
@@ -56,6 +58,7 @@ class Surgery:
     def undo(self, model: nn.Module, before: Mapping[str, nn.Module]) -> None:
         """Put modules and attributes back; tensors are put back by whoever has their values."""
         for name, module in before.items():
+            take_mode(module, of=model.get_submodule(name))
             _set_module(model, name, module)
         for attribute in reversed(self.attributes):
             attribute.set(model, back=True)

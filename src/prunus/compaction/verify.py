@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunus._common.inputs import tensors_of
 from prunus.compaction.cut import Cut, take
 from prunus.compaction.rewrite import Rewritten
 from prunus.compaction.values import Lazy, State
@@ -122,21 +123,10 @@ def traced_outputs(traced: Traced) -> list[Tensor]:
     return [torch.empty_like(t, device="meta") for t in tensors_of(found)]
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of a nested output, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in tensors_of(v)]
-    if isinstance(value, (list, tuple)):
-        return [t for v in value for t in tensors_of(v)]
-    if hasattr(value, "__dataclass_fields__"):
-        return [t for k in value.__dataclass_fields__ for t in tensors_of(getattr(value, k))]
-    return []
-
-
 def difference(expected: list[Tensor], found: list[Tensor]) -> tuple[float, str | None]:
     """Largest difference relative to the largest value, or what makes them incomparable."""
+    if not expected:
+        return float("inf"), "the model returns no tensor, so that nothing can be compared"
     if len(expected) != len(found):
         return float("inf"), f"{len(found)} outputs instead of {len(expected)}"
     worst = 0.0

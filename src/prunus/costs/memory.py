@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunus._common.inputs import tensors_of
 from prunus.costs.bytes_ import bytes_
 from prunus.costs.latency import Inputs
 
@@ -46,7 +46,7 @@ def memory(model: nn.Module, inputs: Inputs) -> Memory:
     Memory(peak_bytes=240, written_bytes=64)
     """
     args, kwargs = inputs
-    given = [t for t in _pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    given = tensors_of((args, kwargs))
     there = [*model.parameters(), *model.buffers(), *given]
     seen = _Seen(there)
     with torch.no_grad(), seen:
@@ -80,9 +80,8 @@ class _Seen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        for value in _pytree.tree_leaves(found):
-            if isinstance(value, Tensor):
-                self._note(_storage(value))
+        for tensor in tensors_of(found):
+            self._note(_storage(tensor))
         return found
 
     def _note(self, storage: torch.UntypedStorage | None) -> None:

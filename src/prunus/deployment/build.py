@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.inputs import tensors_of
 from prunus.deployment.card import card_of
 from prunus.deployment.served import Served, Structure
 from prunus.deployment.table import Row
 from prunus.errors import PrunusError
-from prunus.runtimes import Answers, Compute, Order, Session, error, find, tensors_of
+from prunus.runtimes import Answers, Compute, Order, Session, error, find
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes.eager import computing
 from prunus.timing import random_inputs
@@ -31,6 +32,10 @@ IN_PARTS = (
     "the first dimension of every input and answer must be the batch (batch_first=True)"
 )
 
+NO_ANSWER = (
+    "the model returns no tensor, so that no answers can be compared with its own: let it return "
+    "one (a number or an array is none)"
+)
 FLAT = (
     "the model returns more than tensors and None: the artefact returns the tensors, in their order"
 )
@@ -79,7 +84,11 @@ class Builder:
                       calibration=self.calibration, batch=self.batches)  # fmt: skip
         most = APART if self.judged and not runtime.EXACT else runtime.TOLERANCE
         row = Row(name, kind, tolerance=most, exact=runtime.EXACT)
-        refusal = runtime.refuses(order) or _device(runtime, order)
+        args, kwargs = order.call
+        with torch.inference_mode():
+            answers = order.model(*args, **kwargs)
+        refusal = NO_ANSWER if not tensors_of(answers) else runtime.refuses(order)
+        refusal = refusal or _device(runtime, order)
         if refusal:
             return Built(replace(row, refused=refusal))
         try:
@@ -98,12 +107,10 @@ class Builder:
         wrong = _wrong(row, own, others, dynamic=session.dynamic)
         if wrong:
             return Built(replace(row, refused=wrong))
-        args, kwargs = order.call
-        with torch.inference_mode():
-            answers = Structure.of(order.model(*args, **kwargs))
-        if answers is None:
+        structure = Structure.of(answers)
+        if structure is None:
             row = replace(row, notes=(*row.notes, FLAT))
-        return Built(row, Served(session, card_of(session, order, name), answers))
+        return Built(row, Served(session, card_of(session, order, name), structure))
 
     def _errors(self, session: Session, order: Order, *, how: Any) -> tuple[float, float]:
         """The worst over the example, or the calibration; and over inputs of other batch sizes."""

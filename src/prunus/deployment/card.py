@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from prunus._common.inputs import leaves_of, tensors_of
 from prunus.errors import InputError
 from prunus.files import write_atomically
-from prunus.runtimes import Order, Session, tensors_of
+from prunus.runtimes import Order, Session
 from prunus.runtimes._arguments import by_name, named, positions
 
 MANIFEST = "artefact.json"
@@ -80,7 +80,7 @@ def text_of(value: Any) -> str:
     ("(1, 'a')", '<object>')
     """
     plain = (bool, int, float, str, type(None))
-    if all(isinstance(leaf, plain) for leaf in pytree.tree_leaves(value)):
+    if all(isinstance(leaf, plain) for _, leaf in leaves_of(value)):
         return repr(value)
     return f"<{type(value).__name__}>"
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from prunus import folder as folders
 from prunus import randomness
+from prunus._common.inputs import tensors_of
 from prunus.deployment.advice import advice
 from prunus.deployment.build import Builder, Built
 from prunus.deployment.keeping import keep, prepare
@@ -25,7 +26,7 @@ from prunus.errors import InputError, did_you_mean
 from prunus.fits import twin
 from prunus.graph.trace import arguments
 from prunus.metrics import Metric
-from prunus.runtimes import Order, find, missing, tensors_of
+from prunus.runtimes import Order, find, missing
 from prunus.timing import no_denormals, random_inputs
 from prunus.timing import threads as fixed_threads
 

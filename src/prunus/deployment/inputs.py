@@ -7,10 +7,11 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus import randomness
+from prunus._common.modules import evaluating
 from prunus.errors import InputError
 from prunus.runtimes._arguments import by_name, positions
 
@@ -46,11 +47,9 @@ def inputs_of(
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append(_as_example(module, args, kwargs))
 
-    modes = [(m, m.training) for m in model.modules()]
     hook = model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        model.eval()
-        with torch.no_grad(), randomness.kept():
+        with evaluating(model), torch.no_grad(), randomness.kept():
             for batch in islice(batches, limit):
                 calls.clear()
                 loss(model, batch)
@@ -59,10 +58,6 @@ def inputs_of(
                 found.append(calls[0])
     finally:
         hook.remove()
-        for module, training in modes:
-            if isinstance(module, fx.GraphModule):
-                module.train(training)  # its operators hold the mode themselves
-            module.training = training
     if not found:
         raise InputError("calibration: there is no batch")
     return found

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from prunus._common.inputs import leaves_of, map_tensors, with_tensors
 from prunus.deployment.card import MANIFEST, Card, read_card
 from prunus.deployment.parts import in_parts
 from prunus.errors import InputError
@@ -23,24 +24,26 @@ class Structure:
     """How answers lie in what a model returns: tensors, and ``None`` where it returns that.
 
     Attributes:
-        spec: of the whole.
-        tensors: whether each leaf is a tensor.
+        whole: a model's answers, with tensors that hold no values.
+        count: of the tensors.
     """
 
-    spec: pytree.TreeSpec
-    tensors: tuple[bool, ...]
+    whole: Any
+    count: int
 
     @classmethod
     def of(cls, answers: Any) -> Structure | None:
         """Nothing where a number or a text is among them, which may depend on the inputs."""
-        leaves, spec = pytree.tree_flatten(answers)
-        known = all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves)
-        return cls(spec, tuple(leaf is not None for leaf in leaves)) if known else None
+        leaves = [leaf for _, leaf in leaves_of(answers)]
+        if not all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
+            return None
+        empty = torch.empty(0)
+        count = sum(leaf is not None for leaf in leaves)
+        return cls(map_tensors(lambda _: empty, answers), count)
 
     def put(self, found: Answers) -> Any:
         """Tensors in their places."""
-        left = iter(found)
-        return pytree.tree_unflatten([next(left) if t else None for t in self.tensors], self.spec)
+        return with_tensors(self.whole, found)
 
 
 class Served(nn.Module):
@@ -79,7 +82,7 @@ class Served(nn.Module):
                 f"{self.card.runtime} fails on inputs of shapes {shapes}: "
                 f"{text[0] if text else type(error).__name__}"
             ) from error
-        if self.answers is not None and sum(self.answers.tensors) == len(found):
+        if self.answers is not None and self.answers.count == len(found):
             return self.answers.put(found)
         return found[0] if len(found) == 1 else tuple(found)
 

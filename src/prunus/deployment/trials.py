@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from prunus import randomness
+from prunus._common.inputs import tensors_of
 from prunus.deployment.build import Built
 from prunus.errors import InputError
 from prunus.metrics import Metric, number
-from prunus.runtimes import tensors_of
 from prunus.timing import interleaved, random_inputs
 
 

@@ -31,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunus._common.inputs import tensors_of
 from prunus.errors import InputError
 
 aten = torch.ops.aten
@@ -80,7 +81,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
             with torch._C._AutoDispatchBelowAutograd(), recorder, _Exits(recorder):
                 output = model(*args, **kwargs)
             recorder.outputs(output)
-            expected = [tensor.clone() for tensor in _tensors(output)]
+            expected = [tensor.clone() for tensor in tensors_of(output)]
     module = recorder.module()
     with recorder.nothing_changed():
         _agrees(lambda: module(*args, **kwargs), expected, recorder.notes)
@@ -216,13 +217,13 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        operands = _tensors((args, kwargs))
+        operands = tensors_of((args, kwargs))
         for tensor in operands:
             self._node(tensor)
         written = _written(func, args, kwargs)
         self._before_writing({_storage(tensor) for tensor in written})
         result = func(*args, **kwargs)
-        made = _tensors(result)
+        made = tensors_of(result)
         if not made and not written:
             self.leaves_torch(operands, str(func.overloadpacket))
         elif written or not all(id(tensor) in self._names for tensor in made):
@@ -349,11 +350,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that an operator overwrites, by its schema."""
     places = enumerate(func._schema.arguments)
     written = [(i, a.name) for i, a in places if a.alias_info and a.alias_info.is_write]
-    return _tensors([args[i] if i < len(args) else kwargs.get(name) for i, name in written])
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return tensors_of([args[i] if i < len(args) else kwargs.get(name) for i, name in written])
 
 
 def _real(tensor: Tensor) -> bool:
@@ -391,7 +388,7 @@ def _refuse_objects(leaves: Iterable[Any], who: str) -> None:
 def _agrees(again: Callable[[], Any], expected: list[Tensor], notes: list[str]) -> None:
     """Note when the graph, run on the recorded input, does not give the recorded output."""
     try:
-        pairs = list(zip(_tensors(again()), expected, strict=True))
+        pairs = list(zip(tensors_of(again()), expected, strict=True))
         why = "gives another answer than the model"
         same = all(torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in pairs)
     except RuntimeError as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from prunus._common.modules import evaluating
 from prunus.errors import InputError
 from prunus.graph.recorder import record
 
@@ -271,7 +272,6 @@ def _is_module(module: fx.GraphModule, argument: Any) -> bool:
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """A model as it is analysed: eval mode, no cache among its outputs, no fused fast path."""
-    modes = [(m, m.training) for m in model.modules()]
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -282,11 +282,10 @@ def quiet(model: nn.Module) -> Iterator[None]:
     casts = own.pop("forward", None) if "_original_forward" in own else None
     try:
         log.setLevel(logging.CRITICAL)
-        model.eval()
         for config in caching:
             config.use_cache = False
         torch.backends.mha.set_fastpath_enabled(False)
-        with warnings.catch_warnings():
+        with evaluating(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -296,10 +295,6 @@ def quiet(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for config in caching:
             config.use_cache = True
-        for module, mode in modes:
-            if isinstance(module, fx.GraphModule):
-                module.train(mode)  # its operators hold the mode themselves
-            module.training = mode
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunus import distributions, folder
+from prunus._common.inputs import tensors_of
 from prunus.distributions import pip_line
 from prunus.errors import InputError, did_you_mean
 from prunus.graph.trace import arguments
@@ -157,23 +157,18 @@ def missing(name: str) -> list[str]:
     return distributions.missing(folder.constant("runtimes", name, "NEEDS"))
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of a pytree, in order."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def error(
     found: Sequence[Tensor], right: Sequence[Tensor], *, how: Literal["max", "norm"]
 ) -> float:
     """How far answers are from eager's: the largest of the outputs.
 
-    ``max``: max |a − b| ÷ max |b|; ``norm``: ‖a − b‖ ÷ ‖b‖. Infinite where shapes differ or a
-    value is not finite that should be.
+    ``max``: max |a − b| ÷ max |b|; ``norm``: ‖a − b‖ ÷ ‖b‖. Infinite where shapes differ, a
+    value is not finite that should be, or there is nothing to compare.
 
     >>> round(error([torch.tensor([1.0, 2.2])], [torch.tensor([1.0, 2.0])], how="max"), 6)
     0.1
     """
-    if len(found) != len(right):
+    if not right or len(found) != len(right):
         return float("inf")
     worst = 0.0
     for a, b in zip(found, right, strict=True):

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus._common.inputs import tensors_of
 from prunus.errors import InputError
 from prunus.graph.trace import arguments
-from prunus.runtimes import Order, tensors_of
+from prunus.runtimes import Order
 
 
 def positions(model: nn.Module) -> list[str]:

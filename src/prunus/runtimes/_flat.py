@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from prunus._common.inputs import leaves_of, tensors_of, with_tensors
 from prunus.graph.trace import twin
-from prunus.runtimes import Order, tensors_of
+from prunus.runtimes import Order
 from prunus.runtimes._arguments import named
 
 
@@ -40,18 +40,13 @@ def flat(order: Order) -> Flat:
     A tensor inside a list or a mapping is named after its place: ``state[0]`` is ``state_0``.
     """
     args, kwargs = order.call
-    by_path, spec = pytree.tree_flatten_with_path(named(order))
-    leaves = [leaf for _, leaf in by_path]
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    names = _identifiers([pytree.keystr(by_path[i][0]) for i in places])
+    example = named(order)
+    names = _identifiers([path for path, leaf in leaves_of(example) if isinstance(leaf, Tensor)])
     model = twin(order.model)
     forward = model.forward
 
     def plain(*given: Any, **more: Any) -> tuple[Tensor, ...]:
-        filled = list(leaves)
-        for place, value in zip(places, (*given, *more.values()), strict=True):
-            filled[place] = value
-        values = list(pytree.tree_unflatten(filled, spec).values())
+        values = list(with_tensors(example, (*given, *more.values())).values())
         answers = forward(
             *values[: len(args)], **dict(zip(kwargs, values[len(args) :], strict=True))
         )

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from prunus._common.inputs import tensors_of, with_tensors
 from prunus.compaction.artefact import save
 from prunus.errors import InputError
 from prunus.graph.trace import copied
-from prunus.runtimes import Answers, Compute, Order, Session, tensors_of
+from prunus.runtimes import Answers, Compute, Order, Session
 
 NEEDS = ("torch",)
 DEVICES = ("cpu", "cuda", "mps")
@@ -43,14 +43,9 @@ def open_(path: Path, *, threads: int) -> Session:
 
 def computing(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Compute:
     """Tensors in, tensors out: other arguments stay those of the example."""
-    leaves, spec = pytree.tree_flatten(call)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def compute(inputs: Sequence[Tensor]) -> Answers:
-        given = list(leaves)
-        for place, value in zip(places, inputs, strict=True):
-            given[place] = value
-        args, kwargs = pytree.tree_unflatten(given, spec)
+        args, kwargs = with_tensors(call, inputs)
         with torch.inference_mode():
             return tensors_of(model(*args, **kwargs))
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.runtimes import Answers, Compute, Order, Session, tensors_of
+from prunus._common.inputs import tensors_of
+from prunus.runtimes import Answers, Compute, Order, Session
 from prunus.runtimes._exported import exported, write_pt2
 
 NEEDS = ("torch",)

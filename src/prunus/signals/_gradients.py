@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from prunus._common.modules import evaluating
 from prunus.distributed import gather, total, unwrapped
 from prunus.errors import InputError, RunError
 from prunus.signals import Look
@@ -29,15 +30,13 @@ def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, T
         )
     parameters = list(look.parameters.values())
     frozen = [p for p in parameters if not p.requires_grad]
-    modes = [(m, m.training) for m in look.model.modules()]
     sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     count, problem = 0, ""
     model = unwrapped(look.model)
     try:
-        look.model.eval()
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(look.model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(look.seed)
             for batch in look.calibration:
                 loss = look.loss(model, batch)
@@ -49,8 +48,6 @@ def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, T
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, training in modes:
-            module.training = training
     ranks = gather((count, problem))
     for _, problem in ranks:
         if problem:

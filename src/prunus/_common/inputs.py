@@ -1,0 +1,138 @@
+"""What goes into a model and comes out of it: nested values and the tensors in them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+Parts = list[tuple[str, Any]]
+Rebuild = Callable[[list[Any]], Any]
+
+_LEAVES = (Tensor, nn.Module, type, Enum, FunctionType, MethodType, ModuleType, torch.Size)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors of a nested value, in order.
+
+    It looks into lists, tuples, mappings, dataclasses, whatever torch's pytrees know, and the
+    attributes of other objects; modules are not values.
+
+    >>> tensors_of({"a": torch.ones(1), "b": [None, torch.zeros(1)]})
+    [tensor([1.]), tensor([0.])]
+    """
+    return [leaf for _, leaf in leaves_of(value) if isinstance(leaf, Tensor)]
+
+
+def leaves_of(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Whatever is not made of parts, and where it lies.
+
+    >>> list(leaves_of({"state": [1, (2, None)]}))
+    [("['state'][0]", 1), ("['state'][1][0]", 2), ("['state'][1][1]", None)]
+    """
+    yield from _leaves(value, path, ())
+
+
+def _leaves(value: Any, path: str, outer: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    taken = None if id(value) in outer else _taken_apart(value)
+    if taken is None:
+        yield path, value
+        return
+    for key, part in taken[0]:
+        yield from _leaves(part, path + key, (*outer, id(value)))
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """The same nested value with another in place of every tensor.
+
+    >>> map_tensors(lambda t: t.shape, {"a": (torch.ones(1, 2), 3)})
+    {'a': (torch.Size([1, 2]), 3)}
+    """
+    return _mapped(function, value, ())
+
+
+def _mapped(function: Callable[[Tensor], Any], value: Any, outer: tuple[int, ...]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    taken = None if id(value) in outer else _taken_apart(value)
+    if taken is None:
+        return value
+    parts, rebuild = taken
+    made = [_mapped(function, part, (*outer, id(value))) for _, part in parts]
+    if all(new is old for new, (_, old) in zip(made, parts, strict=True)):
+        return value  # as it is: not everything can be made anew
+    return rebuild(made)
+
+
+def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
+    """The same nested value with these in place of its tensors, in their order.
+
+    Raises:
+        ValueError: for more or fewer than it has.
+
+    >>> with_tensors([torch.ones(1), None], [torch.zeros(1)])
+    [tensor([0.]), None]
+    """
+    given = list(tensors)
+    count = len(tensors_of(value))
+    if len(given) != count:
+        raise ValueError(f"{len(given)} tensors for a value that holds {count}")
+    left = iter(given)
+    return map_tensors(lambda _: next(left), value)
+
+
+def _taken_apart(value: Any) -> tuple[Parts, Rebuild] | None:
+    """A value's parts by name, and how others are put in their place; ``None`` for a leaf."""
+    if value is None or isinstance(value, (*_LEAVES, str, bytes, int, float, complex)):
+        return None
+    if type(value) in _pytree.SUPPORTED_NODES or _is_named_tuple(value):
+        root = iter([False])
+        parts, spec = _pytree.tree_flatten(value, is_leaf=lambda _: next(root, True))
+        keys = list(value) if isinstance(value, Mapping) else range(len(parts))
+        keys = keys if len(keys) == len(parts) else range(len(parts))
+        named = [(f"[{key!r}]", part) for key, part in zip(keys, parts, strict=True)]
+        return named, lambda made: _pytree.tree_unflatten(made, spec)
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", part) for key, part in value.items()], _remapped(value)
+    if isinstance(value, (list, tuple)):
+        return [(f"[{i}]", p) for i, p in enumerate(value)], lambda made: type(value)(made)
+    if dataclasses.is_dataclass(value):
+        names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
+    else:
+        names = list(getattr(value, "__dict__", ()))
+    if not names:
+        return None
+    return [(f".{n}", getattr(value, n)) for n in names], _with_attributes(value, names)
+
+
+def _is_named_tuple(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def _remapped(value: Mapping[Any, Any]) -> Rebuild:
+    def rebuild(made: list[Any]) -> Any:
+        items = dict(zip(value, made, strict=True))
+        if not hasattr(value, "update"):  # read only, and not to be made anew
+            return items
+        changed: Any = copy.copy(value)
+        changed.update(items)
+        return changed
+
+    return rebuild
+
+
+def _with_attributes(value: Any, names: list[str]) -> Rebuild:
+    def rebuild(made: list[Any]) -> Any:
+        changed = copy.copy(value)
+        for name, part in zip(names, made, strict=True):
+            object.__setattr__(changed, name, part)  # frozen ones too
+        return changed
+
+    return rebuild

@@ -1,0 +1,118 @@
+"""Nested values: what is found in them, and what is put back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, UserDict, deque, namedtuple
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from prunus._common.inputs import leaves_of, map_tensors, tensors_of, with_tensors
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+@dataclass
+class Answer:
+    """Not registered anywhere."""
+
+    logits: Any
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Frozen:
+    logits: Any
+
+
+class Own:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Rows(list):  # type: ignore[type-arg]
+    pass
+
+
+ONE = st.builds(lambda n: torch.full((1,), float(n)), st.integers(0, 9))
+NESTED = st.recursive(
+    st.one_of(ONE, st.none(), st.integers(), st.booleans(), st.text(max_size=2)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.lists(inner, max_size=3).map(Rows),
+        st.lists(inner, max_size=3).map(deque),
+        st.dictionaries(st.text(max_size=2), inner, max_size=3),
+        st.dictionaries(st.text(max_size=2), inner, max_size=3).map(OrderedDict),
+        st.dictionaries(st.text(max_size=2), inner, max_size=3).map(UserDict),
+        st.dictionaries(st.text(max_size=2), inner, max_size=3).map(MappingProxyType),
+        st.builds(Pair, inner, inner),
+        st.builds(Answer, inner, inner),
+        st.builds(Frozen, inner),
+        st.builds(Own, inner),
+        st.builds(lambda value: SimpleNamespace(x=value), inner),
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def count(value: Any) -> int:
+    """Tensors, counted on another way: by the text of the value."""
+    if isinstance(value, Tensor):
+        return 1
+    if isinstance(value, (str, int, type(None))):
+        return 0
+    if hasattr(value, "values"):
+        return sum(map(count, value.values()))
+    if isinstance(value, (list, tuple, deque)):
+        return sum(map(count, value))
+    return sum(map(count, vars(value).values()))
+
+
+@given(NESTED)
+def test_every_tensor_is_found_once_however_deep_it_lies(value: Any) -> None:
+    assert len(tensors_of(value)) == count(value)
+    paths = [path for path, _ in leaves_of(value)]
+    assert len(set(paths)) == len(paths)
+
+
+@given(NESTED)
+def test_tensors_go_back_where_they_were_and_the_value_is_left_alone(value: Any) -> None:
+    before = tensors_of(value)
+    changed = with_tensors(value, [t + 10 for t in before])
+    assert type(changed) is type(value) or isinstance(value, MappingProxyType)
+    assert [float(t) for t in tensors_of(changed)] == [float(t) + 10 for t in before]
+    assert [id(t) for t in tensors_of(value)] == [id(t) for t in before]
+    again = with_tensors(changed, before)
+    assert [p for p, _ in leaves_of(again)] == [p for p, _ in leaves_of(value)]
+
+
+def test_other_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 tensors for a value that holds 2"):
+        with_tensors([torch.ones(1), torch.ones(1)], [torch.ones(1)])
+
+
+def test_modules_and_circles_are_leaves() -> None:
+    circle: list[Any] = [torch.ones(1)]
+    circle.append(circle)
+    assert len(tensors_of([nn.Linear(1, 1), circle])) == 1
+    assert map_tensors(lambda t: t, circle) is circle
+
+
+def test_what_other_packages_return_is_looked_into() -> None:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    made = outputs.CausalLMOutput(logits=torch.ones(1), hidden_states=(torch.zeros(1),))
+    assert len(tensors_of(made)) == 2
+    changed = with_tensors(made, [torch.zeros(2), torch.ones(2)])
+    assert type(changed) is type(made)
+    assert changed.logits.tolist() == [0, 0]
+    assert changed["hidden_states"][0].tolist() == [1, 1]
+    largest = torch.max(torch.ones(2, 2), 0)
+    assert len(tensors_of(largest)) == 2
+    assert type(with_tensors(largest, largest)) is type(largest)

@@ -5,8 +5,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "prunus.native.kernels",
-            ["src/prunus/native/kernels.c"],
+            "prunus._common.kernels.kernels",
+            ["src/prunus/_common/kernels/kernels.c"],
             extra_compile_args=["-O3"],
             optional=True,  # without a C compiler torch does the same, more slowly
         )

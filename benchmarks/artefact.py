@@ -27,11 +27,11 @@ from torch import nn
 
 import prunus
 import structure_common as common
+from prunus._common.environment import describe
+from prunus._common.timing import interleaved, no_denormals, random_inputs
 from prunus.deployment.build import size
-from prunus.environment import describe
 from prunus.runtimes import Order, error, find, missing, tensors_of
 from prunus.runtimes.eager import computing
-from prunus.timing import interleaved, no_denormals, random_inputs
 
 NETWORKS = ("resnet20", "resnet50", "bert_base", "lstm")
 ENGINES = {

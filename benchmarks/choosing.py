@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils import prune as torch_prune
 
 import prunus
-from prunus.environment import describe
+from prunus._common.environment import describe
 
 HERE = Path(__file__).parent
 LAYERS, WIDTH, SPARSITY = 24, 2048, 0.9

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.environment import describe
-from prunus.masks import apply
+from prunus._common.environment import describe
+from prunus.pruning.masks import apply
 
 HERE = Path(__file__).parent
 PAIRS, STEPS = 40, 3

@@ -25,7 +25,7 @@ Each row is one command. It trains (or loads) a network, prunes until it would l
 the metric on validation data (or its rounds are at their end), proves the smaller network equal to
 the masked one, builds it in the fastest runtime installed, and judges it there. Start at the row
 nearest to your problem: its task is one file of [`tasks`](../src/prunus/tasks), its recipe one of
-[`recipes`](../src/prunus/recipes); [your own](#your-own-model-and-data) is a copy of both.
+[`recipes`](../src/prunus/recipe/library); [your own](#your-own-model-and-data) is a copy of both.
 
 `PRUNUS_DATA` (or `--data`) names the folder that holds `cifar10`, `movie-reviews`, `speech-digits`
 and `shakespeare`; what each must contain is said in the task's file and in the error message.
@@ -38,8 +38,8 @@ OWN = """
     prunus run my_project/recipe.yaml
 
 A task is one function that returns `prunus.Task(model, optimizer, loss, metric, train, validation,
-test, example)`. Let `metric` return a value for each item (`prunus.task.hits` does) and the test
-metric gets an interval, beside the dense model's.
+test, example)`. Let `metric` return a value for each item (`prunus.tasks.base.hits` does) and the
+test metric gets an interval, beside the dense model's.
 """
 
 

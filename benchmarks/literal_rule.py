@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import prunus
-from prunus.environment import describe
-from prunus.task import Task
+from prunus._common.environment import describe
+from prunus.tasks.base import Task
 from prunus.tasks.mlp import mlp
 
 HERE = Path(__file__).parent

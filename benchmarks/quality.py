@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 import prunus
-from prunus.environment import describe
-from prunus.rates.hold_decay import hold_decay
-from prunus.task import Batches, accuracy, classification_loss
+from prunus._common.environment import describe
+from prunus.methods.rates.hold_decay import hold_decay
+from prunus.tasks.base import Batches, accuracy, classification_loss
 from prunus.tasks.mnist import SimpleCNN, find_folder, read
 
 HERE = Path(__file__).parent

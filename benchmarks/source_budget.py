@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.console import Lines
-from prunus.environment import describe
-from prunus.recipe_file import load
+from prunus._common.environment import describe
+from prunus.cli.console import Lines
+from prunus.recipe.load import load
 from prunus.tasks.mnist import mnist
 
 HERE, RUNS = Path(__file__).parent, Path("runs/bench")

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import native
-from prunus.compaction.file_check import read
-from prunus.compaction.unpack import unpack, whole
-from prunus.environment import describe
+from prunus._common import kernels as native
+from prunus._common.environment import describe
+from prunus.compaction.files.checked_read import read
+from prunus.compaction.files.unpack import unpack, whole
 
 HERE = Path(__file__).parent
 WIDTH, LAYERS, ROUNDS = 2048, 8, 9

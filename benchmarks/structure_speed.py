@@ -26,7 +26,7 @@ from torch import nn
 
 import prunus
 import structure_common as common
-from prunus.environment import describe
+from prunus._common.environment import describe
 from structure import Loop, recipe_of
 
 ANALYSED = ("resnet50", "vit_b", "llama_24", "llama_8b_meta")
@@ -187,7 +187,7 @@ def analysis(name: str) -> dict[str, Any]:
     """Seconds to find the units of a model, and to take half of them out, verified."""
     from prunus.compaction.compact import perform
     from prunus.compaction.cut import cut_units
-    from prunus.compaction.routes import find_plan
+    from prunus.compaction.search import find_plan
     from prunus.graph.analysis import analyse
     from prunus.graph.listing import table
 

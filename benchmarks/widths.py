@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus._common.timing import interleaved
 from prunus.runtimes import Order, find, missing
-from prunus.timing import interleaved
 
 WIDTHS = (24, 26, 28, 30, 32)
 ENGINES = ("onnxruntime", "openvino", "eager")

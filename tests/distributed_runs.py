@@ -25,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import prunus
-from prunus import latency_target, serving
-from prunus.files import tensors_digest
+from prunus._common.files import tensors_digest
+from prunus.progressive import deploy_step as serving
+from prunus.progressive import latency_target
 
 PATIENCE = 120.0  # seconds for a world; a rank that is still there is killed
 
@@ -149,7 +150,7 @@ def evaluate(model: nn.Module) -> float:
     return float((model(inputs).argmax(1) == classes).float().mean())
 
 
-def train(model: nn.Module, run: prunus.run.Run) -> None:
+def train(model: nn.Module, run: prunus.progressive.phase.Run) -> None:
     # Of three ranks, whose sum depends on the order: buckets that are not sorted anew after a step.
     ddp = DistributedDataParallel(model, find_unused_parameters=size() > 2)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=0.01)
@@ -267,7 +268,7 @@ def shrinks_and_grows() -> dict[str, Any]:
     def judged(model: nn.Module) -> float:
         return 0.0 if len(seen) == 3 else 1.0
 
-    def trained(model: nn.Module, run: prunus.run.Run) -> None:
+    def trained(model: nn.Module, run: prunus.progressive.phase.Run) -> None:
         ddp = DistributedDataParallel(model)
         kept.append(ddp)
         seen.append(sum(p.numel() for p in model.parameters()))
@@ -299,7 +300,7 @@ def refused() -> dict[str, str]:
             model.get_parameter("second.weight").mul_(1 + 9 * float(rank() == size() - 1))
         return model
 
-    def unwrapped(model: nn.Module, run: prunus.run.Run) -> None:
+    def unwrapped(model: nn.Module, run: prunus.progressive.phase.Run) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         run.attach(optimizer)
         for batch in run.batches(loader()):
@@ -383,7 +384,7 @@ def stopped_and_killed(recipe: Mapping[str, Any], folder: Path, victim: int) -> 
         asked[0] += 1
         return asked[0] == 7
 
-    def deadly(model: nn.Module, run: prunus.run.Run) -> None:
+    def deadly(model: nn.Module, run: prunus.progressive.phase.Run) -> None:
         given = run.batches
 
         def counted(loader: Any) -> Any:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.layout import Layer
-from prunus.recipe import Spec
-from prunus.scope import find_layers
-from prunus.task import Batches, Task, accuracy, classification_loss
+from prunus._common.layers import Layer
+from prunus.pruning.scope import find_layers
+from prunus.recipe.schema import Spec
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 from prunus.types import Group
 
 # Settings without a default, for the models of these tests.

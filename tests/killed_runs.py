@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 import prunus
-from prunus import call, files, journal
+from prunus._common import files
+from prunus.progressive import journal
+from prunus.progressive import prune as call
 from prunus.tasks.digits import digits
 
 COMMON = ["dense=2ep", "retrain=1ep", "snapshot=4it", "task=digits"]
@@ -93,7 +95,7 @@ def watch_writes(points: Points) -> None:
 
 def run(recipe: str, folder: Path) -> None:
     """One run, with nothing written by the report."""
-    from prunus.recipe_file import load
+    from prunus.recipe.load import load
 
     name, *changes = RECIPES[recipe]
     prunus.prune(digits(batch=128), load(name, [*COMMON, *changes]), folder=folder)

@@ -22,12 +22,12 @@ from torch import nn
 
 import prunus
 from helpers import quick, tiny_task
-from prunus import files
-from prunus.cli import cli
+from prunus._common import files
+from prunus.cli.main import cli
 from prunus.errors import InputError, Interrupted, PrunusError, RunError
-from prunus.recipe import Recipe
-from prunus.recipe_file import load
-from prunus.run import Run
+from prunus.progressive.phase import Run
+from prunus.recipe.load import load
+from prunus.recipe.schema import Recipe
 
 FAST = ["task=digits", "dense=1ep", "retrain=1ep", "rounds=2"]
 
@@ -364,7 +364,7 @@ def test_a_task_file_that_fails_is_refused_with_its_error() -> None:
 
 
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
-    code = "from prunus.cli import main; main()"
+    code = "from prunus.cli.main import main; main()"
     words = ["run", "iterative", "dense=1000ep", "--folder", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, *words],

@@ -8,26 +8,26 @@ from torch import nn
 
 import prunus
 from helpers import weights
-from prunus.allocations.erk import erk
-from prunus.allocations.global_ import global_
-from prunus.allocations.per_neuron import per_neuron
-from prunus.allocations.threshold import threshold
-from prunus.allocations.uniform import uniform
+from prunus._common.layers import Layer
 from prunus.errors import InputError
-from prunus.layout import Layer
-from prunus.members import numbers
-from prunus.plan import Cost, limits_of
-from prunus.restore._memory import Memory
-from prunus.restore.keep import keep
-from prunus.restore.reinitialize import reinitialize
-from prunus.restore.revive import revive
-from prunus.restore.rewind import rewind
-from prunus.structures.block import block
-from prunus.structures.layer import layer
-from prunus.structures.n_m import n_m
-from prunus.structures.neuron import neuron
-from prunus.structures.subset import subset
-from prunus.structures.weight import weight
+from prunus.methods.allocations.erk import erk
+from prunus.methods.allocations.global_ import global_
+from prunus.methods.allocations.per_neuron import per_neuron
+from prunus.methods.allocations.threshold import threshold
+from prunus.methods.allocations.uniform import uniform
+from prunus.methods.restores._memory import Memory
+from prunus.methods.restores.keep import keep
+from prunus.methods.restores.reinitialize import reinitialize
+from prunus.methods.restores.revive import revive
+from prunus.methods.restores.rewind import rewind
+from prunus.methods.structures.block import block
+from prunus.methods.structures.layer import layer
+from prunus.methods.structures.n_m import n_m
+from prunus.methods.structures.neuron import neuron
+from prunus.methods.structures.subset import subset
+from prunus.methods.structures.weight import weight
+from prunus.pruning.decide import Cost, limits_of
+from prunus.pruning.units import numbers
 from prunus.types import Counts, State
 
 SCORES = ([5.0, 1.0, 4.0, 2.0], [3.0, 9.0, 8.0, 7.0, 6.0, 0.5])

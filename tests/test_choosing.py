@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
-from prunus.allocations._fewest import Ranking, by_count
-from prunus.select import cutoff, keep_largest, keep_largest_by_run
+from prunus._common.topk import cutoff, keep_largest, keep_largest_by_run
+from prunus.methods.allocations._fewest import Ranking, by_count
 from prunus.types import Group, Limits
 
 VALUES = st.one_of(st.integers(-2, 2).map(float), st.floats(-9, 9, width=32), st.just(-torch.inf))
@@ -184,7 +184,7 @@ def test_scores_made_anew_in_each_pass_give_the_same_masks(
 ) -> None:
     recipe = {"target": 0.6, "criterion": criterion, "allocation": allocation}
     held = prunus.Pruner(three_layers(), recipe).choose(1.0)
-    monkeypatch.setattr("prunus.plan.HELD", 0)
+    monkeypatch.setattr("prunus.pruning.decide.HELD", 0)
     anew = prunus.Pruner(three_layers(), recipe).choose(1.0)
     assert all(torch.equal(held[name], anew[name]) for name in held)
 

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import prunus
-from prunus.cli import cli
+from prunus.cli.main import cli
 from prunus.errors import InputError
-from prunus.finished import open_run
-from prunus.judging import score
-from prunus.recipe import Recipe
-from prunus.recipe_file import load
+from prunus.progressive.finished import open_run
+from prunus.progressive.judge import score
+from prunus.recipe.load import LIBRARY, load
+from prunus.recipe.schema import Recipe
 from stand_ins import ROWS
 
 FAST = ["dense=2ep", "retrain=1ep", "rounds=2", "guard={max_drop: 0.5}"]
@@ -57,7 +57,7 @@ def test_a_finished_run_opens_its_artefact_and_builds_none(monkeypatch: pytest.M
     def never(*_: object, **__: object) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr("prunus.serving.deploy", never)
+    monkeypatch.setattr("prunus.progressive.deploy_step.deploy", never)
     again = command(*words)
     assert re.search(r"^runs in +onnxruntime", again.output, re.MULTILINE)
     assert Path("run/result.json").read_text() == before
@@ -135,8 +135,8 @@ def test_list_names_every_idea_with_its_source() -> None:
     assert "cubic" not in command("list", "criteria").output
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (  # tests/test_tasks.py has the others
-    Path(prunus.__file__).parent / "recipes").glob("*.yaml") if p.stem not in ROWS))  # fmt: skip
+@pytest.mark.parametrize("name", sorted(p.stem for p in LIBRARY.glob("*.yaml")  # the others:
+                                        if p.stem not in ROWS))  # tests/test_tasks.py  # fmt: skip
 def test_every_recipe_runs_from_end_to_end(name: str) -> None:
     short = ["dense.length=2ep", "retrain=1ep"]
     done = command("run", name, *short, "guard=null")
@@ -160,7 +160,7 @@ def test_the_mnist_task_reads_the_files_and_prunes() -> None:
 
 
 def test_recipes_read_back_as_they_were_written() -> None:
-    for path in (Path(prunus.__file__).parent / "recipes").glob("*.yaml"):
+    for path in LIBRARY.glob("*.yaml"):
         recipe = load(path.stem)
         Path("copy.yaml").write_text(recipe.to_yaml())
         assert load("copy.yaml").digest() == recipe.digest()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from prunus.compaction.optimizer import Indices, refuse_optimizer, shrink
+from prunus.compaction.slicing.parameters import Indices, refuse_optimizer, shrink
 from prunus.errors import InputError, RunError
-from prunus.masks import enforce
+from prunus.pruning.masks import enforce
 
 OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.01}),

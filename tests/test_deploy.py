@@ -18,20 +18,20 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import prunus
-from prunus import distributions
-from prunus.cli import cli
+from prunus._common import packages as distributions
+from prunus._common.timing import Timing
+from prunus.cli.main import cli
 from prunus.deployment import advice as advices
 from prunus.deployment import build, keeping, trials
 from prunus.deployment import deploy as call
+from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import deploy
-from prunus.deployment.inputs import inputs_of
-from prunus.deployment.served import Card
+from prunus.deployment.module import Card
 from prunus.errors import InputError, RunError
 from prunus.runtimes import Order, Session, missing, semi_structured, torch_compile, torchao_int8
 from prunus.runtimes import find as find_runtime
 from prunus.runtimes._silent import silent
 from prunus.runtimes.eager import computing
-from prunus.timing import Timing
 
 EXAMPLE = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
 
@@ -261,7 +261,7 @@ def test_a_quantised_artefact_that_loses_too_much_is_not_taken(
     plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(EXACT=False))
 
     def evaluate(model: Any) -> float:
-        return metric if isinstance(model, prunus.deployment.served.Served) and (
+        return metric if isinstance(model, prunus.deployment.module.Served) and (
             model.card.runtime == "int8") else 0.9  # fmt: skip
 
     made = deploy(small(), example=EXAMPLE, evaluate=evaluate, better=better,
@@ -739,7 +739,7 @@ def test_deploy_builds_a_run_keeps_the_fastest_and_load_opens_it() -> None:
     slow = any(gain < advices.GAIN for gain in end["gains"].values())  # the clock decides that
     assert any("single zeros" in text for text in end["advice"]) == slow
 
-    from prunus.finished import open_run
+    from prunus.progressive.finished import open_run
 
     pruned, given = open_run("made").pruned, torch.randn(3, 1, 8, 8)
     command("deploy", "made", "--runtime", "torch_export", "--seconds", "0.05", "--batch", "4")
@@ -770,7 +770,7 @@ def test_an_eager_artefact_opens_with_the_models_code() -> None:
     out = command("deploy", "made", "--runtime", "eager", "--seconds", "0.05", "--batch", "1")
     assert "kept made/deployed/eager" in out
     assert "wrote made/deploy.json" in out
-    from prunus.finished import open_run
+    from prunus.progressive.finished import open_run
     from prunus.tasks.digits import small_cnn
 
     pruned, given = open_run("made").pruned, torch.randn(3, 1, 8, 8)
@@ -813,7 +813,7 @@ def test_list_names_the_runtimes_and_how_to_install_them(monkeypatch: pytest.Mon
 
 
 def test_every_runtime_says_what_it_is_and_stands_in_the_docs() -> None:
-    from prunus.folder import names
+    from prunus.methods.catalog import names
 
     page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
     for name in names("runtimes"):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.compaction.drop import Dropped
+from prunus.compaction.slicing.drop import Dropped
 from prunus.tasks.shakespeare import Transformer
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import prunus
 from helpers import quick, tiny_task
-from prunus.cli import cli
+from prunus.cli.main import cli
 from prunus.errors import InputError
 
 CRITERION = '''"""Late inputs matter least."""
@@ -45,8 +45,8 @@ def halfway(progress: float, start: float, target: float) -> float:
 def test_a_new_criterion_and_a_new_schedule_are_one_file_each(tmp_path: Path) -> None:
     package = Path(prunus.__file__).parent
     shutil.copytree(package, tmp_path / "copy" / "prunus")
-    (tmp_path / "copy/prunus/criteria/first.py").write_text(CRITERION)
-    (tmp_path / "copy/prunus/schedules/halfway.py").write_text(SCHEDULE)
+    (tmp_path / "copy/prunus/methods/criteria/first.py").write_text(CRITERION)
+    (tmp_path / "copy/prunus/methods/schedules/halfway.py").write_text(SCHEDULE)
 
     def python(code: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "OMP_NUM_THREADS": "1"}
@@ -56,7 +56,7 @@ def test_a_new_criterion_and_a_new_schedule_are_one_file_each(tmp_path: Path) ->
         ).stdout  # fmt: skip
 
     listed = python(
-        "from prunus.cli import main; import sys; sys.argv = ['prunus', 'list']; main()"
+        "from prunus.cli.main import main; import sys; sys.argv = ['prunus', 'list']; main()"
     )
     assert "first (slope=1.0): First: the further to the right" in listed
     assert "halfway: Halfway: start, and from the middle on" in listed
@@ -113,11 +113,11 @@ def test_a_structure_of_ones_own_that_asks_for_the_analysis_can_be_taken_out(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "mine.py").write_text(
-        "from prunus.structures.channel import channel\n"
+        "from prunus.methods.structures.channel import channel\n"
         "def first(layers, shapes, analysis):\n"
         "    return channel(layers, shapes, analysis)[:1]\n"
         "def rows(layers, shapes):\n"
-        "    from prunus.structures.neuron import neuron\n"
+        "    from prunus.methods.structures.neuron import neuron\n"
         "    return neuron(layers, shapes)\n"
     )
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))

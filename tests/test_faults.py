@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from prunus.compaction import rewrite as rewriting
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, Kept, cut_units, masks_of
-from prunus.compaction.patches import PATCHES
-from prunus.compaction.routes import find_plan
-from prunus.compaction.values import random_like, small_state, values_for_test
-from prunus.compaction.verify import Comparison, compare, difference, first_difference, outputs
+from prunus.compaction.rewriting.literals import PATCHES
+from prunus.compaction.search import find_plan
+from prunus.compaction.verifying.values import random_like, small_state, values_for_test
+from prunus.compaction.verifying.verify import (
+    Comparison,
+    compare,
+    difference,
+    first_difference,
+    outputs,
+)
 from prunus.errors import RunError
 from prunus.graph.analysis import analyse
 from prunus.graph.labels import Fixed
@@ -169,8 +175,8 @@ def _reversed_indices(monkeypatch: pytest.MonkeyPatch) -> None:
         return right(tensor, tuple(None if k is None else k.flip(0) for k in kept[:1]) + kept[1:])
 
     monkeypatch.setattr(rewriting, "take", wrong)
-    monkeypatch.setattr("prunus.compaction.values.take", wrong)
-    monkeypatch.setattr("prunus.compaction.verify.take", wrong)
+    monkeypatch.setattr("prunus.compaction.verifying.values.take", wrong)
+    monkeypatch.setattr("prunus.compaction.verifying.verify.take", wrong)
 
 
 def _stale_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

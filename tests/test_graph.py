@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import cut_units
-from prunus.compaction.routes import find_plan
+from prunus.compaction.search import find_plan
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyse
 from prunus.graph.labels import Fixed, Labels

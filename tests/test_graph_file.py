@@ -19,7 +19,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from prunus.compaction import graph_file
-from prunus.compaction.graph_file import from_plain, to_plain
+from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.errors import InputError
 from prunus.graph.recorder import record
 
@@ -333,7 +333,7 @@ def test_a_model_output_is_one_where_its_class_is_in_memory_and_a_dict_elsewhere
     with open("document.json", "w") as file:
         json.dump(document, file)
     code = (
-        "import json, sys, torch; from prunus.compaction.graph_file import from_plain; "
+        "import json, sys, torch; from prunus.compaction.files.graph_json import from_plain; "
         "tensors = torch.load('tensors.pt'); "
         "inputs = {k[3:]: tensors.pop(k) for k in list(tensors) if k[:3] == 'in '}; "
         "module = from_plain(json.load(open('document.json')), tensors); "

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunus
-from prunus.compaction.artefact import packed
-from prunus.compaction.compact_graph import CompactGraph
-from prunus.compaction.file_check import LONGEST_HEADER
-from prunus.compaction.unpack import unpack
+from prunus.compaction.files.artifact import packed
+from prunus.compaction.files.checked_read import LONGEST_HEADER
+from prunus.compaction.files.unpack import unpack
+from prunus.compaction.rewriting.compact_graph import CompactGraph
 
 
 class Net(nn.Module):

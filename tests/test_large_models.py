@@ -16,9 +16,15 @@ from prunus.compaction import rewrite as rewriting
 from prunus.compaction import values
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, cut_units, masks_of
-from prunus.compaction.routes import Plan, find_plan
-from prunus.compaction.values import WHOLE, Lazy, random_like, small_state, values_for_test
-from prunus.compaction.verify import compare, first_difference, outputs
+from prunus.compaction.search import Plan, find_plan
+from prunus.compaction.verifying.values import (
+    WHOLE,
+    Lazy,
+    random_like,
+    small_state,
+    values_for_test,
+)
+from prunus.compaction.verifying.verify import compare, first_difference, outputs
 from prunus.errors import RunError
 from prunus.graph.analysis import analyse
 from prunus.graph.units import coupled_units

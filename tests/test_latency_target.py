@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
-from prunus import latency_target
+from prunus._common.timing import Timing
 from prunus.deployment.table import Deployment, Row
-from prunus.latency_target import TRIES, outcome, search
-from prunus.timing import Timing
+from prunus.progressive import latency_target
+from prunus.progressive.latency_target import TRIES, outcome, search
 
 EXAMPLE = torch.randn(2, 6)
 SINGLY = {"name": "channel", "multiple_of": 1}

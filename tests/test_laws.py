@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import MODULES, NEEDED, Heads, layers_of, spec, weights
-from prunus import folder
 from prunus.compaction.cut import cut_of, masks_of
 from prunus.errors import InputError
 from prunus.graph.analysis import analyse
-from prunus.ideas import bind
-from prunus.members import member_mask, numbers, unit_alive, unit_scores
-from prunus.plan import Cost, LazyUnits, limits_of
-from prunus.restore._memory import Memory
-from prunus.scope import find_layers
-from prunus.signals import Look, collect, needed
+from prunus.methods import catalog as folder
+from prunus.methods.restores._memory import Memory
+from prunus.methods.signals import Look, collect, needed
+from prunus.pruning.decide import Cost, LazyUnits, limits_of
+from prunus.pruning.scope import find_layers
+from prunus.pruning.units import member_mask, numbers, unit_alive, unit_scores
+from prunus.recipe.resolve import bind
 from prunus.types import Group, Member, State
 
 FRACTION = st.floats(0, 1)

@@ -118,7 +118,7 @@ def hf_trainer(callback: Any, model: nn.Module, *, eval_dataset: Any = None, **c
 
 
 def hf(recipe: Any, **options: Any) -> prunus.Pruner:
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     callback = PruneCallback(recipe, **options)
     trainer = hf_trainer(callback, net())
@@ -161,7 +161,7 @@ def loader() -> Any:
 
 
 def lightning(recipe: Any, **options: Any) -> prunus.Pruner:
-    from prunus.lightning import PruneCallback
+    from prunus.integrations.lightning import PruneCallback
 
     callback = PruneCallback(recipe, **options)
     trainer = lit_trainer(callback)
@@ -288,7 +288,7 @@ class Killed(Exception):  # noqa: N818
 def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
     from transformers import TrainerCallback
 
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     class Kill(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -318,7 +318,7 @@ def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
 def test_lightning_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from prunus.lightning import PruneCallback
+    from prunus.integrations.lightning import PruneCallback
 
     recipe, options = KINDS[kind]
     whole = PruneCallback(recipe, **options)
@@ -393,7 +393,7 @@ def test_ones_own_loop_goes_on_in_the_middle_of_a_round(kind: str) -> None:
 
 
 def test_a_shrunk_checkpoint_is_refused_where_the_model_was_not_made_ready() -> None:
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     options = KINDS["shrinking"][1]
     saving = {"save_strategy": "steps", "save_steps": 11}
@@ -404,7 +404,7 @@ def test_a_shrunk_checkpoint_is_refused_where_the_model_was_not_made_ready() -> 
 
 
 def test_a_checkpoint_that_does_not_fit_the_pruner_is_refused() -> None:
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     saving = {"save_strategy": "steps", "save_steps": 10}
     hf_trainer(PruneCallback(GRADUAL), net(), **saving).train()
@@ -429,8 +429,8 @@ def test_a_checkpoint_that_does_not_fit_the_pruner_is_refused() -> None:
 
 @pytest.mark.parametrize("values", [GRADUAL, SHRINKING], ids=["masks", "shrinking"])
 def test_mixed_precision_trains_and_holds_the_masks(values: Any) -> None:
-    from prunus.hf import PruneCallback
-    from prunus.lightning import PruneCallback as Callback
+    from prunus.integrations.hf import PruneCallback
+    from prunus.integrations.lightning import PruneCallback as Callback
 
     options = {"example": INPUTS[:2].float()} if values is SHRINKING else {}
     first, model = PruneCallback(values, **options), net(torch.float32)
@@ -490,7 +490,7 @@ def test_the_wrapped_optimizer_of_accelerate_is_followed() -> None:
 
 
 def test_the_trainers_own_evaluation_can_judge() -> None:
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     callback = PruneCallback(
         {**ROUNDS, "guard": {"better": "lower", "max_drop": 0.2}},
@@ -512,7 +512,7 @@ def _loss(model: nn.Module) -> float:
 def test_a_transformer_shrinks_inside_a_trainer_and_goes_on_from_its_checkpoint() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     def bert() -> Any:
         torch.manual_seed(0)
@@ -580,7 +580,7 @@ def test_lightning_under_its_older_name_works_alone() -> None:
     code = """
 import warnings; warnings.simplefilter("ignore")
 import torch, pytorch_lightning, sys
-from prunus.lightning import PruneCallback
+from prunus.integrations.lightning import PruneCallback
 assert "lightning.pytorch" not in sys.modules
 assert issubclass(PruneCallback, pytorch_lightning.Callback)
 class Lit(pytorch_lightning.LightningModule):
@@ -611,8 +611,8 @@ print(callback.pruner.sparsity)
     ],
 )
 def test_what_a_foreign_loop_cannot_do_is_refused_at_once(recipe: Any, says: str) -> None:
-    from prunus.hf import PruneCallback
-    from prunus.lightning import PruneCallback as Callback
+    from prunus.integrations.hf import PruneCallback
+    from prunus.integrations.lightning import PruneCallback as Callback
 
     model = net()
     for door in (PruneCallback, Callback):
@@ -625,8 +625,8 @@ def test_what_a_foreign_loop_cannot_do_is_refused_at_once(recipe: Any, says: str
 
 
 def test_a_loop_that_is_too_short_for_its_recipe_is_refused() -> None:
-    from prunus.hf import PruneCallback
-    from prunus.lightning import PruneCallback as Callback
+    from prunus.integrations.hf import PruneCallback
+    from prunus.integrations.lightning import PruneCallback as Callback
 
     recipe = {"target": 0.5, "rounds": 3, "retrain": "2ep", "dense": "1ep"}
     says = "asks for 28 optimizer steps, and the training takes 20"
@@ -646,7 +646,7 @@ def test_a_loop_that_is_too_short_for_its_recipe_is_refused() -> None:
 
 
 def test_weights_from_before_the_last_cuts_are_not_brought_back() -> None:
-    from prunus.hf import PruneCallback
+    from prunus.integrations.hf import PruneCallback
 
     changes = {"save_strategy": "best", "load_best_model_at_end": True}
     changes |= {"metric_for_best_model": "loss", "eval_strategy": "epoch"}
@@ -694,8 +694,8 @@ def test_a_limit_of_the_recipe_ends_pruning_where_it_is() -> None:
 
 
 def test_a_named_recipe_runs_in_a_trainer_once_its_learning_rate_is_left_out() -> None:
-    from prunus.hf import PruneCallback
-    from prunus.recipe_file import load
+    from prunus.integrations.hf import PruneCallback
+    from prunus.recipe.load import load
 
     callback = PruneCallback(load("gradual", ["learning_rate=null", "dense=0", "retrain=5ep"]))
     hf_trainer(callback, net()).train()

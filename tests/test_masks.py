@@ -13,10 +13,10 @@ from torch.nn.utils import prune as torch_prune
 from torch.optim.swa_utils import AveragedModel
 
 import prunus
-from prunus import native
+from prunus._common import kernels as native
 from prunus.errors import InputError, RunError
-from prunus.masks import check
-from prunus.scope import find_layers
+from prunus.pruning.masks import check
+from prunus.pruning.scope import find_layers
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
@@ -60,7 +60,7 @@ def test_removed_weights_stay_zero_after_momentum_was_gathered(
     name: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr("prunus.masks.keeper", lambda weight, mask: None)
+        monkeypatch.setattr("prunus.pruning.masks.keeper", lambda weight, mask: None)
     model = model_of_two().to(dtype)
     optimizer = OPTIMIZERS[name](model.parameters())
     step(model, optimizer, 3)

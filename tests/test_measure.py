@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 import prunus
-from prunus import cost_table, measuring, timing
-from prunus.cli import cli
+from prunus._common import tables as cost_table
+from prunus._common import timing
+from prunus._common.timing import interleaved, random_inputs, timing_of
+from prunus.cli.main import cli
 from prunus.costs import energy as energies
 from prunus.costs import meters
 from prunus.costs.macs import macs, macs_of_pass
-from prunus.costs.memory import memory
 from prunus.errors import InputError
-from prunus.timing import interleaved, random_inputs, timing_of
+from prunus.measurement import measure as measuring
+from prunus.measurement.memory import memory
 
 FAST = {"batch_sizes": [1], "seconds": 0.01}
 
@@ -429,7 +431,7 @@ def test_both_models_are_timed_in_one_run_and_ratios_are_dense_over_pruned(
         milliseconds = {"model 1": 2.0, "against 1": 6.0, "model 4": 4.0, "against 4": 20.0}
         return {k: timing.Timing(milliseconds[k], 30.0, 0.01, 9, False) for k in functions}
 
-    monkeypatch.setattr("prunus.costs.latency.interleaved", planted)
+    monkeypatch.setattr("prunus.measurement.latency.interleaved", planted)
     small, dense = nn.Linear(8, 2, bias=False), nn.Linear(8, 8, bias=False)
     found = prunus.measure(small, torch.ones(1, 8), against=dense, batch_sizes=(1, 4), seconds=3)
     assert runs == [(["against 1", "against 4", "model 1", "model 4"], {"seconds": 3})]
@@ -483,7 +485,7 @@ def test_busy_times_and_estimates_are_said(monkeypatch: pytest.MonkeyPatch) -> N
     def planted(functions: Any, **settings: Any) -> dict[str, timing.Timing]:
         return {k: timing.Timing(1.0, 9.0, 0.5, 9, True) for k in functions}
 
-    monkeypatch.setattr("prunus.costs.latency.interleaved", planted)
+    monkeypatch.setattr("prunus.measurement.latency.interleaved", planted)
     monkeypatch.setattr(measuring, "meter_for", lambda device: None)
     found = prunus.measure(nn.Linear(2, 2), torch.ones(1, 2), **FAST)
     assert any("machine was busy while batches of 1" in w for w in found.warnings)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import cut_units
-from prunus.compaction.routes import find_plan
+from prunus.compaction.search import find_plan
 from prunus.graph.analysis import analyse
 from prunus.graph.movement import relate
 from prunus.graph.units import coupled_units

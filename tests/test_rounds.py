@@ -13,12 +13,12 @@ from torch import nn
 
 import prunus
 from helpers import NEEDED, Heads, quick, tiny_task
-from prunus import folder
 from prunus.errors import InputError, RunError
-from prunus.guard import next_progress
-from prunus.pruner import Pruner
-from prunus.recipe_file import load
-from prunus.run import Run
+from prunus.methods import catalog as folder
+from prunus.progressive.engine import Pruner
+from prunus.progressive.guard import next_progress
+from prunus.progressive.phase import Run
+from prunus.recipe.load import load
 from prunus.types import Round
 
 

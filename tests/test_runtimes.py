@@ -22,22 +22,23 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus import distributions, folder
+from prunus._common import packages as distributions
 from prunus._common.inputs import leaves_of, tensors_of
-from prunus.compaction.verify import difference
+from prunus._common.timing import random_inputs
+from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
+from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import deploy
-from prunus.deployment.inputs import inputs_of
-from prunus.deployment.keeping import keep
-from prunus.deployment.served import Served, open_artefact
+from prunus.deployment.module import Served, open_artefact
+from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.graph.trace import arguments
+from prunus.methods import catalog as folder
 from prunus.runtimes import Order, _quantise, error, find, missing
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
 from prunus.runtimes._silent import silent
 from prunus.runtimes.eager import computing
-from prunus.timing import random_inputs
 
 EVERY = folder.names("runtimes")
 BATCHES = (1, 2, 5)

@@ -12,7 +12,7 @@ from torch import nn
 
 import prunus
 from prunus.deployment.deploy import candidates
-from prunus.deployment.served import Served
+from prunus.deployment.module import Served
 from prunus.report import write_report
 from prunus.runtimes import find
 
@@ -75,7 +75,7 @@ def test_rounds_are_timed_as_the_small_models_that_they_would_end_as(compact: st
         seen.append(sum(p.numel() for p in model.parameters()))
         return type("Made", (), {"rows": (), "runtime": "planted", "path": None})
 
-    from prunus import serving
+    from prunus.progressive import deploy_step as serving
 
     before, serving.deploy = serving.deploy, watched  # type: ignore[assignment]
     try:
@@ -149,9 +149,9 @@ def test_what_an_artefact_needs_is_said_before_work_starts(
 
 
 def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunus import serving
+    from prunus._common.timing import Timing
     from prunus.deployment.table import Row
-    from prunus.timing import Timing
+    from prunus.progressive import deploy_step as serving
 
     speed = iter([1.0, 3.0, 0.5, 1.0])  # of the machine, slower and faster from run to run
 
@@ -185,7 +185,7 @@ def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not() -> None
 
 
 def test_an_engine_that_fails_costs_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunus import serving
+    from prunus.progressive import deploy_step as serving
 
     def broken(*_: Any, **__: Any) -> Any:
         raise prunus.RunError("the engine is gone")

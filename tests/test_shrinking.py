@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus import shrinking
+from prunus.compaction import shrink as shrinking
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 0, 1])

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import prunus
 from helpers import Conv1D, quick, tiny_task
-from prunus import native
-from prunus.compaction.sparse_file import TYPES, pack
-from prunus.compaction.unpack import unpack, whole
-from prunus.files import save_tensors
+from prunus._common import kernels as native
+from prunus._common.files import save_tensors
+from prunus.compaction.files.packed import TYPES, pack
+from prunus.compaction.files.unpack import unpack, whole
 
 PAGE = Path(__file__).parent.parent / "docs" / "file_format.md"
 
@@ -442,7 +442,7 @@ def test_settings_that_say_nothing_are_refused(
 
 
 def test_an_attribute_that_is_no_number_is_not_written(tmp_path: Path) -> None:
-    from prunus.compaction.attributes import Attribute
+    from prunus.compaction.slicing.attributes import Attribute
 
     with pytest.raises(prunus.InputError, match=r"'one\.mode' is 'x'; a file holds numbers"):
         prunus.save(Net(), tmp_path / "m", [Attribute("one", "mode", "y", "x")])

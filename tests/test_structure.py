@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import costs
-from prunus.cli import cli
+from prunus.cli.main import cli
 from prunus.tasks.digits import digits
 
 
@@ -531,8 +531,8 @@ def test_the_same_dimensions_of_every_head_can_go_instead_of_whole_heads() -> No
 
 def test_whole_heads_are_taken_singly_whatever_multiple_channels_come_in() -> None:
     from prunus.graph.analysis import analyse
-    from prunus.scope import find_layers
-    from prunus.structures.channel import channel
+    from prunus.methods.structures.channel import channel
+    from prunus.pruning.scope import find_layers
 
     model = nn.TransformerEncoderLayer(32, 4, dim_feedforward=48, batch_first=True).eval()
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}

@@ -20,22 +20,22 @@ from hypothesis import strategies as st
 
 import prunus
 from helpers import tiny_task
-from prunus import distributions
-from prunus.cli import cli
-from prunus.journal import read_events
-from prunus.recipe import Guard, Recipe
+from prunus._common import packages as distributions
+from prunus.cli.main import cli
+from prunus.progressive.journal import read_events
+from prunus.recipe.schema import Guard, Recipe
 from prunus.report.front import draw_front
 from prunus.sweep import Sweep, Trial, sweep
-from prunus.sweep.front import choose, dominates, front
-from prunus.sweep.hopeless import hopeless
+from prunus.sweep.pareto import choose, dominates, front
 from prunus.sweep.space import from_mapping, parse
+from prunus.sweep.stopping import hopeless
 from prunus.types import Round
 
 TASK = """
 import os, signal
 from pathlib import Path
 from helpers import tiny_task
-from prunus.task import accuracy
+from prunus.tasks.base import accuracy
 
 def metric(model, batches):
     with Path("judged").open("a") as file:
@@ -110,7 +110,7 @@ def test_a_finished_sweep_is_not_repeated() -> None:
 
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial() -> None:
     words = ["sweep", "iterative", *FAST, "guard=null", "target=0.3,0.5,0.7"]
-    code = "from prunus.cli import main; main()"
+    code = "from prunus.cli.main import main; main()"
     python = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
         [sys.executable, "-c", code, *words, "--folder", "out"],
@@ -336,7 +336,7 @@ def test_a_trial_of_a_dead_machine_is_given_to_another_after_a_while(
     assert [(t.values["target"], t.state) for t in early.trials] == [
         ("0.3", "running"), ("0.5", "finished"),
     ]  # fmt: skip
-    monkeypatch.setattr("prunus.sweep.ledger.GRACE", 1)
+    monkeypatch.setattr("prunus.sweep.study.GRACE", 1)
     time.sleep(2.5)
     assert [t.state for t in go("alive", study="shared").trials] == ["finished", "finished"]
 

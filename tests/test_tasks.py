@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from prunus.cli import cli
+from prunus._common.metrics import Outcome, bootstrap, number
+from prunus.cli.main import cli
 from prunus.errors import InputError
-from prunus.finding import find_task
-from prunus.metrics import Outcome, bootstrap, number
-from prunus.recipe import Spec
-from prunus.task import Task
+from prunus.recipe.schema import Spec
+from prunus.tasks.base import Task
 from prunus.tasks.cifar10 import Crops, normalised
+from prunus.tasks.find import find_task
 from prunus.tasks.shakespeare import bits, cut
 from prunus.tasks.spoken_digits import BANDS, FRAMES, log_mel
 from stand_ins import MAKERS, ROWS, make_all

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 
 import prunus
 from helpers import quick, tiny_task
-from prunus import call, distributions
-from prunus.cli import cli
-from prunus.run_folder import rounds_of
-from prunus.tensorboard import scalars, writer
+from prunus._common import packages as distributions
+from prunus.cli.main import cli
+from prunus.integrations.tensorboard import scalars, writer
+from prunus.progressive import prune as call
+from prunus.progressive.folder import rounds_of
 
 WORDS = ["run", "iterative", "dense=2ep", "retrain=1ep", "rounds=2", "guard={max_drop: 0.5}"]
 

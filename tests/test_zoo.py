@@ -21,14 +21,14 @@ from torch.utils import _pytree
 
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, cut_of, cut_units, masks_of
-from prunus.compaction.routes import Plan, find_plan
-from prunus.compaction.verify import Double, difference, tensors_of
+from prunus.compaction.search import Plan, find_plan
+from prunus.compaction.verifying.verify import Double, difference, tensors_of
 from prunus.graph.analysis import Analysis, analyse
 from prunus.graph.labels import Fixed
 from prunus.graph.listing import table
 from prunus.graph.trace import arguments
 from prunus.graph.units import coupled_units
-from prunus.masks import apply
+from prunus.pruning.masks import apply
 from prunus.types import Masks
 from zoo import CORE, ENTRIES, Entry, by_name
 

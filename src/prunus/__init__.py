@@ -5,45 +5,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunus.call import prune, resume
-    from prunus.compaction.artefact import save
     from prunus.compaction.compact import Compact, compact
+    from prunus.compaction.files.artifact import save
     from prunus.deployment.deploy import deploy
+    from prunus.deployment.load import load
     from prunus.deployment.table import Deployment
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
     from prunus.graph.listing import units
-    from prunus.masks import enforce
-    from prunus.measured import Measured
-    from prunus.measuring import measure
-    from prunus.opening import load
-    from prunus.own_loop import Pruner
-    from prunus.recipe import Recipe
-    from prunus.run import Run
-    from prunus.task import Batches, Task
+    from prunus.measurement.measure import measure
+    from prunus.measurement.result import Measured
+    from prunus.progressive.phase import Run
+    from prunus.progressive.prune import prune, resume
+    from prunus.progressive.pruner import Pruner
+    from prunus.pruning.masks import enforce
+    from prunus.recipe.schema import Recipe
+    from prunus.tasks.base import Batches, Task
     from prunus.types import Result, Round
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "compact": "compaction.compact",
-    "save": "compaction.artefact",
-    "load": "opening",
+    "save": "compaction.files.artifact",
+    "load": "deployment.load",
     "deploy": "deployment.deploy",
     "Deployment": "deployment.table",
     "Compact": "compaction.compact",
     "units": "graph.listing",
-    "measure": "measuring",
-    "Measured": "measured",
-    "prune": "call",
-    "resume": "call",
-    "Recipe": "recipe",
-    "Pruner": "own_loop",
+    "measure": "measurement.measure",
+    "Measured": "measurement.result",
+    "prune": "progressive.prune",
+    "resume": "progressive.prune",
+    "Recipe": "recipe.schema",
+    "Pruner": "progressive.pruner",
     "Result": "types",
     "Round": "types",
-    "Run": "run",
-    "Task": "task",
-    "Batches": "task",
-    "enforce": "masks",
+    "Run": "progressive.phase",
+    "Task": "tasks.base",
+    "Batches": "tasks.base",
+    "enforce": "pruning.masks",
     "PrunusError": "errors",
     "InputError": "errors",
     "RunError": "errors",

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from prunus.metrics import Outcome
+from prunus._common.metrics import Outcome
 
 
 @dataclass(frozen=True, eq=False)

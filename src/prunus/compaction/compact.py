@@ -11,19 +11,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunus import costs
-from prunus.compaction.artefact import save
-from prunus.compaction.attributes import Attribute
-from prunus.compaction.compact_graph import take_mode_of_operators
 from prunus.compaction.cut import Cut, Kept, cut_of
-from prunus.compaction.optimizer import shrink
-from prunus.compaction.routes import ROUTES, Plan, find_plan
-from prunus.compaction.sparse_file import Values
-from prunus.compaction.surgery import adopt
+from prunus.compaction.files.artifact import save
+from prunus.compaction.files.packed import Values
+from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
+from prunus.compaction.search import ROUTES, Plan, find_plan
+from prunus.compaction.slicing.attributes import Attribute
+from prunus.compaction.slicing.parameters import shrink
+from prunus.compaction.slicing.surgery import adopt
 from prunus.errors import InputError
 from prunus.graph.analysis import analyse
 from prunus.graph.solve import Heads
 from prunus.graph.trace import copied, trace
-from prunus.masks import apply, match_names
+from prunus.pruning.masks import apply, match_names
 from prunus.types import Masks
 
 

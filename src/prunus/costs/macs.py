@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus.costs.latency import Inputs
+from prunus.measurement.latency import Inputs
 from prunus.types import Masks
 
 

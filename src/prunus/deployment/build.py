@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import tensors_of
-from prunus.deployment.card import card_of
-from prunus.deployment.served import Served, Structure
+from prunus._common.timing import random_inputs
+from prunus.deployment.manifest import card_of
+from prunus.deployment.module import Served, Structure
 from prunus.deployment.table import Row
 from prunus.errors import PrunusError
 from prunus.runtimes import Answers, Compute, Order, Session, error, find
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes.eager import computing
-from prunus.timing import random_inputs
 
 CHECKED = (1, 3)
 """Batch sizes at which answers are compared, beside the example's own."""

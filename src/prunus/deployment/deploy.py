@@ -12,23 +12,23 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from prunus import folder as folders
-from prunus import randomness
+from prunus._common import rng as randomness
+from prunus._common.environment import describe
 from prunus._common.inputs import tensors_of
+from prunus._common.metrics import Metric
+from prunus._common.packages import pip_line
+from prunus._common.timing import no_denormals, random_inputs
+from prunus._common.timing import threads as fixed_threads
 from prunus.deployment.advice import advice
 from prunus.deployment.build import Builder, Built
-from prunus.deployment.keeping import keep, prepare
+from prunus.deployment.judge import Judge, measured, timed
+from prunus.deployment.store import keep, prepare
 from prunus.deployment.table import Deployment
-from prunus.deployment.trials import Judge, measured, timed
-from prunus.distributions import pip_line
-from prunus.environment import describe
 from prunus.errors import InputError, did_you_mean
-from prunus.fits import twin
 from prunus.graph.trace import arguments
-from prunus.metrics import Metric
+from prunus.measurement.checks import twin
+from prunus.methods import catalog as folders
 from prunus.runtimes import Order, find, missing
-from prunus.timing import no_denormals, random_inputs
-from prunus.timing import threads as fixed_threads
 
 
 def deploy(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunus.deployment.served import Served
-from prunus.timing import Timing
+from prunus._common.timing import Timing
+from prunus.deployment.module import Served
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,6 @@ def _number(value: float | None, form: str) -> str:
 
 def write_table(deployment: Deployment, path: Path) -> None:
     """For the report, as JSON."""
-    from prunus.files import write_atomically
+    from prunus._common.files import write_atomically
 
     write_atomically(path, json.dumps(deployment.plain(), indent=1).encode())

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from prunus.files import write_atomically
-from prunus.metrics import Outcome
+from prunus._common.files import write_atomically
+from prunus._common.metrics import Outcome
 from prunus.report.plots import PICTURES, as_png, as_svg, draw
 from prunus.report.record import Record, read_record
 

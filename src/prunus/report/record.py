@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import InputError
-from prunus.run_folder import rounds_of
+from prunus.progressive.folder import rounds_of
 from prunus.types import Round
 
 

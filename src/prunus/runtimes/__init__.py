@@ -15,11 +15,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunus import distributions, folder
+from prunus._common import packages as distributions
 from prunus._common.inputs import tensors_of
-from prunus.distributions import pip_line
+from prunus._common.packages import pip_line
 from prunus.errors import InputError, did_you_mean
 from prunus.graph.trace import arguments
+from prunus.methods import catalog as folder
 
 Answers = list[Tensor]
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus.layout import layers_of
+from prunus._common.layers import layers_of
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = ("MatMul", "Gemm")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import tensors_of, with_tensors
-from prunus.compaction.artefact import save
+from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
 from prunus.graph.trace import copied
 from prunus.runtimes import Answers, Compute, Order, Session

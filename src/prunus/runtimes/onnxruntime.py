@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from prunus._common.timing import no_denormals
 from prunus.runtimes import Answers, Compute, Order, Session
 from prunus.runtimes._onnx import refuses, write_onnx
-from prunus.timing import no_denormals
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

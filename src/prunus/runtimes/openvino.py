@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus._common.timing import no_denormals
 from prunus.errors import InputError
 from prunus.runtimes import Answers, Compute, Order, Session, error
 from prunus.runtimes._onnx import refuses, write_onnx
 from prunus.runtimes.onnxruntime import array
-from prunus.timing import no_denormals
 
 __all__ = ["build", "open_", "refuses"]
 

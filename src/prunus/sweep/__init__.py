@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunus.sweep.loop import sweep
+from prunus.sweep.sweep import sweep
 from prunus.sweep.types import Sweep, Trial
 
 __all__ = ["Sweep", "Trial", "sweep"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunus.call import Source
 from prunus.errors import InputError, RefusedError
-from prunus.finding import task_of
-from prunus.ideas import code_digests, resolve
-from prunus.position import Watch
-from prunus.recipe import Recipe
-from prunus.recipe_file import load
+from prunus.progressive.prune import Source
+from prunus.progressive.state import Watch
+from prunus.recipe.load import load
+from prunus.recipe.resolve import code_digests, resolve
+from prunus.recipe.schema import Recipe
 from prunus.sweep.space import Space
-from prunus.task import Task
+from prunus.tasks.base import Task
+from prunus.tasks.find import task_of
 
 CORNERS = 256
 """Combinations of a space with ranges that are looked at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from prunus.files import write_atomically
+from prunus._common.files import write_atomically
 from prunus.report.front import draw_front
 from prunus.report.plots import as_png
 from prunus.sweep.types import Sweep, Trial

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunus.call import Source, prune
 from prunus.errors import InputError, Interrupted, RunError
-from prunus.finding import task_of
-from prunus.guard import allowed_drop, last_accepted
-from prunus.ideas import folder_name
-from prunus.position import Watch
-from prunus.recipe import Recipe
-from prunus.recipe_file import load
-from prunus.run_folder import rounds_of
-from prunus.sweep.hopeless import hopeless
+from prunus.progressive.folder import rounds_of
+from prunus.progressive.guard import allowed_drop, last_accepted
+from prunus.progressive.prune import Source, prune
+from prunus.progressive.state import Watch
+from prunus.recipe.load import load
+from prunus.recipe.resolve import folder_name
+from prunus.recipe.schema import Recipe
 from prunus.sweep.locks import is_held
 from prunus.sweep.space import Space
+from prunus.sweep.stopping import hopeless
 from prunus.sweep.types import Trial
-from prunus.task import Task
+from prunus.tasks.base import Task
+from prunus.tasks.find import task_of
 from prunus.types import Result, Round
 
 

@@ -67,7 +67,7 @@ class Sweep:
         name: of the study.
         trials: by number.
         front: numbers of the trials that no other dominates, from the least left to the most.
-        best: the one to take (:func:`prunus.sweep.front.choose`); ``None`` if none is finished.
+        best: the one to take (:func:`prunus.sweep.pareto.choose`); ``None`` if none is finished.
         command: that runs the best one again, alone.
         metric_name: what the task calls the metric.
         better: ``higher`` or ``lower``.

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import InputError
-from prunus.task import Batches, Task, classification_loss, hits
 from prunus.tasks._files import find_folder, load_weights, open_zip
+from prunus.tasks.base import Batches, Task, classification_loss, hits
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

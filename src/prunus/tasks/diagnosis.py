@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from prunus.task import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 
 def diagnosis(*, batch: int = 32, rate: float = 0.02) -> Task:

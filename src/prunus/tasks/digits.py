@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from prunus.task import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 
 def digits(*, batch: int = 64, rate: float = 0.05) -> Task:

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
 
-from prunus.task import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 
 def mlp(*, batch: int = 32, rate: float = 0.05) -> Task:

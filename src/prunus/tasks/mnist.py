@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import InputError
-from prunus.task import Batches, Task, accuracy, classification_loss
 from prunus.tasks._files import find_folder
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 HOLDS = "the four IDX files (train-images-idx3-ubyte and so on, .gz or not)"
 FILES = {

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import InputError
-from prunus.task import Batches, Task, classification_loss, hits
 from prunus.tasks._files import find_folder, read_text
+from prunus.tasks.base import Batches, Task, classification_loss, hits
 
 LENGTH = 48
 """Tokens of a sentence; longer ones are cut, shorter ones filled up with zeros."""

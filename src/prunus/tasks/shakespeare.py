@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import InputError
-from prunus.task import Batches, Task
 from prunus.tasks._files import find_folder, load_weights, read_text
+from prunus.tasks.base import Batches, Task
 
 
 def shakespeare(

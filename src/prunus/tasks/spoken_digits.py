@@ -14,8 +14,8 @@ from scipy.io import wavfile
 from torch import Tensor, nn
 
 from prunus.errors import InputError
-from prunus.task import Batches, Task, classification_loss, hits
 from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks.base import Batches, Task, classification_loss, hits
 
 RATE, WINDOW, HOP, BANDS, FRAMES = 8000, 256, 80, 40, 100
 """Samples a second, of a window and between windows; mel bands; frames of an example (1 s)."""

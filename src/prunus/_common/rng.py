@@ -1,0 +1,65 @@
+"""The random state that training depends on, saved, restored and kept apart."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunus._common.distributed import rank
+
+
+def state() -> dict[str, Any]:
+    """The state of the generators of torch (CPU and CUDA), numpy and Python."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": (
+            kind,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            gauss,
+        ),
+        "python": random.getstate(),
+    }
+
+
+def set_state(saved: dict[str, Any]) -> None:
+    """Return to a state."""
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"]:
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    kind, keys, *rest = saved["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, inner, gauss = saved["python"]
+    random.setstate((version, tuple(inner), gauss))
+
+
+def own(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """This rank's among those of all ranks; the first where it had none."""
+    return states[rank()] if rank() < len(states) else states[0]
+
+
+def seed(*parts: int) -> None:
+    """Seed all generators from integers, the same on every machine."""
+    words = np.random.SeedSequence(parts).generate_state(2)
+    value = int(words[0]) << 32 | int(words[1])
+    torch.manual_seed(value % 2**63)
+    np.random.seed(int(words[0]))
+    random.seed(value)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Whatever happens inside, the generators go on as if it had not."""
+    before = state()
+    try:
+        yield
+    finally:
+        set_state(before)

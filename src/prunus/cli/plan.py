@@ -1,0 +1,33 @@
+"""``prunus plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+@DATA
+@THREADS
+@JSON
+@says_errors
+def plan(
+    recipe: str, changes: tuple[str, ...], data: Path | None, threads: int | None, as_json: bool
+) -> None:
+    """Say what a RECIPE would do, without training: counts, reach, steps, estimated time.
+
+    \b
+    Examples:
+      prunus plan iterative
+      prunus plan gradual task=mnist target=0.99 allocation=erk
+    """
+    set_data(data)
+    from prunus.cli.dry_run import dry_run, print_plan
+    from prunus.recipe.load import load
+
+    print_plan(dry_run(load(recipe, changes)), as_json=as_json)

@@ -1,0 +1,26 @@
+"""``prunus report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from prunus.cli.shared import JSON, says_errors
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@JSON
+@says_errors
+def report(folder: Path, as_json: bool) -> None:
+    """Write the HTML report and the PNG pictures of the run in FOLDER again.
+
+    \b
+    Example:
+      prunus report runs/iterative-1a2b3c4d
+    """
+    from prunus.report import write_report
+
+    path = write_report(folder)
+    click.echo(f'{{"event": "report", "path": "{path}"}}' if as_json else str(path))

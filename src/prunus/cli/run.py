@@ -1,0 +1,131 @@
+"""``prunus run`` and ``prunus resume``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data, stoppable
+from prunus.errors import InputError, Interrupted
+
+BOARD = click.option(
+    "--tensorboard", is_flag=True, help="Write every judged round to tensorboard/ in its folder."
+)
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the run is kept.")
+@DATA
+@THREADS
+@BOARD
+@JSON
+@says_errors
+def run(
+    recipe: str,
+    changes: tuple[str, ...],
+    folder: Path | None,
+    data: Path | None,
+    threads: int | None,
+    tensorboard: bool,
+    as_json: bool,
+) -> None:
+    """Train, prune, judge and report, by a RECIPE: a name or a YAML file.
+
+    Started again after a crash, the same command goes on where it was.
+
+    \b
+    Examples:
+      prunus run iterative
+      prunus run gradual task=mnist target=0.98 --data ~/data
+      prunus run one_shot criterion=fisher schedule=one_shot rounds=1
+      prunus run my/recipe.yaml task=my/task.py 'scope.exclude=[head]'
+      prunus run iterative target=guard rounds=null 'guard={max_drop: 0.01}'
+    """
+    set_data(data)
+    from prunus.recipe.load import load
+    from prunus.recipe.resolve import code_digests, folder_name
+
+    made = load(recipe, changes)
+    if made.task is None:
+        raise InputError(
+            "the recipe names no task: add task=digits, or task=my/task.py (prunus init writes one)"
+        )
+    digests = code_digests(made)
+    where = folder or Path("runs") / folder_name(made)
+    if digests and not as_json:
+        for file, digest in digests.items():
+            click.echo(f"runs code from {file} (sha256 {digest[:12]})")
+    _go(where, as_json, tensorboard, lambda **hooks: _start(made, where, **hooks))
+
+
+def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
+    from prunus.progressive.prune import prune
+    from prunus.tasks.find import task_of
+
+    task = task_of(recipe)
+    return prune(task, recipe, folder=folder, **hooks), task.metric_name
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@DATA
+@THREADS
+@BOARD
+@JSON
+@says_errors
+def resume(
+    folder: Path, data: Path | None, threads: int | None, tensorboard: bool, as_json: bool
+) -> None:
+    """Go on with the run in FOLDER, to the same answer as if it had not stopped.
+
+    \b
+    Example:
+      prunus resume runs/iterative-1a2b3c4d
+    """
+    set_data(data)
+    from prunus.progressive.folder import recipe_of
+
+    made = recipe_of(folder)
+    _go(folder, as_json, tensorboard, lambda **hooks: _start(made, folder, **hooks))
+
+
+def _go(folder: Path, as_json: bool, tensorboard: bool, start: Callable[..., Any]) -> None:
+    from prunus.cli import console
+
+    with _board(folder, tensorboard) as board, stoppable() as stopped:
+        show = console.choose(as_json=as_json)
+
+        def watch(event: Mapping[str, Any]) -> None:
+            show(event)
+            board(event)
+
+        try:
+            result, metric_name = start(watch=watch, stop=lambda: bool(stopped))
+        except Interrupted:
+            show.close()
+            raise Interrupted(f"stopped and saved; go on with: prunus resume {folder}") from None
+        except BaseException:
+            show.close()
+            raise
+    from prunus.report import write_report
+
+    report = write_report(folder)
+    show.finish(result, metric_name, str(report))
+
+
+@contextmanager
+def _board(folder: Path, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """TensorBoard's hook, or one that does nothing."""
+    if not wanted:
+        yield lambda event: None
+        return
+    from prunus.integrations.tensorboard import writer
+
+    with writer(folder) as board:
+        yield board

@@ -1,0 +1,52 @@
+"""``prunus units``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunus.cli.shared import DATA, JSON, says_errors, set_data
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--heads",
+    type=click.Choice(["whole", "dims"]),
+    default="whole",
+    help="At attention: whole heads, or the same dimensions of every head.",
+)
+@click.option("--all", "everything", is_flag=True, help="Name every dimension, not the first four.")
+@DATA
+@JSON
+@says_errors
+def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: bool) -> None:
+    """Say what can be removed from a MODEL, and what cannot and why.
+
+    MODEL is a task, or a function in a Python file that returns a model and an example of its
+    input (or a prunus.Task).
+
+    \b
+    Examples:
+      prunus units digits
+      prunus units my/model.py:make --heads dims
+    """
+    set_data(data)
+    import json
+    from dataclasses import asdict
+
+    from prunus.graph.listing import units as units_of
+    from prunus.tasks.find import find_model
+
+    made, example = find_model(model)
+    found = units_of(made, example, heads=heads)
+    if not as_json:
+        click.echo("\n".join(found.lines(10_000 if everything else 4)))
+        return
+    for kind in found.coupled:
+        row = {"units": len(kind), "head": kind.head, "places": [list(p) for p in kind.places]}
+        click.echo(json.dumps(row))
+    for pin in found.pinned:
+        click.echo(json.dumps({"stays": asdict(pin)}))

@@ -1,0 +1,190 @@
+"""Where the contents of a file go in a model: all is found and fits before anything is changed."""
+
+from __future__ import annotations
+
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.compaction.files.unpack import Packed, whole
+from prunus.compaction.rewriting.compact_graph import PLAIN
+from prunus.compaction.slicing.attributes import Attribute
+from prunus.errors import InputError, did_you_mean
+from prunus.graph.analysis import canonical_names
+
+Place = tuple[nn.Module, str, Tensor | Packed]
+
+
+def check_replaced(model: nn.Module, names: list[Any]) -> None:
+    """Names of modules that graphs and zeros stand for: each there, once, none within another."""
+    modules = dict(model.named_modules())
+    for name in names:
+        if not isinstance(name, str) or not name or name not in modules:
+            raise InputError(f"the model has no module {shown(name)}, which the file replaces")
+    every = set(names)
+    for name in names:
+        parts = name.split(".")
+        above = {".".join(parts[:i]) for i in range(1, len(parts))}
+        if names.count(name) > 1 or above & every:
+            raise InputError(f"the file replaces the module {shown(name)} twice: it is damaged")
+
+
+def shown(value: Any) -> str:
+    """Something from a file, short enough for a message."""
+    return repr(value[:80]) if isinstance(value, str) else reprlib.repr(value)
+
+
+def changes(model: nn.Module, given: list[Any]) -> list[Attribute]:
+    """The numbers that modules keep and the file changes.
+
+    Args:
+        model: still the dense one.
+        given: of ``[module, name, number]``, from anyone.
+
+    Raises:
+        InputError: if a module or its number is not there, or would become something else.
+    """
+    found = []
+    modules = dict(model.named_modules())
+    for entry in given:
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise InputError("the manifest holds a damaged attribute")
+        path, name, after = entry
+        if not isinstance(path, str) or path not in modules:
+            near = did_you_mean(path[:80], modules) if isinstance(path, str) else "names are text"
+            raise InputError(
+                f"the file does not fit this {type(model).__name__}, which has no module "
+                f"{shown(path)}: {near}"
+            )
+        before = _found(modules[path], name)
+        after = tuple(after) if isinstance(after, list) else after
+        sizes = [len(v) if isinstance(v, tuple) else 0 for v in (before, after)]
+        if type(before) is not type(after) or not is_number(after) or sizes[0] != sizes[1]:
+            raise InputError(
+                f"{shown(path)} has no attribute {shown(name)} that can become {shown(after)}"
+            )
+        found.append(Attribute(path, name, before, after))
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """What modules remember of their sizes: a word could name code to be fetched, later."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(type(part) in (int, float) for part in parts)
+
+
+def _found(owner: Any, name: Any) -> Any:
+    """A plain attribute of a module, or of an object that it holds (``config.num_heads``)."""
+    parts = name.split(".") if isinstance(name, str) else ["__"]
+    for part in parts:
+        shared = isinstance(owner, (type, ModuleType, FunctionType))  # by more than this model
+        if shared or not is_plain(part, 0) or not hasattr(owner, "__dict__"):
+            return None
+        owner = vars(owner).get(part)
+    return owner
+
+
+def is_plain(key: object, value: Any) -> bool:
+    """Whether this is an attribute that a file may name: plain data under an ordinary name."""
+    own = isinstance(key, str) and key.isidentifier() and not key.startswith("__")
+    return own and type(value) in PLAIN and key != "training"
+
+
+def places_of(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor | Packed],
+    replaced: Iterable[str],
+) -> list[Place]:
+    """Where each tensor goes: the module that owns it, and under which name.
+
+    Args:
+        model: the dense one.
+        tensors: of the file, by their first names.
+        replaced: modules whose tensors are not looked for.
+
+    Raises:
+        InputError: if a tensor is missing, or does not fit.
+    """
+    places = []
+    done: set[int] = set()
+    names = canonical_names(model)
+    inside = tuple(f"{g}." for g in replaced)
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, old in (*module._parameters.items(), *module._buffers.items()):
+            full = f"{path}.{key}" if path else key
+            if old is None or any(full.startswith(i) for i in inside):
+                continue
+            if key in module._non_persistent_buffers_set and names[full] not in tensors:
+                continue
+            value = tensors.get(names[full])
+            if value is None or not _fits(value, old):
+                raise InputError(
+                    f"the file does not fit this {type(model).__name__}: '{full}' is "
+                    f"{'missing' if value is None else f'{value.dtype} {tuple(value.shape)}'}; "
+                    f"the model's is {old.dtype} {tuple(old.shape)}"
+                )
+            if isinstance(old, nn.Parameter) and id(old) in done:
+                continue
+            done.add(id(old))
+            places.append((module, key, value))
+    return places
+
+
+def _fits(value: Tensor | Packed, old: Tensor) -> bool:
+    """Of the same type and rank; a parameter is a slice of the dense model's, never larger."""
+    if value.dtype != old.dtype or len(value.shape) != old.dim():
+        return False
+    pairs = zip(value.shape, old.shape, strict=True)
+    return not isinstance(old, nn.Parameter) or all(n <= m for n, m in pairs)
+
+
+def put(place: Place, writable: set[int]) -> None:
+    """Give a parameter or buffer its value; a parameter stays the same object.
+
+    Args:
+        place: module, name and value.
+        writable: of :func:`own_memory`: a packed tensor of the same shape is written there.
+    """
+    module, key, value = place
+    parameter = module._parameters.get(key)
+    old = module._buffers[key] if parameter is None else parameter
+    assert old is not None
+    if isinstance(value, Packed) and id(old) in writable and value.shape == old.shape:
+        value.whole(old.detach())
+        torch.autograd.graph.increment_version(old)
+    elif parameter is None:
+        module._buffers[key] = whole(value).to(old.device)
+    else:
+        parameter.data = whole(value).to(parameter.device)
+    if parameter is not None:
+        parameter.grad = None
+
+
+def own_memory(model: nn.Module) -> set[int]:
+    """Parameters and buffers, by ``id``, that may be written over as ``load_state_dict`` does.
+
+    Torch took their memory on the CPU for each of them alone: no other tensor of the model lies
+    there, and no file or array of the user's. To write where a model already is takes no memory,
+    and new memory is the slowest part of opening a packed file.
+    """
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    plain = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu"
+    }
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in plain.values())
+    return {
+        key
+        for key, tensor in plain.items()
+        if tensor.is_contiguous()
+        and not tensor.is_inference()
+        and tensor.untyped_storage().resizable()
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+        and users[tensor.untyped_storage().data_ptr()] == 1
+    }

@@ -1,0 +1,1 @@
+"""Graphs that stand in for modules."""

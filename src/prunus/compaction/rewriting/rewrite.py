@@ -1,0 +1,322 @@
+"""The traced graph with smaller tensors and the literals that go with them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from prunus.compaction.cut import Cut, take
+from prunus.compaction.rewriting.compact_graph import CompactGraph
+from prunus.compaction.rewriting.literals import PATCHES
+from prunus.errors import RunError
+from prunus.graph.call import base_name, describe, named_arguments
+from prunus.graph.labels import Fixed, Value
+from prunus.graph.rules.movement import MOVES, SPLITS
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A literal that had to change: evidence for the attribute that it came from.
+
+    Attributes:
+        node: the operator in the original graph.
+        before: its arguments.
+        after: what they became.
+    """
+
+    node: fx.Node
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A smaller graph.
+
+    Attributes:
+        module: the graph with its sliced tensors under the model's names.
+        patches: literals that changed.
+        nodes: of the original graph to those of the new one.
+    """
+
+    module: fx.GraphModule
+    patches: tuple[Patch, ...]
+    nodes: Mapping[fx.Node, fx.Node]
+
+
+def rewrite(cut: Cut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:
+    """The traced graph after a cut.
+
+    Args:
+        cut: what goes.
+        tensors: sliced parameters and buffers by name, to be used as they are; others are
+            sliced from the traced model.
+
+    Raises:
+        RunError: naming an operator that cannot be written for the smaller shapes.
+    """
+    return _Rewriter(cut, dict(tensors or {})).all()
+
+
+class _Rewriter:
+    def __init__(self, cut: Cut, tensors: dict[str, Tensor]) -> None:
+        self.cut, self.analysis = cut, cut.analysis
+        self.tensors = tensors
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.patches: list[Patch] = []
+        self.lookups = 0
+
+    def all(self) -> Rewritten:
+        old = self.analysis.traced.module
+        for node in old.graph.nodes:
+            self.new[node] = self._one(node)
+        self.graph.set_codegen(old.graph._codegen)
+        self.graph.lint()
+        module = CompactGraph(self.root, self.graph)
+        module.training = False
+        return Rewritten(module, tuple(self.patches), self.new)
+
+    def _one(self, node: fx.Node) -> fx.Node:
+        if node.op == "get_attr":
+            return self._attribute(node)
+        if node.op != "call_function" or not self._touched(node):
+            return self._copied(node)
+        if base_name(node) == "slice" and self._strided(node):
+            return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
+        args, kwargs, target = self._patched(node)
+        if _moves(node) and not self._still_right(node, target, args, kwargs):
+            return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
+        if args != tuple(node.args) or kwargs != dict(node.kwargs):
+            self.patches.append(Patch(node, (*node.args, node.kwargs), (*args, kwargs)))
+        args = self._still_open(node.args, args)
+        mapped = fx.node.map_arg((args, kwargs), lambda n: self.new.get(n, n))
+        made = self.graph.call_function(target, *mapped)
+        return self._described(made, node)
+
+    def _still_open(self, before: Any, after: Any) -> Any:
+        """An open size that shrank: the same share of whatever it is in another pass."""
+        if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
+            if len(before) != len(after):
+                return after
+            return type(after)(self._still_open(b, a) for b, a in zip(before, after, strict=True))
+        old = before.meta.get("val") if isinstance(before, fx.Node) else None
+        if type(old) is not int or type(after) is not int or after == -1:
+            return after
+        whole = self.graph.call_function(operator.mul, (self.new[before], after))
+        return self.graph.call_function(operator.floordiv, (whole, old))
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        made = self.graph.node_copy(node, lambda n: self.new[n])
+        return self._described(made, node)
+
+    def _described(self, made: fx.Node, node: fx.Node) -> fx.Node:
+        made.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+        value = node.meta.get("val")
+        known = self.analysis.known.get(node)
+        if isinstance(value, (tuple, list)) and isinstance(known, (tuple, list)):
+            pairs = zip(value, known, strict=True)
+            made.meta["val"] = type(value)(self._smaller(v, k) for v, k in pairs)
+        elif value is not None:
+            made.meta["val"] = self._smaller(value, known)
+        return made
+
+    def _smaller(self, value: Any, known: Any) -> Any:
+        """A node's value in its new shape: only shape and type of it are ever read."""
+        if not isinstance(value, Tensor) or not isinstance(known, Value):
+            return value
+        shape = self.cut.shape(known)
+        return value if shape == known.shape else value.new_empty(shape)
+
+    # --- tensors
+
+    def _attribute(self, node: fx.Node) -> fx.Node:
+        target = str(node.target)
+        tensor = self.analysis.traced.tensor(node)
+        if tensor is None:
+            _put(self.root, target, _submodule(self.analysis.traced.module, target))
+            return self._copied(node)
+        known = self.analysis.known[node]
+        assert isinstance(known, Value)
+        name = next(n for n, v in self.analysis.tensors.items() if v is known)
+        if name not in self.tensors:
+            small = take(tensor.detach(), tuple(self.cut.indices(d) for d in known.dims))
+            if isinstance(tensor, nn.Parameter):
+                small = nn.Parameter(
+                    small.clone() if small is tensor else small, requires_grad=tensor.requires_grad
+                )
+            self.tensors[name] = small
+        _put(self.root, target, self.tensors[name])
+        return self._copied(node)
+
+    # --- operators
+
+    def _touched(self, node: fx.Node) -> bool:
+        values = [self.analysis.known.get(n) for n in (node, *node.all_input_nodes)]
+        flat = [v for x in values for v in (x if isinstance(x, (list, tuple)) else (x,))]
+        return any(self.cut.changes(v) for v in flat)
+
+    def _patched(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        patch = PATCHES.get(base_name(node))
+        args, kwargs = tuple(node.args), dict(node.kwargs)
+        if patch is None:
+            return args, kwargs, node.target
+        changed = patch(self.cut, node, named_arguments(node))
+        if changed is None:
+            return args, kwargs, node.target
+        target, values = changed
+        return *_arranged(target, values), target
+
+    def _strided(self, node: fx.Node) -> bool:
+        named = named_arguments(node)
+        value = self.cut.value(node.args[0])
+        d = int(named["dim"]) % len(value.shape)
+        return int(named["step"]) != 1 and self.cut.stays(value.dims[d]) is not None
+
+    def _still_right(
+        self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Run the operator on index numbers, before and after: the kept ones must agree."""
+        before = self.cut.value(node.args[0])
+        outputs = self.analysis.known[node]
+        outs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        if all(isinstance(v, Value) and 0 in v.shape for v in outs):
+            return True  # nothing arrives: labels do not follow into an empty tensor
+        small = self.cut.shape(before)
+        literal = _pytree.tree_map_only(
+            fx.Node, self._small_stand_in, (tuple(args[1:]), dict(kwargs))
+        )
+        original = _pytree.tree_map_only(
+            fx.Node, _stand_in, (tuple(node.args[1:]), dict(node.kwargs))
+        )
+        for d, dim in enumerate(before.dims):
+            if isinstance(dim, Fixed):
+                continue
+            indices = self.cut.indices(dim)
+            view = [-1 if i == d else 1 for i in range(len(small))]
+            whole = torch.arange(before.shape[d])
+            part = whole if indices is None else indices
+            try:
+                expected = _run(node.target, whole.view(view).expand(before.shape), *original)
+                found = _run(target, part.view(view).expand(small), *literal)
+            except RuntimeError:
+                return False
+            pairs = zip(_many(expected), _many(found), outs, strict=False)
+            for want, got, value in pairs:
+                if not isinstance(value, Value):
+                    return False
+                want = take(want, tuple(self.cut.indices(x) for x in value.dims))
+                if want.shape != got.shape or not torch.equal(want, got):
+                    return False
+        return True
+
+    def _small_stand_in(self, node: fx.Node) -> Any:
+        value = self.analysis.known.get(node)
+        if isinstance(value, Value):
+            return torch.zeros(self.cut.shape(value))
+        return _stand_in(node)
+
+    def _read(self, node: fx.Node, x: Value, out: Value) -> fx.Node:
+        """A movement that literals cannot express: read the kept indices one by one."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        moved = _one_dim_move(node, x, out)
+        if moved is None:
+            raise RunError(f"{describe(node)} cannot be written for the smaller shapes")
+        dim, index = moved
+        stays = self.cut.stays(x.dims[dim])
+        kept_out = self.cut.indices(out.dims[dim])
+        wanted = index if kept_out is None else index[kept_out.numpy()]
+        position = np.cumsum(np.ones(x.shape[dim]) if stays is None else stays) - 1
+        name = f"_kept{self.lookups}"
+        self.lookups += 1
+        numbers = torch.from_numpy(position[wanted].astype(np.int64))
+        self.root.register_buffer(name, numbers)
+        read = self.graph.get_attr(name)
+        made = self.graph.call_function(aten.index_select.default, (self.new[source], dim, read))
+        self.patches.append(Patch(node, tuple(node.args), ()))
+        return self._described(made, node)
+
+
+def _one_dim_move(node: fx.Node, x: Value, out: Value) -> tuple[int, np.ndarray[Any, Any]] | None:
+    """The one dimension that a movement reorders, and the input index of each output index."""
+    if len(x.shape) != len(out.shape):
+        return None
+    differs = None
+    for d in range(len(x.shape)):
+        view = [-1 if i == d else 1 for i in range(len(x.shape))]
+        numbers = torch.arange(x.shape[d]).view(view).expand(x.shape)
+        rest, kwargs = _pytree.tree_map_only(
+            fx.Node, _stand_in, (tuple(node.args[1:]), dict(node.kwargs))
+        )
+        moved = _run(node.target, numbers, rest, kwargs)
+        rows = moved.movedim(d, 0).reshape(moved.shape[d], -1)
+        if not bool((rows == rows[:, :1]).all()):
+            return None
+        index = rows[:, 0].numpy()
+        if len(index) != x.shape[d] or not np.array_equal(index, np.arange(x.shape[d])):
+            if differs is not None:
+                return None
+            differs = (d, index)
+    return differs
+
+
+def _moves(node: fx.Node) -> bool:
+    name = base_name(node)
+    return name in (*MOVES, *SPLITS) and name not in ("pad", "constant_pad_nd", "tril", "triu")
+
+
+def _stand_in(node: fx.Node) -> Any:
+    value = node.meta["val"]
+    return torch.zeros(tuple(value.shape)) if isinstance(value, Tensor) else value
+
+
+def _run(target: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+    """An operator on index numbers; a view of them may need a copy, which changes nothing."""
+    if target in (aten.view.default, aten._unsafe_view.default):
+        target = aten.reshape.default
+    return target(x, *args, **kwargs)
+
+
+def _many(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _arranged(target: Any, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments as the operator's schema wants them."""
+    arguments = target._schema.arguments
+    args = tuple(values.get(a.name, a.default_value) for a in arguments if not a.kwarg_only)
+    kwargs = {a.name: values[a.name] for a in arguments if a.kwarg_only and a.name in values}
+    return args, kwargs
+
+
+def _put(root: nn.Module, target: str, value: Any) -> None:
+    *path, last = target.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(last, value)
+    elif isinstance(value, Tensor):
+        if last not in root._buffers:
+            root.register_buffer(last, value)
+    else:
+        setattr(root, last, value)
+
+
+def _submodule(module: nn.Module, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value

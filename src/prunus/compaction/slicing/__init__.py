@@ -1,0 +1,1 @@
+"""Tensors, numbers and modules made smaller in place."""

@@ -1,0 +1,71 @@
+"""Sizes in a configuration that modules share, as transformers models have one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from prunus.compaction.cut import Cut
+from prunus.compaction.slicing.attributes import Attribute
+from prunus.graph.labels import Fixed, Value
+
+SIZES = frozenset(
+    {"num_attention_heads", "num_key_value_heads", "intermediate_size", "num_heads", "n_head",
+     "n_heads", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_attention_heads",
+     "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size",
+     "state_size", "time_step_rank"}
+)  # fmt: skip
+"""Names of widths that pruning changes. Others may have the same value, and mean something else."""
+
+
+def configured(model: nn.Module, cut: Cut) -> list[Attribute]:
+    """Sizes in shared configurations that every module which has them changes alike.
+
+    A layer that keeps its width, or has another new one, leaves the configuration as it is: it
+    has one number for all.
+
+    Args:
+        model: the dense one.
+        cut: what goes.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "__dict__"):
+            owners.setdefault(id(config), []).append(name)
+    changes = []
+    for names in owners.values():
+        shared: Any = model.get_submodule(names[0]).config
+        found = _sizes(cut, set(names))
+        for key, value in vars(shared).items():
+            after = found.get(value, set()) if type(value) is int and key in SIZES else set()
+            if len(after) == 1 and after != {value}:
+                changes.append(Attribute(names[0], f"config.{key}", value, next(iter(after))))
+    return changes
+
+
+def _sizes(cut: Cut, names: set[str]) -> dict[int, set[int]]:
+    """Sizes that the operators of these modules see, each with what becomes of it."""
+    sizes: dict[int, set[int]] = {}
+    for node, value in _values(cut):
+        stack = node.meta.get("nn_module_stack") or {}
+        if not any(str(entry[0]) in names for entry in stack.values()):
+            continue
+        for dim, before in zip(value.dims, value.shape, strict=True):
+            if not isinstance(dim, Fixed) and _free(cut, dim):
+                sizes.setdefault(before, set()).add(cut.size(dim, before))
+    return sizes
+
+
+def _values(cut: Cut) -> Iterator[tuple[fx.Node, Value]]:
+    for node, value in cut.analysis.known.items():
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, Value) and node.op == "call_function":
+                yield node, part
+
+
+def _free(cut: Cut, dim: np.ndarray[Any, Any]) -> bool:
+    return bool(cut.analysis.solved.free(dim).any())

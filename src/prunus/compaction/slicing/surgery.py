@@ -1,0 +1,127 @@
+"""What is done to a model to make it smaller: sliced tensors, changed attributes, new modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim import Optimizer
+
+from prunus._common.modules import take_mode
+from prunus.compaction.cut import Kept
+from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
+from prunus.compaction.slicing.attributes import Attribute
+from prunus.compaction.slicing.parameters import shrink
+from prunus.graph.analysis import canonical_names
+from prunus.graph.trace import drop_caches
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Changes of a model, in place: done, undone, and done again on a copy.
+
+    Attributes:
+        kept: indices that stay, by the first name of each tensor that is sliced.
+        attributes: numbers that modules remember.
+        replaced: modules by name that became graphs.
+    """
+
+    kept: Kept
+    attributes: tuple[Attribute, ...] = ()
+    replaced: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, nn.Module]:
+        """Make the model smaller; parameters keep their identity, and an optimizer its state.
+
+        Returns:
+            The modules that were replaced, for :meth:`undo`.
+        """
+        shrink(model, optimizer, self.kept)
+        own_holders(model, self.attributes)
+        for attribute in self.attributes:
+            attribute.set(model)
+        before = {}
+        for name, module in self.replaced.items():
+            before[name] = model.get_submodule(name)
+            adopt(module, before[name])
+            _plain_attributes(module, before[name])
+            take_mode_of_operators(module, before[name])
+            _set_module(model, name, module)
+        refresh(model)
+        return before
+
+    def undo(self, model: nn.Module, before: Mapping[str, nn.Module]) -> None:
+        """Put modules and attributes back; tensors are put back by whoever has their values."""
+        for name, module in before.items():
+            take_mode(module, of=model.get_submodule(name))
+            _set_module(model, name, module)
+        for attribute in reversed(self.attributes):
+            attribute.set(model, back=True)
+
+
+def own_holders(model: nn.Module, attributes: Iterable[Attribute]) -> None:
+    """A configuration that will change becomes this model's own: others may share it."""
+    copies: dict[int, Any] = {}
+    for attribute in attributes:
+        head, _, rest = attribute.name.partition(".")
+        if rest:
+            holder = getattr(model.get_submodule(attribute.module), head)
+            if not isinstance(holder, nn.Module):
+                copies.setdefault(id(holder), copy.deepcopy(holder))
+    for module in model.modules() if copies else ():
+        for key, value in vars(module).items():
+            if id(value) in copies:
+                vars(module)[key] = copies[id(value)]
+
+
+def refresh(model: nn.Module) -> None:
+    """What modules remember of their weights' values or addresses."""
+    drop_caches(model)
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                with torch.no_grad():  # the next pass computes it again
+                    setattr(module, hook.name, hook.compute_weight(module))
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [
+                getattr(module, n) if hasattr(module, n) else None
+                for n in module._flat_weights_names
+            ]
+
+
+def adopt(graph: nn.Module, original: nn.Module) -> None:
+    """Let a graph use the very parameters and buffers of the module that it replaces."""
+    names = canonical_names(original)
+    own: dict[str, Tensor] = {}
+    for name, tensor in (*original.named_parameters(), *original.named_buffers()):
+        own[name] = tensor
+    for path, module in graph.named_modules():
+        for store in (module._parameters, module._buffers):
+            store_any: dict[str, Any] = store
+            for key in list(store_any):
+                full = _join(path, key)
+                if full in names:
+                    store_any[key] = own[names[full]]
+
+
+def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
+    """Numbers, words and flags that enclosing code may ask a replaced module for."""
+    for key, value in vars(original).items():
+        if type(value) in PLAIN and key not in vars(graph):
+            setattr(graph, key, value)
+    if isinstance(original, nn.MultiheadAttention):
+        vars(graph)["_qkv_same_embed_dim"] = False  # torch's encoder layers: no fused fast path
+
+
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, last = name.rpartition(".")
+    model.get_submodule(path)._modules[last] = module
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,1 @@
+"""The gate: masked and compact model compared."""

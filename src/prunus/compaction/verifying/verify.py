@@ -1,0 +1,252 @@
+"""The gate: masked and compact model compared in float64, on random inputs and values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunus._common.inputs import tensors_of
+from prunus.compaction.cut import Cut, take
+from prunus.compaction.rewriting.rewrite import Rewritten
+from prunus.compaction.verifying.values import Lazy, State
+from prunus.graph.call import describe
+from prunus.graph.labels import Value
+from prunus.graph.trace import Traced, quiet, trace, twin
+
+TOLERANCE = 1e-10
+"""Largest difference in float64, relative to the largest output."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How two models are compared.
+
+    Attributes:
+        tolerance: largest difference, relative to the largest output.
+        wide: in float64; else in the model's own type.
+        note: what a user should know about it.
+    """
+
+    tolerance: float = TOLERANCE
+    wide: bool = True
+    note: str = ""
+
+
+FLOAT64 = Gate()
+OWN_TYPE = Gate(
+    1e-4,
+    wide=False,
+    note="an operator knows no float64: compared in the model's own type, within 1e-4",
+)
+META = Gate(note="on the meta device: shapes were compared, values could not be")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same inputs.
+
+    Attributes:
+        error: largest difference ÷ largest value of the masked model's outputs; NaN on the meta
+            device, where only shapes were compared.
+        effect: the same between masked and dense model: near zero, equality says nothing.
+        problem: why there is no comparison (an exception, other outputs), or ``None``.
+        tolerance: for the error.
+    """
+
+    error: float
+    effect: float = 0.0
+    problem: str | None = None
+    tolerance: float = TOLERANCE
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing speaks against the compact model."""
+        return self.problem is None and not self.error > self.tolerance
+
+
+class Double(TorchDispatchMode):
+    """Everything in float64, literals such as ``.to(torch.float32)`` included."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        written = set()
+        if func._schema.is_mutable:
+            written = {
+                i
+                for i, a in enumerate(func._schema.arguments)
+                if a.alias_info and a.alias_info.is_write
+            }
+
+        def wide(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.dtype in (
+                torch.float32, torch.float16, torch.bfloat16
+            ):  # fmt: skip
+                return value.double()
+            return torch.float64 if value is torch.float32 else value
+
+        widened = [a if i in written else _pytree.tree_map(wide, a) for i, a in enumerate(args)]
+        return func(*widened, **_pytree.tree_map(wide, kwargs or {}))
+
+
+def outputs(
+    model: nn.Module, state: State, inputs: tuple[Any, Any], gate: Gate = FLOAT64
+) -> list[Tensor]:
+    """A model's outputs with these values in place of its own, in float64 or its own type."""
+    if gate is META and not isinstance(model, fx.GraphModule):
+        return traced_outputs(trace(model, None, inputs=inputs))  # eager code may ask for values
+    tensors = (*model.named_parameters(), *model.named_buffers())  # tied ones once
+    own = {
+        k: state[k] if gate.wide else _typed(state[k], v.dtype) for k, v in tensors if k in state
+    }
+    args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+    model = twin(model)  # a pass may fill caches
+    with torch.no_grad(), quiet(model), Double() if gate.wide else contextlib.nullcontext():
+        found = [_held(t) for t in tensors_of(functional_call(model, own, args, kwargs))]
+    return [t for t in found if t.is_floating_point() or t.is_complex()] or found
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.typed(dtype) if isinstance(tensor, Lazy) else tensor.to(dtype)
+
+
+def traced_outputs(traced: Traced) -> list[Tensor]:
+    """What a traced model returns, without values."""
+    output = next(n for n in traced.module.graph.nodes if n.op == "output")
+    found = _pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), output.args)
+    return [torch.empty_like(t, device="meta") for t in tensors_of(found)]
+
+
+def difference(expected: list[Tensor], found: list[Tensor]) -> tuple[float, str | None]:
+    """Largest difference relative to the largest value, or what makes them incomparable."""
+    if not expected:
+        return float("inf"), "the model returns no tensor, so that nothing can be compared"
+    if len(expected) != len(found):
+        return float("inf"), f"{len(found)} outputs instead of {len(expected)}"
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return float("inf"), f"an output of shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+        if a.numel() == 0:
+            continue
+        if a.is_meta or b.is_meta:
+            return float("nan"), None
+        a, b = _real(a), _real(b)
+        same = (a == b) | (a.isnan() & b.isnan())
+        gap = torch.where(same, torch.zeros_like(a), (a - b).abs())
+        scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 1.0
+        if bool(gap.isnan().any()):
+            return float("inf"), "an output is NaN on one side"
+        worst = max(worst, float(gap.max()) / max(scale, 1e-300))
+    return worst, None
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return (
+        torch.view_as_real(tensor.to(torch.complex128)) if tensor.is_complex() else tensor.double()
+    )
+
+
+def compare(
+    masked: list[Tensor],
+    model: nn.Module,
+    state: State,
+    inputs: tuple[Any, Any],
+    gate: Gate = FLOAT64,
+) -> Comparison:
+    """A compact model against the masked model's outputs."""
+    try:
+        found = outputs(model, state, inputs, gate)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        return Comparison(
+            float("inf"), problem=f"{type(error).__name__}: {text[0] if text else ''}"
+        )
+    gap, problem = difference(masked, found)
+    return Comparison(gap, problem=problem, tolerance=gate.tolerance)
+
+
+def first_difference(
+    cut: Cut,
+    rewritten: Rewritten,
+    states: tuple[State, State],
+    inputs: tuple[Any, Any],
+    gate: Gate = FLOAT64,
+) -> str | None:
+    """The first operator whose value differs between the masked and the smaller graph.
+
+    Both run side by side, and a value is let go behind the last operator that reads it.
+
+    Args:
+        cut: what was removed.
+        rewritten: the smaller graph.
+        states: values of the masked and of the compact model.
+        inputs: positional and keyword arguments.
+        gate: how values are compared.
+    """
+    before = _Steps(cut.analysis.traced.module, inputs, states[0]).steps()
+    after = _Steps(rewritten.module, inputs, states[1]).steps()
+    with torch.no_grad(), Double() if gate.wide else contextlib.nullcontext():
+        for node, value in before:
+            twin = rewritten.nodes[node]
+            found = next((v for n, v in after if n is twin), None)
+            known = cut.analysis.known.get(node)
+            if not isinstance(value, Tensor) or not isinstance(known, Value):
+                continue
+            if not isinstance(found, Tensor):
+                return describe(node)
+            expected = take(_held(value), tuple(cut.indices(d) for d in known.dims))
+            if difference([expected], [_held(found)])[0] > gate.tolerance:
+                return describe(node)
+    return None
+
+
+def every_value(
+    module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None = None
+) -> dict[fx.Node, Any]:
+    """What each operator of a traced model gives, up to the first one that fails.
+
+    Args:
+        module: traced.
+        inputs: positional and keyword arguments.
+        state: values in place of the module's own.
+    """
+    return dict(_Steps(module, inputs, state).steps())
+
+
+class _Steps(fx.Interpreter):
+    """A traced model, operator by operator."""
+
+    def __init__(self, module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None):
+        super().__init__(module)
+        self._state = {} if state is None else state
+        flat = _pytree.tree_leaves(inputs)
+        if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
+            flat = [v for v in flat if v is not None]
+        self.args_iter = iter(flat)
+
+    def steps(self) -> Iterator[tuple[fx.Node, Any]]:
+        """Each operator and its value, up to the first one that fails."""
+        for node in self.graph.nodes:
+            try:
+                value = self.run_node(node)
+            except Exception:  # the caller looks at what there is
+                return
+            given = node.op == "placeholder" and isinstance(value, Tensor)
+            self.env[node] = value.clone() if given else value  # operators may write to it
+            yield node, value
+            for last in self.user_to_last_uses.get(node, []):
+                del self.env[last]
+
+    def fetch_attr(self, target: str) -> Any:
+        return self._state[target] if target in self._state else super().fetch_attr(target)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return tensor.made() if isinstance(tensor, Lazy) else tensor

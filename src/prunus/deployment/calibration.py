@@ -1,0 +1,79 @@
+"""The inputs that a model gets while its loss is computed: what a runtime is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunus._common import rng as randomness
+from prunus._common.modules import evaluating
+from prunus.errors import InputError
+from prunus.runtimes._arguments import by_name, positions
+
+
+def inputs_of(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    limit: int = 8,
+) -> list[Any]:
+    """What the model is called with, batch by batch, in the form of an example.
+
+    Args:
+        model: in any mode, which is left as it is.
+        loss: ``(model, batch) -> scalar``; the first call of the model in it counts.
+        batches: as many as ``limit`` of them are used.
+        limit: of batches.
+
+    Returns:
+        For each batch an input, a tuple of inputs, or a mapping of keyword arguments.
+
+    Raises:
+        InputError: if there is no batch, or the loss does not call the model.
+
+    >>> squares = lambda model, batch: model(batch).square().mean()
+    >>> inputs_of(nn.Linear(2, 1), squares, [torch.ones(1, 2), torch.zeros(1, 2)], limit=1)
+    [tensor([[1., 1.]])]
+    """
+    found: list[Any] = []
+    calls: list[Any] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(_as_example(module, args, kwargs))
+
+    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        with evaluating(model), torch.no_grad(), randomness.kept():
+            for batch in islice(batches, limit):
+                calls.clear()
+                loss(model, batch)
+                if not calls:
+                    raise InputError("loss does not call the model, so its inputs are not known")
+                found.append(calls[0])
+    finally:
+        hook.remove()
+    if not found:
+        raise InputError("calibration: there is no batch")
+    return found
+
+
+def _as_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One input, a tuple, or a mapping; copies, because a loader may fill its buffers again."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    if not kwargs:
+        plain = len(args) == 1 and not isinstance(args[0], (tuple, dict))
+        return args[0] if plain else args
+    given = by_name(positions(module), (args, kwargs))
+    unnamed = [name for name in given if name.startswith("args_") and name not in kwargs]
+    if unnamed:
+        raise InputError(
+            f"loss calls the model with *args and keywords ({', '.join(kwargs)}) at once, which no "
+            "example can say: call it with keywords alone, or with none"
+        )
+    return given

@@ -1,0 +1,164 @@
+"""An artefact as a module: the same call as the model it was built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus._common.inputs import leaves_of, map_tensors, with_tensors
+from prunus.deployment.manifest import MANIFEST, Card, read_card
+from prunus.deployment.parts import in_parts
+from prunus.errors import InputError
+from prunus.runtimes import Answers, Session, find
+
+__all__ = ["MANIFEST", "Card", "Served", "open_artefact", "read_card"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How answers lie in what a model returns: tensors, and ``None`` where it returns that.
+
+    Attributes:
+        whole: a model's answers, with tensors that hold no values.
+        count: of the tensors.
+    """
+
+    whole: Any
+    count: int
+
+    @classmethod
+    def of(cls, answers: Any) -> Structure | None:
+        """Nothing where a number or a text is among them, which may depend on the inputs."""
+        leaves = [leaf for _, leaf in leaves_of(answers)]
+        if not all(leaf is None or isinstance(leaf, Tensor) for leaf in leaves):
+            return None
+        empty = torch.empty(0)
+        count = sum(leaf is not None for leaf in leaves)
+        return cls(map_tensors(lambda _: empty, answers), count)
+
+    def put(self, found: Answers) -> Any:
+        """Tensors in their places."""
+        return with_tensors(self.whole, found)
+
+
+class Served(nn.Module):
+    """Runs an artefact in its runtime; called like the model that it was built from.
+
+    Inputs come from the CPU or from where the runtime wants them; answers have the structure of
+    the model's where the artefact was built in this process and the model returns tensors and
+    ``None`` alone; otherwise, and opened from disk, they are a tensor or a tuple of tensors.
+
+    Args:
+        session: the opened artefact.
+        card: what is known of it.
+        answers: structure of the model's answers.
+    """
+
+    def __init__(self, session: Session, card: Card, answers: Structure | None = None):
+        super().__init__()
+        self.session, self.card, self.answers = session, card, answers
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's answers to the same arguments.
+
+        Raises:
+            InputError: if the artefact was built for others, or its engine refuses them.
+        """
+        inputs = self.card.tensors(args, kwargs)
+        try:
+            found = self.compute(inputs)
+        except InputError:
+            raise
+        except Exception as error:  # the engine's own words, of sizes that do not go together
+            shapes = [tuple(t.shape) for t in inputs]
+            text = str(error).strip().splitlines()
+            raise InputError(
+                f"{self.card.runtime} fails on inputs of shapes {shapes}: "
+                f"{text[0] if text else type(error).__name__}"
+            ) from error
+        if self.answers is not None and self.answers.count == len(found):
+            return self.answers.put(found)
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def compute(self, inputs: Sequence[Tensor]) -> Answers:
+        """Flattened inputs to flattened answers, for any batch size.
+
+        Raises:
+            InputError: if the inputs are not those that the artefact was built for.
+        """
+        card = self.card
+        count = next((len(t) for t in inputs if t.dim()), card.batch)
+        self._refuse(inputs, count)
+        if self.session.dynamic or count == card.batch:
+            return self.session.compute(inputs)
+        return in_parts(self.session, inputs, count=count, size=card.batch)
+
+    def _refuse(self, inputs: Sequence[Tensor], count: int) -> None:
+        """Other kinds and sizes: not every engine looks, and some answer with what lies there."""
+        name, wanted = self.card.runtime, self.card.inputs
+        if len(inputs) != len(wanted):
+            raise InputError(f"{name}: {len(inputs)} input tensors, built for {len(wanted)}")
+        for number, (given, (shape, dtype)) in enumerate(zip(inputs, wanted, strict=True)):
+            fits = given.dim() == len(shape) and (
+                self.session.any_shape
+                or sizes_fit(tuple(given.shape), shape, batch=self.card.batch, count=count)
+            )
+            if not fits or str(given.dtype).removeprefix("torch.") != dtype:
+                size = "any" if shape and shape[0] == self.card.batch else str(*shape[:1])
+                sizes = ", ".join((size, *map(str, shape[1:])))
+                raise InputError(
+                    f"{name}: input {number} is {given.dtype} {tuple(given.shape)}; built for "
+                    f"{dtype} ({sizes}), one batch size for all"
+                )
+
+
+def sizes_fit(given: tuple[int, ...], built: tuple[int, ...], *, batch: int, count: int) -> bool:
+    """Whether an input of these sizes may go into an artefact.
+
+    Args:
+        given: sizes of the input.
+        built: sizes of the example's.
+        batch: of the example; what has this leading size changes with the batch.
+        count: inputs in this batch.
+
+    >>> sizes_fit((5, 3), (2, 3), batch=2, count=5), sizes_fit((5, 3), (2, 3), batch=2, count=4)
+    (True, False)
+    """
+    if not built:
+        return not given
+    leading: tuple[int, ...] = (count,) if built[0] == batch else (built[0],)
+    if batch == 1 and built[0] == 1:
+        leading = (count, 1)  # it may have been no batch, but something that all share
+    return given[0] in leading and given[1:] == built[1:] and 0 not in given
+
+
+def open_artefact(folder: str | Path, *, threads: int = 1) -> Served:
+    """Open what :func:`prunus.deploy` wrote.
+
+    Args:
+        folder: of the artefact, with its ``artefact.json``.
+        threads: of the processor that it may use.
+
+    Raises:
+        InputError: if it is none, is damaged, or its runtime is not installed.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    path = folder / card.file
+    if not card.file or not path.exists():
+        raise InputError(f"'{folder}' lacks the file '{card.file}' that {MANIFEST} names")
+    runtime = find(card.runtime)
+    try:
+        session = runtime.open_(path, threads=threads)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{card.runtime} cannot open '{path}': {error}") from error
+    opened = Session(session.compute, path, card.dynamic, session.notes)
+    return Served(opened, card)

@@ -1,0 +1,1 @@
+"""What costs a clock to know: latency, memory, energy."""

@@ -1,0 +1,229 @@
+"""Measure what a model costs on this machine, alone or beside another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus._common import rng as randomness
+from prunus._common.environment import describe
+from prunus._common.inputs import tensors_of
+from prunus._common.timing import Timing, no_denormals, random_inputs
+from prunus._common.timing import threads as fixed_threads
+from prunus.compaction.files.artifact import packed
+from prunus.costs.bytes_ import bytes_
+from prunus.costs.l1 import l1
+from prunus.costs.macs import macs_of_pass
+from prunus.costs.params import nonzero_params, params
+from prunus.errors import InputError, PrunusError
+from prunus.measurement.checks import one_device, refuse_misfits, twin
+from prunus.measurement.energy import Energy, estimated_energy, measured_energy
+from prunus.measurement.latency import Inputs, forward, latency
+from prunus.measurement.memory import Memory, memory
+from prunus.measurement.meters import Meter, meter_for
+from prunus.measurement.result import Figures, Measured, Pass
+from prunus.types import Masks
+
+PACK_BELOW = 10**9
+"""Bytes of tensors up to which the file is made to know its length."""
+
+MANY_ZEROS = 0.1
+"""Share of zeros among the parameters above which one may expect speed from them."""
+
+
+def measure(
+    model: nn.Module,
+    example: Any,
+    *,
+    against: nn.Module | None = None,
+    batch_sizes: Sequence[int] = (1, 16),
+    threads: int | None = 1,
+    seconds: float = 1.0,
+    masks: Masks | None = None,
+) -> Measured:
+    """Measure what a model costs as it stands: size, MACs, latency, memory, energy.
+
+    The passes run in eval mode without autograd, on random inputs like the example and with
+    denormal numbers as zero. They run on a copy that shares the parameters: the model, its mode,
+    its gradients and the random state are left as they are. With ``against`` the passes of both
+    models alternate in one run, so that what slows the machine slows both.
+
+    Args:
+        model: on the CPU or on CUDA.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments; its values are
+            not used, except the range of integers, bools and masks.
+        against: another model that takes the same example, the dense one by custom.
+        batch_sizes: items of a pass, in the leading dimension of the inputs.
+        threads: processor threads of an operator; ``None`` for torch's own choice.
+        seconds: of timing, for each model and batch size.
+        masks: of the model, by parameter name, for ``macs_if_zeros_skipped``; by default its
+            weights that are not zero.
+
+    Returns:
+        A :class:`Measured`; printed, it is a table.
+
+    Raises:
+        InputError: if a model does not take the example or a batch size, or lies on another
+            device; nothing was timed then.
+
+    >>> dense, small = nn.Linear(64, 64), nn.Linear(64, 16)
+    >>> found = measure(small, torch.ones(1, 64), against=dense, batch_sizes=[1], seconds=0.01)
+    >>> found.model.macs, found.ratios["params"], found.model.passes[0].batch
+    (1024, 4.0, 1)
+    """
+    models = {"model": model} if against is None else {"model": model, "against": against}
+    device = one_device(models, example)
+    _refuse_sizes(batch_sizes, seconds)
+    with randomness.kept(), fixed_threads(threads) as used, no_denormals():
+        twins = {name: twin(m, "measure") for name, m in models.items()}
+        inputs = {b: random_inputs(example, batch=b) for b in batch_sizes}
+        for name, own in twins.items():
+            refuse_misfits(name, own, example, inputs)
+        timings = latency(twins, inputs, seconds=seconds)
+        meter = meter_for(device)
+        figures = {
+            name: _figures(
+                own,
+                inputs,
+                timings=timings[name],
+                masks=masks if name == "model" else None,
+                meter=meter,
+                seconds=seconds,
+            )
+            for name, own in twins.items()
+        }
+        environment = describe()
+    return Measured(
+        model=figures["model"],
+        against=figures.get("against"),
+        device=device.type,
+        threads=used,
+        environment=environment,
+        warnings=tuple(_warnings(figures)),
+    )
+
+
+def _refuse_sizes(batch_sizes: Sequence[int], seconds: float) -> None:
+    if not batch_sizes or any(b < 1 for b in batch_sizes):
+        raise InputError(
+            f"batch_sizes is {list(batch_sizes)}: give one or more whole numbers from 1 on"
+        )
+    if len(set(batch_sizes)) < len(batch_sizes):
+        raise InputError(f"batch_sizes is {list(batch_sizes)}: name each size once")
+    if not seconds > 0:
+        raise InputError(f"seconds is {seconds}; it must be above 0")
+
+
+def _figures(
+    model: nn.Module,
+    inputs: Mapping[int, Inputs],
+    *,
+    timings: Mapping[int, Timing],
+    masks: Masks | None,
+    meter: Meter | None,
+    seconds: float,
+) -> Figures:
+    """Everything about one model."""
+    still = _still(model, inputs, masks)
+    passes = []
+    for batch, given in inputs.items():
+        room = memory(model, given)
+        energy = _measured(model, given, batch=batch, meter=meter, seconds=seconds)
+        if energy is None:
+            energy = _estimated(model, given, batch=batch, macs=still["macs"], room=room)
+        passes.append(Pass(batch, timings[batch], room.peak_bytes, energy))
+    return Figures(**still, passes=tuple(passes))
+
+
+def _still(model: nn.Module, inputs: Mapping[int, Inputs], masks: Masks | None) -> dict[str, Any]:
+    """What needs no clock."""
+    if masks is None:
+        masks = {n: p.detach() != 0 for n, p in model.named_parameters() if p.dim() > 1}
+    batch = min(inputs)
+    whole, skipped = macs_of_pass(model, inputs[batch], masks)
+    return {
+        "params": params(model),
+        "nonzero_params": nonzero_params(model),
+        "macs": _share(whole, batch),
+        "macs_if_zeros_skipped": _share(skipped, batch),
+        "l1": l1(model),
+        "bytes": bytes_(model),
+        "disk_bytes": _disk_bytes(model, sparse=False),
+        "sparse_disk_bytes": _disk_bytes(model, sparse=True),
+    }
+
+
+def _share(whole: int | None, batch: int) -> float | None:
+    if whole is None:
+        return None
+    return whole // batch if whole % batch == 0 else whole / batch
+
+
+def _disk_bytes(model: nn.Module, *, sparse: bool) -> int:
+    """Of the file; of its tensors alone where the model is large or cannot be saved."""
+    if bytes_(model) < PACK_BELOW:
+        try:
+            return len(packed(model, sparse=sparse))
+        except PrunusError:
+            pass
+    kept = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
+    return sum(t.numel() * t.element_size() for t in kept.values())
+
+
+def _measured(
+    model: nn.Module, inputs: Inputs, *, batch: int, meter: Meter | None, seconds: float
+) -> Energy | None:
+    if meter is None:
+        return None
+    with torch.inference_mode():
+        run = forward(model, inputs)
+        return measured_energy(run, meter=meter, batch=batch, seconds=seconds)
+
+
+def _estimated(
+    model: nn.Module, inputs: Inputs, *, batch: int, macs: float | None, room: Memory
+) -> Energy | None:
+    """Weights and inputs are read once, activations written and read once."""
+    if macs is None:
+        return None
+    read = bytes_(model) + sum(t.numel() * t.element_size() for t in tensors_of(inputs))
+    moved = read + 2 * room.written_bytes
+    return estimated_energy(macs=macs * batch, moved_bytes=moved, dtype=_dtype(model), batch=batch)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The type of most of the parameters."""
+    numbers: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        numbers[parameter.dtype] = numbers.get(parameter.dtype, 0) + parameter.numel()
+    return max(numbers, key=lambda d: numbers[d], default=torch.float32)
+
+
+def _warnings(figures: Mapping[str, Figures]) -> list[str]:
+    found = []
+    passes = [p for f in figures.values() for p in f.passes]
+    busy = sorted({p.batch for p in passes if p.latency.busy})
+    if busy:
+        sizes = ", ".join(map(str, busy))
+        found.append(
+            f"the machine was busy while batches of {sizes} were timed: their times spread or "
+            "drifted; measure again when nothing else runs"
+        )
+    mine = figures["model"]
+    zeros = mine.params - mine.nonzero_params
+    if zeros > MANY_ZEROS * mine.params:
+        found.append(
+            f"{zeros:,} of {mine.params:,} parameters are zero, and zeros give no speed: they are "
+            "stored and multiplied all the same; prune channels instead (structure: channel, "
+            "compact: end)"
+        )
+    if any(f.macs is None for f in figures.values()):
+        found.append("MACs are not known: the counter cannot follow a model")
+    energies = [p.energy for p in passes if p.energy is not None]
+    how = sorted({e.how for e in energies if not e.measured})
+    found += [f"energy is estimated from {h}: for comparison alone" for h in how]
+    found += sorted({f"energy is measured by {e.how}" for e in energies if e.measured})
+    return found

@@ -1,0 +1,140 @@
+"""What a model was measured to cost, alone or beside another; as a table and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunus._common.tables import aligned, machine, rows
+from prunus._common.timing import Timing
+from prunus.measurement.energy import Energy
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass takes.
+
+    Attributes:
+        batch: items of the pass.
+        latency: measured, of the whole pass.
+        peak_bytes: parameters and buffers, inputs, and activations alive together at the worst
+            moment (:class:`prunus.measurement.memory.Memory` says what is counted).
+        energy: of one item, measured or estimated; ``None`` where neither can be.
+    """
+
+    batch: int
+    latency: Timing
+    peak_bytes: int
+    energy: Energy | None
+
+    @property
+    def items_per_second(self) -> float:
+        """Throughput: items ÷ median latency."""
+        return 1e3 * self.batch / self.latency.median_ms
+
+    def plain(self) -> dict[str, Any]:
+        """Values for JSON."""
+        return {
+            "batch": self.batch,
+            "latency_ms": self.latency.median_ms,
+            "latency_p95_ms": self.latency.p95_ms,
+            "latency_spread": self.latency.spread,
+            "calls": self.latency.calls,
+            "busy": self.latency.busy,
+            "items_per_second": self.items_per_second,
+            "peak_bytes": self.peak_bytes,
+            "energy_mj": None if self.energy is None else self.energy.mj,
+            "energy_measured": None if self.energy is None else self.energy.measured,
+            "energy_how": None if self.energy is None else self.energy.how,
+        }
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one model costs as it stands.
+
+    Attributes:
+        params: numbers in all parameters.
+        nonzero_params: those that are not zero (theoretical: zeros are stored and multiplied
+            all the same).
+        macs: of one item; ``None`` where the counter cannot follow the model.
+        macs_if_zeros_skipped: theoretical.
+        l1: Σ|w|.
+        bytes: of parameters and buffers in memory.
+        disk_bytes: of the file that :func:`prunus.save` writes.
+        sparse_disk_bytes: of the one that it writes with ``sparse=True``.
+        passes: one for each batch size.
+    """
+
+    params: int
+    nonzero_params: int
+    macs: float | None
+    macs_if_zeros_skipped: float | None
+    l1: float
+    bytes: int
+    disk_bytes: int
+    sparse_disk_bytes: int
+    passes: tuple[Pass, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """Values for JSON."""
+        return {**vars(self), "passes": [p.plain() for p in self.passes]}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model measured, alone or in one interleaved run with another.
+
+    Attributes:
+        model: its figures.
+        against: those of the other one, the dense model by custom.
+        device: on which both ran.
+        threads: processor threads that an operator may use.
+        environment: the machine.
+        warnings: what a reader must know beside the numbers.
+    """
+
+    model: Figures
+    against: Figures | None
+    device: str
+    threads: int
+    environment: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def ratios(self) -> dict[str, Any]:
+        """``against`` ÷ model for every figure: above 1, the model costs less.
+
+        Figures of a pass are by batch size. Empty without ``against``.
+        """
+        if self.against is None:
+            return {}
+        mine, theirs = self.model, self.against
+        keys = ("params", "nonzero_params", "macs", "bytes", "disk_bytes", "sparse_disk_bytes")
+        found: dict[str, Any] = {k: _ratio(getattr(theirs, k), getattr(mine, k)) for k in keys}
+        pairs = [(p.plain(), q.plain()) for p, q in zip(mine.passes, theirs.passes, strict=True)]
+        for key in ("latency_ms", "peak_bytes", "energy_mj"):
+            found[key] = {str(p["batch"]): _ratio(q[key], p[key]) for p, q in pairs}
+        return found
+
+    def plain(self) -> dict[str, Any]:
+        """Values for JSON."""
+        return {
+            "model": self.model.plain(),
+            "against": None if self.against is None else self.against.plain(),
+            "ratios": self.ratios,
+            "device": self.device,
+            "threads": self.threads,
+            "environment": dict(self.environment),
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        plain = self.plain()
+        table = aligned(rows(plain))
+        return "\n".join([*table, machine(plain), *(f"note: {w}" for w in self.warnings)])
+
+
+def _ratio(before: float | None, after: float | None) -> float | None:
+    return before / after if before is not None and after else None

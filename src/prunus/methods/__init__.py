@@ -1,0 +1,1 @@
+"""What a paper adds: one file each."""

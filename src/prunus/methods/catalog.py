@@ -1,0 +1,150 @@
+"""The package's own idea folders, read by name; listing them imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import keyword
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import InputError, did_you_mean
+
+PACKAGE = Path(__file__).parent.parent
+AXES = ("structures", "criteria", "allocations", "schedules", "restore", "rates")
+_PLACES = {"restore": "methods.restores", "runtimes": "runtimes", "tasks": "tasks",
+           "graph/rules": "graph.rules"}  # fmt: skip
+"""Folders of ideas beside those of ``methods`` that have the name of their axis."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of an idea folder: its name, first docstring line, source and settings."""
+
+    name: str
+    line: str
+    source: str
+    settings: tuple[str, ...]
+
+
+def names(axis: str) -> list[str]:
+    """The ideas of an axis, by file name.
+
+    >>> "magnitude" in names("criteria")
+    True
+    """
+    files = path_of(axis, "").parent.glob("*.py")
+    return sorted(p.stem.rstrip("_") for p in files if not p.stem.startswith("_"))
+
+
+def entries(axis: str) -> list[Entry]:
+    """What ``prunus list`` prints of an axis, read from the syntax trees."""
+    return [_entry(path_of(axis, name), name) for name in names(axis)]
+
+
+def recipe_entries() -> list[Entry]:
+    """prunus's own recipes; the first comment of each says what it is."""
+    found = []
+    for path in sorted((PACKAGE / "recipe" / "library").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        found.append(Entry(path.stem, first.lstrip("# "), "", ()))
+    return found
+
+
+def path_of(axis: str, name: str) -> Path:
+    """The file of an idea; a Python keyword (``global``) has an underscore after its name."""
+    return PACKAGE.joinpath(*_place(axis).split("."), f"{function_of(name)}.py")
+
+
+def _place(axis: str) -> str:
+    """The package of an axis, below prunus."""
+    return _PLACES.get(axis, f"methods.{axis}")
+
+
+def function_of(name: str) -> str:
+    """The function of an idea: its name, with an underscore where Python needs one."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def _entry(path: Path, name: str) -> Entry:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = [ast.get_docstring(tree) or ""]
+    settings: tuple[str, ...] = ()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function_of(name):
+            docs.insert(0, ast.get_docstring(node) or "")
+            settings = tuple(
+                arg.arg if default is None else f"{arg.arg}={ast.unparse(default)}"
+                for arg, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            )
+    lines = [line.strip() for doc in docs for line in doc.splitlines()]
+    source = next((s.removeprefix("Source:").strip() for s in lines if s.startswith("Source:")), "")
+    return Entry(name, next((s for s in lines if s), ""), source.rstrip("."), settings)
+
+
+def constant(axis: str, name: str, key: str) -> Any:
+    """What a file of a folder assigns to a name, read from its syntax tree.
+
+    >>> constant("runtimes", "eager", "NEEDS")
+    ('torch',)
+    """
+    tree = ast.parse(path_of(axis, name).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == key:
+            return ast.literal_eval(node.value)
+    raise KeyError(f"{path_of(axis, name)} assigns nothing to {key}")
+
+
+def find(axis: str, name: str) -> Callable[..., Any]:
+    """The function of an idea: a name of the axis, or ``path/to/file.py:function``.
+
+    Raises:
+        InputError: if there is no such name, file or function.
+    """
+    if ".py:" in name:
+        path, _, function = name.rpartition(":")
+        return from_file(Path(path), function)
+    if name not in names(axis):
+        raise InputError(f"{axis}: there is no '{name}'; {did_you_mean(name, names(axis))}")
+    function = function_of(name)
+    found = getattr(importlib.import_module(f"prunus.{_place(axis)}.{function}"), function)
+    assert callable(found)
+    return found  # type: ignore[no-any-return]
+
+
+def from_file(path: Path, function: str) -> Callable[..., Any]:
+    """A function of a user's own Python file, run under a name of its own.
+
+    Raises:
+        InputError: if the file is missing, fails, or lacks the function.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file '{path}' (looked in {Path.cwd()})")
+    module_name = f"prunus_user_{path.stem}_{digest(path)[:8]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise InputError(f"'{path}' fails: {type(error).__name__}: {error}") from error
+    found = getattr(sys.modules[module_name], function, None)
+    if not callable(found):
+        have = [n for n, v in vars(sys.modules[module_name]).items() if inspect.isfunction(v)]
+        raise InputError(f"'{path}' has no function '{function}'; {did_you_mean(function, have)}")
+    return found  # type: ignore[no-any-return]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

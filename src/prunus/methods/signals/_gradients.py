@@ -1,0 +1,70 @@
+"""Gradients of the calibration loss, without touching ``.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prunus._common.distributed import gather, total, unwrapped
+from prunus._common.modules import evaluating
+from prunus.errors import InputError, RunError
+from prunus.methods.signals import Look
+
+
+def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+    """Mean over calibration batches of a statistic of ∂L/∂w, the model in eval mode.
+
+    Of several ranks, over the batches of all: Σ over ranks ÷ their number. Summed in float64, so
+    that it does not depend on who had which.
+
+    Raises:
+        InputError: without calibration batches or loss.
+        RunError: if a loss is not finite.
+    """
+    if look.calibration is None or look.loss is None:
+        raise InputError(
+            "this criterion needs gradients: give calibration (batches) and "
+            "loss (a function of model and batch)"
+        )
+    parameters = list(look.parameters.values())
+    frozen = [p for p in parameters if not p.requires_grad]
+    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    count, problem = 0, ""
+    model = unwrapped(look.model)
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with evaluating(look.model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(look.seed)
+            for batch in look.calibration:
+                loss = look.loss(model, batch)
+                if not bool(torch.isfinite(loss)):
+                    problem = f"the loss on a calibration batch is {float(loss.detach())}"
+                    break
+                _add(sums, torch.autograd.grad(loss, parameters, allow_unused=True), statistic)
+                count += 1
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    ranks = gather((count, problem))
+    for _, problem in ranks:
+        if problem:
+            raise RunError(problem)
+    batches = sum(count for count, _ in ranks)
+    if batches == 0:
+        raise InputError("calibration holds no batch (an iterator that was used up? give a list)")
+    total(sums)
+    return {
+        name: sums.pop(0).div_(batches).to(torch.promote_types(p.dtype, torch.float32))
+        for name, p in look.parameters.items()
+    }
+
+
+def _add(
+    sums: Sequence[Tensor], grads: Sequence[Tensor | None], statistic: Callable[[Tensor], Tensor]
+) -> None:
+    for sum_, grad in zip(sums, grads, strict=True):
+        if grad is not None:
+            sum_ += statistic(grad)

@@ -1,0 +1,15 @@
+"""Mean gradient over the calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from prunus.methods.signals import Look
+from prunus.methods.signals._gradients import mean_of
+
+
+def grad(look: Look) -> Mapping[str, Tensor]:
+    """Mean over batches of ∂L/∂w."""
+    return mean_of(look, lambda g: g)

@@ -1,0 +1,15 @@
+"""Mean squared gradient over the calibration batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from prunus.methods.signals import Look
+from prunus.methods.signals._gradients import mean_of
+
+
+def grad_sq(look: Look) -> Mapping[str, Tensor]:
+    """Mean over batches of (∂L/∂w)²."""
+    return mean_of(look, lambda g: g.square())

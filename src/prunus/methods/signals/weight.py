@@ -1,0 +1,14 @@
+"""The weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from prunus.methods.signals import Look
+
+
+def weight(look: Look) -> Mapping[str, Tensor]:
+    """w."""
+    return {name: value.detach() for name, value in look.parameters.items()}

@@ -1,0 +1,1 @@
+"""The loop: prune, restore, retrain, judge, and again."""

@@ -1,0 +1,191 @@
+"""A run's models in the runtimes that will serve them: every round timed, the last one built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from prunus._common.distributed import once, size
+from prunus.compaction.compact import compact
+from prunus.compaction.files.artifact import save
+from prunus.deployment.calibration import inputs_of
+from prunus.deployment.deploy import candidates, deploy
+from prunus.deployment.module import open_artefact
+from prunus.deployment.table import Deployment
+from prunus.errors import InputError, PrunusError
+from prunus.progressive.state import Job
+from prunus.recipe.schema import Deploy, Recipe
+from prunus.runtimes import find
+from prunus.types import Compaction
+
+BATCHES = 8
+"""Of calibration, for runtimes that quantise."""
+SECONDS = 0.5
+"""Of timing, for every round and runtime."""
+
+
+def serves(recipe: Recipe) -> bool:
+    """Whether a run ends with an artefact."""
+    return recipe.deploy is not None or recipe.quantize != "none"
+
+
+def round_latency(job: Job, dense: Mapping[str, float]) -> dict[str, float]:
+    """Median milliseconds of the model as it stands, by runtime; empty where nothing deploys it.
+
+    Compact where the recipe makes it so; runtimes that take minutes to build are left to the end.
+    The dense model is timed in the same run, and the round's time is scaled by what that takes now
+    against round 0, so that rounds compare although the machine's speed wavers between them.
+
+    Args:
+        job: at the end of a round.
+        dense: what round 0 found; empty in round 0 itself.
+    """
+    recipe = job.pruner.recipe
+    if not serves(recipe) or job.example is None:
+        return {}
+    how = recipe.deploy or Deploy()
+    try:
+        made = deploy(
+            _as_it_would_end(job), example=job.example, runtime=_sure(how.runtime),
+            beside=_exact(how.runtime), batch_sizes=(how.batch,), threads=how.threads,
+            seconds=SECONDS, against=job.dense if dense else None,
+        )  # fmt: skip
+    except PrunusError as error:  # an engine that fails costs no round
+        job.watch({"event": "note", "text": f"the round is not timed: {error}"})
+        return {}
+    ms = {(r.runtime, r.model): t.median_ms for r in made.rows for t in r.latency.values()
+          if r.good}  # fmt: skip
+    own = {name: time for (name, model), time in ms.items() if model == "pruned"}
+    if not dense:
+        return own
+    both = [name for name in own if (name, "dense") in ms and name in dense]
+    return {name: own[name] * dense[name] / ms[name, "dense"] for name in both}
+
+
+def _as_it_would_end(job: Job) -> nn.Module:
+    """The model as it would be handed over now."""
+    pruner = job.pruner
+    waits = pruner.recipe.compact == "end" and pruner.view.analysis is not None
+    if not waits or all(bool(m.all()) for m in pruner.masks.values()):
+        return pruner.model
+    return compact(pruner.model, pruner.masks, job.example).model
+
+
+def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
+    """Build the finished model for its runtime, calibrated and judged there.
+
+    An engine that fails costs no result: the run ends without an artefact, and says why. Of
+    several ranks the first builds it, and gets it.
+
+    Args:
+        job: that is done.
+        compaction: how its model became smaller, if it did.
+    """
+    if not serves(job.pruner.recipe):
+        return None
+    found: list[Deployment] = []
+    try:
+        once(lambda: found.append(_kept(job) or _served(job, compaction)))
+        return found[0] if found else None
+    except PrunusError as error:
+        job.journal.write("not deployed", why=str(error))
+        job.watch({"event": "note", "text": f"no artefact was made: {error}"})
+        return None
+
+
+def _kept(job: Job) -> Deployment | None:
+    """What the run ended with when it was finished, if its artefact opens without the model."""
+    folder = job.journal.folder
+    ended = any(e["event"] == "end" for e in job.journal.events)
+    if folder is None or not ended or not (folder / "result.json").is_file():
+        return None
+    made = json.loads((folder / "result.json").read_text(encoding="utf-8"))["deployment"]
+    if made is None or made["runtime"] == "eager":
+        return None
+    path = folder / "deployed" / made["runtime"]
+    try:
+        return Deployment.read(made, open_artefact(path, threads=made["threads"]), path)
+    except InputError:  # taken away, damaged, or its runtime is not installed any more
+        return None
+
+
+def _served(job: Job, compaction: Compaction | None) -> Deployment:
+    recipe, pruner = job.pruner.recipe, job.pruner
+    how = recipe.deploy or Deploy()
+    guard = recipe.guard
+    calibration: list[Any] = []
+    if recipe.quantize == "int8":
+        assert pruner.calibration is not None
+        assert pruner.loss is not None
+        calibration = inputs_of(pruner.model, pruner.loss, pruner.calibration, limit=BATCHES)
+    made = deploy(
+        pruner.model,
+        example=job.example,
+        runtime=how.runtime,
+        beside=_exact(how.runtime) if recipe.quantize == "int8" else (),
+        quantize=recipe.quantize,
+        folder=None if job.journal.folder is None else job.journal.folder / "deployed",
+        against=job.dense,
+        # By one rank alone it would wait for ever where it speaks to the others.
+        evaluate=job.evaluate if size() == 1 else None,
+        better="higher" if guard is None else guard.better,
+        calibration=calibration,
+        max_drop=_allowed(job),
+        batch_sizes=tuple(dict.fromkeys((how.batch, 16))),
+        threads=how.threads,
+        watch=lambda text: job.watch({"event": "note", "text": f"deploy: {text}"}),
+    )
+    if made.runtime == "eager" and made.path is not None and compaction is not None:
+        # With the numbers that modules keep, which the model alone does not tell.
+        save(pruner.model, made.path / made.model.card.file, compaction.attributes)
+    return made
+
+
+def _allowed(job: Job) -> float:
+    """How much worse the metric of an int8 artefact may be than the pruned model's."""
+    guard = job.pruner.recipe.guard
+    if guard is None or not guard.relative:
+        return 0.01 if guard is None else guard.max_drop
+    metrics = [e["metric"] for e in job.journal.events if e["event"] == "round"]
+    return float(guard.max_drop * abs(metrics[0] or 0.0))
+
+
+def _sure(runtime: str) -> str:
+    """The runtime, or for ``auto`` the one that runs whatever PyTorch runs."""
+    return "eager" if runtime == "auto" else runtime
+
+
+def _exact(runtime: str) -> list[str]:
+    """In float32: the engine that is named, or all that build quickly."""
+    if runtime != "auto" and find(runtime).EXACT:
+        return [runtime]
+    names, _ = candidates("auto", quantised=False)
+    return [n for n in names if not find(n).SLOW]
+
+
+def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -> None:
+    """What an artefact needs and was not given.
+
+    Raises:
+        InputError: saying what to give.
+    """
+    if not serves(recipe):
+        return
+    if example is None:
+        raise InputError("deploy: give example=, an input, from which the artefact is built")
+    if recipe.quantize == "int8" and size() > 1:
+        raise InputError(
+            "quantize: int8 is judged by evaluate in the runtime, and one of several ranks cannot "
+            "do that alone: leave it out, and call prunus.deploy(…, quantize='int8') after the run"
+        )
+    if recipe.quantize == "int8" and (calibration is None or loss is None):
+        raise InputError(
+            "quantize: int8 is calibrated on data: give calibration (batches) and loss "
+            "(a function of model and batch)"
+        )
+    runtime = "auto" if recipe.deploy is None else recipe.deploy.runtime
+    if runtime != "auto":
+        find(runtime)

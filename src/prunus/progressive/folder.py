@@ -1,0 +1,164 @@
+"""What lies in a run's folder beside journal and snapshots."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prunus._common import files
+from prunus._common.distributed import once
+from prunus._common.environment import describe
+from prunus.compaction.files.artifact import save
+from prunus.errors import InputError
+from prunus.methods.catalog import digest as file_digest
+from prunus.methods.catalog import find
+from prunus.progressive.engine import Pruner
+from prunus.progressive.journal import Journal, read_events
+from prunus.recipe.load import load
+from prunus.recipe.resolve import code_digests
+from prunus.recipe.schema import Recipe
+from prunus.types import Result, Round
+
+
+@contextlib.contextmanager
+def open_journal(folder: Path | None, pruner: Pruner) -> Iterator[Journal]:
+    """The journal of a run; a folder that holds another one is refused."""
+    if folder is not None:
+        own = identity(pruner)
+        once(lambda: refuse_other(folder, own))
+    journal = Journal(folder)
+    try:
+        if folder is not None:
+            once(lambda: _write_identity(folder, pruner))
+        yield journal
+    finally:
+        journal.close()
+
+
+def identity(pruner: Pruner) -> dict[str, Any]:
+    """What makes two runs the same: recipe, code, parameters and initial weights."""
+    recipe = pruner.recipe
+    task = recipe.task
+    code = code_digests(recipe)
+    if task is not None and ".py" not in task.name:
+        module = inspect.getsourcefile(find("tasks", task.name))
+        if module is not None:
+            code[task.name] = file_digest(Path(module))
+    return {
+        "recipe": recipe.digest(),
+        "code": code,
+        "parameters": {n: list(p.shape) for n, p in pruner.model.named_parameters()},
+        "weights": files.tensors_digest(dict(pruner.model.state_dict())),
+    }
+
+
+def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
+    """Refuse a folder that another recipe's run, or another model's, lies in.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        if folder.exists() and any(p.name not in (".lock", "snapshots") for p in folder.iterdir()):
+            raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"'{path}' cannot be read ({error}): name another folder") from None
+    words = {
+        "recipe": "another recipe",
+        "code": "other code",
+        "parameters": "another model",
+        "weights": "other initial weights",
+    }
+    differs = [words[key] for key in words if theirs.get(key) != own[key]]
+    if differs:
+        raise InputError(
+            f"'{folder}' holds the run of {' and '.join(differs)}: name another with --folder, "
+            "or remove it"
+        )
+
+
+def _write_identity(folder: Path, pruner: Pruner) -> None:
+    values = {
+        "identity": identity(pruner),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "environment": describe(),
+    }
+    if not (folder / "run.json").exists():
+        files.write_atomically(folder / "recipe.yaml", pruner.recipe.to_yaml().encode())
+        files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
+
+
+DENSE = "dense.safetensors"
+"""The file of round 0: the dense model, trained or as it was given."""
+
+
+def write_result(
+    folder: Path, result: Result, metric_name: str, *, dense: dict[str, Tensor] | None
+) -> None:
+    """Weights, masks and figures of a finished run, and the dense model's weights if known."""
+    if dense is not None:
+        files.write_atomically(folder / DENSE, files.save_tensors(dense))
+    small = result.compaction
+    attributes = small.attributes if small else ()
+    save(result.model, folder / "model.safetensors", attributes, sparse=True)
+    files.write_atomically(folder / "masks.safetensors", files.save_tensors(dict(result.masks)))
+    summary = {
+        "metric_name": metric_name,
+        "metric": result.metric,
+        "test": result.test,
+        "tested": None if result.tested is None else result.tested.plain(),
+        "sparsity": result.sparsity,
+        "why": result.why,
+        "compaction": None
+        if small is None
+        else {k: getattr(small, k) for k in ("route", "units", "error", "effect", "notes")},
+        "cost_before": dict(result.cost_before),
+        "cost_after": dict(result.cost_after),
+        "deployment": None if result.deployment is None else result.deployment.plain(),
+        "rounds": [asdict(r) for r in result.rounds],
+    }
+    files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
+
+
+def rounds_of(folder: Path) -> list[Round]:
+    """The rounds of a run, finished or not; of repeated ones the last.
+
+    Raises:
+        InputError: if the folder holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise InputError(f"'{folder}' holds no run (no run.json)")
+    events = [e for e in read_events(folder) if e["event"] == "round"]
+    fields = set(Round.__dataclass_fields__)
+    found = {e["index"]: Round(**{k: v for k, v in e.items() if k in fields}) for e in events}
+    return [found[i] for i in sorted(found)]
+
+
+def recipe_of(folder: str | Path) -> Recipe:
+    """The recipe of a run of a task.
+
+    Raises:
+        InputError: if the folder holds no run, or one without a task.
+    """
+    path = Path(folder) / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
+    recipe = load(path)
+    if recipe.task is None:
+        raise InputError(
+            f"the run in '{folder}' was started from Python: call prunus.prune again with the "
+            "same arguments and folder"
+        )
+    return recipe

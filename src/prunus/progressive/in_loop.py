@@ -1,0 +1,232 @@
+"""Rounds inside a training loop of someone else's: they go on at its optimizer steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from prunus._common.metrics import Metric
+from prunus.errors import InputError
+from prunus.progressive.engine import Pruner
+from prunus.progressive.journal import Journal
+from prunus.progressive.judge import judge
+from prunus.progressive.loop import phases
+from prunus.progressive.phase import Limit
+from prunus.progressive.state import Job, Position, blob, put_back
+from prunus.progressive.train import length_of, names_of
+from prunus.pruning.masks import apply
+from prunus.recipe import duration
+from prunus.recipe.schema import Recipe
+from prunus.types import Round
+
+
+def in_steps(recipe: Recipe, steps: int | None, per_epoch: int | None) -> tuple[Recipe, int | None]:
+    """The recipe with all lengths in optimizer steps, and their sum as far as it is known.
+
+    Args:
+        recipe: whose epochs are counted.
+        steps: of the loop. Gradual pruning has all that ``dense`` leaves; rounds without a
+            ``retrain`` share them out evenly.
+        per_epoch: steps in an epoch.
+
+    Raises:
+        InputError: if a length is missing, or the loop is too short.
+    """
+
+    def count(length: str | float | int | None) -> int:
+        parsed = duration.parse(length or 0)
+        return parsed.steps(per_epoch=per_epoch) if parsed.value else 0
+
+    dense, last = count(recipe.dense.length), count(recipe.last_retrain)
+    rounds = recipe.rounds if recipe.in_rounds else 1
+    retrain = count(recipe.retrain) if recipe.in_rounds or steps is None else 0
+    if steps is not None and not retrain:
+        if rounds is None:
+            raise InputError(
+                "retrain: how many rounds there will be is not known with target: guard: say how "
+                "long each trains, for example retrain: 500it"
+            )
+        first = rounds if not last or rounds == 1 else rounds - 1
+        left = steps - dense - (last if rounds > 1 else 0)
+        retrain = left // first
+        last = last or left - retrain * (rounds - 1)
+    if retrain < 1:
+        raise InputError(
+            f"steps: {'nothing says' if steps is None else f'{steps} are too few to say'} over how "
+            f"many optimizer steps to prune (dense has {dense}): give for example steps=1000, or "
+            "retrain in the recipe"
+        )
+    total = None if rounds is None else dense + retrain * (rounds - 1) + (last or retrain)
+    if steps is not None and total is not None and total > steps:
+        raise InputError(
+            f"steps: the recipe asks for {total} (dense {dense}, then {rounds} rounds of {retrain}"
+            f"{f', the last of {last}' if last else ''}), and the loop has {steps}: shorten retrain"
+        )
+    lengths = (dense, retrain, last if recipe.in_rounds else 0)
+    return with_lengths(recipe, lengths), total
+
+
+def with_lengths(recipe: Recipe, lengths: Sequence[int]) -> Recipe:
+    """The recipe with these lengths of dense, retrain and last_retrain (0: none) in steps."""
+    dense, retrain, last = lengths
+    values = {
+        "dense": recipe.dense.model_copy(update={"length": f"{dense}it"}),
+        "retrain": f"{retrain}it",
+        "last_retrain": f"{last}it" if last else None,
+    }
+    return recipe.model_copy(update=values)
+
+
+def lengths_of(recipe: Recipe) -> tuple[int, ...]:
+    """What :func:`with_lengths` set."""
+    every = (recipe.dense.length, recipe.retrain, recipe.last_retrain or "0it")
+    return tuple(duration.parse(length).steps() for length in every)
+
+
+class OwnRounds:
+    """Prune, restore, judge and roll back between two optimizer steps of a loop.
+
+    It runs the same phases as :func:`prunus.prune`; what lies between two of them is trained by
+    the loop, one optimizer all through.
+    """
+
+    def __init__(self, pruner: Pruner, evaluate: Metric | None, per_epoch: int | None) -> None:
+        assert pruner.optimizer is not None
+        recipe = pruner.recipe
+        self.optimizer: Optimizer = pruner.optimizer
+        self.job = Job(
+            pruner=pruner,
+            journal=Journal(None),
+            train=_elsewhere,
+            evaluate=evaluate,
+            evaluate_train=None,
+            example=pruner.example,
+            watch=lambda event: None,
+            stop=lambda: False,
+            keeps=recipe.guard is not None,
+        )
+        self.limit = Limit(recipe.limit)
+        self.at = Position(per_epoch=per_epoch)
+        self.taken, self.length = 0, 0
+        self.rewinds_at = _rewind_step(recipe)
+        self._phases = phases(self.job, self.at, self.limit)
+
+    def begin(self) -> None:
+        """Go to where training is due: through round 0 and the first cut, if it needs none."""
+        restore = self.job.pruner.recipe.restore
+        if self.rewinds_at == 0 or restore.settings.get("values") == "start":
+            name = "rewind" if self.rewinds_at == 0 else "start"
+            self.at.blobs[name] = self.job.journal.store(name, blob(self.job.pruner.state()))
+        self._go_on()
+
+    def after_step(self) -> None:
+        """Count an optimizer step; at the end of a phase do all that lies before the next."""
+        at, pruner = self.at, self.job.pruner
+        if at.phase == "end":
+            return
+        self.taken += 1
+        if at.phase == "dense" and self.taken == self.rewinds_at:
+            state = pruner.state(self.optimizer.state_dict()["state"])
+            at.blobs["rewind"] = self.job.journal.store("rewind", blob(state))
+        if self.taken >= self.length or self.limit.reached(at.step + self.taken, at.per_epoch):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        pruner = self.job.pruner
+        while True:
+            held = self._count()
+            enforced = next(self._phases, None)
+            self._give_back(held)
+            if enforced is None:
+                self._end()
+                return
+            pruner.hold(enforced)
+            self.length = length_of(self.job, self.at).steps()
+            if not pruner.recipe.in_rounds and self.at.phase in ("train", "free"):
+                pruner.begin(self.length, self.at.per_epoch)
+            if self.length:
+                return
+
+    def _count(self) -> Any:
+        """Let the position know what was trained; returns the optimizer's state."""
+        at = self.at
+        at.step, self.taken = at.step + self.taken, 0
+        at.optimizer = self.optimizer.state_dict()["state"]
+        at.names = names_of(self.job.pruner.model, self.optimizer)
+        return at.optimizer
+
+    def _give_back(self, held: Any) -> None:
+        """Return the optimizer to a state that a restore or a rollback asks for."""
+        if self.at.optimizer is not held:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": self.at.optimizer, "param_groups": groups})
+        self.at.optimizer = {}
+
+    def finish(self) -> None:
+        """The loop ends here: judge a round at work, and leave the last one that was accepted."""
+        at = self.at
+        if at.phase == "end":
+            return
+        held = self._count()
+        at.why = f"the training ended in round {at.index}"
+        if at.phase in ("train", "free"):
+            judge(self.job, at, self.limit)
+        elif at.phase == "revived" and at.accepted is not None:
+            put_back(self.job, at, self.job.journal.fetch(at.accepted))
+        self._give_back(held)
+        at.phase = "end"
+        self._end()
+
+    def _end(self) -> None:
+        pruner = self.job.pruner
+        pruner.hold(True)
+        apply(pruner.model, pruner.masks)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors to go on from, without model and optimizer."""
+        kept = dict(self.at.blobs)
+        if self.at.accepted is not None:
+            kept["accepted"] = self.at.accepted
+        names = ("phase", "progress", "asked", "step", "per_epoch", "round_began", "why")
+        return {
+            **{name: getattr(self.at, name) for name in names},
+            "rounds": [dataclasses.asdict(r) for r in self.at.rounds],
+            "seconds": self.limit.seconds,
+            "taken": self.taken,
+            "length": self.length,
+            "kept": {name: self.job.journal.fetch(entry) for name, entry in kept.items()},
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Return to what :meth:`state` gave; model, masks and optimizer are there already."""
+        values = dict(saved)
+        kept = {n: self.job.journal.store(n, tree) for n, tree in values.pop("kept").items()}
+        self.taken, self.length = values.pop("taken"), values.pop("length")
+        rounds = [Round(**r) for r in values.pop("rounds")]
+        self.at = Position(**values, rounds=rounds, accepted=kept.pop("accepted", None), blobs=kept)
+        self.limit = Limit(self.job.pruner.recipe.limit, self.at.seconds)
+        self._phases = phases(self.job, self.at, self.limit)
+        next(self._phases, None)  # to where the loop trains
+
+
+def _elsewhere(model: nn.Module) -> None:
+    raise AssertionError("the loop trains")
+
+
+def _rewind_step(recipe: Recipe) -> int | None:
+    """The step of round 0 to which rounds return, if they do.
+
+    Raises:
+        InputError: if round 0 is shorter.
+    """
+    if recipe.restore.name != "rewind":
+        return None
+    whole = duration.parse(recipe.dense.length).steps()
+    k = duration.parse(recipe.restore.settings.get("k", 0)).steps(whole=whole)
+    if k > whole:
+        raise InputError(f"restore: rewind: k is step {k}, and round 0 has {whole} only")
+    return k

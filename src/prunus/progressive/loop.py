@@ -1,0 +1,63 @@
+"""The loop, visible as a whole: prune, restore, retrain, judge, go on or roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prunus.errors import Interrupted
+from prunus.progressive.cut import cut, revives
+from prunus.progressive.guard import next_progress
+from prunus.progressive.judge import judge, reject_again, tried
+from prunus.progressive.phase import Limit
+from prunus.progressive.state import Job, Position, save
+from prunus.progressive.train import train
+
+
+def all_rounds(job: Job, at: Position) -> Position:
+    """Run a job from a position to its end."""
+    limit = Limit(job.pruner.recipe.limit, at.seconds)
+    for enforced in phases(job, at, limit):
+        train(job, at, limit, enforced=enforced)
+    return at
+
+
+def phases(job: Job, at: Position, limit: Limit) -> Iterator[bool]:
+    """All of a run but its training: yields where that is due, and whether masks are enforced."""
+    while at.phase != "end":
+        if at.phase == "dense":
+            yield True
+            judge(job, at, limit)
+            at.phase = "next"
+        if at.phase == "next":
+            _choose_next(job, at, limit)
+            save(job, at, limit)
+            if job.stop() and at.phase != "end":
+                raise Interrupted("stopped")
+        if at.phase == "revived":  # removed weights, back since the last round, train first
+            yield False
+            at.phase = "cut"
+        if at.phase == "cut":
+            enforced = cut(job, at)
+            if tried(job, at):
+                reject_again(job, at, limit)
+                continue
+            at.phase = "train" if enforced else "free"
+        if at.phase in ("train", "free"):
+            yield at.phase == "train"
+            judge(job, at, limit)
+            at.phase = "next"
+
+
+def _choose_next(job: Job, at: Position, limit: Limit) -> None:
+    pruner = job.pruner
+    at.round_began = limit.seconds
+    progress, at.why = next_progress(at.rounds, pruner.recipe, pruner.asks)
+    if progress is not None and limit.reached(at.step, at.per_epoch):
+        progress, at.why = None, f"the limit of {limit.text} is reached"
+    if progress is None:
+        at.phase = "end"
+        return
+    at.progress, at.asked = progress, pruner.asks(progress)
+    revived = revives(pruner, "after") and at.index > 1 and job.train is not None
+    at.phase = "revived" if revived else "cut"
+    job.watch({"event": "round", "round": at.index, "asked": at.asked})

@@ -1,0 +1,254 @@
+"""What a training loop talks to: attach the optimizer, iterate the batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunus._common import rng as randomness
+from prunus._common.distributed import gather, once
+from prunus.errors import InputError, RunError
+from prunus.progressive.engine import Pruner
+from prunus.recipe import duration
+
+Batch = TypeVar("Batch")
+
+
+class Run:
+    """One training phase, handed to ``train(model, run)``.
+
+    Attributes:
+        round: its number; 0 trains the dense model.
+        progress: 0 to 1 through this phase.
+    """
+
+    def __init__(
+        self,
+        pruner: Pruner,
+        *,
+        round: int,
+        length: duration.Duration,
+        gradual: bool,
+        rate: Callable[[float], float] | None,
+        data_seed: int,
+    ) -> None:
+        self.round = round
+        self._pruner, self._length, self._gradual = pruner, length, gradual
+        self._rate, self._seed = rate, data_seed
+        self._steps: int | None = None
+        self._base: list[float] = []
+        self._others: dict[str, Any] = {}
+        self._hook: Any = None
+        self._rng: dict[str, Any] | None = None
+        self.optimizer: Optimizer | None = None
+        self.done = 0  # optimizer steps of this phase
+        self.epoch = 0  # epochs begun in the whole run
+        self.batch = 0  # batches of this epoch that were used
+        self.per_epoch: int | None = None
+        self.saved: dict[str, Any] | None = None  # of attached objects, to be restored
+        self.carried: dict[Any, Any] | None = None  # optimizer state of the phase before
+        self.on_boundary: Callable[[Run], None] = lambda run: None
+        self.on_step: Callable[[Run], None] = lambda run: None
+        self.must_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of this phase.
+
+        Raises:
+            InputError: if the recipe counts epochs and no loader was iterated yet.
+        """
+        if self._steps is None:
+            self._steps = self._length.steps(per_epoch=self.per_epoch)
+        return self._steps
+
+    @property
+    def progress(self) -> float:
+        return self.done / max(1, self.steps)
+
+    def attach(self, optimizer: object, scheduler: Any = None, **others: Any) -> None:
+        """Tell the run what trains: masks are enforced, state is saved and restored.
+
+        Args:
+            optimizer: that trains the model.
+            scheduler: of the learning rate; with one the recipe's plan must be left out.
+            others: anything else with ``state_dict`` and ``load_state_dict`` (a scaler); modules
+                (an EMA) are kept masked, too.
+        """
+        if self.optimizer is not None:
+            raise InputError("run.attach was called twice in one training")
+        if scheduler is not None and self._rate is not None:
+            raise InputError(
+                "both a scheduler and the recipe's learning_rate would set the rate: leave one out"
+            )
+        copies = [o for o in others.values() if isinstance(o, nn.Module)]
+        real = self._pruner.attach(optimizer, copies)
+        # The rate as it was made, also when an earlier phase has lowered it.
+        self._base = [
+            float(group.setdefault("initial_lr", group["lr"])) for group in real.param_groups
+        ]
+        self.optimizer = real
+        self._others = {"scheduler": scheduler, **others} if scheduler is not None else dict(others)
+        if self.saved is not None:
+            self._restore(self.saved)
+        elif self.carried:
+            _carry(real, self.carried)
+        self._hook = real.register_step_post_hook(self._after_step)
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The loader's batches, epoch after epoch, until ``steps`` optimizer steps are taken.
+
+        The order of an epoch depends on the recipe's seed and the epoch alone, whatever the
+        model does with random numbers.
+        """
+        if self.optimizer is None:
+            raise InputError("call run.attach(optimizer) before run.batches(loader)")
+        if isinstance(loader, Sized):
+            self.per_epoch = len(loader)
+        if self._gradual and self.done == 0:
+            self._pruner.begin(self.steps, self.per_epoch)
+        resume_at = self.batch
+        while self.done < self.steps:
+            before, self.batch = self.done, 0
+            for number, batch in enumerate(self._epoch(loader)):
+                self.batch = number + 1
+                if number < resume_at:
+                    continue
+                taken = self.done
+                self._set_rate()
+                if self._rng is not None:
+                    randomness.set_state(self._rng)
+                    self._rng = None
+                yield batch
+                if self.done > taken:  # between steps, gradients half collected would be lost
+                    self.on_boundary(self)
+                if self.done >= self.steps:
+                    return
+                if self.must_stop():
+                    return
+            if self.batch == 0:
+                raise InputError("the training loader is empty (an iterator that was used up?)")
+            if self.done == before and resume_at == 0:
+                raise RunError(
+                    "train took no optimizer step in a whole epoch: call optimizer.step() on the "
+                    "optimizer given to run.attach"
+                )
+            resume_at = 0
+            self.epoch += 1
+
+    def _epoch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """One pass over the loader with random numbers of its own."""
+        training = randomness.state()
+        randomness.seed(self._seed, 1 + self.epoch)
+        for part in (
+            loader,
+            getattr(loader, "sampler", None),
+            getattr(loader, "batch_sampler", None),
+        ):
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(self.epoch)
+        iterator = iter(loader)
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                randomness.set_state(training)
+                return
+            loading = randomness.state()
+            randomness.set_state(training)
+            yield batch
+            training = randomness.state()
+            randomness.set_state(loading)
+
+    def _set_rate(self) -> None:
+        if self._rate is None or self.optimizer is None:
+            return
+        factor = self._rate(self.done / max(1, self.steps))
+        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * factor)
+            else:
+                group["lr"] = base * factor
+
+    def _after_step(self, *_: object) -> None:
+        self.done += 1
+        self.on_step(self)
+
+    # --- saving
+
+    def state(self) -> dict[str, Any]:
+        """Of everything attached."""
+        assert self.optimizer is not None
+        others = {name: other.state_dict() for name, other in self._others.items()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "others": others,
+            "done": self.done,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "rng": gather(randomness.state()),
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name, value in saved["others"].items():
+            if name not in self._others:
+                raise InputError(f"the run to resume had '{name}' attached; attach it again")
+            self._others[name].load_state_dict(value)
+        self.done, self.epoch, self.batch = saved["done"], saved["epoch"], saved["batch"]
+        self._rng = randomness.own(saved["rng"])
+
+    def end(self) -> None:
+        """Take the hooks off; what was attached stays readable."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._pruner.detach()
+
+
+def _carry(optimizer: Optimizer, state: dict[Any, Any]) -> None:
+    """Go on with the momenta of the training before, if they fit this optimizer."""
+    fresh = optimizer.state_dict()
+    shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+    fits = all(
+        isinstance(i, int) and i < len(shapes) and value.shape in (shapes[i], torch.Size([]))
+        for i, values in state.items()
+        for value in values.values()
+        if isinstance(value, Tensor)
+    )
+    if fits:
+        with torch.no_grad():
+            optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+
+
+class Limit:
+    """A bound on time or on training, over the whole run."""
+
+    def __init__(self, text: str | float | int | None, spent_seconds: float = 0.0) -> None:
+        self._length = None if text is None else duration.parse(text)
+        self.spent = spent_seconds
+        self._since = time.monotonic()
+        self.text = text
+
+    @property
+    def seconds(self) -> float:
+        """Time used by the run so far, earlier attempts included."""
+        return self.spent + time.monotonic() - self._since
+
+    def reached(self, steps: int, per_epoch: int | None) -> bool:
+        """Whether the run must end now; of several ranks, by the clock of the first."""
+        if self._length is None:
+            return False
+        if self._length.unit == "min":
+            most = self._length.value * 60
+            return once(lambda: self.seconds >= most)
+        if self._length.unit == "ep" and per_epoch is None:
+            return False
+        return steps >= self._length.steps(per_epoch=per_epoch)

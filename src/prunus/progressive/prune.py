@@ -1,0 +1,274 @@
+"""The one call: prune a model, or a task, by a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus._common import rng as randomness
+from prunus._common.distributed import asked, once, rank, release, settle
+from prunus._common.metrics import Metric, Outcome
+from prunus._common.modules import keeping_modes
+from prunus.compaction.shrink import follow
+from prunus.errors import InputError
+from prunus.graph.trace import copied
+from prunus.progressive.builtin import trainer
+from prunus.progressive.deploy_step import refuse_unserved, serve, serves
+from prunus.progressive.engine import Pruner
+from prunus.progressive.folder import open_journal, recipe_of, write_result
+from prunus.progressive.guard import doubt, last_accepted
+from prunus.progressive.judge import compacted, final_cost, final_masks, score, tested
+from prunus.progressive.latency_target import aim, outcome, prepared
+from prunus.progressive.loop import all_rounds
+from prunus.progressive.state import Job, Watch, begin
+from prunus.progressive.train import refuse_plain_train
+from prunus.pruning.masks import copy_of, put_back
+from prunus.recipe import duration
+from prunus.recipe.load import load
+from prunus.recipe.schema import Recipe, Spec
+from prunus.tasks.base import Task
+from prunus.tasks.find import find_task, task_of
+from prunus.types import Result
+
+Source = Recipe | Mapping[str, Any] | str | Path
+
+
+def prune(
+    subject: nn.Module | Task | str,
+    recipe: Source,
+    *,
+    train: Callable[..., Any] | None = None,
+    evaluate: Metric | None = None,
+    evaluate_train: Metric | None = None,
+    test: Metric | None = None,
+    calibration: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    example: Any = None,
+    folder: str | Path | None = None,
+    watch: Watch | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Prune a model progressively, in place.
+
+    Without ``train`` it is one-shot: the masks for the target are chosen and applied at once.
+    Where several processes train together (``torch.distributed``), every one of them calls it.
+
+    Args:
+        subject: a model; a :class:`Task`, which brings all the rest; or the name of one.
+        recipe: a :class:`Recipe`, the name of one, a file, or a mapping of its values.
+        train: ``train(model, run)``: call ``run.attach(optimizer)``, iterate
+            ``run.batches(loader)``; called for round 0 if the recipe says ``dense``, and after
+            each cut. A plain ``train(model)`` is enough for recipes in rounds.
+        evaluate: ``evaluate(model) -> float`` on validation data, after every round; or a tensor
+            with a value for each item, whose mean it is. Of several ranks the mean counts.
+        evaluate_train: the same on training data, to record the gap.
+        test: the same on test data; called once, at the end. Where it returns a value for each
+            item, the result has an interval; for a task the dense model's items beside it.
+        calibration: batches for criteria that need gradients.
+        loss: ``loss(model, batch) -> scalar`` for the same.
+        example: an input (or a tuple of inputs), to count MACs and the order of layers.
+        folder: where journal, snapshots and results go; a killed run started again with the
+            same arguments goes on there. Without it nothing is written.
+        watch: called with events (mappings with a key ``event``) as the run goes, on rank 0.
+        stop: asked between steps; True saves and raises :class:`Interrupted`.
+
+    Returns:
+        A :class:`Result`; ``result.model`` is the model given, pruned in place. With ``compact``
+        it is smaller; only where its own code holds sizes that cannot be changed it is a new one.
+
+    Raises:
+        InputError: for what cannot be used, before work starts where it can be known.
+        RunError: if the run cannot go on. The weights are then as they were given.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> result = prune(nn.Linear(10, 10), {"target": 0.8})
+    >>> result.sparsity, int((result.model.weight == 0).sum())
+    (0.8, 80)
+    """
+    recipe = load(recipe)
+    with randomness.kept():
+        randomness.seed(recipe.seed)
+        if isinstance(subject, str):
+            subject = find_task(Spec(name=subject))
+        metric_name = "metric"
+        if isinstance(subject, Task):
+            task = subject
+            metric_name = task.metric_name
+            model = task.model()
+            train = train or trainer(task)
+            evaluate = evaluate or _metric(task, task.validation)
+            if evaluate_train is None and task.train_sample is not None:
+                evaluate_train = _metric(task, task.train_sample)
+            if test is None and task.test is not None:
+                test = _metric(task, task.test)
+            calibration = task.calibration if calibration is None else calibration
+            loss, example = loss or task.loss, task.example if example is None else example
+        elif isinstance(subject, nn.Module):
+            model = subject
+        else:
+            raise InputError(
+                f"prune takes a model (nn.Module), a Task or a task's name, not "
+                f"{type(subject).__name__}"
+            )
+        if train is None:
+            recipe = _without_training(recipe, evaluate)
+        recipe = prepared(recipe)
+        pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
+        _check(recipe, pruner, train, evaluate)
+        refuse_unserved(recipe, example, calibration, loss)
+        settle(model, "given")
+        where = once(lambda: None if folder is None else Path(folder))
+        with _undone_on_error(pruner), open_journal(where, pruner) as journal:
+            job = Job(
+                pruner=pruner,
+                journal=journal,
+                train=train,
+                evaluate=evaluate,
+                evaluate_train=evaluate_train,
+                example=example,
+                watch=watch if watch is not None and rank() == 0 else lambda event: None,
+                stop=asked(stop),
+                dense=copied(model) if serves(recipe) else None,
+                again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
+            )
+            if (text := doubt(recipe.guard, metric_name)) is not None:
+                job.watch({"event": "note", "text": text})
+            if not journal.events:
+                score(evaluate, model, "evaluate")
+            result = _finish(job, test, metric_name)
+    del job, pruner, journal  # what holds the wrappers of the user's training
+    release()
+    return result
+
+
+def _metric(task: Task, batches: Iterable[Any]) -> Metric:
+    return lambda model: task.metric(model, batches)
+
+
+def _again(task: Task) -> nn.Module:
+    with randomness.kept():
+        return task.model()
+
+
+def _without_training(recipe: Recipe, evaluate: Metric | None) -> Recipe:
+    """The recipe for a model that nothing trains: one cut, or rounds that are only judged.
+
+    Raises:
+        InputError: if the guard should decide and nothing evaluates.
+    """
+    if recipe.until_guard and evaluate is None:
+        raise InputError("target: guard needs evaluate(model) -> float to judge with")
+    values = {k: v for k, v in recipe.plain().items() if k not in ("dense", "learning_rate")}
+    if recipe.restore.name != "keep":
+        raise InputError(
+            f"restore: {recipe.restore.name} is about retraining, and no train was given: "
+            "give train(model, run), or use restore: keep"
+        )
+    if evaluate is None:
+        values = {**values, "schedule": "one_shot", "rounds": 1}
+        values.pop("guard", None)
+    return Recipe.model_validate(values)
+
+
+def _check(
+    recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Metric | None
+) -> None:
+    """What can be known before work starts."""
+    refuse_plain_train(pruner, train)
+    if recipe.guard is not None and evaluate is None:
+        raise InputError("guard: nothing to judge with: give evaluate(model) -> float, or no guard")
+    if train is not None and not recipe.in_rounds and duration.parse(recipe.retrain).value == 0:
+        raise InputError(
+            "retrain: gradual pruning cuts inside retraining, and its length is 0: set for "
+            "example retrain: 10ep, or rounds: 1 to cut once without retraining"
+        )
+    trained = train is not None and (
+        duration.parse(recipe.dense.length).value > 0 or not recipe.in_rounds
+    )
+    if pruner.collects_running and not trained:
+        raise InputError(
+            f"criterion {recipe.criterion.name} reads the gradients of the training before a cut, "
+            "and there is none before the first: set dense, or use fisher with calibration"
+        )
+
+
+@contextlib.contextmanager
+def _undone_on_error(pruner: Pruner) -> Iterator[None]:
+    """If anything goes wrong, the model is as it was given."""
+    model = pruner.model
+    before = copy_of(model)
+    grads = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with keeping_modes(model):
+            try:
+                yield
+            except BaseException:
+                follow(pruner, [])
+                put_back(model, before)
+                for parameter, needs in grads:
+                    parameter.requires_grad_(needs)
+                raise
+    finally:
+        if pruner.model is not model:
+            pruner.model.train(model.training)
+        for parameter in model.parameters():
+            parameter.grad = None
+
+
+def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
+    at = begin(job)
+    aim(job, "start")
+    at = all_rounds(job, at)
+    masks = final_masks(job, at)
+    compaction = compacted(job)
+    deployment = serve(job, compaction)
+    if compaction is not None:
+        masks = dict(job.pruner.masks)
+    kept = once(lambda: outcome(job.pruner.recipe, deployment))
+    why = "; ".join(x for x in (at.why, kept) if x)
+    good = last_accepted(at.rounds)
+    done = [e for e in job.journal.events if e["event"] == "end"]
+    if done:
+        says = done[-1]["tested"]
+        found = None if says is None else Outcome.read(says)
+    else:
+        found = tested(job, at, test)
+        plain = None if found is None else found.plain()
+        job.journal.write("end", why=why, tested=plain, seconds=round(at.seconds, 3))
+    result = Result(
+        model=job.model,
+        masks=masks,
+        rounds=tuple(at.rounds),
+        metric=good.metric,
+        tested=found,
+        why=why,
+        cost_before=at.rounds[0].cost,
+        cost_after=good.cost if compaction is None else final_cost(job),
+        folder=job.journal.folder,
+        compaction=compaction,
+        deployment=deployment,
+    )
+    if (place := job.journal.folder) is not None:
+        first = job.journal.fetch(at.blobs["dense"]) if "dense" in at.blobs else {}
+        once(lambda: write_result(place, result, metric_name, dense=first.get("tensors")))
+    return result
+
+
+def resume(folder: str | Path, **hooks: Any) -> Result:
+    """Go on with a run of a task from its folder alone.
+
+    Args:
+        folder: of the run.
+        hooks: ``watch`` and ``stop`` of :func:`prune`.
+
+    Raises:
+        InputError: if the folder holds no run, or one without a task.
+    """
+    recipe = recipe_of(folder)
+    return prune(task_of(recipe), recipe, folder=folder, **hooks)

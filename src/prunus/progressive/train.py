@@ -1,0 +1,230 @@
+"""One training phase of a run: the user's loop between cut and judgement."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from prunus._common.distributed import share_buffers
+from prunus.errors import InputError, Interrupted, RunError
+from prunus.progressive.cut import revives
+from prunus.progressive.engine import Pruner
+from prunus.progressive.phase import Limit, Run
+from prunus.progressive.state import Job, Position, blob, save
+from prunus.pruning.masks import apply
+from prunus.recipe import duration
+
+
+def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
+    recipe, pruner = job.pruner.recipe, job.pruner
+    dense = at.phase == "dense"
+    length = length_of(job, at)
+    if job.train is None or (dense and length.value == 0):
+        return
+    if not takes_run(job.train):
+        _train_plainly(job, at)
+        return
+    if length.value == 0:
+        return
+    if at.saved is None:
+        pruner.hold(enforced)
+    dense_rate = _factor(pruner.ideas.dense_rate, lambda p: 1.0)
+    rate = (
+        dense_rate
+        if dense
+        else (None if pruner.ideas.rate is None else _factor(pruner.ideas.rate, dense_rate))
+    )
+    if dense and recipe.learning_rate is None and recipe.dense.learning_rate.name == "constant":
+        rate = None  # the loop's own schedule
+    run = Run(
+        pruner,
+        round=at.index,
+        length=length,
+        gradual=not recipe.in_rounds and at.phase in ("train", "free"),
+        rate=rate,
+        data_seed=recipe.seed,
+    )
+    run.epoch, run.per_epoch, run.saved, run.carried = (
+        at.epoch,
+        at.per_epoch,
+        at.saved,
+        at.optimizer,
+    )
+    _watch_training(job, at, limit, run, dense)
+    try:
+        job.train(pruner.model, run)
+    finally:
+        run.end()
+    if run.optimizer is None:
+        raise InputError("train(model, run) never called run.attach(optimizer)")
+    if run.done == 0:
+        raise RunError("train took no optimizer step: iterate run.batches(loader) and step")
+    at.step += run.done
+    at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
+    at.optimizer = _optimizer_state(run.optimizer)
+    at.names = names_of(pruner.model, run.optimizer)
+    at.saved = None
+
+
+def length_of(job: Job, at: Position) -> duration.Duration:
+    """Of the phase; what ``revive`` brings back after retraining trains for half of the next."""
+    recipe = job.pruner.recipe
+    retrain = recipe.retrain
+    if recipe.last_retrain is not None and at.progress >= 1:
+        retrain = recipe.last_retrain
+    length = duration.parse(recipe.dense.length if at.phase == "dense" else retrain)
+    if at.phase == "dense" or at.index == 1 or not revives(job.pruner, "after"):
+        return length
+    half = length.value / 2
+    if length.unit == "it":
+        half = float(math.ceil(half) if at.phase == "revived" else math.floor(half))
+    return dataclasses.replace(length, value=half)
+
+
+def _factor(
+    rate: Callable[..., float], dense: Callable[[float], float]
+) -> Callable[[float], float]:
+    return lambda progress: float(rate(progress, dense))
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    state = optimizer.state_dict()["state"]
+    return copy.deepcopy(state) if isinstance(state, dict) else {}
+
+
+def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of the optimizer's parameters, in its order."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+
+
+def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool) -> None:
+    """Rewind points, progress, snapshots, limits: what happens at steps and between batches."""
+    recipe = job.pruner.recipe
+    rewinds = dense and recipe.restore.name == "rewind"
+    last_save = [run.saved["done"] if run.saved else 0]
+
+    def rewind_step() -> int:
+        k = duration.parse(recipe.restore.settings.get("k", 0))
+        return k.steps(per_epoch=run.per_epoch, whole=run.steps)
+
+    def on_step(run: Run) -> None:
+        if rewinds and run.done == 1 and rewind_step() > run.steps:
+            raise InputError(
+                f"restore: rewind: k is step {rewind_step()}, and round 0 has {run.steps} only"
+            )
+        if rewinds and run.done == rewind_step():
+            assert run.optimizer is not None
+            share_buffers(job.model)
+            state = job.pruner.state(_optimizer_state(run.optimizer))
+            at.blobs["rewind"] = job.journal.store("rewind", blob(state))
+        job.watch(
+            {
+                "event": "step",
+                "round": at.index,
+                "done": run.done,
+                "steps": run.steps,
+                "sparsity": None if dense else job.pruner.sparsity,
+            }
+        )
+
+    def on_boundary(run: Run) -> None:
+        every = max(1, duration.parse(recipe.snapshot).steps(per_epoch=run.per_epoch))
+        stopping = job.stop()
+        if stopping or (run.done - last_save[0] >= every and run.done < run.steps):
+            last_save[0] = run.done
+            at.per_epoch = run.per_epoch
+            share_buffers(job.model)
+            at.saved = run.state()
+            save(job, at, limit)
+            at.saved = None
+        if stopping:
+            raise Interrupted("stopped")
+
+    if (
+        rewinds
+        and run.saved is None
+        and duration.parse(recipe.restore.settings.get("k", 0)).value == 0
+    ):
+        at.blobs["rewind"] = at.blobs["start"]
+    run.on_step, run.on_boundary = on_step, on_boundary
+    run.must_stop = lambda: limit.reached(at.step + run.done, run.per_epoch)
+
+
+def takes_run(train: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(train).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in places if p.default is p.empty]
+    return len(required) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None:
+    """What a ``train(model)`` without ``run`` cannot do.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if train is None or takes_run(train):
+        return
+    recipe = pruner.recipe
+    reason = ""
+    if not recipe.in_rounds:
+        reason = "gradual pruning cuts inside the training"
+    elif (
+        recipe.restore.name == "rewind"
+        and duration.parse(recipe.restore.settings.get("k", 0)).value > 0
+    ):
+        reason = "rewind needs the state at a step of round 0"
+    elif recipe.learning_rate is not None:
+        reason = "the recipe's learning_rate drives the optimizer"
+    elif revives(pruner, "before") or revives(pruner, "after"):
+        reason = "revive switches the masks off for a part of the training"
+    elif recipe.compact == "every_round":
+        reason = "the optimizer's state must be sliced with the model"
+    elif pruner.recipe.criterion.name == "fisher_running":
+        reason = "fisher_running reads the gradients of the training"
+    if reason:
+        raise InputError(
+            f"train(model) cannot be used with this recipe: {reason}. Take train(model, run), "
+            "call run.attach(optimizer) and iterate run.batches(loader)"
+        )
+
+
+def _train_plainly(job: Job, at: Position) -> None:
+    """A ``train(model)`` that knows nothing of runs: masks through a hook on all optimizers."""
+    pruner = job.pruner
+    masked = {
+        id(p) for n, p in pruner.model.named_parameters() if n in pruner.masks or not pruner.masks
+    }
+    steps = 0
+
+    def after_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        nonlocal steps
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if held & masked:
+            steps += 1
+            apply(pruner.model, pruner.masks)
+
+    hook = register_optimizer_step_post_hook(after_step)
+    try:
+        assert job.train is not None
+        job.train(pruner.model)
+    finally:
+        hook.remove()
+    if steps == 0:
+        raise RunError(
+            "train changed nothing: no optimizer step touched a pruned weight of this model "
+            "(does it train a copy, or end at once?)"
+        )
+    at.step += steps

@@ -1,0 +1,1 @@
+"""What goes: units, scores, masks, and how masks are held."""

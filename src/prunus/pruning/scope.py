@@ -1,0 +1,227 @@
+"""Which parameters may be pruned."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from prunus._common.layers import Layer, layers_of, plain_name
+from prunus.errors import InputError, did_you_mean
+from prunus.types import Masks
+
+
+def find_layers(
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    coupled: bool = False,
+) -> list[Layer]:
+    """The weights in scope, in the order of definition.
+
+    Without ``include``: weights of two or more dimensions of linear, convolution, recurrent and
+    attention layers. Patterns are matched (``*`` and ``?``) against names of parameters and of
+    the modules that hold them, without the prefixes ``module.`` and ``_orig_mod.``; of a tied
+    weight against each of its names.
+
+    Args:
+        model: the model.
+        include: patterns of what may be pruned.
+        exclude: patterns of what may not.
+        coupled: whether whole units are pruned, with all that falls together with them. Weights
+            computed from others (weight_norm, parametrisations) are taken then, and ``exclude``
+            may name any parameter or buffer: what touches it stays.
+
+    Raises:
+        InputError: if a pattern matches nothing, if nothing is left, or for weights that cannot
+            be masked (parametrised, LoRA, 4-bit), by name.
+
+    >>> [la.name for la in find_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))]
+    ['0.weight', '2.weight']
+    """
+    known, aliases = _known(model), tied_names(model)
+    weights = [n for la in known for n in aliases[la.name]]
+    buffers = [n for n, _ in model.named_buffers(remove_duplicate=False)]
+    every = [*(n for names in aliases.values() for n in names), *buffers] if coupled else weights
+    _refuse_unmatched(include, weights)
+    _refuse_unmatched(exclude, every)
+    chosen = [
+        la
+        for la in known
+        if not any(matches(name, exclude) for name in aliases[la.name])
+        and _included(la, aliases[la.name], include, model)
+    ]
+    if not chosen:
+        raise InputError(
+            f"{type(model).__name__} has no prunable weights in scope: linear, convolution, "
+            "recurrent and attention layers are pruned; others can be named in scope.include"
+        )
+    for layer in chosen:
+        _refuse(model, layer, coupled)
+    return chosen
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a parameter, or the module that holds it, matches one of the patterns.
+
+    >>> matches("a.fc.weight", ["a.*"]), matches("a.fc.bias", ["*.fc"]), matches("b", ["a"])
+    (True, True, False)
+    >>> matches("fc.parametrizations.weight.original0", ["fc.weight"])
+    True
+    """
+    plain = plain_name(name)
+    owner, computed, rest = plain.partition(".parametrizations.")
+    spelt = [plain, *([f"{owner}.{rest.partition('.')[0]}"] if computed else [])]
+    spelt += [n.rpartition(".")[0] for n in spelt]
+    return any(fnmatch.fnmatchcase(n, pattern) for n in spelt for pattern in patterns)
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """The first name of each parameter to all of its names.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> tied_names(model)
+    {'0.weight': ['0.weight', '1.weight']}
+    """
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return {names[0]: names for names in found.values()}
+
+
+def _refuse_unmatched(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            plain = [plain_name(n) for n in names]
+            known = list(dict.fromkeys([*plain, *(n.rpartition(".")[0] for n in plain)]))
+            raise InputError(
+                f"scope: '{pattern}' matches no prunable parameter; {did_you_mean(pattern, known)}"
+            )
+
+
+def _known(model: nn.Module) -> list[Layer]:
+    """Every parameter of two or more dimensions, each once, with what the table knows of it."""
+    seen: set[int] = set()
+    known = []
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for module_name, module in model.named_modules():
+        found = {la.name: la for la in layers_of(module_name, module)}
+        for key, weight in module.named_parameters(recurse=False):
+            name = f"{module_name}.{key}" if module_name else key
+            if id(parameters[name]) in seen or weight.dim() < 2:
+                continue
+            seen.add(id(weight))
+            plain = Layer(name, module_name, "other", tuple(weight.shape), neuron=name)
+            known.append(found.get(name, plain))
+    return known
+
+
+def _included(layer: Layer, names: Sequence[str], include: Sequence[str], model: nn.Module) -> bool:
+    if include:
+        return any(matches(name, include) for name in names)
+    if layer.kind == "other":
+        name = f".{layer.name}"  # taken in, so that they are refused by name, not passed over
+        computed = ".parametrizations." in name and name.rpartition(".")[2].startswith("original")
+        return computed or name.endswith(".weight_v")
+    return not _is_embedding(model, layer)
+
+
+def _is_embedding(model: nn.Module, layer: Layer) -> bool:
+    """Whether an embedding uses the same tensor (an output layer tied to its input)."""
+    weight = model.get_parameter(layer.name)
+    embeddings = (m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
+    return any(m.weight is weight for m in embeddings)
+
+
+def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
+    module = model.get_submodule(layer.module)
+    weight = model.get_parameter(layer.name)
+    where = f"'{plain_name(layer.name)}'"
+    out = f"or leave it out with scope.exclude: ['{plain_name(layer.module)}']"
+    if "parametrizations" in layer.name.split(".") and not coupled:
+        owner = layer.name.split(".parametrizations.")[0]
+        raise InputError(
+            f"'{owner}' is parametrised: its weight is computed from other tensors, and a mask on "
+            f"those is no mask on it; call torch.nn.utils.parametrize.remove_parametrizations "
+            f"first, or leave it out with scope.exclude: ['{owner}.*']"
+        )
+    if hasattr(module, "weight_g") and hasattr(module, "weight_v") and not coupled:
+        raise InputError(f"{where} has weight_norm: call remove_weight_norm first, {out}")
+    if any(hasattr(m, "lora_A") for m in _owners(model, layer.module)):
+        raise InputError(
+            f"{where} belongs to a LoRA layer, whose adapter would fill the zeros again: call "
+            f"merge_and_unload() first, {out}"
+        )
+    if type(weight).__name__ in ("Params4bit", "Int8Params") or hasattr(weight, "quant_state"):
+        raise InputError(f"{where} is quantised ({type(weight).__name__}): prune before, {out}")
+    if not weight.is_floating_point():
+        raise InputError(
+            f"{where} is {weight.dtype}: only floating-point weights are pruned; {out}"
+        )
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise InputError(f"{where} has no shape yet: run one batch through the model first")
+
+
+def _owners(model: nn.Module, name: str) -> list[nn.Module]:
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
+
+
+def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
+    """What is removed already: ``torch.nn.utils.prune`` masks, and zeros among other weights.
+
+    A weight tensor that is zero throughout counts as freshly initialised, not as pruned.
+    """
+    masks: Masks = {}
+    for layer in layers:
+        weight = model.get_parameter(layer.name).detach()
+        module = model.get_submodule(layer.module)
+        mask = weight != 0
+        if not bool(mask.any()):
+            mask = torch.ones_like(mask)
+        given = module._buffers.get("weight_mask")  # spectral_norm has a weight_orig, too
+        if layer.name.endswith("weight_orig") and given is not None:
+            mask = mask & given.bool()
+        if not bool(mask.all()):
+            masks[layer.name] = mask
+    return masks
+
+
+def execution_order(model: nn.Module, layers: Sequence[Layer], run: object = None) -> list[Layer]:
+    """The layers in the order in which a forward pass first uses them.
+
+    Args:
+        model: the model.
+        layers: weights in scope.
+        run: a function without arguments that runs the model once; without it the order of
+            definition is taken.
+    """
+    if not callable(run):
+        return list(layers)
+    position: dict[str, int] = {}
+    hooks = []
+    for name in {la.module for la in layers}:
+
+        def note(*_: object, name: str = name) -> None:
+            position.setdefault(name, len(position))
+
+        hooks.append(model.get_submodule(name).register_forward_pre_hook(note))
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = len(position)
+    return sorted(layers, key=lambda la: position.get(la.module, last))
+
+
+def drop_output_layer(layers: Sequence[Layer]) -> list[Layer]:
+    """Without the last layer, whose neurons are the model's outputs."""
+    if len(layers) < 2:
+        return list(layers)
+    return [la for la in layers if la.neuron != layers[-1].neuron]

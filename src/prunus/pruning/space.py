@@ -1,0 +1,267 @@
+"""What a pruner sees of a model: the weights in scope, their units, and what those cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus._common.distributed import WRAPPERS, refuse_sharded, unwrapped
+from prunus._common.layers import Layer
+from prunus.errors import InputError
+from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.labels import Fixed
+from prunus.graph.trace import Traced, arguments, quiet
+from prunus.pruning.cost_model import Figure, figure
+from prunus.pruning.decide import Cost, alive_of, limits_of, most_of, sparsity
+from prunus.pruning.scope import drop_output_layer, execution_order, find_layers, matches
+from prunus.recipe.resolve import Ideas
+from prunus.recipe.schema import Recipe
+from prunus.types import Counts, Group, Masks
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class View:
+    """A model as a recipe sees it.
+
+    Attributes:
+        layers: the weights in scope, in the order of execution.
+        groups: their units.
+        analysis: what falls together; ``None`` for structures that need none.
+        figure: what the target counts, for coupled units.
+        weights: the sparsity of coupled units.
+        scored: the weights that it counts, by name: those in scope of which a unit can go. What
+            is pinned throughout counts neither as removed nor as a whole.
+    """
+
+    layers: list[Layer]
+    groups: list[Group]
+    analysis: Analysis | None = None
+    figure: Figure | None = None
+    weights: Figure | None = None
+    scored: frozenset[str] = frozenset()
+
+    def gone(self, masks: Masks, shapes: Shapes) -> tuple[float, float]:
+        """Removed weights ÷ weights in scope, and the part of what the target counts."""
+        alive = alive_of(self.groups, masks, shapes)
+        if self.weights is None or self.figure is None:
+            removed = sparsity(self.groups, alive)
+            return removed, removed
+        kept: Counts = {
+            g: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups
+        }
+        return self.weights(kept), self.figure(kept)
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """The dense model's costs, for a view of a smaller one."""
+        return {f.name: f.baseline for f in (self.figure, self.weights) if f is not None}
+
+
+def look(
+    model: nn.Module,
+    recipe: Recipe,
+    ideas: Ideas,
+    example: Any,
+    *,
+    layers: Sequence[Layer] | None = None,
+    dense: View | None = None,
+    traced: Traced | None = None,
+) -> View:
+    """See a model as a recipe does.
+
+    Args:
+        model: to be pruned.
+        recipe: scope, structure and target.
+        ideas: the functions that the recipe names.
+        example: an input; needed by structures that are found by analysis.
+        layers: in scope, where they are known from before the model became smaller.
+        dense: the view of the dense model, then.
+        traced: the model's operators, where they are known.
+
+    Raises:
+        InputError: if nothing can be pruned as asked.
+    """
+    refuse_sharded(model)
+    changes = recipe.compact != "none" or recipe.deploy is not None or recipe.quantize != "none"
+    if changes and isinstance(model, WRAPPERS):
+        raise InputError(
+            f"compact, deploy: {type(model).__name__} keeps copies of the old sizes: give its "
+            ".module, and wrap it anew in each train(model, run)"
+        )
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    coupled = _coupled(recipe, ideas, example)
+    if layers is None:
+        found = _in_scope(model, recipe, example, coupled=coupled)
+    else:
+        found = [dataclasses.replace(la, shape=shapes[la.name]) for la in layers]
+    if recipe.structure.name == "neuron" and not recipe.scope.include:
+        found = drop_output_layer(found)
+    if not coupled:
+        groups = ideas.structure(found, shapes)
+        _refuse_uncoupled(recipe)
+        _refuse_target(recipe, groups)
+        return View(found, groups)
+    dims = recipe.structure.settings.get("heads") == "dims"
+    analysis = analyse(model, example, heads="dims" if dims else "whole", traced=traced)
+    try:
+        groups = ideas.structure(found, shapes, analysis)
+    except InputError:
+        if dense is None:
+            raise
+        groups = []  # every group is down to its last unit
+    groups = _allowed(groups, recipe, analysis, first=dense is None)
+    if dense is None:
+        view = _counted(View(found, groups, analysis), recipe, model, dense)
+        _refuse_bound(recipe, view)
+        return view
+    return _counted(View(found, _continued(groups, dense), analysis), recipe, model, dense)
+
+
+def _coupled(recipe: Recipe, ideas: Ideas, example: Any) -> bool:
+    """Whether the structure asks for the analysis, which needs an example."""
+    coupled = "analysis" in inspect.signature(ideas.structure).parameters
+    if coupled and example is None:
+        raise InputError(
+            f"structure {recipe.structure.name} finds what falls together by analysing a forward "
+            "pass: give example=, an input (or a tuple, or a mapping of keyword arguments)"
+        )
+    return coupled
+
+
+def _in_scope(model: nn.Module, recipe: Recipe, example: Any, *, coupled: bool) -> list[Layer]:
+    """The weights in scope, in the order of execution."""
+    found = find_layers(model, recipe.scope.include, recipe.scope.exclude, coupled=coupled)
+    run = None if example is None else functools.partial(_run, model, example)
+    return execution_order(model, found, run)
+
+
+def _continued(groups: Sequence[Group], dense: View) -> list[Group]:
+    """Groups of a smaller model, with the sizes that they had in the dense one."""
+    before = {g.name: g for g in dense.groups}
+    return [
+        dataclasses.replace(g, dense_units=d.dense_units or d.units, shape=d.shape)
+        if (d := before.get(g.name)) is not None
+        else g
+        for g in groups
+    ]
+
+
+def _counted(view: View, recipe: Recipe, model: nn.Module, dense: View | None) -> View:
+    """With what the target counts; a smaller model's parts are of the dense model's costs."""
+    assert view.analysis is not None
+    known = {} if dense is None else dense.baselines
+    name = recipe.target.bound[0] if recipe.target and recipe.target.bound else "sparsity"
+    scored = frozenset(m.name for g in view.groups for m in g.members if m.scored)
+    if dense is not None:
+        scored = dense.scored
+    weights = figure(
+        "sparsity", view.groups, view.analysis, model, baseline=known.get("sparsity"),
+        scored=scored,
+    )  # fmt: skip
+    counted = weights
+    if name != "sparsity":
+        counted = figure(name, view.groups, view.analysis, model, baseline=known.get(name))
+    return dataclasses.replace(view, figure=counted, weights=weights, scored=scored)
+
+
+def target_of(recipe: Recipe, view: View) -> float:
+    """The part of what the target counts that is to go, 0 to 1.
+
+    Raises:
+        InputError: if an absolute bound is above what the dense model costs.
+    """
+    bound = recipe.target.bound if recipe.target is not None else None
+    if bound is None or bound[1] < 1:
+        return recipe.sparsity
+    assert view.figure is not None
+    dense = view.figure.baseline
+    if bound[0] == "macs":
+        dense /= _batch(view)
+    if bound[1] >= dense:
+        raise InputError(
+            f"target: max_{bound[0]} {bound[1]:,.0f} is no bound: the dense model has {dense:,.0f}"
+        )
+    return 1 - bound[1] / dense
+
+
+def _batch(view: View) -> int:
+    """Examples in the input that was traced."""
+    assert view.analysis is not None
+    args, kwargs = view.analysis.traced.inputs
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.dim()]
+    return int(tensors[0].shape[0]) if tensors else 1
+
+
+def _allowed(
+    groups: Sequence[Group], recipe: Recipe, analysis: Analysis, *, first: bool
+) -> list[Group]:
+    """Without units that touch an excluded parameter or buffer, under any of its names."""
+    banned = {analysis.names[n] for n in analysis.names if matches(n, recipe.scope.exclude)}
+    dims = [d for n in banned if n in analysis.tensors for d in analysis.tensors[n].dims]
+    stays = {int(c) for d in dims if not isinstance(d, Fixed) for c in analysis.solved.of(d)}
+    kept = [g for g in groups if stays.isdisjoint(g.classes or ())]
+    if first and groups and not kept:
+        raise InputError(
+            "scope.exclude touches every unit: whatever falls together with an excluded "
+            "parameter stays"
+        )
+    return kept
+
+
+def _refuse_uncoupled(recipe: Recipe) -> None:
+    """What a structure of the user's own cannot do unless it asks for the analysis."""
+    bound = recipe.target is not None and recipe.target.bound is not None
+    if bound or (recipe.compact != "none" and recipe.structure.name != "layer"):
+        raise InputError(
+            f"structure {recipe.structure.name} takes no analysis, so its units cannot be taken "
+            "out: give it a third parameter, analysis, or leave compact and bounds out"
+        )
+
+
+def _refuse_target(recipe: Recipe, groups: Sequence[Group]) -> None:
+    wanted = recipe.sparsity
+    cost = Cost(groups)
+    most = cost({g: 0 if g.may_empty or g.balanced else 1 for g in groups})
+    if recipe.until_guard:
+        return
+    if round(wanted * cost.total) / cost.total > most:
+        raise InputError(
+            f"target: a sparsity of {wanted:g} leaves less than one unit in some layer; at "
+            f"most {most:.6g} of the {cost.total} weights in scope can go"
+        )
+    smallest = min((int(g.sizes.min()) for g in groups if g.sizes is not None), default=1)
+    if 0 < wanted < smallest / cost.total:
+        raise InputError(
+            f"target: {wanted:g} of {cost.total} weights is less than one unit of structure "
+            f"{recipe.structure.name}, whose smallest has {smallest}"
+        )
+
+
+def _refuse_bound(recipe: Recipe, view: View) -> None:
+    assert view.figure is not None
+    if recipe.until_guard:
+        return
+    wanted = target_of(recipe, view)
+    limits = limits_of(view.groups, dict.fromkeys(view.groups))
+    most = most_of(view.figure, limits)
+    if wanted > most + 1e-9:
+        raise InputError(
+            f"target: {wanted:.4g} of the {view.figure.name} should go, and at most {most:.4g} can "
+            f"while every group keeps a unit ({sum(g.units for g in view.groups)} units in "
+            f"{len(view.groups)} groups; prunus units shows what is pinned and why)"
+        )
+
+
+def _run(model: nn.Module, example: Any) -> None:
+    args, kwargs = arguments(example)
+    with quiet(model):
+        unwrapped(model)(*args, **kwargs)

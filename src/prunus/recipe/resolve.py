@@ -1,0 +1,122 @@
+"""From names in a recipe to functions with their settings, checked against the signatures."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from prunus.errors import InputError
+from prunus.methods import catalog as folder
+from prunus.methods.signals import needed
+from prunus.recipe.load import explain
+from prunus.recipe.schema import Recipe, Spec
+from prunus.types import Allocation, Criterion, Rate, Restore
+from prunus.types import Schedule as ScheduleFunction
+
+
+@dataclass(frozen=True)
+class Ideas:
+    """The functions that a recipe names, their settings bound."""
+
+    structure: Callable[..., Any]
+    criterion: Criterion
+    allocation: Allocation
+    schedule: ScheduleFunction
+    restore: Restore
+    rate: Rate | None
+    dense_rate: Rate
+
+
+def resolve(recipe: Recipe) -> Ideas:
+    """Load the ideas of a recipe.
+
+    Raises:
+        InputError: listing every unknown name and wrong setting.
+    """
+    problems: list[str] = []
+
+    def idea(axis: str, key: str, spec: Spec) -> Callable[..., Any]:
+        try:
+            return bind(axis, spec)
+        except InputError as error:
+            problems.append(f"  {key}: {error}")
+            return bind  # never called: the problems are raised below
+
+    ideas = Ideas(
+        structure=idea("structures", "structure", recipe.structure),
+        criterion=idea("criteria", "criterion", recipe.criterion),
+        allocation=idea("allocations", "allocation", recipe.allocation),
+        schedule=idea("schedules", "schedule", recipe.schedule),
+        restore=idea("restore", "restore", recipe.restore),
+        rate=None
+        if recipe.learning_rate is None
+        else idea("rates", "learning_rate", recipe.learning_rate),
+        dense_rate=idea("rates", "dense.learning_rate", recipe.dense.learning_rate),
+    )
+    if not problems:
+        try:
+            needed(ideas.criterion)
+        except InputError as error:
+            problems.append(f"  criterion: {error}")
+    if problems:
+        raise InputError("the recipe:\n" + "\n".join(problems))
+    return ideas
+
+
+def bind(axis: str, spec: Spec) -> Callable[..., Any]:
+    """An idea with its settings, validated by the annotations of its keyword-only parameters.
+
+    >>> bind("schedules", Spec(name="early", within=0.5))(0.5, 0.0, 0.8)
+    0.8
+    """
+    function = folder.find(axis, spec.name)
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model: type[BaseModel] = create_model("Settings", __config__=config, **fields)
+    try:
+        checked = model.model_validate(spec.settings)
+    except ValidationError as error:
+        lines = "; ".join(line.strip() for line in explain(error, model))
+        raise InputError(f"{spec.name}: {lines}") from None
+    given = {name: getattr(checked, name) for name in fields}
+    return functools.partial(function, **given) if given else function
+
+
+def code_digests(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every file of a user's own that the recipe names."""
+    named = [
+        recipe.structure,
+        recipe.criterion,
+        recipe.allocation,
+        recipe.schedule,
+        recipe.restore,
+        recipe.learning_rate,
+        recipe.dense.learning_rate,
+        recipe.task,
+    ]
+    files = {s.name.partition(".py")[0] + ".py" for s in named if s is not None and ".py" in s.name}
+    return {f: folder.digest(Path(f)) for f in sorted(files) if Path(f).is_file()}
+
+
+def folder_name(recipe: Recipe) -> str:
+    """What a run's folder is called unless it is named: of the recipe and its code."""
+    return f"{recipe.name}-{short_hash([recipe.digest(), code_digests(recipe)])}"
+
+
+def short_hash(parts: object) -> str:
+    """Eight hexadecimal digits of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]

@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-zoo check format bench bench-quality bench-structure bench-artefact clean
+.PHONY: demo test test-zoo check format bench bench-quality bench-structure bench-artifact clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -43,9 +43,9 @@ bench-structure: $(READY)  # two hours of a core; the opponent's rows: see bench
 	$(BIN)/python benchmarks/structure.py --data $(PRUNUS_DATA) --out benchmarks/structure.jsonl
 	$(BIN)/python benchmarks/structure_speed.py --data $(PRUNUS_DATA)
 
-bench-artefact: $(READY)  # an hour of a core
-	$(BIN)/python benchmarks/artefact.py --data $(PRUNUS_DATA) --out benchmarks/artefact.jsonl
-	$(BIN)/python benchmarks/artefact.py --table benchmarks/artefact.jsonl
+bench-artifact: $(READY)  # an hour of a core
+	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artefact.jsonl
+	$(BIN)/python benchmarks/artifact.py --table benchmarks/artefact.jsonl
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

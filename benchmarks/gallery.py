@@ -103,7 +103,7 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
 
 
 def _served(made: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The artefact, and the dense model in its own fastest runtime."""
+    """The artifact, and the dense model in its own fastest runtime."""
     if made is None:
         return None
     taken = (made["runtime"], "pruned")

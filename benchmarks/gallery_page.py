@@ -73,10 +73,10 @@ def _machine(rows: Rows) -> str:
         f"Measured on {where.get('processor') or where.get('machine')}, torch "
         f"{where['torch']}, {'/'.join(map(str, sorted(threads)))} thread(s) for training and one "
         "for latency, by\n\n    python benchmarks/gallery.py --data $PRUNUS_DATA\n\n"
-        "Latency is per pass of one and of sixteen items, of the artefact against the dense\n"
+        "Latency is per pass of one and of sixteen items, of the artifact against the dense\n"
         "network in its own fastest runtime, both in float32. The interval is that of the change\n"
         "from dense to pruned over the test items (95 %, bootstrap). The last column is the wall\n"
-        "time of all rounds, judging included and the last building of artefacts not, against\n"
+        "time of all rounds, judging included and the last building of artifacts not, against\n"
         "that of training the dense network. Rows trained on one thread shared the machine with\n"
         "another process.\n"
     )
@@ -119,7 +119,7 @@ def _bytes(found: dict[str, Any]) -> str:
 
 def _table(fields: Rows) -> str:
     head = ("row", "dense, test", "pruned, test", "change", "weights removed", "params left",
-            "macs left", "artefact", "fastest runtime; faster at batch 1, 16",
+            "macs left", "artifact", "fastest runtime; faster at batch 1, 16",
             "run ÷ dense training")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row, f in fields:
@@ -183,7 +183,7 @@ def _language(rows: Rows) -> str:
 
 
 def _gaps(fields: Rows, picture: str) -> str:
-    lines = ["## Does pruning generalise better?\n",
+    lines = ["## Does pruning generalize better?\n",
              "The gap between the metric on training and on validation data, of every accepted "
              "round (for bits per\ncharacter validation minus training):\n",
              f"![gap against what is removed]({picture})\n",

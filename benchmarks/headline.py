@@ -1,4 +1,4 @@
-"""From a trained network to the artefact that serves it: smaller, faster, as good.
+"""From a trained network to the artifact that serves it: smaller, faster, as good.
 
     python benchmarks/headline.py --data $PRUNUS_DATA --network cifar   (about half an hour)
     python benchmarks/headline.py --data $PRUNUS_DATA --network mnist
@@ -6,7 +6,7 @@
 The dense network is fine-tuned for as many steps at the same rates. The pruned one takes as many,
 and learns from the dense one's answers alone, on mixtures of two images (Beyer et al. 2022, arXiv
 2106.05237): the loss is the user's own. Then both are served by ``prunus.deploy`` on one thread.
-Times are against dense float32 in its own fastest runtime; accuracy is that of the artefact itself,
+Times are against dense float32 in its own fastest runtime; accuracy is that of the artifact itself,
 on test data.
 """
 
@@ -130,7 +130,7 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
 
 
 def gain(made: prunus.Deployment, *, exact: bool) -> dict[str, Any]:
-    """The pruned network's fastest artefact, float32 or int8, and the dense one's in float32."""
+    """The pruned network's fastest artifact, float32 or int8, and the dense one's in float32."""
     rows = [r for r in made.rows if r.good and r.latency]
     dense = [r for r in rows if r.model == "dense" and r.exact]
     own = [r for r in rows if r.model == "pruned" and r.exact == exact]

@@ -138,7 +138,7 @@ def l1(
     strength: float = 3e-5,
     share: float = 0.25,
 ) -> nn.Module:
-    """L1-regularised training for a part of the budget, then one-shot global."""
+    """L1-regularized training for a part of the budget, then one-shot global."""
     weights = [p for p in model.parameters() if p.dim() > 1]
     optimizer, first = sgd(model), round(BUDGET * share)
 

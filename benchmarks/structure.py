@@ -169,13 +169,13 @@ def picture(paths: list[Path], out: Path) -> None:
         "tp-oneshot": ("Torch-Pruning, one cut", "#e0662b", "^-"),
         "tp-iterative": ("Torch-Pruning, iterative", "#b08968", "v-"),
     }
-    for method, (label, colour, style) in shown.items():
+    for method, (label, color, style) in shown.items():
         own = [r for r in rows if r["method"] == method]
         targets = sorted({r["target"] for r in own})
         means = [statistics.mean(r["test"] for r in own if r["target"] == t) for t in targets]
         if targets:
-            axes.plot([1 - t for t in targets], means, style, color=colour, label=label)
-            axes.plot([1 - r["target"] for r in own], [r["test"] for r in own], ".", color=colour,
+            axes.plot([1 - t for t in targets], means, style, color=color, label=label)
+            axes.plot([1 - r["target"] for r in own], [r["test"] for r in own], ".", color=color,
                       alpha=0.5, markersize=4)  # fmt: skip
     dense = [r["test"] for r in rows if r["method"] == "dense"]
     if dense:

@@ -163,7 +163,7 @@ def cifar(folder: Path | str, *, fit: str = "all") -> Data:
     return data
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """Bytes ``[b, 32, 32, 3]`` to floats ``[b, 3, 32, 32]``, channels_last in memory."""
     mean, std = (255 * torch.tensor(values) for values in (MEAN, STD))
     return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
@@ -177,7 +177,7 @@ class Crops:
     """
 
     def __init__(self, images: Tensor, classes: Tensor, *, size: int = BATCH, seed: int | None):
-        self.padded = F.pad(images, (0, 0, 4, 4, 4, 4))  # black, before the normalisation
+        self.padded = F.pad(images, (0, 0, 4, 4, 4, 4))  # black, before the normalization
         self.classes, self.size, self.seed, self.epoch = classes, size, seed, 0
 
     def __len__(self) -> int:
@@ -197,13 +197,13 @@ class Crops:
             rows = down[chosen, None] + ahead  # [b, 32]
             columns = right[chosen, None] + torch.where(flip[chosen, None], 31 - ahead, ahead)
             cut = self.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield normalised(cut), self.classes[chosen]
+            yield normalized(cut), self.classes[chosen]
 
 
 def plain(images: Tensor, classes: Tensor, *, size: int = 500) -> list[Batch]:
     """Batches without augmentation, in order: for evaluation."""
     parts = zip(images.split(size), classes.split(size), strict=True)
-    return [(normalised(x) if x.dtype == torch.uint8 else x, y) for x, y in parts]
+    return [(normalized(x) if x.dtype == torch.uint8 else x, y) for x, y in parts]
 
 
 def load_mnist(folder: Path | str) -> Data:

@@ -1,4 +1,4 @@
-"""How fast: compact ResNet-20 in eager PyTorch, shrinking while training, analysing large models.
+"""How fast: compact ResNet-20 in eager PyTorch, shrinking while training, analyzing large models.
 
     python benchmarks/structure_speed.py --data $PRUNUS_DATA        (half an hour, one thread)
 
@@ -29,7 +29,7 @@ import structure_common as common
 from prunus._common.environment import describe
 from structure import Loop, recipe_of
 
-ANALYSED = ("resnet50", "vit_b", "llama_24", "llama_8b_meta")
+ANALYZED = ("resnet50", "vit_b", "llama_24", "llama_8b_meta")
 STEADY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc keeps what it frees. Left alone it returns activations of megabytes to the system or not,
 process by process: the same pass of 64 images takes 44 or 68 ms."""
@@ -188,21 +188,21 @@ def analysis(name: str) -> dict[str, Any]:
     from prunus.compaction.compact import perform
     from prunus.compaction.cut import cut_units
     from prunus.compaction.search import find_plan
-    from prunus.graph.analysis import analyse
+    from prunus.graph.analysis import analyze
     from prunus.graph.listing import table
 
     model, example = common.big_model(name)
     began = time.perf_counter()
-    found = analyse(model, example)
+    found = analyze(model, example)
     units = table(model, found)
-    analysed = time.perf_counter()
+    analyzed = time.perf_counter()
     gone = torch.cat([torch.from_numpy(u.classes[: len(u) // 2]) for u in units.coupled])
     plan = find_plan(model, cut_units(found, gone.numpy()), example)
     perform(model, plan)
     done = time.perf_counter()
     return {
-        "model": name, "units": units.total, "analysis_s": round(analysed - began, 1),
-        "compaction_s": round(done - analysed, 1), "route": plan.route,
+        "model": name, "units": units.total, "analysis_s": round(analyzed - began, 1),
+        "compaction_s": round(done - analyzed, 1), "route": plan.route,
         "error": plan.comparison.error,
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
     }  # fmt: skip
@@ -218,7 +218,7 @@ def main() -> None:
         "--multiple-of", type=int, default=8, help="of the widths, for the wall time"
     )
     parser.add_argument("--only", choices=["latency", "depth", "wall", "analysis"])
-    parser.add_argument("--model", choices=ANALYSED, help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=ANALYZED, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.model:
@@ -237,7 +237,7 @@ def main() -> None:
         rows = wall_time(chosen.data, chosen.repeats, chosen.steps, chosen.multiple_of)
         print("\n".join(rows), "\n", flush=True)
     if chosen.only in (None, "analysis"):
-        for name in ANALYSED:  # each in a process of its own, for its peak memory
+        for name in ANALYZED:  # each in a process of its own, for its peak memory
             print(_again(chosen.data, "--model", name).strip().splitlines()[-1], flush=True)
 
 

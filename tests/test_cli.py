@@ -49,7 +49,7 @@ def test_a_run_keeps_the_dense_model_of_round_0() -> None:
     assert all(bool((p != 0).all()) for p in done.dense.parameters() if p.dim() > 1)
 
 
-def test_a_finished_run_opens_its_artefact_and_builds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_opens_its_artifact_and_builds_none(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("run", "iterative", *FAST, "deploy=onnxruntime", "--folder", "run")
     command(*words)
     before = Path("run/result.json").read_text()
@@ -62,7 +62,7 @@ def test_a_finished_run_opens_its_artefact_and_builds_none(monkeypatch: pytest.M
     assert re.search(r"^runs in +onnxruntime", again.output, re.MULTILINE)
     assert Path("run/result.json").read_text() == before
     assert "prunus.load('run/deployed/onnxruntime')" in again.output
-    with pytest.raises(InputError, match="holds artefacts: name one, 'run/deployed/onnxruntime'"):
+    with pytest.raises(InputError, match="holds artifacts: name one, 'run/deployed/onnxruntime'"):
         prunus.load("run/deployed")
 
 

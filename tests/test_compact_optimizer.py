@@ -489,7 +489,7 @@ def test_indices_that_do_not_fit_change_nothing(wrong: dict[str, Any], match: st
 
 
 class Whole(Tensor):
-    """A tensor that cannot be sliced, as quantised state may be."""
+    """A tensor that cannot be sliced, as quantized state may be."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

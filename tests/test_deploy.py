@@ -1,4 +1,4 @@
-"""From a model to an artefact: which runtime is taken, what is said of it, what is kept."""
+"""From a model to an artifact: which runtime is taken, what is said of it, what is kept."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Fake:
         self.built.append(order)
         right = computing(order.model, order.call)
         path = order.folder / "model.bin"
-        path.write_bytes(b"artefact")
+        path.write_bytes(b"artifact")
         return Session(lambda given: [self.factor * t for t in right(given)], path)
 
 
@@ -138,7 +138,7 @@ def test_the_gain_is_over_the_dense_model_in_its_own_fastest_runtime(plant: Plan
     assert "3.00 times as fast as dense at batch 1" in str(made)
 
 
-def test_a_quantised_artefact_is_measured_against_the_quantised_dense_model(plant: Plant) -> None:
+def test_a_quantized_artifact_is_measured_against_the_quantized_dense_model(plant: Plant) -> None:
     times = {("exact", "pruned", 1): 0.8, ("exact", "dense", 1): 1.0,
              ("int8", "pruned", 1): 0.2, ("int8", "dense", 1): 0.5}  # fmt: skip
     plant(times, exact=Fake(), int8=Fake(EXACT=False))
@@ -179,7 +179,7 @@ def test_answers_that_hold_a_number_come_as_tensors_and_a_note_says_so(plant: Pl
     plant(a=Fake())
     made = deploy(Answers(7).eval(), example=EXAMPLE)
     assert isinstance(made.model(EXAMPLE), Tensor)
-    assert "the artefact returns the tensors" in str(made)
+    assert "the artifact returns the tensors" in str(made)
 
 
 def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) -> None:
@@ -201,7 +201,7 @@ def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) 
     assert made.runtime == "int8"
 
 
-def test_an_artefact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> None:
+def test_an_artifact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> None:
     class Fixed(Fake):
         def build(self, order: Order) -> Session:
             made = super().build(order)
@@ -219,7 +219,7 @@ def test_an_artefact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> No
     assert made.row("fixed").refused == "fails on a batch of 16: out of memory"  # type: ignore[union-attr]
 
 
-# --- quantising
+# --- quantizing
 
 
 @pytest.mark.parametrize(("factor", "judged", "taken"), [
@@ -239,7 +239,7 @@ def test_the_metric_judges_rounded_answers_where_there_is_one(
         assert ("with evaluate= the metric judges" in refused) == (not judged)
 
 
-def test_quantising_is_tried_only_where_it_can_be_judged(plant: Plant) -> None:
+def test_quantizing_is_tried_only_where_it_can_be_judged(plant: Plant) -> None:
     fakes = plant(exact=Fake(), int8=Fake(EXACT=False))
     deploy(small(), example=EXAMPLE)
     deploy(small(), example=EXAMPLE, evaluate=lambda m: 1.0)
@@ -255,7 +255,7 @@ def test_quantising_is_tried_only_where_it_can_be_judged(plant: Plant) -> None:
     ("higher", 0.895, True), ("higher", 0.885, False), ("higher", float("nan"), False),
     ("lower", 0.905, True), ("lower", 0.915, False),
 ])  # fmt: skip
-def test_a_quantised_artefact_that_loses_too_much_is_not_taken(
+def test_a_quantized_artifact_that_loses_too_much_is_not_taken(
     plant: Plant, better: Any, metric: float, taken: bool
 ) -> None:
     plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(EXACT=False))
@@ -282,7 +282,7 @@ def test_int8_alone_takes_the_relative_of_the_runtime_named(plant: Plant) -> Non
     assert deploy(small(), example=EXAMPLE, quantize="int8").runtime == "exact_int8"
     with pytest.raises(InputError, match="other keeps the model's precision; name exact_int8"):
         deploy(small(), example=EXAMPLE, runtime="other", quantize="int8")
-    with pytest.raises(InputError, match="exact_int8 quantises; name another"):
+    with pytest.raises(InputError, match="exact_int8 quantizes; name another"):
         deploy(small(), example=EXAMPLE, runtime="exact_int8", quantize="none")
 
 
@@ -451,7 +451,7 @@ def test_the_model_and_the_process_are_as_they_were(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch_export", "onnxruntime", "openvino"])
-def test_opening_an_artefact_leaves_the_processs_small_numbers_alone(name: str) -> None:
+def test_opening_an_artifact_leaves_the_processs_small_numbers_alone(name: str) -> None:
     if missing(name):
         pytest.skip(f"{name} is not installed")
     deploy(small(), example=EXAMPLE, runtime=name, seconds=0.01, folder="kept")
@@ -480,8 +480,8 @@ def test_without_a_folder_nothing_is_kept(plant: Plant) -> None:
     assert list(Path().iterdir()) == []
 
 
-def artefact(value: str) -> Path:
-    """An artefact's files, as a runtime leaves them."""
+def artifact(value: str) -> Path:
+    """An artifact's files, as a runtime leaves them."""
     source = Path(f"new-{value}")
     source.mkdir()
     (source / "model.bin").write_text(value)
@@ -493,13 +493,13 @@ CARD = Card("a", "model.bin", dynamic=True, batch=1, inputs=())
 
 @pytest.mark.parametrize("where", ["copytree", "write", "first rename", "second rename"])
 @pytest.mark.parametrize("problem", [OSError, KeyboardInterrupt])
-def test_a_crash_while_keeping_leaves_the_old_artefact(
+def test_a_crash_while_keeping_leaves_the_old_artifact(
     monkeypatch: pytest.MonkeyPatch, where: str, problem: type[BaseException]
 ) -> None:
     target = Path("kept/a")
     target.parent.mkdir()
-    keeping.keep(artefact("old"), target, CARD)
-    source = artefact("new")
+    keeping.keep(artifact("old"), target, CARD)
+    source = artifact("new")
     rename, left = Path.rename, {"first rename": 0, "second rename": 1}.get(where, 99)
 
     def crashes(*_: object, **__: object) -> Any:
@@ -530,7 +530,7 @@ def test_a_crash_while_keeping_leaves_the_old_artefact(
 def test_a_kill_between_the_renames_is_mended_by_the_next_call() -> None:
     target = Path("kept/a")
     target.parent.mkdir()
-    keeping.keep(artefact("old"), target, CARD)
+    keeping.keep(artifact("old"), target, CARD)
     target.rename(Path("kept/.a.old"))
     keeping.prepare(Path("kept"), ["a"])
     assert (target / "model.bin").read_text() == "old"
@@ -540,7 +540,7 @@ def test_a_folder_with_other_files_is_not_replaced(plant: Plant) -> None:
     fakes = plant(a=Fake())
     Path("mine/a").mkdir(parents=True)
     Path("mine/a/thesis.txt").write_text("dear reader")
-    with pytest.raises(InputError, match=r"'mine/a' is no artefact .* name another folder"):
+    with pytest.raises(InputError, match=r"'mine/a' is no artifact .* name another folder"):
         deploy(small(), example=EXAMPLE, folder="mine")
     assert Path("mine/a/thesis.txt").read_text() == "dear reader"
     assert not fakes["a"].built
@@ -588,8 +588,8 @@ def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Modul
     layer = nn.Linear(4, 1)
     layer.weight.data.copy_(torch.tensor([[1.0, -0.5, 0.0, 0.251]]))
     with silent():
-        made = torchao_int8.quantised(nn.Sequential(layer))
-        made_sparse = torchao_int8.quantised(sparse)
+        made = torchao_int8.quantized(nn.Sequential(layer))
+        made_sparse = torchao_int8.quantized(sparse)
     values = dict(made.named_parameters())["0.parametrizations.weight.original0"]
     scale = 1.0 / 127.5
     expected = [min(127, round(v / scale)) for v in (1.0, -0.5, 0.0, 0.251)]
@@ -765,7 +765,7 @@ def test_deploy_knows_from_the_runs_guard_which_metric_is_better(
     assert told == ["lower"]
 
 
-def test_an_eager_artefact_opens_with_the_models_code() -> None:
+def test_an_eager_artifact_opens_with_the_models_code() -> None:
     command("run", "channels", *FAST, "target={max_macs: 0.5}", "--folder", "made")
     out = command("deploy", "made", "--runtime", "eager", "--seconds", "0.05", "--batch", "1")
     assert "kept made/deployed/eager" in out

@@ -25,7 +25,7 @@ from prunus.compaction.verifying.verify import (
     outputs,
 )
 from prunus.errors import RunError
-from prunus.graph.analysis import analyse
+from prunus.graph.analysis import analyze
 from prunus.graph.labels import Fixed
 
 
@@ -74,7 +74,7 @@ class Case:
         self.compact = perform(copy.deepcopy(self.model), find_plan(self.model, self.cut, EXAMPLE))
 
     def _cut(self) -> Cut:
-        analysis = analyse(self.model, EXAMPLE)
+        analysis = analyze(self.model, EXAMPLE)
         gone = []
         for name, d, indices in (("out.weight", 1, [4, 12]), ("first.weight", 0, [1, 5])):
             dim = analysis.tensors[name].dims[d]
@@ -240,7 +240,7 @@ def test_what_a_dense_pass_cached_is_not_read_by_the_compact_model() -> None:
     model = Cached().eval()
     with torch.no_grad():
         model(EXAMPLE)
-    analysis = analyse(model, EXAMPLE)
+    analysis = analyze(model, EXAMPLE)
     dim = analysis.tensors["scale"].dims[0]
     assert not isinstance(dim, Fixed)
     plan = find_plan(model, cut_units(analysis, analysis.solved.of(dim)[:2]), EXAMPLE)

@@ -14,7 +14,7 @@ from prunus.compaction.compact import perform
 from prunus.compaction.cut import cut_units
 from prunus.compaction.search import find_plan
 from prunus.errors import InputError
-from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Labels
 from prunus.graph.listing import units
 from prunus.graph.solve import Heads, solve
@@ -42,7 +42,7 @@ def found(
     forward: Callable[..., Any], heads: Heads = "whole", **shapes: tuple[int, ...]
 ) -> list[set[tuple[str, int, int]]]:
     """The units of a model: sets of (parameter, dimension, index), in order."""
-    analysis = analyse(Model(forward, **shapes), EXAMPLE, heads=heads)
+    analysis = analyze(Model(forward, **shapes), EXAMPLE, heads=heads)
     return slices(analysis, list(shapes))
 
 
@@ -126,8 +126,8 @@ def test_a_batch_norm_goes_along_and_a_layer_norm_stays() -> None:
     assert found(layer, **shapes) == []
 
 
-class Standardised(nn.Conv2d):
-    """A convolution whose weight is standardised for each output channel (Qiao et al. 2019)."""
+class Standardized(nn.Conv2d):
+    """A convolution whose weight is standardized for each output channel (Qiao et al. 2019)."""
 
     def __init__(self, inputs: int, outputs: int, how: str) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
@@ -162,13 +162,13 @@ class Standardised(nn.Conv2d):
         ("layer norm", "layer_norm in 2: its variance counts every index"),
     ],
 )
-def test_standardised_weights_lose_outputs_and_keep_what_the_mean_counts(
+def test_standardized_weights_lose_outputs_and_keep_what_the_mean_counts(
     how: str, why: str
 ) -> None:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(2, 5, 1), nn.ReLU(), Standardised(5, 6, how), nn.ReLU(), nn.Conv2d(6, 3, 1)]
+    layers = [nn.Conv2d(2, 5, 1), nn.ReLU(), Standardized(5, 6, how), nn.ReLU(), nn.Conv2d(6, 3, 1)]
     model, example = nn.Sequential(*layers).eval(), torch.rand(2, 2, 6, 6)
-    analysis = analyse(model, example)
+    analysis = analyze(model, example)
     (kind,) = coupled_units(analysis, list(analysis.names))
     assert kind.places == (("2.weight", 0), ("2.bias", 0), ("4.weight", 1))
     assert len(kind) == 6
@@ -184,7 +184,7 @@ def test_a_division_by_what_a_cut_makes_zero_pins_it() -> None:
         return F.linear(F.linear(x, a / (a.norm(dim=1, keepdim=True) + small)), b)
 
     assert found(forward, a=(2, 3), b=(4, 2)) == []
-    analysis = analyse(Model(forward, a=(2, 3), b=(4, 2)), EXAMPLE)
+    analysis = analyze(Model(forward, a=(2, 3), b=(4, 2)), EXAMPLE)
     why = analysis.solved.why(analysis.tensors["a"].dims[0])
     assert why == "div: divides by what a cut makes zero"
     safe = found(lambda x, a, b: forward(x, a, b, 1e-6), a=(2, 3), b=(4, 2))
@@ -389,7 +389,7 @@ def test_on_the_meta_device_shapes_are_compared_and_the_plan_says_so() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         example = torch.ones(1, 4)
-    analysis = analyse(model, example)
+    analysis = analyze(model, example)
     (kind,) = coupled_units(analysis, ["0.weight"])
     plan = find_plan(model, cut_units(analysis, kind.classes[:2]), example)
     assert plan.route == "sliced"

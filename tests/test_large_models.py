@@ -26,7 +26,7 @@ from prunus.compaction.verifying.values import (
 )
 from prunus.compaction.verifying.verify import compare, first_difference, outputs
 from prunus.errors import RunError
-from prunus.graph.analysis import analyse
+from prunus.graph.analysis import analyze
 from prunus.graph.units import coupled_units
 
 
@@ -105,7 +105,7 @@ def halved(name: str) -> tuple[nn.Module, Any, Cut]:
     torch.manual_seed(0)
     model, example = MODELS[name]()
     model.eval()
-    analysis = analyse(model, example)
+    analysis = analyze(model, example)
     kinds = coupled_units(analysis, [analysis.names[n] for n, _ in model.named_parameters()])
     gone = [kind.classes[: len(kind) // 2] for kind in kinds]
     return model, example, cut_units(analysis, np.concatenate(gone))
@@ -151,7 +151,7 @@ def test_values_made_late_and_in_any_order_are_those_made_at_once(name: str) -> 
 def test_few_matrices_are_held_in_float64_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [layer for _ in range(20) for layer in (nn.Linear(16, 16), nn.ReLU())]
     model, example = nn.Sequential(*layers), torch.ones(2, 16)
-    analysis = analyse(model, example)
+    analysis = analyze(model, example)
     kinds = coupled_units(analysis, list(analysis.names))
     cut = cut_units(analysis, np.concatenate([k.classes[:8] for k in kinds]))
     seen: list[weakref.ref[Tensor]] = []
@@ -228,7 +228,7 @@ class Peeks(nn.Module):
 @pytest.mark.parametrize("how", ["address", "write"])
 def test_code_that_needs_parameters_in_memory_gets_them(how: str) -> None:
     model, example = Peeks(how).eval(), torch.ones(2, 5)
-    analysis = analyse(model, example)
+    analysis = analyze(model, example)
     (kind,) = coupled_units(analysis, list(analysis.names))
     cut = cut_units(analysis, kind.classes[:2])
     assert facts(find_plan(model, cut, example, whole=0)) == facts(find_plan(model, cut, example))

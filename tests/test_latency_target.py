@@ -82,7 +82,7 @@ def test_a_dense_model_that_is_fast_enough_loses_nothing() -> None:
     assert search(lambda part: 1 - part / 2, 1.0, most=0.9)[0] == 0
 
 
-def test_the_artefact_keeps_a_bound_that_is_a_part_of_dense(clock: list[float]) -> None:
+def test_the_artifact_keeps_a_bound_that_is_a_part_of_dense(clock: list[float]) -> None:
     model = network()
     dense = (100 + sum(p.numel() for p in model.parameters() if p.dim() > 1)) / 1000
     result = prunus.prune(model, recipe(structure=SINGLY), example=EXAMPLE)
@@ -176,7 +176,7 @@ def test_what_a_latency_needs_is_said_before_work_starts(
 
 
 @pytest.mark.parametrize(("bound", "verdict"), [(0.9, "kept"), ("0.6ms", "missed")])
-def test_the_finished_artefact_is_held_against_the_bound(bound: object, verdict: str) -> None:
+def test_the_finished_artifact_is_held_against_the_bound(bound: object, verdict: str) -> None:
     def row(model: str, ms: float) -> Row:
         return Row("eager", model, latency={1: Timing(ms, ms, 0.0, 9, False)})
 

@@ -15,7 +15,7 @@ from torch import nn
 from helpers import MODULES, NEEDED, Heads, layers_of, spec, weights
 from prunus.compaction.cut import cut_of, masks_of
 from prunus.errors import InputError
-from prunus.graph.analysis import analyse
+from prunus.graph.analysis import analyze
 from prunus.methods import catalog as folder
 from prunus.methods.restores._memory import Memory
 from prunus.methods.signals import Look, collect, needed
@@ -186,21 +186,21 @@ def test_units_of_many_weights_never_pass_the_target(
 
 # --- structures
 
-ANALYSED = [
+ANALYZED = [
     name
     for name in folder.names("structures")
     if "analysis" in inspect.signature(folder.find("structures", name)).parameters
 ]
-PLAIN = [name for name in folder.names("structures") if name not in ANALYSED]
+PLAIN = [name for name in folder.names("structures") if name not in ANALYZED]
 
 
-@pytest.mark.parametrize("name", ANALYSED)
+@pytest.mark.parametrize("name", ANALYZED)
 def test_masks_of_a_coupled_unit_remove_all_its_slices_and_nothing_else(name: str) -> None:
     torch.manual_seed(0)
     model = Heads()
     layers = find_layers(model)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    analysis = analyse(model, torch.randn(3, 8))
+    analysis = analyze(model, torch.randn(3, 8))
     groups = bind("structures", spec(name))(layers, shapes, analysis)
     assert groups
     for group in groups:

@@ -306,7 +306,7 @@ def parametrized(method: Callable[[nn.Module], nn.Module]) -> nn.Module:
     return model
 
 
-def test_a_parametrised_layer_can_be_left_out() -> None:
+def test_a_parametrized_layer_can_be_left_out() -> None:
     model = parametrized(parametrizations.weight_norm)
     result = prunus.prune(model, {"target": 0.5, "scope": {"exclude": ["0.*"]}})
     assert list(result.masks) == ["2.weight"]

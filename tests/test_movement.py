@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import cut_units
 from prunus.compaction.search import find_plan
-from prunus.graph.analysis import analyse
+from prunus.graph.analysis import analyze
 from prunus.graph.movement import relate
 from prunus.graph.units import coupled_units
 
@@ -68,7 +68,7 @@ def test_any_chain_of_movements_compacts_to_what_was_masked(
     chain: tuple[list[int], list[tuple[str, Any]]], seed: int
 ) -> None:
     model = Moved(*chain).eval()
-    analysis = analyse(model, torch.ones(1))
+    analysis = analyze(model, torch.ones(1))
     kinds = coupled_units(analysis, ["weight", "scale"])
     chance = np.random.default_rng(seed)
     gone = [chance.permutation(k.classes)[: len(k) // 2] for k in kinds]

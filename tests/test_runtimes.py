@@ -29,12 +29,12 @@ from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
 from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import deploy
-from prunus.deployment.module import Served, open_artefact
+from prunus.deployment.module import Served, open_artifact
 from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.graph.trace import arguments
 from prunus.methods import catalog as folder
-from prunus.runtimes import Order, _quantise, error, find, missing
+from prunus.runtimes import Order, _quantize, error, find, missing
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
 from prunus.runtimes._silent import silent
@@ -136,9 +136,9 @@ REFUSED = {  # what int8 cannot gain on, and says so
     ("lstm", "openvino_int8"): "LSTMs would stay as they are",
     ("gru", "openvino_int8"): "GRUs would stay as they are",
     ("gru", "onnxruntime_int8"): "GRUs would stay as they are",
-    ("cnn", "torchao_int8"): "it quantises linear layers",
-    ("lstm", "torchao_int8"): "it quantises linear layers",
-    ("gru", "torchao_int8"): "it quantises linear layers",
+    ("cnn", "torchao_int8"): "it quantizes linear layers",
+    ("lstm", "torchao_int8"): "it quantizes linear layers",
+    ("gru", "torchao_int8"): "it quantizes linear layers",
 }  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def reopened(found: Built, place: Path, kind: str) -> Served:
     name = found.row.runtime
     keep(place / "scratch" / kind / name, place / "kept" / name, found.served.card)
     shutil.rmtree(place / "scratch" / kind / name)
-    return open_artefact(place / "kept" / name)
+    return open_artifact(place / "kept" / name)
 
 
 # --- the law
@@ -187,7 +187,7 @@ def reopened(found: Built, place: Path, kind: str) -> Served:
 
 @pytest.mark.parametrize("kind", ["masked", "compact"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_an_artefact_opened_from_disk_gives_eagers_answers_at_any_batch_size(
+def test_an_artifact_opened_from_disk_gives_eagers_answers_at_any_batch_size(
     network: str, kind: str, tmp_path: Path
 ) -> None:
     model, example = pruned(network, small=kind == "compact")
@@ -208,7 +208,7 @@ def test_an_artefact_opened_from_disk_gives_eagers_answers_at_any_batch_size(
             far = error(served.compute(inputs), right(inputs),
                         how="max" if runtime.EXACT else "norm")  # fmt: skip
             assert far <= runtime.TOLERANCE, (name, batch)
-            assert runtime.EXACT or far > 0, f"{name} does not quantise"
+            assert runtime.EXACT or far > 0, f"{name} does not quantize"
         done.append(name)
     assert not bool(torch.full((1,), 1e-39).eq(0)), "an engine left this thread without denormals"
     if not done:
@@ -242,7 +242,7 @@ WEIGHTS: dict[str, Callable[[Path], list[Tensor]]] = {
 
 @dataclass(frozen=True)
 class Sparse:
-    """A model with zeros, and its artefacts by runtime."""
+    """A model with zeros, and its artifacts by runtime."""
 
     model: nn.Module
     folder: Path
@@ -315,12 +315,12 @@ def test_a_graph_of_convolutions_is_asked_for_calibration_when_it_is_built(tmp_p
     order = Order(nn.ReLU(), torch.randn(2, 3), tmp_path)
     assert find("onnxruntime_int8").refuses(order) is None
     census = Census(Counter(Conv=1), Counter(Conv=9))
-    given = _quantise.Ready(tmp_path / "ready.onnx", ("x",), True, census)
+    given = _quantize.Ready(tmp_path / "ready.onnx", ("x",), True, census)
     with pytest.raises(InputError, match="give calibration, inputs like the example"):
-        _quantise.static(order, given, tmp_path / "model.onnx")
+        _quantize.static(order, given, tmp_path / "model.onnx")
 
 
-def test_the_size_of_an_artefact_counts_the_files_of_its_name(tmp_path: Path) -> None:
+def test_the_size_of_an_artifact_counts_the_files_of_its_name(tmp_path: Path) -> None:
     for name, count in (("model.xml", 3), ("model.bin", 5), ("other.bin", 7)):
         (tmp_path / name).write_bytes(bytes(count))
     assert size(tmp_path / "model.xml") == 8
@@ -344,7 +344,7 @@ def test_half_precision_is_refused_before_any_work(name: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_answers_are_found_and_the_artefact_is_not_taken(
+def test_wrong_answers_are_found_and_the_artifact_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from prunus.runtimes import torch_export
@@ -541,9 +541,9 @@ def test_keywords_count_by_name_and_not_by_their_order(odd: dict[str, Served]) -
     ({"extra": [torch.randn(3, 4), None]}, r"input 4 is .* \(3, 4\); .* one batch size for all"),
     ({"ids": None}, "'ids' is missing; it takes first, unused, scale, ids, extra"),
     ({"labels": torch.ones(2)}, "labels=<Tensor> is not possible, .* built without it"),
-    ({"flag": False}, "flag=False is not possible, the artefact was built with True"),
+    ({"flag": False}, "flag=False is not possible, the artifact was built with True"),
 ])  # fmt: skip
-def test_inputs_that_an_artefact_was_not_built_for_are_refused(
+def test_inputs_that_an_artifact_was_not_built_for_are_refused(
     odd: dict[str, Served], change: dict[str, Any], words: str
 ) -> None:
     for name in set(odd) - {"eager"}:
@@ -569,7 +569,7 @@ class Branching(nn.Module):
         return torch.stack(rows), x.new_tensor(7.0)
 
 
-def test_an_artefact_of_one_batch_size_answers_others_in_parts(tmp_path: Path) -> None:
+def test_an_artifact_of_one_batch_size_answers_others_in_parts(tmp_path: Path) -> None:
     model, example = Branching().eval(), torch.randn(2, 4)
     built = builder(example, [torch.randn(32, 4)], tmp_path)
     for name in [n for n in RUNTIMES if not missing(n)]:
@@ -672,7 +672,7 @@ def test_openvino_answers_the_same_once_it_knows_the_sizes(kind: type, tmp_path:
     assert [shapes[0][0] for shapes in requests.fixed] == [3, 1]  # the last one used, last
 
 
-def test_an_artefact_called_from_several_threads_answers_each_its_own(tmp_path: Path) -> None:
+def test_an_artifact_called_from_several_threads_answers_each_its_own(tmp_path: Path) -> None:
     needs("openvino", "onnxruntime")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
@@ -826,7 +826,7 @@ def test_three_dimensions_are_pooled_to_one_number_or_by_whole_windows(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
-def test_an_artefact_does_not_tell_where_its_makers_files_lie(name: str, tmp_path: Path) -> None:
+def test_an_artifact_does_not_tell_where_its_makers_files_lie(name: str, tmp_path: Path) -> None:
     needs(name)
     model = Residual().eval()
     path = find(name).build(Order(model, torch.randn(2, 3, 12, 12), tmp_path)).path

@@ -1,4 +1,4 @@
-"""A run that ends with an artefact: every round timed, the last one built, judged and kept."""
+"""A run that ends with an artifact: every round timed, the last one built, judged and kept."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_int8_that_loses_too_much_is_not_taken() -> None:
         ({"quantize": "int4"}, {}, "quantize"),
     ],
 )
-def test_what_an_artefact_needs_is_said_before_work_starts(
+def test_what_an_artifact_needs_is_said_before_work_starts(
     recipe: dict[str, Any], more: dict[str, Any], words: str
 ) -> None:
     more.pop("structure", None)
@@ -176,7 +176,7 @@ def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.M
 
 
 def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not() -> None:
-    names, _ = candidates("auto", quantised=False)
+    names, _ = candidates("auto", quantized=False)
     quick = [n for n in names if not find(n).SLOW and "cpu" in find(n).DEVICES]
     result = go({"deploy": "auto", "rounds": 1, "retrain": "2it"})
     assert [set(r.latency) for r in result.rounds] == [set(quick)] * 2
@@ -197,4 +197,4 @@ def test_an_engine_that_fails_costs_no_round(monkeypatch: pytest.MonkeyPatch) ->
     assert result.deployment is None
     assert result.metric is not None
     assert "the round is not timed: the engine is gone" in notes
-    assert "no artefact was made: the engine is gone" in notes
+    assert "no artifact was made: the engine is gone" in notes

@@ -131,7 +131,7 @@ def test_a_layer_that_is_pinned_throughout_counts_on_neither_side_of_the_sparsit
     model, x = Encoder(), torch.randn(2, 5, 16)
     recipe = {"structure": "channel", "target": 0.5, "allocation": "uniform", "compact": "end"}
     pruner = prunus.Pruner(model, recipe, example=x)
-    assert "out.weight" not in pruner.view.scored  # 16 normalised inputs, 3 outputs
+    assert "out.weight" not in pruner.view.scored  # 16 normalized inputs, 3 outputs
     whole = sum(p.numel() for n, p in model.named_parameters() if n in pruner.view.scored)
     assert whole == sum(p.numel() for p in model.parameters() if p.dim() > 1) - 3 * 16
     result = prunus.prune(model, recipe, example=x)
@@ -530,13 +530,13 @@ def test_the_same_dimensions_of_every_head_can_go_instead_of_whole_heads() -> No
 
 
 def test_whole_heads_are_taken_singly_whatever_multiple_channels_come_in() -> None:
-    from prunus.graph.analysis import analyse
+    from prunus.graph.analysis import analyze
     from prunus.methods.structures.channel import channel
     from prunus.pruning.scope import find_layers
 
     model = nn.TransformerEncoderLayer(32, 4, dim_feedforward=48, batch_first=True).eval()
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    found = analyse(model, torch.randn(2, 5, 32))
+    found = analyze(model, torch.randn(2, 5, 32))
     layers = find_layers(model, coupled=True)
     groups = channel(layers, shapes, found, multiple_of=8)
     assert {(g.units, g.multiple_of) for g in groups} >= {(4, 1), (48, 8)}

@@ -1,4 +1,4 @@
-"""Embedding tables of an artefact in int8."""
+"""Embedding tables of an artifact in int8."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_weights_in_a_file_of_their_own_stay_in_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("runtime", ["onnxruntime_int8", "openvino_int8"])
-def test_an_artefacts_table_is_a_quarter_as_large(tmp_path: Path, runtime: str, tied: bool) -> None:
+def test_an_artifacts_table_is_a_quarter_as_large(tmp_path: Path, runtime: str, tied: bool) -> None:
     if missing(runtime):
         pytest.skip(f"{runtime} needs {', '.join(missing(runtime))}")
     torch.manual_seed(0)

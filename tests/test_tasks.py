@@ -19,7 +19,7 @@ from prunus.cli.main import cli
 from prunus.errors import InputError
 from prunus.recipe.schema import Spec
 from prunus.tasks.base import Task
-from prunus.tasks.cifar10 import Crops, normalised
+from prunus.tasks.cifar10 import Crops, normalized
 from prunus.tasks.find import find_task
 from prunus.tasks.shakespeare import bits, cut
 from prunus.tasks.spoken_digits import BANDS, FRAMES, log_mel
@@ -56,7 +56,7 @@ CORE = ("spoken_digits", "reviews_transformer", "cifar10_weights")
 @pytest.mark.parametrize(
     "name", [n if n in CORE else pytest.param(n, marks=pytest.mark.zoo) for n in ROWS]
 )
-def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artefact(name: str, place: Path) -> None:
+def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artifact(name: str, place: Path) -> None:
     task = ROWS[name]
     words = [f"task.{k}={json.dumps(v)}" for k, v in SMALL[task].items()]
     better = "lower" if task == "shakespeare" else "higher"
@@ -106,7 +106,7 @@ def test_a_part_of_the_images_is_all_that_a_task_sees(part: float, place: Path) 
     count = round(part * 48)
     images = task.train.padded[:, 4:-4, 4:-4]
     assert len(images) == count
-    known = {tuple(row.flatten().tolist()) for row in normalised(images)}
+    known = {tuple(row.flatten().tolist()) for row in normalized(images)}
     for sample in (task.train_sample, task.calibration):
         seen = torch.cat([images.flatten(1) for images, _ in sample])
         assert {tuple(row.tolist()) for row in seen} == known
@@ -157,7 +157,7 @@ def test_crops_are_windows_of_the_padded_image_perhaps_flipped() -> None:
     image = torch.arange(32 * 32 * 3).remainder(251).to(torch.uint8).view(1, 32, 32, 3)
     padded = torch.nn.functional.pad(image, (0, 0, 4, 4, 4, 4))
     windows = [padded[:, i : i + 32, j : j + 32] for i in range(9) for j in range(9)]
-    every = torch.cat([normalised(w) for w in [*windows, *(w.flip(2) for w in windows)]])
+    every = torch.cat([normalized(w) for w in [*windows, *(w.flip(2) for w in windows)]])
     torch.manual_seed(0)
     crops = Crops(image, torch.tensor([7]), size=4)
     for _ in range(5):
@@ -170,7 +170,7 @@ def test_the_bands_of_a_tone_are_loudest_where_it_is() -> None:
     time = np.arange(8000) / 8000
     tones = [log_mel(np.sin(2 * np.pi * f * time)) for f in (300, 1000, 3000)]
     loudest = [int(tone.mean(1).argmax()) for tone in tones]
-    # mel(300) = 402 of mel(4000) = 2146 in 41 steps: the centre of band 7 (from 0) is the nearest
+    # mel(300) = 402 of mel(4000) = 2146 in 41 steps: the center of band 7 (from 0) is the nearest
     assert loudest[0] in (6, 7)
     assert loudest == sorted(set(loudest))
     short = log_mel(np.sin(2 * np.pi * 300 * time[:1000]))

@@ -23,7 +23,7 @@ from prunus.compaction.compact import perform
 from prunus.compaction.cut import Cut, cut_of, cut_units, masks_of
 from prunus.compaction.search import Plan, find_plan
 from prunus.compaction.verifying.verify import Double, difference, tensors_of
-from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
 from prunus.graph.listing import table
 from prunus.graph.trace import arguments
@@ -64,16 +64,16 @@ def build(entry: Entry) -> nn.Module:
     return entry.build().eval()
 
 
-def analysed(entry: Entry, model: nn.Module) -> Analysis:
+def analyzed(entry: Entry, model: nn.Module) -> Analysis:
     start = time.perf_counter()
-    analysis = analyse(model, entry.example())
+    analysis = analyze(model, entry.example())
     SECONDS[entry.name] = time.perf_counter() - start
     return analysis
 
 
 def halved(entry: Entry) -> Halved:
     model = build(entry)
-    analysis = analysed(entry, model)
+    analysis = analyzed(entry, model)
     names = list(dict.fromkeys(analysis.names[n] for n, _ in model.named_parameters()))
     chance = np.random.default_rng(0)
     kinds = coupled_units(analysis, names)
@@ -188,7 +188,7 @@ def check_training(entry: Entry, done: Halved) -> None:
 def test_a_shared_configuration_says_the_new_sizes_where_all_layers_agree() -> None:
     model: Any = build(by_name("llama, grouped queries"))
     example = by_name("llama, grouped queries").example()
-    analysis = analyse(model, example)
+    analysis = analyze(model, example)
     kinds = coupled_units(analysis, list(analysis.tensors))
     heads = [k for k in kinds if k.head]
     neurons = [k for k in kinds if not k.head]

@@ -130,7 +130,7 @@ class Round:
         seconds: wall time of the round.
         sparsity: removed weights ÷ weights in scope.
         target: what asked and achieved count: ``sparsity``, or a cost of the dense model.
-        latency: median ms of the round's artefact by runtime, where the recipe deploys it.
+        latency: median ms of the round's artifact by runtime, where the recipe deploys it.
     """
 
     index: int
@@ -198,7 +198,7 @@ class Result:
         cost_after: of ``model`` as it stands.
         folder: where the run lies; ``None`` when nothing was written.
         compaction: how the model was made smaller and shown equal; ``None`` when it was not.
-        deployment: the artefact in the runtime that will serve it (:class:`Deployment`);
+        deployment: the artifact in the runtime that will serve it (:class:`Deployment`);
             ``None`` unless the recipe says ``deploy`` or ``quantize``.
     """
 

@@ -14,7 +14,7 @@ from zoo import (
     own_plain,
     own_pyramids,
     own_recurrent,
-    own_reparametrised,
+    own_reparametrized,
     own_residual,
 )
 from zoo.entry import Entry
@@ -28,7 +28,7 @@ ENTRIES: list[Entry] = [
         own_residual,
         own_groups,
         own_pyramids,
-        own_reparametrised,
+        own_reparametrized,
         own_recurrent,
         own_attention,
         hf_encoders,

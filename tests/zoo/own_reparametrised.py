@@ -46,7 +46,7 @@ class SpectralNorm(nn.Module):
         return {"channels and neurons": sum(self.widths)}
 
 
-class StandardisedConv(nn.Conv2d):
+class StandardizedConv(nn.Conv2d):
     """Qiao 2019: each output channel's weight with mean 0 and variance 1."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,15 +56,15 @@ class StandardisedConv(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class Standardised(nn.Module):
-    """A standardised weight's mean runs over its input channels: they stay."""
+class Standardized(nn.Module):
+    """A standardized weight's mean runs over its input channels: they stay."""
 
     def __init__(self, first: int = 6, second: int = 9, third: int = 20, groups: int = 5) -> None:
         super().__init__()
         self.first, self.groups = first, groups
-        self.conv1 = StandardisedConv(3, first, 3, padding=1)
+        self.conv1 = StandardizedConv(3, first, 3, padding=1)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)
-        self.conv3 = StandardisedConv(second, third, 3, padding=1)
+        self.conv3 = StandardizedConv(second, third, 3, padding=1)
         self.norm = nn.GroupNorm(groups, third)
         self.fc = nn.Linear(third, 4)
 
@@ -119,7 +119,7 @@ class Mixed(nn.Module):
         return self.out(y * torch.sigmoid(total))
 
     def units(self) -> dict[str, int]:
-        return {"summed": self.summed, "normalised to length 1": self.unit}
+        return {"summed": self.summed, "normalized to length 1": self.unit}
 
 
 STANDARD = "its mean and variance run over it"
@@ -151,10 +151,10 @@ ENTRIES = [
         note="the masked weight has another largest singular value than the dense one",
     ),
     Entry(
-        "weight standardisation",
-        seeded(Standardised),
+        "weight standardization",
+        seeded(Standardized),
         normal(2, 3, 6, 5),
-        lambda: Standardised().units(),
+        lambda: Standardized().units(),
         {
             "conv1.weight:1": "reads the model's input",
             "conv3.weight:1": STANDARD,
@@ -171,10 +171,10 @@ ENTRIES = [
         lambda: Norms().units(),
         {
             "conv1.weight:1": "reads the model's input",
-            "conv3.weight:0": "normalised together with the others",
-            "conv3.bias:0": "normalised together with the others",
-            "norm3.*:0": "normalised together with the others",
-            "fc.weight:1": "normalised together with the others",
+            "conv3.weight:0": "normalized together with the others",
+            "conv3.bias:0": "normalized together with the others",
+            "norm3.*:0": "normalized together with the others",
+            "fc.weight:1": "normalized together with the others",
         }
         | writes("fc")
         | KERNEL,

@@ -206,7 +206,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def refuse_sharded(model: nn.Module) -> None:
     """Models of which each rank holds a part only.
 
-    Recognised by parameters that are a ``DTensor`` (FSDP2, tensor parallel) and by modules that
+    Recognized by parameters that are a ``DTensor`` (FSDP2, tensor parallel) and by modules that
     are a ``FullyShardedDataParallel`` (FSDP1).
 
     Raises:

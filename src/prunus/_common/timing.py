@@ -61,7 +61,7 @@ def interleaved(
     After the warm-up every function is called once a round; the order is rotated by one from
     round to round, so that none is always the first. A function shorter than 2 ms is called
     several times in a row for one sample, which is their mean: percentiles are then over
-    samples. Once CUDA is in use, each sample starts and ends with a synchronisation. The garbage
+    samples. Once CUDA is in use, each sample starts and ends with a synchronization. The garbage
     collector rests meanwhile.
 
     Args:
@@ -129,7 +129,7 @@ def timing_of(samples: Sequence[float], *, repeats: int = 1) -> Timing:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """A quantile of sorted numbers, linear between neighbours.
+    """A quantile of sorted numbers, linear between neighbors.
 
     >>> quantile([1.0, 2.0, 4.0], 0.75)
     3.0
@@ -153,15 +153,15 @@ def _warmed(function: Callable[[], object], calls: int) -> int:
 
 def _sample(function: Callable[[], object], repeats: int) -> float:
     """Seconds of one call."""
-    synchronise()
+    synchronize()
     start = perf_counter()
     for _ in range(repeats):
         function()
-    synchronise()
+    synchronize()
     return (perf_counter() - start) / repeats
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait for every CUDA device that this process uses; nothing where it uses none."""
     if torch.cuda.is_initialized():
         for device in range(torch.cuda.device_count()):
@@ -217,7 +217,7 @@ def threads(count: int | None) -> Iterator[int]:
 def no_denormals() -> Iterator[None]:
     """Numbers too small for the normal format count as zero, where the processor can do that.
 
-    Random inputs through pruned random weights shrink towards such numbers, which are a hundred
+    Random inputs through pruned random weights shrink toward such numbers, which are a hundred
     times slower to multiply; trained weights hardly meet them. It holds for this thread and those
     that start meanwhile, and ends as it was.
     """

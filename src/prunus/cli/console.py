@@ -213,7 +213,7 @@ def _stored(result: Result) -> list[tuple[str, str]]:
 
 
 def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
-    """Where the artefact runs, how fast, and what it answers there."""
+    """Where the artifact runs, how fast, and what it answers there."""
     made = result.deployment
     if made is None:
         return []
@@ -223,7 +223,7 @@ def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
         gain = made.gains.get(batch)
         faster = "" if gain is None else f" ({gain:.2f} times as fast as dense)"
         text += f"; batch {batch}: {timing.median_ms:.3g} ms{faster}"
-    place = [("artefact", str(made.path))] if made.path is not None else []
+    place = [("artifact", str(made.path))] if made.path is not None else []
     if made.path is not None and made.runtime != "eager":
         trust = "" if find(made.runtime).SAFE else ", trusted=True"
         place.append(("open it", f"prunus.load('{made.path}'{trust})"))

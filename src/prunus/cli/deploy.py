@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 WRITTEN = "deploy.json"
 """The file that a run's folder gets; the report reads it."""
-ARTEFACTS = "deployed"
+ARTIFACTS = "deployed"
 BATCHES = 8
-"""Of calibration, for runtimes that quantise."""
+"""Of calibration, for runtimes that quantize."""
 
 
 @click.command()
@@ -36,7 +36,7 @@ BATCHES = 8
 )
 @click.option(
     "--seconds", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-    help="Of timing, for each artefact and batch size.",
+    help="Of timing, for each artifact and batch size.",
 )  # fmt: skip
 @click.option(
     "--max-drop", type=click.FloatRange(0), default=0.01, show_default=True,
@@ -44,7 +44,7 @@ BATCHES = 8
 )  # fmt: skip
 @click.option(
     "--folder", type=click.Path(path_type=Path),
-    help="Where artefacts are kept (default: RUN/deployed; of a function's model, nowhere).",
+    help="Where artifacts are kept (default: RUN/deployed; of a function's model, nowhere).",
 )  # fmt: skip
 @DATA
 @JSON
@@ -69,7 +69,7 @@ def deploy(
     Examples:
       prunus deploy runs/channels-1a2b3c4d
       prunus deploy runs/channels-1a2b3c4d --runtime onnxruntime --batch 1 --threads 2
-      prunus deploy my/model.py:make --folder artefacts
+      prunus deploy my/model.py:make --folder artifacts
     """
     set_data(data)
     if "auto" in runtimes and len(runtimes) > 1:
@@ -109,7 +109,7 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
     made = deploy_model(
         done.pruned,
         example=task.example,
-        folder=folder or run / ARTEFACTS,
+        folder=folder or run / ARTIFACTS,
         against=done.dense,
         better="higher" if done.recipe.guard is None else done.recipe.guard.better,
         evaluate=lambda model: task.metric(model, task.validation),

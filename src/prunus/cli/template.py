@@ -26,7 +26,7 @@ def load_data():
 
 
 def model():
-    """The model, freshly initialised; or load a trained one and set dense: 0 in the recipe."""
+    """The model, freshly initialized; or load a trained one and set dense: 0 in the recipe."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(16 * 4 * 4, 64), nn.ReLU(), nn.Linear(64, 10),
@@ -79,7 +79,7 @@ learning_rate: hold_decay
 # allocation: per_cost
 # target: {{max_macs: 0.5}}
 # compact: every_round     # the model shrinks while it trains
-# deploy: auto             # ends with an artefact in the fastest runtime installed
+# deploy: auto             # ends with an artifact in the fastest runtime installed
 """
 
 

@@ -20,7 +20,7 @@ from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
 from prunus.compaction.slicing.surgery import adopt
 from prunus.errors import InputError
-from prunus.graph.analysis import analyse
+from prunus.graph.analysis import analyze
 from prunus.graph.solve import Heads
 from prunus.graph.trace import copied, trace
 from prunus.pruning.masks import apply, match_names
@@ -135,7 +135,7 @@ def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | Non
     traced = trace(model, example)
     policies: tuple[Heads, ...] = ("whole", "dims") if heads is None else (heads,)
     cuts = [
-        cut_of(analyse(model, example, heads=policy, traced=traced), masks) for policy in policies
+        cut_of(analyze(model, example, heads=policy, traced=traced), masks) for policy in policies
     ]
     return max(cuts, key=Cut.units)
 

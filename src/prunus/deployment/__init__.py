@@ -1,1 +1,1 @@
-"""From a pruned model to an artefact that runs: built, compared, timed, kept."""
+"""From a pruned model to an artifact that runs: built, compared, timed, kept."""

@@ -94,7 +94,7 @@ def _small_layers(chosen: Row, slow: list[int], gains: Mapping[int, float]) -> s
 
 
 def _precision(rows: tuple[Row, ...], chosen: Row) -> list[str]:
-    """What of a quantised artefact's gain is pruning's, and what is not known of it."""
+    """What of a quantized artifact's gain is pruning's, and what is not known of it."""
     if chosen.exact:
         return []
     said = []
@@ -112,7 +112,7 @@ def _precision(rows: tuple[Row, ...], chosen: Row) -> list[str]:
         )
     if chosen.metric is None:
         said.append(
-            f"{chosen.runtime} quantises, and nothing has judged what that costs: give evaluate"
+            f"{chosen.runtime} quantizes, and nothing has judged what that costs: give evaluate"
         )
     return said
 

@@ -37,13 +37,13 @@ NO_ANSWER = (
     "one (a number or an array is none)"
 )
 FLAT = (
-    "the model returns more than tensors and None: the artefact returns the tensors, in their order"
+    "the model returns more than tensors and None: the artifact returns the tensors, in their order"
 )
 
 
 @dataclass(frozen=True)
 class Built:
-    """A row as far as it is known without a clock, and the artefact if it is good."""
+    """A row as far as it is known without a clock, and the artifact if it is good."""
 
     row: Row
     served: Served | None = None
@@ -60,7 +60,7 @@ class Builder:
         batches: sizes that will be timed.
         scratch: a folder for what is built.
         watch: told what is done.
-        judged: whether a metric judges the pruned model's artefacts.
+        judged: whether a metric judges the pruned model's artifacts.
         made: what runtimes made of the models, and others use.
     """
 
@@ -166,7 +166,7 @@ def _resized(order: Order, calibration: Sequence[Sequence[Tensor]], batch: int) 
 
 
 def size(path: Path | None) -> int | None:
-    """Bytes of an artefact: of a folder, or of a file and those of its name beside it.
+    """Bytes of an artifact: of a folder, or of a file and those of its name beside it.
 
     ``model.xml`` has its weights in ``model.bin``, a large ``model.onnx`` in ``model.onnx.data``.
     """

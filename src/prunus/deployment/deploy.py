@@ -1,4 +1,4 @@
-"""The call: a model in, the fastest artefact that keeps its answers out."""
+"""The call: a model in, the fastest artifact that keeps its answers out."""
 
 from __future__ import annotations
 
@@ -61,28 +61,28 @@ def deploy(
         beside: more runtimes, built and timed for comparison; one of them is taken only if none of
             the others keeps the answers.
         quantize: ``none``: only runtimes that keep the model's precision; ``int8``: only those
-            that quantise; ``auto``: those that quantise as well where they are named, or where
+            that quantize; ``auto``: those that quantize as well where they are named, or where
             ``evaluate`` and ``calibration`` are given.
-        folder: where the artefact is kept, in a folder of the runtime's name. Without one nothing
+        folder: where the artifact is kept, in a folder of the runtime's name. Without one nothing
             is kept.
         against: the dense model, built and timed in the same runtimes and the same run.
-        evaluate: ``evaluate(model) -> float``; called with the model and with every artefact of
+        evaluate: ``evaluate(model) -> float``; called with the model and with every artifact of
             it, an ``nn.Module`` without parameters that is called in the same way.
         better: whether a ``higher`` or a ``lower`` metric is the better one.
-        calibration: inputs like the example, for runtimes that quantise.
-        max_drop: of the metric; a quantised artefact that loses more is not taken.
+        calibration: inputs like the example, for runtimes that quantize.
+        max_drop: of the metric; a quantized artifact that loses more is not taken.
         batch_sizes: to time; the first decides which is the fastest.
         threads: of the processor.
-        seconds: of timing, for every artefact at every batch size.
+        seconds: of timing, for every artifact at every batch size.
         watch: called with a line of text as it goes.
 
     Returns:
-        A :class:`Deployment`: the table, and the fastest artefact that keeps the answers, opened.
+        A :class:`Deployment`: the table, and the fastest artifact that keeps the answers, opened.
 
     Raises:
         InputError: for an example that does not fit, or a named runtime that is missing or
             refuses the model, before anything is built; or if no runtime keeps the answers.
-        RunError: if the disk refuses the artefact; one that was there before is kept.
+        RunError: if the disk refuses the artifact; one that was there before is kept.
 
     >>> made = deploy(nn.Linear(4, 2), example=torch.randn(2, 4), runtime="eager", seconds=0.01)
     >>> made.runtime, made.model(torch.randn(5, 4)).shape
@@ -90,11 +90,11 @@ def deploy(
     """
     sizes = tuple(dict.fromkeys(batch_sizes))
     _refuse_settings(sizes, seconds=seconds, max_drop=max_drop)
-    names, offers = candidates(runtime, quantised=_quantised(quantize, evaluate, calibration))
+    names, offers = candidates(runtime, quantized=_quantized(quantize, evaluate, calibration))
     names = _in_int8(names) if quantize == "int8" else names
     if quantize == "none":
         names = [n for n in names if find(n).EXACT] or _none_exact(names)
-    others, _ = candidates(beside, quantised=True) if beside else ([], {})
+    others, _ = candidates(beside, quantized=True) if beside else ([], {})
     every = list(dict.fromkeys([*names, *others]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(fixed_threads(threads))
@@ -140,18 +140,18 @@ def deploy(
 
 
 def candidates(
-    runtime: str | Sequence[str], *, quantised: bool
+    runtime: str | Sequence[str], *, quantized: bool
 ) -> tuple[list[str], Mapping[str, str]]:
     """The runtimes to try, and those that could be installed and how.
 
     Args:
         runtime: the name of one, names of several, or ``auto``: all that are installed.
-        quantised: whether ``auto`` means those that quantise, too.
+        quantized: whether ``auto`` means those that quantize, too.
 
     Raises:
         InputError: if a named one is unknown or not installed, with the line that installs it.
 
-    >>> candidates("eager", quantised=False)
+    >>> candidates("eager", quantized=False)
     (['eager'], {})
     """
     if runtime != "auto":
@@ -164,11 +164,11 @@ def candidates(
     every = folders.names("runtimes")
     offers = {name: pip_line(lacking) for name in every if (lacking := missing(name))}
     installed = [name for name in every if name not in offers]
-    return [n for n in installed if quantised or find(n).EXACT], offers
+    return [n for n in installed if quantized or find(n).EXACT], offers
 
 
 def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> Built:
-    """The fastest good artefact of the pruned model at a batch size.
+    """The fastest good artifact of the pruned model at a batch size.
 
     Args:
         built: all of them.
@@ -187,7 +187,7 @@ def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> B
     return min(good, key=lambda b: b.row.latency[size].median_ms)
 
 
-def _quantised(quantize: str, evaluate: Metric | None, calibration: Sequence[Any]) -> bool:
+def _quantized(quantize: str, evaluate: Metric | None, calibration: Sequence[Any]) -> bool:
     if quantize not in ("auto", "none", "int8"):
         raise InputError(
             f"quantize: there is no '{quantize}'; "
@@ -199,7 +199,7 @@ def _quantised(quantize: str, evaluate: Metric | None, calibration: Sequence[Any
 
 
 def _in_int8(names: Sequence[str]) -> list[str]:
-    """Those of the runtimes that quantise; for one that does not, its relative of the name."""
+    """Those of the runtimes that quantize; for one that does not, its relative of the name."""
     kept = [n for n in names if not find(n).EXACT]
     if kept:
         return kept
@@ -217,7 +217,7 @@ def _in_int8(names: Sequence[str]) -> list[str]:
 
 
 def _none_exact(names: Sequence[str]) -> list[str]:
-    raise InputError(f"quantize: none: {', '.join(names)} quantises; name another runtime")
+    raise InputError(f"quantize: none: {', '.join(names)} quantizes; name another runtime")
 
 
 def _twin(model: nn.Module) -> nn.Module:

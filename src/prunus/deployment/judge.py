@@ -1,4 +1,4 @@
-"""What artefacts are worth: the metric of each, and how long each takes."""
+"""What artifacts are worth: the metric of each, and how long each takes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from prunus.errors import InputError
 
 @dataclass(frozen=True)
 class Judge:
-    """Compares an artefact's metric with the model's.
+    """Compares an artifact's metric with the model's.
 
     Attributes:
         evaluate: ``evaluate(model) -> float``; without it nothing is judged.
         right: the model's own metric in PyTorch.
         better: ``higher`` or ``lower``.
-        max_drop: how much worse a quantised artefact may be.
+        max_drop: how much worse a quantized artifact may be.
         watch: told what is done.
     """
 
@@ -78,7 +78,7 @@ def metric_of(evaluate: Metric, model: nn.Module) -> float:
 
 
 def measured(built: Sequence[Built], judge: Judge) -> list[Built]:
-    """With the metric of every artefact of the pruned model, computed in its runtime."""
+    """With the metric of every artifact of the pruned model, computed in its runtime."""
     return [
         b
         if judge.evaluate is None or b.served is None or b.row.model != "pruned"
@@ -110,10 +110,10 @@ def _judged(b: Built, judge: Judge) -> Any:
 def timed(
     built: Sequence[Built], example: Any, sizes: Sequence[int], *, seconds: float
 ) -> list[Built]:
-    """With latencies, all artefacts in turn, one batch size after the other.
+    """With latencies, all artifacts in turn, one batch size after the other.
 
     All of the pruned model, then all of the dense one: in a runtime that has just run, caches are
-    warm, and the second of two neighbours would look faster.
+    warm, and the second of two neighbors would look faster.
     """
     rows = [b.row for b in built]
     turns = sorted(enumerate(built), key=lambda pair: pair[1].row.model != "pruned")

@@ -1,4 +1,4 @@
-"""Open what prunus wrote: a model's file, a run's folder, or an artefact in its runtime."""
+"""Open what prunus wrote: a model's file, a run's folder, or an artifact in its runtime."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from prunus.compaction.files.artifact import load as load_model
-from prunus.deployment.module import MANIFEST, open_artefact, read_card
+from prunus.deployment.module import MANIFEST, open_artifact, read_card
 from prunus.errors import InputError
 from prunus.runtimes import find
 
@@ -15,7 +15,7 @@ from prunus.runtimes import find
 def load(
     path: str | Path, model: nn.Module | None = None, *, threads: int = 1, trusted: bool = False
 ) -> nn.Module:
-    """Open a model that prunus wrote, or an artefact that :func:`prunus.deploy` kept.
+    """Open a model that prunus wrote, or an artifact that :func:`prunus.deploy` kept.
 
     Files of tensors, of ONNX Runtime and of OpenVINO may come from anyone: nothing in them is
     executed. A ``.pt2`` can hold code that runs when it is opened (that of ``torch_compile`` is
@@ -23,14 +23,14 @@ def load(
 
     Args:
         path: of a file that :func:`prunus.save` or a run wrote, or of the run's folder; of an
-            artefact's folder, or of the file in it that its ``artefact.json`` names.
+            artifact's folder, or of the file in it that its ``artefact.json`` names.
         model: the dense model's class, freshly made; it becomes the opened one, in place. Needed
-            for a file of tensors unless the whole model became a graph; not for artefacts.
-        threads: of the processor, for an artefact.
+            for a file of tensors unless the whole model became a graph; not for artifacts.
+        threads: of the processor, for an artifact.
         trusted: whether the file comes from somebody whose code you would run.
 
     Returns:
-        The model in eval mode; of an artefact, a module that is called like the model.
+        The model in eval mode; of an artifact, a module that is called like the model.
 
     Raises:
         InputError: if the file is none of ours, is damaged, does not fit the model, needs trust, or
@@ -52,7 +52,7 @@ def load(
         inside = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}")) if name is None else []
         if inside and not (path / "model.safetensors").is_file():
             known = " or ".join(f"'{path / own}'" for own in inside)
-            raise InputError(f"'{path}' holds artefacts: name one, {known}")
+            raise InputError(f"'{path}' holds artifacts: name one, {known}")
         return load_model(path, model)
     card = read_card(folder)
     if card.runtime == "eager" or name not in (None, card.file):
@@ -66,4 +66,4 @@ def load(
             f"'{path}' is opened by {card.runtime}, and such a file can hold code that runs then: "
             "if you or somebody you trust made it, prunus.load(…, trusted=True)"
         )
-    return open_artefact(folder, threads=threads)
+    return open_artifact(folder, threads=threads)

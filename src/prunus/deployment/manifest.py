@@ -1,4 +1,4 @@
-"""What an artefact's folder says of it: ``artefact.json``."""
+"""What an artifact's folder says of it: ``artefact.json``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = "prunus artefact 1"
 
 @dataclass(frozen=True)
 class Card:
-    """What is to be known of an artefact, beside the artefact.
+    """What is to be known of an artifact, beside the artifact.
 
     Attributes:
         runtime: that opens it.
@@ -64,7 +64,7 @@ class Card:
                 continue
             built = f"with {self.fixed[name]}" if name in self.fixed else "without it"
             raise InputError(
-                f"{self.runtime}: {name}={text_of(value)} is not possible, the artefact was built "
+                f"{self.runtime}: {name}={text_of(value)} is not possible, the artifact was built "
                 f"{built}; it takes {self._known()}"
             )
         return tensors_of([given[n] for n in self.arguments])
@@ -86,7 +86,7 @@ def text_of(value: Any) -> str:
 
 
 def card_of(session: Session, order: Order, runtime: str) -> Card:
-    """What is to be written of an artefact."""
+    """What is to be written of an artifact."""
     given = named(order)
     inputs = order.tensors
     return Card(
@@ -125,7 +125,7 @@ def read_card(folder: Path) -> Card:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"'{folder}' holds no artefact that can be read: {error}") from None
+        raise InputError(f"'{folder}' holds no artifact that can be read: {error}") from None
     if Path(card.file).name != card.file or card.batch < 1:
         raise InputError(f"'{path}' is damaged: file '{card.file}', batch {card.batch}")
     return card

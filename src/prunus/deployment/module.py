@@ -1,4 +1,4 @@
-"""An artefact as a module: the same call as the model it was built from."""
+"""An artifact as a module: the same call as the model it was built from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunus.deployment.parts import in_parts
 from prunus.errors import InputError
 from prunus.runtimes import Answers, Session, find
 
-__all__ = ["MANIFEST", "Card", "Served", "open_artefact", "read_card"]
+__all__ = ["MANIFEST", "Card", "Served", "open_artifact", "read_card"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Structure:
 
 
 class Served(nn.Module):
-    """Runs an artefact in its runtime; called like the model that it was built from.
+    """Runs an artifact in its runtime; called like the model that it was built from.
 
     Inputs come from the CPU or from where the runtime wants them; answers have the structure of
-    the model's where the artefact was built in this process and the model returns tensors and
+    the model's where the artifact was built in this process and the model returns tensors and
     ``None`` alone; otherwise, and opened from disk, they are a tensor or a tuple of tensors.
 
     Args:
-        session: the opened artefact.
+        session: the opened artifact.
         card: what is known of it.
         answers: structure of the model's answers.
     """
@@ -68,7 +68,7 @@ class Served(nn.Module):
         """The model's answers to the same arguments.
 
         Raises:
-            InputError: if the artefact was built for others, or its engine refuses them.
+            InputError: if the artifact was built for others, or its engine refuses them.
         """
         inputs = self.card.tensors(args, kwargs)
         try:
@@ -90,7 +90,7 @@ class Served(nn.Module):
         """Flattened inputs to flattened answers, for any batch size.
 
         Raises:
-            InputError: if the inputs are not those that the artefact was built for.
+            InputError: if the inputs are not those that the artifact was built for.
         """
         card = self.card
         count = next((len(t) for t in inputs if t.dim()), card.batch)
@@ -119,7 +119,7 @@ class Served(nn.Module):
 
 
 def sizes_fit(given: tuple[int, ...], built: tuple[int, ...], *, batch: int, count: int) -> bool:
-    """Whether an input of these sizes may go into an artefact.
+    """Whether an input of these sizes may go into an artifact.
 
     Args:
         given: sizes of the input.
@@ -138,11 +138,11 @@ def sizes_fit(given: tuple[int, ...], built: tuple[int, ...], *, batch: int, cou
     return given[0] in leading and given[1:] == built[1:] and 0 not in given
 
 
-def open_artefact(folder: str | Path, *, threads: int = 1) -> Served:
+def open_artifact(folder: str | Path, *, threads: int = 1) -> Served:
     """Open what :func:`prunus.deploy` wrote.
 
     Args:
-        folder: of the artefact, with its ``artefact.json``.
+        folder: of the artifact, with its ``artefact.json``.
         threads: of the processor that it may use.
 
     Raises:

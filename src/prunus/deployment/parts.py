@@ -1,4 +1,4 @@
-"""A batch of any size through an artefact that takes one size alone."""
+"""A batch of any size through an artifact that takes one size alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def in_parts(session: Session, inputs: Sequence[Tensor], *, count: int, size: in
     """Answers to ``count`` inputs, ``size`` at a time; the last part is padded.
 
     Answers whose leading size is not the batch's cannot be put together so: whoever builds an
-    artefact compares it at several batch sizes.
+    artifact compares it at several batch sizes.
     """
     parts = []
     for start in range(0, count, size):

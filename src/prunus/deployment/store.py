@@ -1,4 +1,4 @@
-"""An artefact's folder, replaced as a whole: a crash leaves the old one or the new one."""
+"""An artifact's folder, replaced as a whole: a crash leaves the old one or the new one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from prunus.errors import InputError, RunError
 
 
 def prepare(folder: Path, names: Sequence[str]) -> None:
-    """Make the folder ready for artefacts of these names, before any work.
+    """Make the folder ready for artifacts of these names, before any work.
 
-    A kill between the two renames of :func:`keep` left the old artefact under another name; it
+    A kill between the two renames of :func:`keep` left the old artifact under another name; it
     comes back.
 
     Raises:
-        InputError: if it cannot be written, or other files lie where an artefact would.
+        InputError: if it cannot be written, or other files lie where an artifact would.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def prepare(folder: Path, names: Sequence[str]) -> None:
                 if target.is_dir() and not any(target.iterdir()):
                     continue
                 raise InputError(
-                    f"'{target}' is no artefact (it holds no {MANIFEST}), and would be replaced: "
+                    f"'{target}' is no artifact (it holds no {MANIFEST}), and would be replaced: "
                     "name another folder"
                 )
         if not os.access(folder, os.W_OK):
@@ -41,12 +41,12 @@ def prepare(folder: Path, names: Sequence[str]) -> None:
 
 
 def keep(source: Path, target: Path, card: Card) -> None:
-    """Copy an artefact to its folder; what was there before goes once the new one is complete.
+    """Copy an artifact to its folder; what was there before goes once the new one is complete.
 
     Args:
-        source: folder of the new artefact, which stays.
+        source: folder of the new artifact, which stays.
         target: where it shall lie.
-        card: of the artefact, written last.
+        card: of the artifact, written last.
 
     Raises:
         RunError: if the disk refuses; what was there before is there still.
@@ -68,7 +68,7 @@ def keep(source: Path, target: Path, card: Card) -> None:
             _remove(fresh)
         if isinstance(error, OSError):
             raise RunError(
-                f"the artefact could not be written to '{target}': {error}; what was there before "
+                f"the artifact could not be written to '{target}': {error}; what was there before "
                 "is kept"
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""What a deployment found: a row an artefact, and the choice."""
+"""What a deployment found: a row an artifact, and the choice."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Row:
     Attributes:
         runtime: its name.
         model: ``pruned`` or ``dense``.
-        refused: why there is no artefact, or why its answers are not kept; ``None`` if it is good.
+        refused: why there is no artifact, or why its answers are not kept; ``None`` if it is good.
         error: of the answers, relative to eager's.
         tolerance: that the runtime states, or that of answers a metric judges.
         exact: whether it computes in the model's own precision.
         latency: by batch size.
-        bytes: of the artefact.
-        metric: of the artefact itself.
+        bytes: of the artifact.
+        metric: of the artifact itself.
         build_s: seconds to build it.
         notes: what to know beside.
     """
@@ -69,8 +69,8 @@ class Deployment:
     Attributes:
         rows: of every runtime tried, pruned and dense.
         runtime: the one taken.
-        model: the artefact in it, called like the model; an ``nn.Module``.
-        path: of the artefact's folder; ``None`` where nothing is kept.
+        model: the artifact in it, called like the model; an ``nn.Module``.
+        path: of the artifact's folder; ``None`` where nothing is kept.
         advice: why there is no gain, and what would help.
         offers: runtimes that are not installed, and how to install them.
         threads: of the processor, while timing.
@@ -117,7 +117,7 @@ class Deployment:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any], model: Served, path: Path) -> Deployment:
-        """From what :meth:`plain` gave, with the artefact, opened from its folder."""
+        """From what :meth:`plain` gave, with the artifact, opened from its folder."""
         own = {k: plain[k] for k in ("runtime", "offers", "threads", "machine")}
         rows = tuple(Row.read(r) for r in plain["rows"])
         return cls(rows=rows, model=model, path=path, advice=tuple(plain["advice"]), **own)
@@ -141,8 +141,8 @@ class Deployment:
 def gain(rows: tuple[Row, ...], runtime: str, batch: int) -> float | None:
     """Latency of the dense model in its fastest runtime ÷ that of the pruned one in ``runtime``.
 
-    The fastest of those that keep the precision; where ``runtime`` quantises, of those that
-    quantise as well: what int8 gains is not pruning's.
+    The fastest of those that keep the precision; where ``runtime`` quantizes, of those that
+    quantize as well: what int8 gains is not pruning's.
     """
     own = [r for r in rows if (r.runtime, r.model) == (runtime, "pruned") and batch in r.latency]
     dense = [

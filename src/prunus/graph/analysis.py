@@ -58,7 +58,7 @@ class Analysis:
     spared: frozenset[tuple[str, int]] = frozenset()
 
 
-def analyse(
+def analyze(
     model: nn.Module,
     example: Any,
     *,
@@ -82,7 +82,7 @@ def analyse(
     Raises:
         InputError: if the model cannot be traced.
 
-    >>> found = analyse(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.ones(1, 2))
+    >>> found = analyze(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.ones(1, 2))
     >>> bool(found.solved.free(found.tensors["0.weight"].dims[0]).all())
     True
     """

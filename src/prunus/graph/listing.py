@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.solve import Heads
 from prunus.graph.units import Coupled, Pinned, coupled_units, pinned_dims
 
@@ -82,7 +82,7 @@ def units(model: nn.Module, example: Any, *, heads: Heads = "whole") -> Units:
           1 stay   input input: 0.weight[1]
           2 stay   the model's output: 2.weight[0], 2.bias[0]
     """
-    return table(model, analyse(model, example, heads=heads))
+    return table(model, analyze(model, example, heads=heads))
 
 
 def table(model: nn.Module, analysis: Analysis) -> Units:

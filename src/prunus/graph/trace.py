@@ -271,7 +271,7 @@ def _is_module(module: fx.GraphModule, argument: Any) -> bool:
 
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """A model as it is analysed: eval mode, no cache among its outputs, no fused fast path."""
+    """A model as it is analyzed: eval mode, no cache among its outputs, no fused fast path."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
     fast = torch.backends.mha.get_fastpath_enabled()

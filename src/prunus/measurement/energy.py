@@ -8,7 +8,7 @@ from time import perf_counter
 
 import torch
 
-from prunus._common.timing import synchronise
+from prunus._common.timing import synchronize
 from prunus.measurement.meters import Meter
 
 PJ_PER_MAC = {
@@ -57,11 +57,11 @@ def measured_energy(
         ``None`` if the meter stands still, as on some virtual machines.
     """
     forward()
-    synchronise()
+    synchronize()
     calls, before, end = 0, meter.joules(), perf_counter() + max(seconds, SHORTEST)
     while calls == 0 or perf_counter() < end:
         forward()
-        synchronise()
+        synchronize()
         calls += 1
     spent = meter.joules() - before
     if spent <= 0:

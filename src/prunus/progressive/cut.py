@@ -89,10 +89,10 @@ def revives(pruner: Pruner, when: str) -> bool:
 
 
 def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:
-    """Newly initialised parameters and buffers.
+    """Newly initialized parameters and buffers.
 
     Raises:
-        InputError: for a module that cannot initialise itself, by name.
+        InputError: for a module that cannot initialize itself, by name.
     """
     twin = copy.deepcopy(model)
     with randomness.kept():

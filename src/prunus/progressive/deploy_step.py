@@ -13,7 +13,7 @@ from prunus.compaction.compact import compact
 from prunus.compaction.files.artifact import save
 from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import candidates, deploy
-from prunus.deployment.module import open_artefact
+from prunus.deployment.module import open_artifact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, PrunusError
 from prunus.progressive.state import Job
@@ -22,13 +22,13 @@ from prunus.runtimes import find
 from prunus.types import Compaction
 
 BATCHES = 8
-"""Of calibration, for runtimes that quantise."""
+"""Of calibration, for runtimes that quantize."""
 SECONDS = 0.5
 """Of timing, for every round and runtime."""
 
 
 def serves(recipe: Recipe) -> bool:
-    """Whether a run ends with an artefact."""
+    """Whether a run ends with an artifact."""
     return recipe.deploy is not None or recipe.quantize != "none"
 
 
@@ -77,7 +77,7 @@ def _as_it_would_end(job: Job) -> nn.Module:
 def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
     """Build the finished model for its runtime, calibrated and judged there.
 
-    An engine that fails costs no result: the run ends without an artefact, and says why. Of
+    An engine that fails costs no result: the run ends without an artifact, and says why. Of
     several ranks the first builds it, and gets it.
 
     Args:
@@ -92,12 +92,12 @@ def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
         return found[0] if found else None
     except PrunusError as error:
         job.journal.write("not deployed", why=str(error))
-        job.watch({"event": "note", "text": f"no artefact was made: {error}"})
+        job.watch({"event": "note", "text": f"no artifact was made: {error}"})
         return None
 
 
 def _kept(job: Job) -> Deployment | None:
-    """What the run ended with when it was finished, if its artefact opens without the model."""
+    """What the run ended with when it was finished, if its artifact opens without the model."""
     folder = job.journal.folder
     ended = any(e["event"] == "end" for e in job.journal.events)
     if folder is None or not ended or not (folder / "result.json").is_file():
@@ -107,7 +107,7 @@ def _kept(job: Job) -> Deployment | None:
         return None
     path = folder / "deployed" / made["runtime"]
     try:
-        return Deployment.read(made, open_artefact(path, threads=made["threads"]), path)
+        return Deployment.read(made, open_artifact(path, threads=made["threads"]), path)
     except InputError:  # taken away, damaged, or its runtime is not installed any more
         return None
 
@@ -145,7 +145,7 @@ def _served(job: Job, compaction: Compaction | None) -> Deployment:
 
 
 def _allowed(job: Job) -> float:
-    """How much worse the metric of an int8 artefact may be than the pruned model's."""
+    """How much worse the metric of an int8 artifact may be than the pruned model's."""
     guard = job.pruner.recipe.guard
     if guard is None or not guard.relative:
         return 0.01 if guard is None else guard.max_drop
@@ -162,12 +162,12 @@ def _exact(runtime: str) -> list[str]:
     """In float32: the engine that is named, or all that build quickly."""
     if runtime != "auto" and find(runtime).EXACT:
         return [runtime]
-    names, _ = candidates("auto", quantised=False)
+    names, _ = candidates("auto", quantized=False)
     return [n for n in names if not find(n).SLOW]
 
 
 def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -> None:
-    """What an artefact needs and was not given.
+    """What an artifact needs and was not given.
 
     Raises:
         InputError: saying what to give.
@@ -175,7 +175,7 @@ def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -
     if not serves(recipe):
         return
     if example is None:
-        raise InputError("deploy: give example=, an input, from which the artefact is built")
+        raise InputError("deploy: give example=, an input, from which the artifact is built")
     if recipe.quantize == "int8" and size() > 1:
         raise InputError(
             "quantize: int8 is judged by evaluate in the runtime, and one of several ranks cannot "

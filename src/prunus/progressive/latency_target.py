@@ -1,4 +1,4 @@
-"""A latency as the target: how much to remove so that the artefact is fast enough, by measuring."""
+"""A latency as the target: how much to remove so that the artifact is fast enough, by measuring."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from prunus.types import Masks
 NEAR = 0.03
 """A latency this far below the bound, or less, is near enough."""
 TRIES = 6
-"""Artefacts measured beside the dense one and the smallest."""
+"""Artifacts measured beside the dense one and the smallest."""
 SECONDS = 1.0
 """Of timing for each."""
 
@@ -40,9 +40,9 @@ class Found:
 
     Attributes:
         part: of the macs to remove.
-        ms: latency of that artefact.
+        ms: latency of that artifact.
         dense_ms: of the dense one, in the same interleaved run.
-        measured: artefacts built for it.
+        measured: artifacts built for it.
     """
 
     part: float
@@ -108,7 +108,7 @@ def prepared(recipe: Recipe) -> Recipe:
 
 
 def aim(job: Job, when: str) -> bool:
-    """Let the target be the macs whose artefact is fast enough on this machine.
+    """Let the target be the macs whose artifact is fast enough on this machine.
 
     What was found is in the journal, so that a run that was killed goes on to the same target.
 
@@ -146,16 +146,16 @@ def said(found: Found) -> str:
     """A search's outcome for people."""
     return (
         f"{found.part:.1%} fewer macs take {found.ms:.3g} ms, dense {found.dense_ms:.3g} "
-        f"({found.measured} artefacts measured)"
+        f"({found.measured} artifacts measured)"
     )
 
 
 def outcome(recipe: Recipe, made: Deployment | None) -> str:
-    """Whether the finished artefact keeps the bound, with what it was measured at.
+    """Whether the finished artifact keeps the bound, with what it was measured at.
 
     Args:
         recipe: of the run.
-        made: its artefact, timed beside the dense model.
+        made: its artifact, timed beside the dense model.
 
     Returns:
         A sentence; empty where the recipe bounds no latency.
@@ -167,13 +167,13 @@ def outcome(recipe: Recipe, made: Deployment | None) -> str:
                   for m in ("pruned", "dense"))  # fmt: skip
     batch = recipe.deploy.batch
     if own is None or batch not in own.latency:
-        return "the latency of the artefact is not known"
+        return "the latency of the artifact is not known"
     ms, most = own.latency[batch].median_ms, bound[0]
     if bound[1]:
         if dense is None or batch not in dense.latency:
             return "the latency of the dense model is not known"
         most *= dense.latency[batch].median_ms
-    word = "kept" if ms <= most else "missed by the finished artefact"
+    word = "kept" if ms <= most else "missed by the finished artifact"
     return f"max_latency_ms is {word}: {ms:.3g} ms of at most {most:.3g} in {recipe.deploy.runtime}"
 
 
@@ -226,7 +226,7 @@ class _Clock:
         return Found(part, *seen[part], measured)
 
     def _measure(self, part: float) -> tuple[float, float]:
-        """Milliseconds of the artefact with this part of the macs removed, and of the dense one."""
+        """Milliseconds of the artifact with this part of the macs removed, and of the dense one."""
         pruner = self.job.pruner
         pruner.target = part
         masks = pruner.choose(1.0) if part > 0 else None  # all ranks choose, one measures

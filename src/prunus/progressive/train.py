@@ -1,4 +1,4 @@
-"""One training phase of a run: the user's loop between cut and judgement."""
+"""One training phase of a run: the user's loop between cut and judgment."""
 
 from __future__ import annotations
 

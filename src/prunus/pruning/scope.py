@@ -32,12 +32,12 @@ def find_layers(
         include: patterns of what may be pruned.
         exclude: patterns of what may not.
         coupled: whether whole units are pruned, with all that falls together with them. Weights
-            computed from others (weight_norm, parametrisations) are taken then, and ``exclude``
+            computed from others (weight_norm, parametrizations) are taken then, and ``exclude``
             may name any parameter or buffer: what touches it stays.
 
     Raises:
         InputError: if a pattern matches nothing, if nothing is left, or for weights that cannot
-            be masked (parametrised, LoRA, 4-bit), by name.
+            be masked (parametrized, LoRA, 4-bit), by name.
 
     >>> [la.name for la in find_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))]
     ['0.weight', '2.weight']
@@ -145,7 +145,7 @@ def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
     if "parametrizations" in layer.name.split(".") and not coupled:
         owner = layer.name.split(".parametrizations.")[0]
         raise InputError(
-            f"'{owner}' is parametrised: its weight is computed from other tensors, and a mask on "
+            f"'{owner}' is parametrized: its weight is computed from other tensors, and a mask on "
             f"those is no mask on it; call torch.nn.utils.parametrize.remove_parametrizations "
             f"first, or leave it out with scope.exclude: ['{owner}.*']"
         )
@@ -157,7 +157,7 @@ def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
             f"merge_and_unload() first, {out}"
         )
     if type(weight).__name__ in ("Params4bit", "Int8Params") or hasattr(weight, "quant_state"):
-        raise InputError(f"{where} is quantised ({type(weight).__name__}): prune before, {out}")
+        raise InputError(f"{where} is quantized ({type(weight).__name__}): prune before, {out}")
     if not weight.is_floating_point():
         raise InputError(
             f"{where} is {weight.dtype}: only floating-point weights are pruned; {out}"
@@ -174,7 +174,7 @@ def _owners(model: nn.Module, name: str) -> list[nn.Module]:
 def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
     """What is removed already: ``torch.nn.utils.prune`` masks, and zeros among other weights.
 
-    A weight tensor that is zero throughout counts as freshly initialised, not as pruned.
+    A weight tensor that is zero throughout counts as freshly initialized, not as pruned.
     """
     masks: Masks = {}
     for layer in layers:

@@ -15,7 +15,7 @@ from torch import nn
 from prunus._common.distributed import WRAPPERS, refuse_sharded, unwrapped
 from prunus._common.layers import Layer
 from prunus.errors import InputError
-from prunus.graph.analysis import Analysis, analyse
+from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
 from prunus.graph.trace import Traced, arguments, quiet
 from prunus.pruning.cost_model import Figure, figure
@@ -111,7 +111,7 @@ def look(
         _refuse_target(recipe, groups)
         return View(found, groups)
     dims = recipe.structure.settings.get("heads") == "dims"
-    analysis = analyse(model, example, heads="dims" if dims else "whole", traced=traced)
+    analysis = analyze(model, example, heads="dims" if dims else "whole", traced=traced)
     try:
         groups = ideas.structure(found, shapes, analysis)
     except InputError:
@@ -131,7 +131,7 @@ def _coupled(recipe: Recipe, ideas: Ideas, example: Any) -> bool:
     coupled = "analysis" in inspect.signature(ideas.structure).parameters
     if coupled and example is None:
         raise InputError(
-            f"structure {recipe.structure.name} finds what falls together by analysing a forward "
+            f"structure {recipe.structure.name} finds what falls together by analyzing a forward "
             "pass: give example=, an input (or a tuple, or a mapping of keyword arguments)"
         )
     return coupled

@@ -215,9 +215,9 @@ class Recipe(_Frozen):
         order: all groups at once, or from the bottom up.
         compact: whether the model becomes physically smaller: ``none``, at the ``end``, or
             ``every_round``, so that retraining gets faster as it goes.
-        quantize: ``int8``: the result is quantised after pruning, calibrated on the calibration
-            data; its metric is that of the artefact itself.
-        deploy: a runtime, or ``{runtime, batch, threads}``: the artefact that a finished run ends
+        quantize: ``int8``: the result is quantized after pruning, calibrated on the calibration
+            data; its metric is that of the artifact itself.
+        deploy: a runtime, or ``{runtime, batch, threads}``: the artifact that a finished run ends
             with; ``auto`` is the fastest installed one that keeps the answers.
         limit: stop after this time (``20min``) or training (``30ep``, ``5000it``).
         snapshot: how often training is saved.

@@ -37,13 +37,13 @@ def draw_front(
             axes.axhline(dense, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
             axes.annotate("dense", (1.0, dense), xycoords=("axes fraction", "data"), ha="right",
                           xytext=(-3, 4), textcoords="offset points", fontsize=9)  # fmt: skip
-        for points, marker, colour, name in (
+        for points, marker, color, name in (
             (finished, "o", FAINT, "finished"),
             (stopped, "x", WARM, "stopped"),
         ):
             if points:
                 axes.plot([left for _, left in points.values()], [m for m, _ in points.values()],
-                          marker, color=colour, markersize=6, label=name)  # fmt: skip
+                          marker, color=color, markersize=6, label=name)  # fmt: skip
         ends = [finished[number] for number in front]
         axes.plot([left for _, left in ends], [m for m, _ in ends], "o-", color=SERIES,
                   markersize=6, linewidth=1.8, label="Pareto front")  # fmt: skip

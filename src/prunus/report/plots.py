@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG that follows the page's colours, and as PNG."""
+"""The pictures of a report, as SVG that follows the page's colors, and as PNG."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter
 from prunus.types import Round
 
 INK = "#010203"  # replaced by currentColor in SVG, so that text is readable on light and dark
-SERIES, FAINT, WARM = "#2b8fbd", "#8c9aa6", "#e0662b"  # told apart by colour-blind eyes, too
-_COLOURS = (SERIES, WARM, "#1f7a4d", "#7b5ea7", FAINT)
+SERIES, FAINT, WARM = "#2b8fbd", "#8c9aa6", "#e0662b"  # told apart by color-blind eyes, too
+_COLORS = (SERIES, WARM, "#1f7a4d", "#7b5ea7", FAINT)
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "prunus",
     "svg.fonttype": "none",
@@ -93,8 +93,8 @@ def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
     names = list(dict.fromkeys(name for r in good for name in r.latency))
     for number, name in enumerate(names):
         points = [(r.latency[name], r.metric or 0) for r in good if name in r.latency]
-        colour, marker = _COLOURS[number % len(_COLOURS)], "osv^D"[number % 5]
-        axes.plot(*zip(*points, strict=True), f"{marker}-", color=colour, markersize=4,
+        color, marker = _COLORS[number % len(_COLORS)], "osv^D"[number % 5]
+        axes.plot(*zip(*points, strict=True), f"{marker}-", color=color, markersize=4,
                   linewidth=1.3, label=name)  # fmt: skip
         axes.annotate("dense" if good[0].verdict == "dense" else "", points[0], xytext=(4, 5),
                       textcoords="offset points", fontsize=8)  # fmt: skip

@@ -1,7 +1,7 @@
 """Ways to run a pruned model: one file each, imported only when it is used.
 
-A runtime is a file of this folder with the attributes of :class:`Runtime`. It writes an artefact
-and opens it again; what is timed and compared is always the opened artefact.
+A runtime is a file of this folder with the attributes of :class:`Runtime`. It writes an artifact
+and opens it again; what is timed and compared is always the opened artifact.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Order:
     Attributes:
         model: in eval mode.
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
-        folder: exists; the artefact goes into it.
+        folder: exists; the artifact goes into it.
         threads: of the processor that it may use.
-        calibration: inputs like the example, for runtimes that quantise.
+        calibration: inputs like the example, for runtimes that quantize.
         batch: the batch sizes that it should answer well; the largest is what runtimes with
             fixed shapes are built for.
         made: what runtimes made of this model, for others that need the same.
@@ -83,11 +83,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Session:
-    """An opened artefact.
+    """An opened artifact.
 
     Attributes:
         compute: flattened input tensors to flattened output tensors.
-        path: of the artefact, a file or a folder; ``None`` where there is none to keep.
+        path: of the artifact, a file or a folder; ``None`` where there is none to keep.
         dynamic: whether it takes any batch size.
         notes: what to know beside.
         any_shape: whether its inputs' other sizes, of images or texts, may change as well.
@@ -106,7 +106,7 @@ class Runtime(Protocol):
     Attributes:
         NEEDS: distributions that must be installed, as pip names them.
         DEVICES: kinds of device that it runs on.
-        EXACT: whether it computes in the model's own precision; otherwise it quantises.
+        EXACT: whether it computes in the model's own precision; otherwise it quantizes.
         TOLERANCE: the largest error that is accepted, relative to eager's answers: of exact
             runtimes max |a − b| ÷ max |b|, of others ‖a − b‖ ÷ ‖b‖ on the calibration inputs.
         SKIPS_ZEROS: whether single zeros make it faster.
@@ -129,10 +129,10 @@ class Runtime(Protocol):
         """Why it cannot run this, in words for a user; ``None`` if it may."""
 
     def build(self, order: Order) -> Session:
-        """Write the artefact and open it."""
+        """Write the artifact and open it."""
 
     def open_(self, path: Path, *, threads: int) -> Session:
-        """Open an artefact that :meth:`build` wrote."""
+        """Open an artifact that :meth:`build` wrote."""
 
 
 def find(name: str) -> Any:

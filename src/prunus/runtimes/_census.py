@@ -1,4 +1,4 @@
-"""What a model is made of, for quantisers: which layers hold its weights."""
+"""What a model is made of, for quantizers: which layers hold its weights."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Census:
         """Why int8 would gain nothing, if layers of these kinds hold little of the weights.
 
         >>> Census(Counter(), Counter(GRU=9, Gemm=1)).too_few(PRODUCTS)
-        'it quantises linear layers, which hold 10% of the weights here (50% are needed ...
+        'it quantizes linear layers, which hold 10% of the weights here (50% are needed ...
         """
         share = sum(self.weights[k] for k in kinds) / max(1, self.weights.total())
         if share >= LEAST:
             return None
         rest = " and ".join(_words(k for k in self.weights if k not in kinds)) or "no layer"
         return (
-            f"it quantises {', '.join(_words(kinds))}, which hold {share:.0%} of the weights here "
+            f"it quantizes {', '.join(_words(kinds))}, which hold {share:.0%} of the weights here "
             f"({LEAST:.0%} are needed for a gain); {rest} would stay as they are"
         )
 

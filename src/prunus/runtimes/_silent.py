@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Exporters, quantisers and their progress bars say what a user can do nothing about."""
+    """Exporters, quantizers and their progress bars say what a user can do nothing about."""
     before = logging.root.manager.disable
     try:
         logging.disable(logging.ERROR)

@@ -1,7 +1,7 @@
 """Embedding tables of an ONNX model in int8, a scale for each row.
 
 A table is read row by row and multiplied with nothing, so that rounding it costs no accuracy that a
-scale a row does not give back, and no time. Quantisers leave tables alone, or give one scale to all
+scale a row does not give back, and no time. Quantizers leave tables alone, or give one scale to all
 of a table, whose largest value then decides for every word.
 """
 
@@ -85,7 +85,7 @@ def _round(graph: Any, table: Any, nodes: list[Any]) -> None:
     scales[scales == 0] = 1
     whole = np.rint(values / scales).astype(np.int8)
     graph.initializer.remove(table)
-    # With a slash: the quantiser calls what it adds name_scale and the like.
+    # With a slash: the quantizer calls what it adds name_scale and the like.
     names = {"rows": f"{table.name}/rows", "scales": f"{table.name}/scales"}
     graph.initializer.append(numpy_helper.from_array(whole, names["rows"]))
     graph.initializer.append(numpy_helper.from_array(scales.astype(np.float32), names["scales"]))

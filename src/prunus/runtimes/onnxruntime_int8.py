@@ -1,6 +1,6 @@
 """ONNX Runtime on the processor, in int8.
 
-Networks of convolutions are quantised statically (weights and activations, QDQ, from calibration
+Networks of convolutions are quantized statically (weights and activations, QDQ, from calibration
 inputs); those of matrix products and LSTMs dynamically, which needs no calibration and does not
 suffer from the few large values in the activations of transformers. Measured against float32 on
 one core of an AVX2 processor without VNNI that others used too (‖a − b‖ ÷ ‖b‖ in brackets):
@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from prunus.runtimes import Order, Session, _quantise
+from prunus.runtimes import Order, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes._onnx import write_onnx
 from prunus.runtimes.onnxruntime import open_
@@ -36,11 +36,11 @@ KINDS = (*CONVOLUTIONS, *PRODUCTS, "LSTM")
 
 def refuses(order: Order) -> str | None:
     """Half precision; convolutions without calibration; weights that lie in other layers."""
-    return _quantise.refuses(order, KINDS, calibrates=False)
+    return _quantize.refuses(order, KINDS, calibrates=False)
 
 
 def build(order: Order) -> Session:
-    """Export, quantise, write and open.
+    """Export, quantize, write and open.
 
     Raises:
         InputError: if the model cannot be expressed in ONNX, or for what :func:`refuses` could
@@ -49,10 +49,10 @@ def build(order: Order) -> Session:
     path = order.folder / "model.onnx"
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
-        given = _quantise.ready(made, KINDS)
+        given = _quantize.ready(made, KINDS)
         if given.census.convolutional:
-            note = _quantise.static(order, given, path)
+            note = _quantize.static(order, given, path)
         else:
-            note = _quantise.dynamic(given, path)
+            note = _quantize.dynamic(given, path)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, (*made.notes, note))

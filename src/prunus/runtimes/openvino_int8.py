@@ -1,8 +1,8 @@
-"""OpenVINO on the processor, in int8: it reads what ONNX Runtime's quantiser wrote.
+"""OpenVINO on the processor, in int8: it reads what ONNX Runtime's quantizer wrote.
 
 Always statically, from calibration inputs. One thread of a processor with VNNI, against float32 in
 OpenVINO at batch 1 (‖a − b‖ ÷ ‖b‖ in brackets): ResNet-50 3.4 times faster (0.04), BERT-base at 128
-tokens 2.9 times (0.03), ResNet-20 2.2 times (0.07). NNCF, OpenVINO's own quantiser, was tried
+tokens 2.9 times (0.03), ResNet-20 2.2 times (0.07). NNCF, OpenVINO's own quantizer, was tried
 beside it without VNNI and is not used: no faster on ResNet-20 and slower on BERT-base, with errors
 as large, and it takes several times as long. Where a transformer's activations hold large outliers
 the ranges do not fit (0.25 on BERT with four such channels) and the answers are rejected:
@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from prunus.runtimes import Order, Session, _quantise
+from prunus.runtimes import Order, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes._onnx import write_onnx
 from prunus.runtimes.openvino import computing, settings_of
@@ -41,11 +41,11 @@ AGREEMENT = 0.05
 
 def refuses(order: Order) -> str | None:
     """Half precision; no calibration; weights that lie in other layers, recurrent ones too."""
-    return _quantise.refuses(order, KINDS, calibrates=True)
+    return _quantize.refuses(order, KINDS, calibrates=True)
 
 
 def build(order: Order) -> Session:
-    """Export, quantise, write ``model.onnx``, and open.
+    """Export, quantize, write ``model.onnx``, and open.
 
     Raises:
         InputError: if the model cannot be expressed in ONNX, OpenVINO lacks an operator, or for
@@ -54,7 +54,7 @@ def build(order: Order) -> Session:
     path = order.folder / "model.onnx"
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
-        note = _quantise.static(order, _quantise.ready(made, KINDS), path)
+        note = _quantize.static(order, _quantize.ready(made, KINDS), path)
     opened = open_(path, threads=order.threads)
     return Session(opened.compute, path, made.dynamic, (*made.notes, note))
 

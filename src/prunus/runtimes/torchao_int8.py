@@ -37,8 +37,8 @@ def refuses(order: Order) -> str | None:
     share = linear_share(order.model)
     if share < LEAST:
         return (
-            f"it quantises linear layers, which hold {share:.0%} of the weights here ({LEAST:.0%} "
-            "are needed for a gain): take a runtime that quantises convolutions, onnxruntime_int8"
+            f"it quantizes linear layers, which hold {share:.0%} of the weights here ({LEAST:.0%} "
+            "are needed for a gain): take a runtime that quantizes convolutions, onnxruntime_int8"
         )
     kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point()}
     odd = kinds - {torch.float32, torch.bfloat16}
@@ -46,13 +46,13 @@ def refuses(order: Order) -> str | None:
 
 
 def build(order: Order) -> Session:
-    """Quantise a copy, export, write and open.
+    """Quantize a copy, export, write and open.
 
     Raises:
-        InputError: if torch.export cannot trace the quantised model.
+        InputError: if torch.export cannot trace the quantized model.
     """
     with silent(), torch.no_grad():  # torchao names every kernel that it cannot load
-        made = exported(replace(order, model=quantised(order.model), made={}))
+        made = exported(replace(order, model=quantized(order.model), made={}))
         program = made.program.run_decompositions()  # torchao's own operators into torch's
     path = write_pt2(order, program)
     opened = open_(path, threads=order.threads)
@@ -64,7 +64,7 @@ def open_(path: Path, *, threads: int) -> Session:
     return open_program(path, threads=threads)
 
 
-def quantised(model: nn.Module) -> nn.Module:
+def quantized(model: nn.Module) -> nn.Module:
     """A copy whose linear layers hold int8 weights and a scale for each output, as plain tensors.
 
     Weight ``w[o, i]`` becomes round(w ÷ s[o]), s[o] = max_i |w[o, i]| ÷ 127.5; 0 becomes 0.

@@ -18,7 +18,7 @@ class Task:
     """Everything that ``prunus run`` needs to train and judge a model.
 
     Attributes:
-        model: makes the model, freshly initialised (or loads a trained one).
+        model: makes the model, freshly initialized (or loads a trained one).
         optimizer: makes the optimizer from the parameters.
         loss: ``(model, batch) -> scalar``.
         metric: ``(model, batches) -> float``, or a value for each item ``[n]``, whose mean it is

@@ -47,7 +47,7 @@ def cifar10(
     seen = order[: len(chosen)]  # what it learns from, in a random order
 
     def plain(pixels: Tensor, of: Tensor) -> Batches:
-        return Batches(normalised(pixels), of, size=500, shuffle=False)
+        return Batches(normalized(pixels), of, size=500, shuffle=False)
 
     def model() -> nn.Module:
         made: nn.Module = ResNet20(len(names))
@@ -65,9 +65,9 @@ def cifar10(
         train=Crops(images[chosen], classes[chosen], size=batch),
         validation=plain(others[::2], other_classes[::2]),
         test=plain(others[1::2], other_classes[1::2]),
-        example=normalised(images[:2]),
+        example=normalized(images[:2]),
         calibration=list(
-            Batches(normalised(images[seen[:1024]]), classes[seen[:1024]], size=batch,
+            Batches(normalized(images[seen[:1024]]), classes[seen[:1024]], size=batch,
                     shuffle=False)
         ),
         train_sample=plain(images[seen[:1500]], classes[seen[:1500]]),
@@ -83,7 +83,7 @@ class Crops:
     def __init__(self, images: Tensor, classes: Tensor, *, size: int) -> None:
         if size < 1 or len(classes) == 0:
             raise InputError(f"batches of {size} from {len(classes)} images: both must be above 0")
-        self.padded = F.pad(images, (0, 0, 4, 4, 4, 4))  # black, before the normalisation
+        self.padded = F.pad(images, (0, 0, 4, 4, 4, 4))  # black, before the normalization
         self.classes, self.size = classes, min(size, len(classes))
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Crops:
                 flip[chosen, None], width - 1 - wide, wide
             )  # [b, width]
             cut = self.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield normalised(cut), self.classes[chosen]
+            yield normalized(cut), self.classes[chosen]
 
 
 class PadShortcut(nn.Module):
@@ -154,7 +154,7 @@ class ResNet20(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalized(pixels: Tensor) -> Tensor:
     """Bytes ``[b, h, w, 3]`` to floats ``[b, 3, h, w]``, channels_last in memory."""
     mean, std = (255 * torch.tensor(values) for values in (MEAN, STD))
     return pixels.float().sub_(mean).div_(std).permute(0, 3, 1, 2)

@@ -63,7 +63,7 @@ class SimpleCNN(nn.Module):
 
 
 def read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Normalised images ``[n, 1, rows, columns]`` and classes ``[n]``.
+    """Normalized images ``[n, 1, rows, columns]`` and classes ``[n]``.
 
     Raises:
         InputError: if a file is missing or is no IDX file.

@@ -1,4 +1,4 @@
-"""Language modelling: the next character of Shakespeare, by a decoder-only transformer."""
+"""Language modeling: the next character of Shakespeare, by a decoder-only transformer."""
 
 from __future__ import annotations
 

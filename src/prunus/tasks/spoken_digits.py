@@ -139,7 +139,7 @@ def read(path: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def log_mel(sound: NDArray[np.int16]) -> Tensor:
-    """log(mel power + 1e-6) of one second, centred, mean 0 and deviation 1: ``[BANDS, FRAMES]``.
+    """log(mel power + 1e-6) of one second, centered, mean 0 and deviation 1: ``[BANDS, FRAMES]``.
 
     mel(f) = 2595·log10(1 + f/700); triangular bands of even width in mel, from 0 to RATE/2.
 

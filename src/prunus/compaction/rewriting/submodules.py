@@ -14,7 +14,7 @@ from prunus.compaction.cut import Cut, Kept
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
 from prunus.errors import RunError
-from prunus.graph.analysis import Analysis, analyse, canonical_names
+from prunus.graph.analysis import Analysis, analyze, canonical_names
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.trace import Inputs, quiet, trace, twin
 
@@ -86,7 +86,7 @@ def as_graph(
     losing = [[d for d, left in enumerate(end or ()) if left is not None] for end in ends]
     for dynamic in (True, False):
         traced = trace(module, None, dynamic=dynamic, closed=losing, inputs=inputs)
-        analysis = analyse(module, None, open_ends=ends, traced=traced, kept=kept)
+        analysis = analyze(module, None, open_ends=ends, traced=traced, kept=kept)
         try:
             return rewrite(known_cut(analysis, kept)).module, traced.open
         except RunError:
@@ -107,7 +107,7 @@ def whole_graph(
         tensors: what is sliced already, by the same names.
     """
     traced = trace(model, None, dynamic=True, inputs=inputs)
-    analysis = analyse(model, None, traced=traced, kept=kept)
+    analysis = analyze(model, None, traced=traced, kept=kept)
     return rewrite(known_cut(analysis, kept), tensors).module, traced.open
 
 

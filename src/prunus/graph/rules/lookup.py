@@ -21,7 +21,7 @@ def embedding(call: Call) -> Found:
 
 
 def index(call: Call) -> Found:
-    """x[:, numbers, …] with tensors of numbers in one or more neighbouring places."""
+    """x[:, numbers, …] with tensors of numbers in one or more neighboring places."""
     x, numbers = call.value("self"), call["indices"]
     if x is None:
         return None

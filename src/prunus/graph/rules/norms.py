@@ -1,4 +1,4 @@
-"""Normalisations: what is normalised over stays, what is only scaled can go."""
+"""Normalizations: what is normalized over stays, what is only scaled can go."""
 
 from __future__ import annotations
 

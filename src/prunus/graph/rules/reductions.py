@@ -59,7 +59,7 @@ def reduction(call: Call) -> Found:
 
 
 def diff(call: Call) -> Found:
-    """Neighbours subtracted along one dimension, with something before or behind it."""
+    """Neighbors subtracted along one dimension, with something before or behind it."""
     for key in ("prepend", "append"):
         value = call.value(key)
         for dim in value.dims if value is not None else ():

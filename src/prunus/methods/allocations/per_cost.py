@@ -22,7 +22,7 @@ def per_cost(
 
     A unit's score is the sum over its weights; the saving of one unit of group g is measured at
     the counts found so far, cost(k − 1 in g) − cost(k), because savings do not add up: a channel
-    is cheaper once its neighbours are thin. A few passes settle it. For single weights every
+    is cheaper once its neighbors are thin. A few passes settle it. For single weights every
     saving is the same, and this is ``global``.
 
     Source: Shen et al. 2021 (HALP), arXiv:2110.10811; Yang, Chen, Sze 2017, arXiv:1611.05128.

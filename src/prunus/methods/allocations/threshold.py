@@ -1,4 +1,4 @@
-"""The rule P(W) = {w : |w| ≤ θ·C(W)}, literal and normalised."""
+"""The rule P(W) = {w : |w| ≤ θ·C(W)}, literal and normalized."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Memory:
         start: before any training.
         rewind: at step k of round 0.
         cut: just before the last cut.
-        fresh: newly initialised.
+        fresh: newly initialized.
     """
 
     start: Callable[[], State]

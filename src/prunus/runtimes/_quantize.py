@@ -1,9 +1,9 @@
-"""An ONNX model in int8, by ONNX Runtime's own quantiser.
+"""An ONNX model in int8, by ONNX Runtime's own quantizer.
 
 Weights are rounded symmetrically, w ≈ s·q with a scale s for each output, so that 0 stays 0; they
 have seven bits: eight overflow where a processor without VNNI adds products in pairs (ResNet-20 on
 AVX2: ‖a − b‖ ÷ ‖b‖ 0.25 with eight, 0.06 with seven; an LSTM: 0.29 and 0.005), and a file travels.
-Embedding tables, which the quantiser leaves alone, are rounded by :mod:`prunus.runtimes._tables`.
+Embedding tables, which the quantizer leaves alone, are rounded by :mod:`prunus.runtimes._tables`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def refuses(order: Order, kinds: Sequence[str], *, calibrates: bool) -> str | No
     census = of_modules(order.model)
     refusal = onnx_file.refuses(order)
     if any(p.dtype is torch.float64 for p in order.model.parameters()):
-        refusal = "it quantises float32, the weights are torch.float64: call model.float() first"
+        refusal = "it quantizes float32, the weights are torch.float64: call model.float() first"
     if refusal or not census.layers:  # a graph is counted when it is built
         return refusal
     lacking = not order.calibration and (calibrates or census.convolutional)
@@ -75,7 +75,7 @@ def refuses(order: Order, kinds: Sequence[str], *, calibrates: bool) -> str | No
 
 
 def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
-    """Fold constants and batch norms, infer shapes, and count what there is to quantise.
+    """Fold constants and batch norms, infer shapes, and count what there is to quantize.
 
     Raises:
         InputError: if operators of these kinds hold too few of the weights.
@@ -152,7 +152,7 @@ def dynamic(given: Ready, path: Path) -> str:
 
 
 def _reader(names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> Any:
-    """As the quantiser asks for its inputs: one mapping after the other, then None."""
+    """As the quantizer asks for its inputs: one mapping after the other, then None."""
     from onnxruntime.quantization import CalibrationDataReader
 
     left = iter(batches)

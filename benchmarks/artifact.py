@@ -1,7 +1,7 @@
-"""Artefacts in the runtimes that serve them: latency and bytes of four networks, seven ways.
+"""Artifacts in the runtimes that serve them: latency and bytes of four networks, seven ways.
 
-    python benchmarks/artefact.py --data $PRUNUS_DATA --out artefact.jsonl   (an hour, one thread)
-    python benchmarks/artefact.py --table artefact.jsonl
+    python benchmarks/artifact.py --data $PRUNUS_DATA --out artefact.jsonl   (an hour, one thread)
+    python benchmarks/artifact.py --table artefact.jsonl
 
 A network's variants in one engine (dense, fewer macs, zeros, int8) are timed in turn in one
 process, so that ratios are of one run. Fewer macs are by uniform widths without training, as only
@@ -65,7 +65,7 @@ def network(name: str, data: Path) -> tuple[nn.Module, Any, Any]:
     """A dense network, an example, and inputs to calibrate with."""
     torch.manual_seed(0)
     if name == "resnet20":
-        images = common.normalised(common.load_cifar(data, "train")[0][::47][:256])
+        images = common.normalized(common.load_cifar(data, "train")[0][::47][:256])
         return common.resnet20(data), images[:2].contiguous(), list(images.contiguous().split(64))
     if name == "lstm":
         tokens = torch.randint(10_000, (32, 128))

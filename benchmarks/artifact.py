@@ -28,9 +28,10 @@ from torch import nn
 import prunus
 import structure_common as common
 from prunus._common.environment import describe
+from prunus._common.inputs import tensors_of
 from prunus._common.timing import interleaved, no_denormals, random_inputs
 from prunus.deployment.build import size
-from prunus.runtimes import Order, error, find, missing, tensors_of
+from prunus.runtimes import BuildRequest, error, find, missing
 from prunus.runtimes.eager import computing
 
 NETWORKS = ("resnet20", "resnet50", "bert_base", "lstm")
@@ -129,7 +130,7 @@ def measure(name: str, engine: str, data: Path, batches: list[int]) -> list[dict
                 continue
             place = Path(folder.name) / runtime / str(len(rows))
             place.mkdir(parents=True)
-            order = Order(variant.eval(), example, place, threads=1, calibration=calibration,
+            order = BuildRequest(variant.eval(), example, place, threads=1, calibration=calibration,
                           batch=tuple(batches))  # fmt: skip
             row: dict[str, Any] = {"network": name, "engine": engine, "runtime": runtime,
                                    "variant": label}  # fmt: skip

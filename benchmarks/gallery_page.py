@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prunus.progressive.result import Round
 from prunus.report.plots import (
     FAINT,
     INK,
@@ -15,7 +16,6 @@ from prunus.report.plots import (
     figure_of,
     metric_against_sparsity,
 )
-from prunus.types import Round
 
 Rows = Sequence[tuple[Any, dict[str, Any]]]
 
@@ -218,7 +218,7 @@ def _data(shares: Rows, picture: str) -> str:
 
 def _draw_rounds(f: dict[str, Any], path: Path) -> None:
     rounds = [
-        Round(index=i, step=0, progress=0.0, asked=0.0, achieved=r["sparsity"],
+        Round(index=i, step=0, progress=0.0, requested=0.0, achieved=r["sparsity"],
               metric=r["metric"], verdict=r["verdict"], train_metric=r["train_metric"])
         for i, r in enumerate(f["rounds"])
     ]  # fmt: skip

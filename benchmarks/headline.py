@@ -112,8 +112,8 @@ def run(name: str, data: Path, seed: int, changes: dict[str, Any]) -> dict[str, 
     }  # fmt: skip
     result = prunus.prune(kept, channels, **given)
     made = prunus.deploy(
-        result.model, example=example, against=dense, batch_sizes=(1, 16), quantize="int8",
-        beside=BESIDE,
+        result.model, example=example, baseline=dense, batch_sizes=(1, 16), quantize="int8",
+        compare_with=BESIDE,
         evaluate=lambda model: common.accuracy(model, judge),
         calibration=[x for x, _ in judge[:4]], max_drop=0.005, seconds=3.0,
     )  # fmt: skip

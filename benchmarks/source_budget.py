@@ -34,7 +34,7 @@ def main() -> None:
     task = mnist()
     first = load("gradual", [*CHANGES, "criterion=magnitude", "dense=10ep", "rounds=1",
                              "target=0.0", "retrain=0"])  # fmt: skip
-    trained = prunus.prune(task, first, folder=RUNS / "source-dense", watch=Lines())
+    trained = prunus.prune(task, first, folder=RUNS / "source-dense", on_event=Lines())
     weights = {k: v.clone() for k, v in trained.model.state_dict().items()}
 
     def model() -> nn.Module:
@@ -46,7 +46,7 @@ def main() -> None:
 
     def second(folder: str, *changes: str) -> prunus.Result:
         recipe = load("gradual", [*CHANGES, "dense=0", "retrain=10ep", *changes])
-        return prunus.prune(shared, recipe, folder=RUNS / folder, watch=Lines())
+        return prunus.prune(shared, recipe, folder=RUNS / folder, on_event=Lines())
 
     pruned = second("source-pruned", "target=0.98")
     dense = second("source-longer", "target=0.0", "criterion=magnitude")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunus._common.timing import interleaved
-from prunus.runtimes import Order, find, missing
+from prunus.runtimes import BuildRequest, find, missing
 
 WIDTHS = (24, 26, 28, 30, 32)
 ENGINES = ("onnxruntime", "openvino", "eager")
@@ -44,7 +44,7 @@ def main() -> None:
             for width in WIDTHS:
                 place = Path(folder) / str(width)
                 place.mkdir()
-                order = Order(network(width), images[:2], place, batch=(4,))
+                order = BuildRequest(network(width), images[:2], place, batch=(4,))
                 calls[str(width)] = partial(find(name).build(order).compute, [images])
             times = interleaved(calls, seconds=1.0)
         print(f"| {name} | {' | '.join(f'{t.median_ms:.2f}' for t in times.values())} |")

@@ -366,7 +366,7 @@ def deployed() -> dict[str, Any]:
         **outcome(result),
         "known": [bool(r.achieved) for r in result.rounds],
         "latency": [dict(r.latency) for r in result.rounds],
-        "why": result.why,
+        "why": result.reason,
         "deployed": None if made is None else made.runtime,
     }
 

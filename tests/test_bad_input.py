@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training() -> None:
     Path("file").write_text("no folder")
     steps: list[Any] = []
     with pytest.raises(InputError, match="cannot be written"):
-        prunus.prune(tiny_task(), quick(), folder="file/run", watch=steps.append)
+        prunus.prune(tiny_task(), quick(), folder="file/run", on_event=steps.append)
     assert steps == []
 
 
@@ -187,8 +187,8 @@ def stopped(folder: str, after: int) -> None:
 
     with pytest.raises(Interrupted):
         prunus.prune(
-            tiny_task(), quick(snapshot="3it"), folder=folder, watch=watch,
-            stop=lambda: len(steps) >= after,
+            tiny_task(), quick(snapshot="3it"), folder=folder, on_event=watch,
+            should_stop=lambda: len(steps) >= after,
         )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_snapshot_gives_way_to_the_last_good_one_and_it_says_so(harm: 
         if event["event"] == "note":
             notes.append(event["text"])
 
-    result = prunus.prune(tiny_task(), quick(snapshot="3it"), folder="run", watch=watch)
+    result = prunus.prune(tiny_task(), quick(snapshot="3it"), folder="run", on_event=watch)
     assert any(newest in note and "last good one" in note for note in notes)
     assert torch.equal(result.model[0].weight, expected.model[0].weight)  # type: ignore[index]
 
@@ -246,7 +246,7 @@ def test_a_metric_that_is_not_finite_ends_the_run_and_keeps_the_last_good_round(
 def test_an_evaluate_that_returns_no_number_is_refused_before_training(value: Any) -> None:
     steps: list[Any] = []
     with pytest.raises(InputError, match="evaluate"):
-        prunus.prune(tiny_task(), quick(), evaluate=lambda m: value, watch=steps.append)
+        prunus.prune(tiny_task(), quick(), evaluate=lambda m: value, on_event=steps.append)
     assert steps == []
 
 
@@ -279,7 +279,7 @@ def test_a_theta_that_empties_a_layer_ends_the_run_after_round_0_with_the_number
             rows.append(event["row"])
 
     with pytest.raises(InputError, match="128 of 128"):
-        prunus.prune(tiny_task(), recipe, watch=watch)
+        prunus.prune(tiny_task(), recipe, on_event=watch)
     assert [r.index for r in rows] == [0]
 
 

@@ -70,7 +70,7 @@ def test_a_finished_run_is_not_repeated() -> None:
     first = command("run", "iterative", *FAST)
     again = command("run", "iterative", *FAST)
     assert again.output.startswith("this run is finished")
-    table = first.output[first.output.index("round   asked") :]
+    table = first.output[first.output.index("round  requested") :]
     assert again.output.endswith(table)
 
 
@@ -85,7 +85,7 @@ def test_json_is_one_object_a_line() -> None:
 def test_plan_counts_without_training() -> None:
     done = command("plan", "two_four")
     assert re.search(r"0\.weight \(the structure does not fit its shape\)", done.output)
-    assert re.search(r"asked +0\.25, 0\.5", done.output)
+    assert re.search(r"requested +0\.25, 0\.5", done.output)
     assert re.search(r"time +about \d+", done.output)
     values = json.loads(command("plan", "iterative", "target=0.5", "--json").output)
     assert sum(k for k, _ in values["counts"].values()) == 38160 // 2

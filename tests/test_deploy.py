@@ -22,13 +22,22 @@ from prunus._common import packages as distributions
 from prunus._common.timing import Timing
 from prunus.cli.main import cli
 from prunus.deployment import advice as advices
-from prunus.deployment import build, keeping, trials
+from prunus.deployment import build
 from prunus.deployment import deploy as call
+from prunus.deployment import judge as trials
+from prunus.deployment import store as keeping
 from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import deploy
-from prunus.deployment.module import Card
+from prunus.deployment.module import Manifest
 from prunus.errors import InputError, RunError
-from prunus.runtimes import Order, Session, missing, semi_structured, torch_compile, torchao_int8
+from prunus.runtimes import (
+    BuildRequest,
+    Session,
+    missing,
+    semi_structured,
+    torch_compile,
+    torchao_int8,
+)
 from prunus.runtimes import find as find_runtime
 from prunus.runtimes._silent import silent
 from prunus.runtimes.eager import computing
@@ -48,12 +57,12 @@ class Fake:
     DEVICES: tuple[str, ...] = ("cpu",)
     TOLERANCE: float = 0.2
     SLOW: bool = False
-    built: list[Order] = field(default_factory=list)
+    built: list[BuildRequest] = field(default_factory=list)
 
-    def refuses(self, order: Order) -> str | None:
+    def refuses(self, order: BuildRequest) -> str | None:
         return self.refusal
 
-    def build(self, order: Order) -> Session:
+    def build(self, order: BuildRequest) -> Session:
         self.built.append(order)
         right = computing(order.model, order.call)
         path = order.folder / "model.bin"
@@ -122,7 +131,7 @@ def test_the_first_batch_size_decides(plant: Plant) -> None:
 
 def test_the_table_has_one_star_at_the_row_taken(plant: Plant) -> None:
     plant({("b", "pruned", 1): 0.5}, a=Fake(), b=Fake(), c=Fake(refusal="not today"))
-    made = deploy(small(), example=EXAMPLE, against=small(width=64))
+    made = deploy(small(), example=EXAMPLE, baseline=small(width=64))
     stars = [line.split() for line in str(made).splitlines() if line.startswith("*")]
     assert [words[:4] for words in stars] == [["*", "b", "pruned", "0.5"]]
     assert "not taken: c (pruned and dense): not today" in str(made).splitlines()
@@ -133,7 +142,7 @@ def test_the_gain_is_over_the_dense_model_in_its_own_fastest_runtime(plant: Plan
     times = {("a", "pruned", 1): 0.5, ("b", "pruned", 1): 0.8,
              ("a", "dense", 1): 3.0, ("b", "dense", 1): 1.5}  # fmt: skip
     plant(times, a=Fake(), b=Fake())
-    made = deploy(small(), example=EXAMPLE, against=small(width=64), batch_sizes=(1,))
+    made = deploy(small(), example=EXAMPLE, baseline=small(width=64), batch_sizes=(1,))
     assert made.gains == {1: 3.0}
     assert "3.00 times as fast as dense at batch 1" in str(made)
 
@@ -142,7 +151,7 @@ def test_a_quantized_artifact_is_measured_against_the_quantized_dense_model(plan
     times = {("exact", "pruned", 1): 0.8, ("exact", "dense", 1): 1.0,
              ("int8", "pruned", 1): 0.2, ("int8", "dense", 1): 0.5}  # fmt: skip
     plant(times, exact=Fake(), int8=Fake(EXACT=False))
-    made = deploy(small(), example=EXAMPLE, against=small(width=64), batch_sizes=(1,),
+    made = deploy(small(), example=EXAMPLE, baseline=small(width=64), batch_sizes=(1,),
                   runtime=("exact", "int8"))  # fmt: skip
     assert (made.runtime, made.gains) == ("int8", {1: 2.5})
     assert "dense model as well: in int8 it takes 2.50 times as long at batch 1;" in said(made)
@@ -184,7 +193,7 @@ def test_answers_that_hold_a_number_come_as_tensors_and_a_note_says_so(plant: Pl
 
 def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) -> None:
     class Fixed(Fake):
-        def build(self, order: Order) -> Session:
+        def build(self, order: BuildRequest) -> Session:
             return replace(super().build(order), dynamic=False)
 
     class Two(nn.Module):
@@ -203,7 +212,7 @@ def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) 
 
 def test_an_artifact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> None:
     class Fixed(Fake):
-        def build(self, order: Order) -> Session:
+        def build(self, order: BuildRequest) -> Session:
             made = super().build(order)
 
             def compute(given: Any) -> Any:
@@ -261,7 +270,7 @@ def test_a_quantized_artifact_that_loses_too_much_is_not_taken(
     plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(EXACT=False))
 
     def evaluate(model: Any) -> float:
-        return metric if isinstance(model, prunus.deployment.module.Served) and (
+        return metric if isinstance(model, prunus.deployment.module.DeployedModule) and (
             model.card.runtime == "int8") else 0.9  # fmt: skip
 
     made = deploy(small(), example=EXAMPLE, evaluate=evaluate, better=better,
@@ -302,7 +311,7 @@ def test_single_zeros_are_said_to_gain_nothing(plant: Plant) -> None:
     model, dense = small(), small()
     model[0].weight.data.view(-1)[:100] = 0  # type: ignore[index, union-attr, operator]
     plant(a=Fake())
-    made = deploy(model, example=EXAMPLE, against=dense)
+    made = deploy(model, example=EXAMPLE, baseline=dense)
     assert "62% of the weights are single zeros, and a multiplies zeros like any number" in (
         said(made)
     )
@@ -313,26 +322,26 @@ def test_single_zeros_in_a_runtime_that_skips_them_need_no_advice(plant: Plant) 
     model = small()
     model[0].weight.data.view(-1)[:100] = 0  # type: ignore[index, union-attr, operator]
     plant({("a", "pruned", 1): 0.5, ("a", "pruned", 16): 0.5}, a=Fake(SKIPS_ZEROS=True))
-    assert deploy(model, example=EXAMPLE, against=small()).advice == ()
+    assert deploy(model, example=EXAMPLE, baseline=small()).advice == ()
 
 
 def test_a_smaller_model_that_is_no_faster_has_layers_that_are_too_small(plant: Plant) -> None:
     times = {("a", "pruned", 16): 1.2, ("a", "dense", 16): 3.6}
     plant(times, a=Fake())
-    made = deploy(small(), example=EXAMPLE, against=small(width=64))
+    made = deploy(small(), example=EXAMPLE, baseline=small(width=64))
     assert "at batch 1 the smaller model is hardly faster: its layers are so small" in said(made)
     assert "3.0 times as fast at batch 16" in said(made)
 
 
 def test_a_smaller_model_that_is_busy_and_no_faster_has_odd_widths(plant: Plant) -> None:
     plant({("a", k, 16): 15.0 for k in ("pruned", "dense")}, a=Fake())
-    made = deploy(small(), example=EXAMPLE, against=small(width=64))
+    made = deploy(small(), example=EXAMPLE, baseline=small(width=64))
     assert "multiple_of: 8" in said(made)
 
 
 def test_a_model_from_which_nothing_was_pruned_is_told_so(plant: Plant) -> None:
     plant(a=Fake())
-    made = deploy(small(), example=EXAMPLE, against=small())
+    made = deploy(small(), example=EXAMPLE, baseline=small())
     assert "about as many weights as the dense one" in said(made)
 
 
@@ -341,14 +350,14 @@ def test_two_four_weights_are_sent_to_a_gpu(plant: Plant) -> None:
     for layer in (model[0], model[2]):  # type: ignore[index]
         layer.weight.data.view(-1, 4)[:, :2] = 0  # type: ignore[union-attr, operator]
     plant(a=Fake())
-    made = deploy(model, example=EXAMPLE, against=small())
+    made = deploy(model, example=EXAMPLE, baseline=small())
     assert "pruned 2:4, which a cannot use; an NVIDIA GPU" in said(made)
     assert "runtime='semi_structured'" in said(made)
 
 
 def test_a_gain_needs_no_advice(plant: Plant) -> None:
     plant({("a", "dense", b): 2.0 for b in (1, 16)}, a=Fake())
-    assert deploy(small(), example=EXAMPLE, against=small(width=64)).advice == ()
+    assert deploy(small(), example=EXAMPLE, baseline=small(width=64)).advice == ()
 
 
 # --- what is refused
@@ -359,7 +368,7 @@ def test_an_example_that_does_not_fit_is_refused_before_anything_is_built(plant:
     with pytest.raises(InputError, match=r"example: Sequential fails on inputs of shapes.*\(2, 9"):
         deploy(small(), example=torch.ones(2, 9))
     with pytest.raises(InputError, match="example: Linear fails"):
-        deploy(small(), example=EXAMPLE, against=nn.Linear(9, 2))
+        deploy(small(), example=EXAMPLE, baseline=nn.Linear(9, 2))
     assert not fakes["a"].built
 
 
@@ -435,7 +444,7 @@ def test_the_model_and_the_process_are_as_they_were(plant: Plant) -> None:
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     state, modes = torch.get_rng_state(), [m.training for m in model.modules()]
     torch.set_num_threads(2)
-    deploy(model, example=EXAMPLE, against=dense, threads=1,
+    deploy(model, example=EXAMPLE, baseline=dense, threads=1,
            evaluate=lambda m: float(m(torch.randn(4, 8)).sum()))  # fmt: skip
     assert torch.get_num_threads() == 2
     assert not bool(torch.full((1,), 1e-39).eq(0))
@@ -488,7 +497,7 @@ def artifact(value: str) -> Path:
     return source
 
 
-CARD = Card("a", "model.bin", dynamic=True, batch=1, inputs=())
+CARD = Manifest("a", "model.bin", dynamic=True, batch=1, inputs=())
 
 
 @pytest.mark.parametrize("where", ["copytree", "write", "first rename", "second rename"])
@@ -517,7 +526,7 @@ def test_a_crash_while_keeping_leaves_the_old_artifact(
         if where == "copytree":
             patch.setattr(shutil, "copytree", crashes)
         if where == "write":
-            patch.setattr(Card, "write", crashes)
+            patch.setattr(Manifest, "write", crashes)
         with pytest.raises(RunError if problem is OSError else problem):
             keeping.keep(source, target, CARD)
     assert (target / "model.bin").read_text() == "old"
@@ -575,7 +584,7 @@ def test_torch_compile_says_that_it_finds_no_compiler(
 ) -> None:
     from torch._inductor import config
 
-    order = Order(sparse, torch.randn(2, 64), Path())
+    order = BuildRequest(sparse, torch.randn(2, 64), Path())
     assert torch_compile.refuses(order) is None
     monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     assert "needs a C++ compiler" in str(torch_compile.refuses(order))
@@ -614,15 +623,17 @@ def test_torchao_int8_writes_a_file_without_pickles_that_opens_again(sparse: nn.
 
 def test_torchao_int8_refuses_models_of_convolutions() -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(64, 2))
-    refusal = torchao_int8.refuses(Order(model, torch.ones(1, 3, 3, 3), Path()))
+    refusal = torchao_int8.refuses(BuildRequest(model, torch.ones(1, 3, 3, 3), Path()))
     assert "hold 7% of the weights" in str(refusal)
-    half = torchao_int8.refuses(Order(nn.Linear(4, 4).half(), torch.ones(1, 4).half(), Path()))
+    half = torchao_int8.refuses(
+        BuildRequest(nn.Linear(4, 4).half(), torch.ones(1, 4).half(), Path())
+    )
     assert half == "it takes float32 and bfloat16 weights, not torch.float16"
 
 
 def test_semi_structured_refuses_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(model: nn.Module) -> str:
-        return str(semi_structured.refuses(Order(model, torch.ones(1, 64), Path())))
+        return str(semi_structured.refuses(BuildRequest(model, torch.ones(1, 64), Path())))
 
     dense = nn.Linear(64, 32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.compaction import rewrite as rewriting
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import Cut, Kept, cut_units, masks_of
+from prunus.compaction.cut import IndexCut, Kept, cut_units, masks_of
+from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.compaction.search import find_plan
 from prunus.compaction.verifying.values import random_like, small_state, values_for_test
@@ -73,7 +73,7 @@ class Case:
         self.expected = outputs(self.model, self.masked, self.inputs)
         self.compact = perform(copy.deepcopy(self.model), find_plan(self.model, self.cut, EXAMPLE))
 
-    def _cut(self) -> Cut:
+    def _cut(self) -> IndexCut:
         analysis = analyze(self.model, EXAMPLE)
         gone = []
         for name, d, indices in (("out.weight", 1, [4, 12]), ("first.weight", 0, [1, 5])):

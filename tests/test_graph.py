@@ -288,7 +288,7 @@ def test_an_unknown_operator_pins_its_operands_and_is_listed() -> None:
     model = Model(lambda x, a: torch.cdist(F.linear(x, a), F.linear(x, a)), a=(4, 3))
     listed = units(model, EXAMPLE)
     assert listed.total == 0
-    assert any("no rule for the operator" in line for line in listed.lines())
+    assert any("no rule for the operator" in line for line in listed.summary())
 
 
 def test_a_size_of_one_is_broadcast_and_no_unit() -> None:

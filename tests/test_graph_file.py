@@ -18,7 +18,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from prunus.compaction import graph_file
+from prunus.compaction.files import graph_json as graph_file
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.errors import InputError
 from prunus.graph.recorder import record

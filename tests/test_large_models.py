@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.compaction import rewrite as rewriting
-from prunus.compaction import values
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import Cut, cut_units, masks_of
-from prunus.compaction.search import Plan, find_plan
+from prunus.compaction.cut import IndexCut, cut_units, masks_of
+from prunus.compaction.rewriting import rewrite as rewriting
+from prunus.compaction.search import CompactionPlan, find_plan
+from prunus.compaction.verifying import values
 from prunus.compaction.verifying.values import (
     WHOLE,
     Lazy,
@@ -100,7 +100,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 }
 
 
-def halved(name: str) -> tuple[nn.Module, Any, Cut]:
+def halved(name: str) -> tuple[nn.Module, Any, IndexCut]:
     """A model and a cut of half of its units."""
     torch.manual_seed(0)
     model, example = MODELS[name]()
@@ -111,7 +111,7 @@ def halved(name: str) -> tuple[nn.Module, Any, Cut]:
     return model, example, cut_units(analysis, np.concatenate(gone))
 
 
-def facts(plan: Plan) -> tuple[object, ...]:
+def facts(plan: CompactionPlan) -> tuple[object, ...]:
     found = plan.comparison
     attributes = [(a.module, a.name, a.before, a.after) for a in plan.surgery.attributes]
     return plan.route, found.error, found.effect, found.problem, plan.notes, attributes

@@ -15,9 +15,9 @@ from torch import nn
 
 import prunus
 from prunus._common.timing import Timing
-from prunus.deployment.table import Deployment, Row
+from prunus.deployment.table import Deployment, RuntimeResult
 from prunus.progressive import latency_target
-from prunus.progressive.latency_target import TRIES, outcome, search
+from prunus.progressive.latency_target import TRIES, latency_verdict, search
 
 EXAMPLE = torch.randn(2, 6)
 SINGLY = {"name": "channel", "multiple_of": 1}
@@ -88,7 +88,7 @@ def test_the_artifact_keeps_a_bound_that_is_a_part_of_dense(clock: list[float]) 
     result = prunus.prune(model, recipe(structure=SINGLY), example=EXAMPLE)
     left = (100 + sum(p.numel() for p in result.model.parameters() if p.dim() > 1)) / 1000
     assert 0.4 * dense < left <= 0.5 * dense
-    assert "max_latency_ms is" in result.why
+    assert "max_latency_ms is" in result.reason
     assert len(clock) <= TRIES + 2
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_measures_nothing_again(clock: list[float], tmp_path:
 
     kinds: dict[str, Any] = {"train": train, "example": EXAMPLE}
     with pytest.raises(prunus.Interrupted):
-        prunus.prune(network(), plan, folder=tmp_path / "a", stop=stop, **kinds)
+        prunus.prune(network(), plan, folder=tmp_path / "a", should_stop=stop, **kinds)
     before = len(clock)
     assert before > 0
     resumed = prunus.prune(network(), plan, folder=tmp_path / "a", **kinds)
@@ -177,14 +177,14 @@ def test_what_a_latency_needs_is_said_before_work_starts(
 
 @pytest.mark.parametrize(("bound", "verdict"), [(0.9, "kept"), ("0.6ms", "missed")])
 def test_the_finished_artifact_is_held_against_the_bound(bound: object, verdict: str) -> None:
-    def row(model: str, ms: float) -> Row:
-        return Row("eager", model, latency={1: Timing(ms, ms, 0.0, 9, False)})
+    def row(model: str, ms: float) -> RuntimeResult:
+        return RuntimeResult("eager", model, latency={1: Timing(ms, ms, 0.0, 9, False)})
 
     made = Deployment(
         rows=(row("pruned", 0.8), row("dense", 1.0)), runtime="eager", model=None,  # type: ignore[arg-type]
         path=None, advice=(), offers={}, threads=1, machine="none",
     )  # fmt: skip
-    said = outcome(prunus.Recipe(**recipe(target={"max_latency_ms": bound})), made)
+    said = latency_verdict(prunus.Recipe(**recipe(target={"max_latency_ms": bound})), made)
     assert verdict in said
     assert "0.8 ms of at most" in said
 

@@ -18,7 +18,7 @@ from prunus.errors import InputError
 from prunus.graph.analysis import analyze
 from prunus.methods import catalog as folder
 from prunus.methods.restores._memory import Memory
-from prunus.methods.signals import Look, collect, needed
+from prunus.methods.signals import SignalContext, collect, needed
 from prunus.pruning.decide import Cost, LazyUnits, limits_of
 from prunus.pruning.scope import find_layers
 from prunus.pruning.units import member_mask, numbers, unit_alive, unit_scores
@@ -84,7 +84,7 @@ def test_a_criterion_gives_finite_scores_of_the_weights_shape_and_changes_nothin
     criterion = bind("criteria", spec(name))
     model = nn.Linear(5, 3)
     inputs, target = torch.randn(4, 5), torch.randn(4, 3)
-    look = Look(
+    look = SignalContext(
         model=model,
         parameters={"weight": model.weight},
         calibration=[(inputs, target)],
@@ -109,7 +109,7 @@ def test_a_criterion_that_returns_its_signal_gets_a_copy_to_be_changed() -> None
     def itself(weight: torch.Tensor) -> torch.Tensor:
         return weight
 
-    look = Look(model, {"weight": model.weight}, None, None, 0, None)
+    look = SignalContext(model, {"weight": model.weight}, None, None, 0, None)
     before = model.weight.detach().clone()
     collect(itself, look)("weight").zero_()
     assert torch.equal(model.weight, before)

@@ -195,7 +195,7 @@ def test_the_same_recipe_gives_the_same_masks_in_all_loops(loop: str, recipe: st
     assert same(own.masks, theirs.masks)
     assert close(own.model, theirs.model)
     assert [r.verdict for r in own.rounds] == [r.verdict for r in theirs.rounds]
-    assert own.why == theirs.why
+    assert own.reason == theirs.reason
     assert (recipe == "rounds") == ("rejected" in [r.verdict for r in own.rounds])
 
 
@@ -242,7 +242,7 @@ def test_a_loop_of_ones_own_does_what_the_one_call_does(changes: Any) -> None:
     assert [(r.verdict, r.step) for r in pruner.rounds] == [
         (r.verdict, r.step) for r in called.rounds
     ]
-    assert pruner.why == called.why
+    assert pruner.reason == called.reason
     assert same(pruner.masks, called.masks)
     assert all(map(torch.equal, model.state_dict().values(), called.model.state_dict().values()))
 
@@ -354,7 +354,7 @@ def _ends_alike(one: prunus.Pruner, other: prunus.Pruner) -> bool:
     tensors = [list(p.model.state_dict().values()) for p in (one, other)]
     return (
         rounds[0] == rounds[1]
-        and one.why == other.why != ""
+        and one.reason == other.reason != ""
         and same(one.masks, other.masks)
         and all(map(torch.equal, *tensors))
     )
@@ -690,7 +690,7 @@ def test_a_limit_of_the_recipe_ends_pruning_where_it_is() -> None:
         model(INPUTS, CLASSES)["loss"].backward()
         optimizer.step()
         taken += 1
-    assert (taken, pruner.sparsity, pruner.why) == (6, 0.4, "the limit of 6it is reached")
+    assert (taken, pruner.sparsity, pruner.reason) == (6, 0.4, "the limit of 6it is reached")
 
 
 def test_a_named_recipe_runs_in_a_trainer_once_its_learning_rate_is_left_out() -> None:

@@ -23,11 +23,11 @@ from prunus._common import tables as cost_table
 from prunus._common import timing
 from prunus._common.timing import interleaved, random_inputs, timing_of
 from prunus.cli.main import cli
-from prunus.costs import energy as energies
-from prunus.costs import meters
 from prunus.costs.macs import macs, macs_of_pass
 from prunus.errors import InputError
+from prunus.measurement import energy as energies
 from prunus.measurement import measure as measuring
+from prunus.measurement import meters
 from prunus.measurement.memory import memory
 
 FAST = {"batch_sizes": [1], "seconds": 0.01}
@@ -433,7 +433,7 @@ def test_both_models_are_timed_in_one_run_and_ratios_are_dense_over_pruned(
 
     monkeypatch.setattr("prunus.measurement.latency.interleaved", planted)
     small, dense = nn.Linear(8, 2, bias=False), nn.Linear(8, 8, bias=False)
-    found = prunus.measure(small, torch.ones(1, 8), against=dense, batch_sizes=(1, 4), seconds=3)
+    found = prunus.measure(small, torch.ones(1, 8), baseline=dense, batch_sizes=(1, 4), seconds=3)
     assert runs == [(["against 1", "against 4", "model 1", "model 4"], {"seconds": 3})]
     assert found.ratios["latency_ms"] == {"1": 3.0, "4": 5.0}
     assert found.ratios["params"] == found.ratios["macs"] == found.ratios["bytes"] == 4.0
@@ -442,7 +442,7 @@ def test_both_models_are_timed_in_one_run_and_ratios_are_dense_over_pruned(
     assert "4.00× smaller" in text
     assert "5.00× faster" in text
     assert "machine busy" not in text
-    assert json.loads(json.dumps(found.plain())) == found.plain()
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
 
 
 def test_figures_that_need_no_clock_are_those_of_the_model() -> None:
@@ -522,8 +522,8 @@ class FixedBatch(nn.Linear):
          "channels"),
         (FixedBatch(3, 2), torch.ones(2, 3), {},
          r"takes the example, but not .* batch of 1 \(float32 \(1, 3\)\).*batch_sizes=\[2\]"),
-        (nn.Linear(3, 2), torch.ones(1, 3), {"against": nn.Linear(4, 2)},
-         r"against: Linear does not take this example"),
+        (nn.Linear(3, 2), torch.ones(1, 3), {"baseline": nn.Linear(4, 2)},
+         r"baseline: Linear does not take this example"),
         (nn.Linear(3, 2), torch.ones(1, 3), {"batch_sizes": []}, "one or more whole numbers"),
         (nn.Linear(3, 2), torch.ones(1, 3), {"batch_sizes": [1, 0]}, "one or more whole numbers"),
         (nn.Linear(3, 2), torch.ones(1, 3), {"batch_sizes": [1, 1]}, "each size once"),

@@ -79,8 +79,8 @@ def test_a_run_that_is_not_finished_says_how_to_go_on() -> None:
         steps.append(1)
 
     with pytest.raises(Interrupted):
-        prunus.prune(tiny_task(), quick(), folder="run", watch=watch,
-                     stop=lambda: len(steps) > 25)  # fmt: skip
+        prunus.prune(tiny_task(), quick(), folder="run", on_event=watch,
+                     should_stop=lambda: len(steps) > 25)  # fmt: skip
     html = write_report(Path("run")).read_text()
     assert "prunus resume run" in html
     assert "not finished" in html

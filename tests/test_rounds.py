@@ -18,8 +18,8 @@ from prunus.methods import catalog as folder
 from prunus.progressive.engine import Pruner
 from prunus.progressive.guard import next_progress
 from prunus.progressive.phase import Run
+from prunus.progressive.result import Round
 from prunus.recipe.load import load
-from prunus.types import Round
 
 
 def judged(*verdicts: tuple[float, str], asked: float = 0.0) -> list[Round]:
@@ -43,8 +43,8 @@ def test_rounds_that_only_retrain_are_rounds_too() -> None:
     """Cut early, then recover: the schedule is at its end after the second of eight rounds."""
     recipe = quick(schedule="early", rounds=8, retrain="1it", dense="1it")
     result = prunus.prune(tiny_task(), recipe)
-    assert [r.asked for r in result.rounds] == pytest.approx([0, 0.4375, *[0.5] * 7])
-    assert result.why == "the target is reached"
+    assert [r.requested for r in result.rounds] == pytest.approx([0, 0.4375, *[0.5] * 7])
+    assert result.reason == "the target is reached"
 
 
 def test_a_threshold_ends_when_it_has_taken_the_target() -> None:
@@ -56,7 +56,7 @@ def test_a_threshold_ends_when_it_has_taken_the_target() -> None:
     assert 1 < len(found) < 9
     assert found[-2] < 0.5 - 1e-3
     assert found[-1] == pytest.approx(0.5, abs=1e-3)
-    assert result.why == "the target is reached"
+    assert result.reason == "the target is reached"
 
 
 def test_rounds_are_progressive_where_no_schedule_is_named() -> None:
@@ -67,8 +67,8 @@ def test_rounds_are_progressive_where_no_schedule_is_named() -> None:
     for name in ("early", "geometric", "linear"):
         for rounds in (None, 4):
             recipe = prunus.Recipe(schedule=name, rounds=rounds)
-            assert load(recipe.plain()) == recipe
-    assert prunus.Recipe(rounds=4).plain() == {"version": 1, "rounds": 4}
+            assert load(recipe.to_dict()) == recipe
+    assert prunus.Recipe(rounds=4).to_dict() == {"version": 1, "rounds": 4}
 
 
 def test_a_rejection_halves_the_step_and_starts_from_the_last_accepted_round() -> None:
@@ -103,7 +103,7 @@ def test_a_cut_that_was_just_rejected_is_not_trained_again() -> None:
     verdicts = [r.verdict for r in result.rounds]
     assert verdicts[:3] == ["dense", "rejected", "rejected"]
     assert result.rounds[1].achieved == result.rounds[2].achieved
-    assert result.rounds[1].asked > result.rounds[2].asked
+    assert result.rounds[1].requested > result.rounds[2].requested
     assert trained == [1]
     assert len(result.model[0].weight) == 16  # type: ignore[index]
 
@@ -115,7 +115,7 @@ def test_a_cut_that_was_just_rejected_is_not_trained_again() -> None:
 def test_a_guard_that_seems_upside_down_is_noted(name: str, better: str, noted: bool) -> None:
     events: list[Any] = []
     recipe = quick(guard={"better": better, "max_drop": 1.0})
-    prunus.prune(dataclasses.replace(tiny_task(), metric_name=name), recipe, watch=events.append)
+    prunus.prune(dataclasses.replace(tiny_task(), metric_name=name), recipe, on_event=events.append)
     said = [e["text"] for e in events if e["event"] == "note"]
     assert any("guard.better=lower" in text for text in said) == noted
 
@@ -174,11 +174,11 @@ def test_a_rejected_round_is_rolled_back_to_the_bit() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pruner, "cut", cut)
         recipe = quick(guard={"max_drop": 0.1})
-        result = prunus.prune(task, recipe, evaluate=evaluate, watch=watch)
+        result = prunus.prune(task, recipe, evaluate=evaluate, on_event=watch)
     assert [r.verdict for r in result.rounds][:3] == ["dense", "accepted", "rejected"]
     assert torch.equal(result.model[0].weight, seen[0])  # type: ignore[index]
     assert result.sparsity == result.rounds[1].achieved
-    assert result.why.startswith("the guard")
+    assert result.reason.startswith("the guard")
 
 
 def test_the_test_metric_is_computed_once_and_evaluate_is_tried_before_training() -> None:
@@ -196,7 +196,7 @@ def test_the_test_metric_is_computed_once_and_evaluate_is_tried_before_training(
         if event["event"] == "step":
             calls.append("step")
 
-    result = prunus.prune(tiny_task(), quick(), evaluate=evaluate, test=test, watch=watch)
+    result = prunus.prune(tiny_task(), quick(), evaluate=evaluate, test=test, on_event=watch)
     assert result.test == 0.5
     assert "test 0.5000" in str(result)
     assert str(result).startswith(f"sparsity {result.sparsity:.4f} after")
@@ -330,14 +330,14 @@ def test_without_a_plan_the_rate_is_the_loops_own() -> None:
 @pytest.mark.parametrize("limit", ["20it", "2.5ep"])
 def test_a_limit_on_training_ends_the_run_with_what_there_is(limit: str) -> None:
     result = prunus.prune(tiny_task(), quick(rounds=6, target=0.6, limit=limit))
-    assert "limit" in result.why
+    assert "limit" in result.reason
     assert result.rounds[-1].step <= 24
     assert 0 < result.sparsity < 0.6
 
 
 def test_a_limit_on_time_ends_the_run() -> None:
     result = prunus.prune(tiny_task(), quick(rounds=50, target=0.6, limit="0.05s"))
-    assert "limit" in result.why
+    assert "limit" in result.reason
 
 
 def test_a_plain_train_is_enough_for_rounds() -> None:
@@ -534,7 +534,7 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
         task = tiny_task(model=Heads) if structure == "head" else tiny_task()
         steps: list[Any] = []
         try:
-            result = prunus.prune(task, values, watch=steps.append)
+            result = prunus.prune(task, values, on_event=steps.append)
         except InputError:
             assert [e for e in steps if e["event"] == "step"] == []
             refused += 1

@@ -29,12 +29,12 @@ from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
 from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import deploy
-from prunus.deployment.module import Served, open_artifact
+from prunus.deployment.module import DeployedModule, open_artifact
 from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.graph.trace import arguments
 from prunus.methods import catalog as folder
-from prunus.runtimes import Order, _quantize, error, find, missing
+from prunus.runtimes import BuildRequest, _quantize, error, find, missing
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
 from prunus.runtimes._silent import silent
@@ -172,7 +172,7 @@ def builder(example: Any, inputs: list[Any], place: Path) -> Builder:
     return Builder(example, inputs, 1, (1, 4), place / "scratch", lambda text: None)
 
 
-def reopened(found: Built, place: Path, kind: str) -> Served:
+def reopened(found: Built, place: Path, kind: str) -> DeployedModule:
     """Kept in a folder of its own, what it was built from gone, and opened from there."""
     assert found.row.refused is None, found.row
     assert found.served is not None
@@ -302,8 +302,8 @@ def test_an_int8_file_is_a_quarter_of_the_float_one(sparse: Sparse) -> None:
 
 def test_int8_without_calibration_is_refused_only_where_it_is_needed(tmp_path: Path) -> None:
     needs("onnxruntime_int8", "openvino_int8")
-    convolutions = Order(Images(), torch.randn(2, 3, 8, 8), tmp_path)
-    products = Order(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), tmp_path)
+    convolutions = BuildRequest(Images(), torch.randn(2, 3, 8, 8), tmp_path)
+    products = BuildRequest(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), tmp_path)
     for name in ("onnxruntime_int8", "openvino_int8"):
         assert "give calibration" in str(find(name).refuses(convolutions))
     assert "give calibration" in str(find("openvino_int8").refuses(products))
@@ -312,7 +312,7 @@ def test_int8_without_calibration_is_refused_only_where_it_is_needed(tmp_path: P
 
 def test_a_graph_of_convolutions_is_asked_for_calibration_when_it_is_built(tmp_path: Path) -> None:
     needs("onnxruntime_int8")
-    order = Order(nn.ReLU(), torch.randn(2, 3), tmp_path)
+    order = BuildRequest(nn.ReLU(), torch.randn(2, 3), tmp_path)
     assert find("onnxruntime_int8").refuses(order) is None
     census = Census(Counter(Conv=1), Counter(Conv=9))
     given = _quantize.Ready(tmp_path / "ready.onnx", ("x",), True, census)
@@ -336,10 +336,12 @@ def test_half_precision_is_refused_before_any_work(name: str, tmp_path: Path) ->
     needs(name)
     for kind in (torch.float16, torch.bfloat16):
         model = nn.Sequential(nn.Linear(4, 4)).to(kind)
-        order = Order(model, torch.randn(2, 4).to(kind), tmp_path, calibration=[torch.ones(1, 4)])
+        order = BuildRequest(
+            model, torch.randn(2, 4).to(kind), tmp_path, calibration=[torch.ones(1, 4)]
+        )
         refusal = str(find(name).refuses(order))
         assert f"the weights are {kind}: call model.float() first" in refusal
-    odd = Order(nn.Linear(4, 4), torch.randn(2, 4).bfloat16(), tmp_path)
+    odd = BuildRequest(nn.Linear(4, 4), torch.randn(2, 4).bfloat16(), tmp_path)
     assert "input 0 is: give float32" in str(find(name).refuses(odd))
     assert list(tmp_path.iterdir()) == []
 
@@ -405,7 +407,7 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
             return torch.special.bessel_j0(x)
 
     for _ in range(2):  # also where the failure is only remembered
-        order = Order(Bessel(), torch.ones(2, 2), tmp_path)
+        order = BuildRequest(Bessel(), torch.ones(2, 2), tmp_path)
         with pytest.raises(InputError, match=r"ONNX cannot express it: it has no prims\.bessel_j0"):
             find("onnxruntime").build(order)
 
@@ -439,7 +441,7 @@ def odd_call(batch: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DeployedModule]:
     """One model, opened from disk in every exact runtime that is installed."""
     torch.manual_seed(3)
     place = tmp_path_factory.mktemp("odd")
@@ -487,7 +489,7 @@ def test_answers_come_back_as_the_model_puts_them(
         pytest.skip("one build is enough: all share what flattens answers")
     x = torch.randn(2, 4)
     model = Answers(put).eval()
-    if (why := find(name).refuses(Order(model, x, tmp_path, calibration=[x]))) is not None:
+    if (why := find(name).refuses(BuildRequest(model, x, tmp_path, calibration=[x]))) is not None:
         pytest.skip(f"{name}: {why}")
     found = builder(x, [x], tmp_path).build(name, "put", model)
     assert found.served is not None, found.row.refused
@@ -515,7 +517,9 @@ def test_nothing_is_not_equal_to_nothing() -> None:
     assert difference([], [])[1] is not None
 
 
-def test_scalars_flags_lists_and_unused_inputs_reach_their_places(odd: dict[str, Served]) -> None:
+def test_scalars_flags_lists_and_unused_inputs_reach_their_places(
+    odd: dict[str, DeployedModule],
+) -> None:
     for batch in BATCHES:
         call = odd_call(batch)
         right = list(odd["eager"](**call).values())
@@ -523,7 +527,7 @@ def test_scalars_flags_lists_and_unused_inputs_reach_their_places(odd: dict[str,
             assert error(tensors_of(served(**call)), right, how="max") < 1e-5, name
 
 
-def test_keywords_count_by_name_and_not_by_their_order(odd: dict[str, Served]) -> None:
+def test_keywords_count_by_name_and_not_by_their_order(odd: dict[str, DeployedModule]) -> None:
     call = odd_call(2)
     right = list(odd["eager"](**call).values())
     for served in odd.values():
@@ -544,14 +548,14 @@ def test_keywords_count_by_name_and_not_by_their_order(odd: dict[str, Served]) -
     ({"flag": False}, "flag=False is not possible, the artifact was built with True"),
 ])  # fmt: skip
 def test_inputs_that_an_artifact_was_not_built_for_are_refused(
-    odd: dict[str, Served], change: dict[str, Any], words: str
+    odd: dict[str, DeployedModule], change: dict[str, Any], words: str
 ) -> None:
     for name in set(odd) - {"eager"}:
         with pytest.raises(InputError, match=f"{name}: {words}"):
             odd[name](**{**odd_call(2), **change})
 
 
-def test_what_an_engine_says_of_inputs_is_an_error_of_ours(odd: dict[str, Served]) -> None:
+def test_what_an_engine_says_of_inputs_is_an_error_of_ours(odd: dict[str, DeployedModule]) -> None:
     served = copy.copy(odd["eager"])
     with pytest.raises(InputError, match=r"eager fails on inputs of shapes \[\(2, 9\).*mat1"):
         served(**odd_call(2) | {"first": torch.randn(2, 9)})
@@ -600,8 +604,8 @@ def test_an_example_of_one_input_leaves_the_batch_size_free(tmp_path: Path) -> N
 def test_what_is_exported_is_shared_by_runtimes_and_not_by_models(tmp_path: Path) -> None:
     from prunus.runtimes._exported import exported
 
-    first = Order(nn.Linear(4, 2), torch.randn(2, 4), tmp_path)
-    second = Order(nn.Linear(4, 2), torch.randn(2, 4), tmp_path, made=first.made)
+    first = BuildRequest(nn.Linear(4, 2), torch.randn(2, 4), tmp_path)
+    second = BuildRequest(nn.Linear(4, 2), torch.randn(2, 4), tmp_path, made=first.made)
     assert exported(first) is exported(copy.copy(first))
     assert exported(first) is not exported(second)
 
@@ -624,7 +628,7 @@ def test_calibration_is_what_the_loss_calls_the_model_with(tmp_path: Path) -> No
     assert [list(f) for f in found] == [["ids", "mask", "labels"]] * 2
     assert [len(f["ids"]) for f in found] == [2, 4]
     example = {"mask": torch.ones(1, 3), "ids": ids(1, 3)}  # without labels, in another order
-    given = calibration_of(Order(model, example, tmp_path, calibration=found))
+    given = calibration_of(BuildRequest(model, example, tmp_path, calibration=found))
     assert torch.equal(given[1][0], batches[1]["mask"])
     assert torch.equal(given[1][1], batches[1]["ids"])
 
@@ -633,7 +637,7 @@ def test_calibration_of_other_sizes_is_left_out_or_refused(tmp_path: Path) -> No
     model, example = nn.Linear(3, 1), torch.ones(1, 3)
 
     def given(*inputs: Any) -> list[list[Tensor]]:
-        return calibration_of(Order(model, example, tmp_path, calibration=inputs))
+        return calibration_of(BuildRequest(model, example, tmp_path, calibration=inputs))
 
     assert [len(ts[0]) for ts in given(torch.ones(2, 3), torch.ones(2, 9))] == [2]
     with pytest.raises(InputError, match=r"its inputs are \(2, 9\), the example's \(1, 3\)"):
@@ -663,7 +667,7 @@ def test_openvino_answers_the_same_once_it_knows_the_sizes(kind: type, tmp_path:
     openvino = find("openvino")
     torch.manual_seed(0)
     model = nn.LSTM(4, 6, batch_first=True) if kind is nn.LSTM else nn.Linear(4, 6)
-    session = openvino.build(Order(model.eval(), torch.randn(2, 5, 4), tmp_path))
+    session = openvino.build(BuildRequest(model.eval(), torch.randn(2, 5, 4), tmp_path))
     right = computing(model, ((torch.randn(2, 5, 4),), {}))
     for batch in (1, 1, 1, 1, 3, 3, 3, 1, 7, 7, 7, 2):
         given = [torch.randn(batch, 5, 4)]
@@ -681,7 +685,7 @@ def test_an_artifact_called_from_several_threads_answers_each_its_own(tmp_path: 
     for name in ("openvino", "onnxruntime"):
         place = tmp_path / name
         place.mkdir()
-        session = find(name).build(Order(model, torch.randn(2, 4), place))
+        session = find(name).build(BuildRequest(model, torch.randn(2, 4), place))
 
         def off(given: list[Tensor], session: Any = session) -> float:
             answers = [session.compute(given) for _ in range(300)]
@@ -711,7 +715,9 @@ def test_a_channels_last_network_is_pooled_without_looking_numbers_up(tmp_path: 
     torch.manual_seed(0)
     model: Any = Residual().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(16, 3, 12, 12)
-    session = find("openvino_int8").build(Order(model, images, tmp_path, calibration=[images]))
+    session = find("openvino_int8").build(
+        BuildRequest(model, images, tmp_path, calibration=[images])
+    )
     assert session.path is not None
     assert "Gather" not in {n.op_type for n in onnx.load(session.path).graph.node}
     assert error(session.compute([images]), [model(images)], how="norm") < 0.05
@@ -725,7 +731,7 @@ def test_linear_layers_without_biases_stay_right_in_int8_once_sizes_are_known(
     layers = nn.Linear(32, 32, bias=False), nn.ReLU(), nn.Linear(32, 3, bias=False)
     model = nn.Sequential(*layers).eval()
     calibration = [torch.randn(64, 32)]
-    order = Order(model, torch.randn(1, 32), tmp_path, calibration=calibration)
+    order = BuildRequest(model, torch.randn(1, 32), tmp_path, calibration=calibration)
     session = find("openvino_int8").build(order)
     for rows in (1, 8):
         for _ in range(4):
@@ -751,7 +757,7 @@ class InOpenvino:
 def layer(tmp_path: Path) -> InOpenvino:
     needs("openvino")
     model = nn.Linear(4, 6).eval()
-    session = find("openvino").build(Order(model, torch.randn(2, 4), tmp_path))
+    session = find("openvino").build(BuildRequest(model, torch.randn(2, 4), tmp_path))
     requests = inspect.getclosurevars(session.compute).nonlocals["requests"]
     return InOpenvino(model, session.compute, requests)
 
@@ -803,14 +809,14 @@ def test_what_openvino_cannot_convert_is_named(tmp_path: Path) -> None:
     needs("openvino")
     model = nn.EmbeddingBag(100, 8, mode="sum").eval()
     with pytest.raises(InputError, match=r"OpenVINO cannot convert \w+"):
-        find("openvino").build(Order(model, torch.randint(0, 100, (1, 9)), tmp_path))
+        find("openvino").build(BuildRequest(model, torch.randint(0, 100, (1, 9)), tmp_path))
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_lazy_negations_are_inputs_like_others(name: str, tmp_path: Path) -> None:
     needs(name)
     model, inputs = nn.Linear(4, 3).eval(), torch.randn(2, 4)
-    session = find(name).build(Order(model, inputs, tmp_path))
+    session = find(name).build(BuildRequest(model, inputs, tmp_path))
     assert error(session.compute([torch._neg_view(inputs)]), [model(-inputs)], how="max") < 1e-5
 
 
@@ -819,17 +825,17 @@ def test_three_dimensions_are_pooled_to_one_number_or_by_whole_windows(tmp_path:
     scan = torch.randn(2, 3, 6, 6, 6)
     for sizes in (1, (2, 1, 3)):
         model = nn.AdaptiveAvgPool3d(sizes).eval()
-        session = find("onnxruntime").build(Order(model, scan, tmp_path))
+        session = find("onnxruntime").build(BuildRequest(model, scan, tmp_path))
         assert error(session.compute([scan]), [model(scan)], how="max") < 1e-5
     with pytest.raises(InputError, match="adaptive_avg_pool3d"):
-        find("onnxruntime").build(Order(nn.AdaptiveAvgPool3d(4).eval(), scan, tmp_path))
+        find("onnxruntime").build(BuildRequest(nn.AdaptiveAvgPool3d(4).eval(), scan, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_export"])
 def test_an_artifact_does_not_tell_where_its_makers_files_lie(name: str, tmp_path: Path) -> None:
     needs(name)
     model = Residual().eval()
-    path = find(name).build(Order(model, torch.randn(2, 3, 12, 12), tmp_path)).path
+    path = find(name).build(BuildRequest(model, torch.randn(2, 3, 12, 12), tmp_path)).path
     assert path is not None
     files = [path]
     if zipfile.is_zipfile(path):

@@ -12,7 +12,7 @@ from torch import nn
 
 import prunus
 from prunus.deployment.deploy import candidates
-from prunus.deployment.module import Served
+from prunus.deployment.module import DeployedModule
 from prunus.report import write_report
 from prunus.runtimes import find
 
@@ -70,7 +70,7 @@ def test_rounds_are_timed_as_the_small_models_that_they_would_end_as(compact: st
     seen: list[int] = []
 
     def watched(model: nn.Module, **given: Any) -> Any:
-        against = given["against"]
+        against = given["baseline"]
         assert against is None or sum(p.numel() for p in against.parameters()) == seen[0]
         seen.append(sum(p.numel() for p in model.parameters()))
         return type("Made", (), {"rows": (), "runtime": "planted", "path": None})
@@ -89,7 +89,7 @@ def test_a_rejected_round_is_not_timed() -> None:
     scores = iter([0.9, 0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
     result = go(
         {"guard": {"max_drop": 0.01}, "target": {"max_macs": 0.4, "smallest": 0.4}},
-        evaluate=lambda model: 0.9 if isinstance(model, Served) else next(scores, 0.5),
+        evaluate=lambda model: 0.9 if isinstance(model, DeployedModule) else next(scores, 0.5),
     )
     assert [bool(r.latency) for r in result.rounds if r.verdict == "rejected"] == [False]
 
@@ -100,7 +100,7 @@ def test_int8_is_calibrated_and_judged_in_the_runtime_that_serves_it(tmp_path: P
     judged: list[str] = []
 
     def evaluate(model: nn.Module) -> float:
-        judged.append(model.card.runtime if isinstance(model, Served) else "PyTorch")
+        judged.append(model.card.runtime if isinstance(model, DeployedModule) else "PyTorch")
         return accuracy(model)
 
     result = go({"deploy": "onnxruntime", "quantize": "int8"}, evaluate=evaluate,
@@ -121,7 +121,7 @@ def test_int8_that_loses_too_much_is_not_taken() -> None:
     pytest.importorskip("onnxscript", reason="the export needs onnxscript")
 
     def evaluate(model: nn.Module) -> float:
-        spoilt = isinstance(model, Served) and model.card.runtime.endswith("int8")
+        spoilt = isinstance(model, DeployedModule) and model.card.runtime.endswith("int8")
         return 0.1 if spoilt else accuracy(model)
 
     made = go({"deploy": "onnxruntime", "quantize": "int8"}, evaluate=evaluate).deployment
@@ -150,16 +150,18 @@ def test_what_an_artifact_needs_is_said_before_work_starts(
 
 def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunus._common.timing import Timing
-    from prunus.deployment.table import Row
+    from prunus.deployment.table import RuntimeResult
     from prunus.progressive import deploy_step as serving
 
     speed = iter([1.0, 3.0, 0.5, 1.0])  # of the machine, slower and faster from run to run
 
-    def planted(model: nn.Module, *, against: nn.Module | None, **_: Any) -> Any:
+    def planted(model: nn.Module, *, baseline: nn.Module | None, **_: Any) -> Any:
         slow = next(speed)
-        times = {"pruned": model, **({} if against is None else {"dense": against})}
+        times = {"pruned": model, **({} if baseline is None else {"dense": baseline})}
         rows = [
-            Row("eager", name, latency={1: Timing(t := slow * _size(m), t, 0.0, 9, False)})
+            RuntimeResult(
+                "eager", name, latency={1: Timing(t := slow * _size(m), t, 0.0, 9, False)}
+            )
             for name, m in times.items()
         ]
         return type("Made", (), {"rows": rows, "runtime": "planted", "path": None})
@@ -192,7 +194,7 @@ def test_an_engine_that_fails_costs_no_round(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(serving, "deploy", broken)
     notes: list[str] = []
-    result = go({}, watch=lambda event: notes.append(str(event.get("text"))))
+    result = go({}, on_event=lambda event: notes.append(str(event.get("text"))))
     assert [r.latency for r in result.rounds] == [{}] * 3
     assert result.deployment is None
     assert result.metric is not None

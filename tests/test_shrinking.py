@@ -233,7 +233,7 @@ def test_what_is_left_may_be_last_units_and_excluded_ones() -> None:
 def test_as_far_as_the_guard_allows_ends_where_whole_units_do() -> None:
     recipe = {**BASE, "target": "guard", "guard": {"max_drop": 0.1}, "rounds": None}
     result = prunus.prune(mlp(8, 8, 2), recipe, train=train, evaluate=lambda m: 1.0, example=X)
-    assert "whole units" in result.why or "guard allows" in result.why
+    assert "whole units" in result.reason or "guard allows" in result.reason
     assert len(result.rounds) < 12
 
 

@@ -131,8 +131,8 @@ def test_a_layer_that_is_pinned_throughout_counts_on_neither_side_of_the_sparsit
     model, x = Encoder(), torch.randn(2, 5, 16)
     recipe = {"structure": "channel", "target": 0.5, "allocation": "uniform", "compact": "end"}
     pruner = prunus.Pruner(model, recipe, example=x)
-    assert "out.weight" not in pruner.view.scored  # 16 normalized inputs, 3 outputs
-    whole = sum(p.numel() for n, p in model.named_parameters() if n in pruner.view.scored)
+    assert "out.weight" not in pruner.space.scored  # 16 normalized inputs, 3 outputs
+    whole = sum(p.numel() for n, p in model.named_parameters() if n in pruner.space.scored)
     assert whole == sum(p.numel() for p in model.parameters() if p.dim() > 1) - 3 * 16
     result = prunus.prune(model, recipe, example=x)
     left = sum(

@@ -23,13 +23,13 @@ from helpers import tiny_task
 from prunus._common import packages as distributions
 from prunus.cli.main import cli
 from prunus.progressive.journal import read_events
+from prunus.progressive.result import Round
 from prunus.recipe.schema import Guard, Recipe
 from prunus.report.front import draw_front
 from prunus.sweep import Sweep, Trial, sweep
 from prunus.sweep.pareto import choose, dominates, front
 from prunus.sweep.space import from_mapping, parse
 from prunus.sweep.stopping import hopeless
-from prunus.types import Round
 
 TASK = """
 import os, signal
@@ -143,10 +143,10 @@ def test_a_sweep_that_is_asked_to_stop_goes_on_in_the_middle_of_a_trial() -> Non
 
     def go(**more: Any) -> Sweep:
         return sweep(PYTHON, {"target": [0.3, 0.5]}, task=tiny_task(), folder="out",
-                     watch=watch, **more)  # fmt: skip
+                     on_event=watch, **more)  # fmt: skip
 
     with pytest.raises(prunus.Interrupted, match="goes on"):
-        go(stop=lambda: len(judged) == 4)
+        go(should_stop=lambda: len(judged) == 4)
     assert [r["state"] for r in rows()] == ["finished", "unfinished"]
     done = go()
     assert [t.state for t in done.trials] == ["finished", "finished"]
@@ -306,7 +306,7 @@ def test_a_second_worker_takes_other_trials_and_both_see_all(storage: str | None
                     ends.append(go("second", "out" if storage is None else second))
 
         return sweep(PYTHON, {"target": [0.3, 0.5, 0.7]}, task=tiny_task(), folder=folder,
-                     storage=storage, study="shared", watch=watch)  # fmt: skip
+                     storage=storage, study="shared", on_event=watch)  # fmt: skip
 
     done = go("first", "out")
     assert ran == {"first": ["0.3"], "second": ["0.5", "0.7"]}
@@ -331,7 +331,7 @@ def test_a_trial_of_a_dead_machine_is_given_to_another_after_a_while(
             raise Killed
 
     with pytest.raises(Killed):
-        go("dead", study="shared", watch=dies)
+        go("dead", study="shared", on_event=dies)
     early = go("alive", study="shared")
     assert [(t.values["target"], t.state) for t in early.trials] == [
         ("0.3", "running"), ("0.5", "finished"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunus.runtimes import Order, error, find, missing
+from prunus.runtimes import BuildRequest, error, find, missing
 from prunus.runtimes._tables import LEAST, round_tables
 from prunus.runtimes.eager import computing
 
@@ -98,7 +98,7 @@ def test_an_artifacts_table_is_a_quarter_as_large(tmp_path: Path, runtime: str, 
         pytest.skip(f"{runtime} needs {', '.join(missing(runtime))}")
     torch.manual_seed(0)
     model, words = Words(tied=tied).eval(), torch.arange(60).view(4, 15)
-    order = Order(model, words, tmp_path, threads=1, calibration=[words], batch=(4,))
+    order = BuildRequest(model, words, tmp_path, threads=1, calibration=[words], batch=(4,))
     made = find(runtime).build(order)
     right = computing(order.model, order.call)(order.tensors)
     assert error(made.compute(order.tensors), right, how="norm") < 0.03

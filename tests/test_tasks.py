@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from prunus._common.metrics import Outcome, bootstrap, number
+from prunus._common.metrics import MetricEstimate, bootstrap, number
 from prunus.cli.main import cli
 from prunus.errors import InputError
 from prunus.recipe.schema import Spec
@@ -238,10 +238,10 @@ def test_the_change_is_compared_item_by_item() -> None:
     dense = torch.cat([torch.ones(90), torch.zeros(10)])
     worse = dense.clone()
     worse[0] = 0  # one item in a hundred
-    found = Outcome.of(worse, dense)
+    found = MetricEstimate.of(worse, dense)
     assert found.change is not None
     assert found.change[0] == pytest.approx(-0.01)
     assert -0.04 < found.change[1] <= found.change[0] <= found.change[2] <= 0.0
-    assert Outcome.read(json.loads(json.dumps(found.plain()))) == found
+    assert MetricEstimate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     with pytest.raises(InputError, match="the same items"):
-        Outcome.of(worse[:50], dense)
+        MetricEstimate.of(worse[:50], dense)

@@ -79,12 +79,12 @@ def test_a_round_that_is_judged_again_after_a_crash_is_written_once(
 
     for count in (1, 2):
         with pytest.raises(Killed):
-            call.prune(tiny_task(), quick(rounds=3), folder="run", watch=dies_after(count))
+            call.prune(tiny_task(), quick(rounds=3), folder="run", on_event=dies_after(count))
     with writer("run") as board:
-        prunus.prune(tiny_task(), quick(rounds=3), folder="run", watch=board)
+        prunus.prune(tiny_task(), quick(rounds=3), folder="run", on_event=board)
     found = read(Path("run"))
     assert found == expected(Path("run"))
-    assert [step for step, _ in found["pruning/asked"]] == [16, 24, 32, 40]
+    assert [step for step, _ in found["pruning/requested"]] == [16, 24, 32, 40]
 
 
 def test_rounds_at_the_same_step_are_all_kept_when_a_run_goes_on() -> None:
@@ -98,10 +98,12 @@ def test_rounds_at_the_same_step_are_all_kept_when_a_run_goes_on() -> None:
                 told.append(event["row"].index)
 
         with pytest.raises(prunus.Interrupted):
-            prunus.prune(tiny_task(), recipe, folder="run", watch=watch, stop=lambda: 1 in told)
+            prunus.prune(
+                tiny_task(), recipe, folder="run", on_event=watch, should_stop=lambda: 1 in told
+            )
     with writer("run") as board:
-        prunus.prune(tiny_task(), recipe, folder="run", watch=board)
-    assert len({step for step, _ in read(Path("run"))["pruning/asked"]}) == 1
+        prunus.prune(tiny_task(), recipe, folder="run", on_event=board)
+    assert len({step for step, _ in read(Path("run"))["pruning/requested"]}) == 1
     assert read(Path("run")) == expected(Path("run"))
 
 

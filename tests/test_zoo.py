@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from prunus._common.inputs import tensors_of
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import Cut, cut_of, cut_units, masks_of
-from prunus.compaction.search import Plan, find_plan
-from prunus.compaction.verifying.verify import Double, difference, tensors_of
+from prunus.compaction.cut import IndexCut, cut_of, cut_units, masks_of
+from prunus.compaction.search import CompactionPlan, find_plan
+from prunus.compaction.verifying.verify import Double, difference
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
 from prunus.graph.listing import table
@@ -51,10 +52,10 @@ class Halved:
     """An entry's model with half of its units masked, and what became of it."""
 
     analysis: Analysis
-    cut: Cut
+    cut: IndexCut
     masks: Masks
     masked: nn.Module
-    plan: Plan
+    plan: CompactionPlan
     small: nn.Module
 
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
     from prunus.graph.listing import units
     from prunus.measurement.measure import measure
-    from prunus.measurement.result import Measured
+    from prunus.measurement.result import Measurement
     from prunus.progressive.phase import Run
     from prunus.progressive.prune import prune, resume
     from prunus.progressive.pruner import Pruner
+    from prunus.progressive.result import Result, Round
     from prunus.pruning.masks import enforce
     from prunus.recipe.schema import Recipe
     from prunus.tasks.base import Batches, Task
-    from prunus.types import Result, Round
 
 __version__ = "0.1.0"
 
@@ -33,13 +33,13 @@ _HOMES = {
     "Compact": "compaction.compact",
     "units": "graph.listing",
     "measure": "measurement.measure",
-    "Measured": "measurement.result",
+    "Measurement": "measurement.result",
     "prune": "progressive.prune",
     "resume": "progressive.prune",
     "Recipe": "recipe.schema",
     "Pruner": "progressive.pruner",
-    "Result": "types",
-    "Round": "types",
+    "Result": "progressive.result",
+    "Round": "progressive.result",
     "Run": "progressive.phase",
     "Task": "tasks.base",
     "Batches": "tasks.base",
@@ -56,7 +56,7 @@ __all__ = [
     "Deployment",
     "InputError",
     "Interrupted",
-    "Measured",
+    "Measurement",
     "Pruner",
     "PrunusError",
     "Recipe",

@@ -24,10 +24,10 @@ T = TypeVar("T")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together.
 
-    >>> size()
+    >>> world_size()
     1
     """
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -35,14 +35,14 @@ def size() -> int:
 
 def rank() -> int:
     """The number of this one."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def release() -> None:
     """Free what trainings left behind: wrappers such as DistributedDataParallel lie in cycles, and
     hold the group. One that is still held when the process ends may abort it.
     """
-    if size() > 1:
+    if world_size() > 1:
         gc.collect()
 
 
@@ -52,22 +52,22 @@ def gather(value: T) -> list[T]:
     >>> gather("mine")
     ['mine']
     """
-    if size() == 1:
+    if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
 
 
-def once(work: Callable[[], T]) -> T:
+def on_rank_zero(work: Callable[[], T]) -> T:
     """Work of rank 0 alone: what it returns, or its error, comes to every rank.
 
     No rank goes on before it is done. The work must not itself wait for other ranks.
 
-    >>> once(lambda: 2 + 2)
+    >>> on_rank_zero(lambda: 2 + 2)
     4
     """
-    if size() == 1:
+    if world_size() == 1:
         return work()
     told: list[Any] = [None, None]
     if rank() == 0:
@@ -81,21 +81,21 @@ def once(work: Callable[[], T]) -> T:
     return cast(T, told[0])
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is true on some rank."""
-    if size() == 1:
+    if world_size() == 1:
         return flag
     seen = torch.tensor(int(flag), device=_wire())
     dist.all_reduce(seen, dist.ReduceOp.MAX)
     return bool(seen)
 
 
-def asked(stop: Callable[[], bool] | None) -> Callable[[], bool]:
+def shared_stop(stop: Callable[[], bool] | None) -> Callable[[], bool]:
     """A stop that all ranks follow, whichever is asked; ranks need not all be given one."""
-    if not anywhere(stop is not None):
+    if not any_rank(stop is not None):
         return lambda: False
     own = stop or (lambda: False)
-    return lambda: anywhere(bool(own()))
+    return lambda: any_rank(bool(own()))
 
 
 def number(own: float | None, name: str) -> float | None:
@@ -120,7 +120,7 @@ def number(own: float | None, name: str) -> float | None:
 
 def total(tensors: Sequence[Tensor]) -> None:
     """Sum over the ranks, in place, tensor by tensor; the same bits on all ranks."""
-    if size() == 1:
+    if world_size() == 1:
         return
     for tensor in tensors:
         sent = tensor.to(_wire())
@@ -134,17 +134,17 @@ def mean(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     >>> mean({"w": torch.tensor([0.1])})["w"].item() == torch.tensor(0.1).item()
     True
     """
-    if size() == 1:
+    if world_size() == 1:
         return tensors
     found = {}
     for name, tensor in tensors.items():
         wide = tensor.detach().double()
         total([wide])
-        found[name] = wide.div_(size()).to(tensor.dtype)
+        found[name] = wide.div_(world_size()).to(tensor.dtype)
     return found
 
 
-def agree(tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+def assert_same(tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
     """Tensors that are the same on all ranks, bit for bit, by their digests.
 
     Args:
@@ -154,7 +154,7 @@ def agree(tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
     Raises:
         RunError: on every rank, naming the first that differs.
     """
-    if size() == 1:
+    if world_size() == 1:
         return tensors
     every = gather({name: tensors_digest({"": t}) for name, t in tensors.items()})
     for name in dict.fromkeys(name for digests in every for name in digests):
@@ -172,7 +172,7 @@ def agree(tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def share_buffers(model: nn.Module) -> None:
     """Rank 0's buffers on every rank, as DistributedDataParallel does before a forward pass."""
-    if size() == 1:
+    if world_size() == 1:
         return
     for buffer in model.buffers():
         if buffer.numel():
@@ -181,13 +181,13 @@ def share_buffers(model: nn.Module) -> None:
             buffer.copy_(sent.view(buffer.shape))
 
 
-def settle(model: nn.Module, when: str) -> None:
+def synchronize(model: nn.Module, when: str) -> None:
     """Rank 0's buffers on every rank, and weights that are the same already.
 
     Raises:
         RunError: if they are not, naming the first that differs.
     """
-    agree(dict(model.named_parameters()), f"weights {when}")
+    assert_same(dict(model.named_parameters()), f"weights {when}")
     share_buffers(model)
 
 

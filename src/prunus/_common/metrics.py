@@ -19,7 +19,7 @@ LEVEL, DRAWS = 0.95, 2000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MetricEstimate:
     """What the test data say, once a run is over.
 
     Attributes:
@@ -36,7 +36,7 @@ class Outcome:
     change: tuple[float, float, float] | None = None
 
     @classmethod
-    def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> Outcome:
+    def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> MetricEstimate:
         """From what ``test`` returned.
 
         >>> Outcome.of(0.5).interval is None, Outcome.of(torch.tensor([1.0, 1.0])).interval
@@ -58,12 +58,12 @@ class Outcome:
         return cls(metric, interval, first, change)
 
     @classmethod
-    def read(cls, plain: dict[str, Any]) -> Outcome:
+    def from_dict(cls, plain: dict[str, Any]) -> MetricEstimate:
         """From what :meth:`plain` gave."""
         pairs = {k: None if plain[k] is None else tuple(plain[k]) for k in ("interval", "change")}
         return cls(**{**plain, **pairs})
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 

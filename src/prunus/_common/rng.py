@@ -41,7 +41,7 @@ def set_state(saved: dict[str, Any]) -> None:
     random.setstate((version, tuple(inner), gauss))
 
 
-def own(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def of_this_rank(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """This rank's among those of all ranks; the first where it had none."""
     return states[rank()] if rank() < len(states) else states[0]
 
@@ -56,7 +56,7 @@ def seed(*parts: int) -> None:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def preserve_rng() -> Iterator[None]:
     """Whatever happens inside, the generators go on as if it had not."""
     before = state()
     try:

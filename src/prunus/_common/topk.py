@@ -19,7 +19,7 @@ Part = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cutoff:
     """Where the largest scores end.
 
     Attributes:
@@ -91,7 +91,7 @@ def keep_largest_by_run(scores: Tensor, keep: Tensor) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool).scatter_(1, order, kept)
 
 
-def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cut:
+def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cutoff:
     """The ``keep``-th largest score of all parts together, and what reaches it in each.
 
     Its value is infinite if nothing is to be kept, minus infinite if everything.
@@ -106,9 +106,9 @@ def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cut:
     """
     total = sum(sizes)
     if keep >= total:
-        return Cut(float("-inf"), list(sizes), [0] * len(sizes))
+        return Cutoff(float("-inf"), list(sizes), [0] * len(sizes))
     if keep <= 0:
-        return Cut(float("inf"), [0] * len(sizes), [0] * len(sizes))
+        return Cutoff(float("inf"), [0] * len(sizes), [0] * len(sizes))
     low, high = _bracket(parts, total, keep) if total > _SMALL else (-torch.inf, torch.inf)
     while True:
         above, inside = _pass(parts, low, high)
@@ -119,7 +119,7 @@ def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cut:
         low, high = (high, float("inf")) if rank <= 0 else (float("-inf"), low)
     value = _kth_largest(every, rank)
     reach = [n + count(at_least(x, value)) for n, x in zip(above, inside, strict=True)]
-    return Cut(value, reach, [int((x == value).sum()) for x in inside])
+    return Cutoff(value, reach, [int((x == value).sum()) for x in inside])
 
 
 def at_least(scores: Tensor, value: float) -> Tensor:

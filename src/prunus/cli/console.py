@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -13,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prunus.progressive.result import Result, Round
 from prunus.runtimes import find
-from prunus.types import Result, Round
 
 LINE_EVERY = 10.0  # seconds between lines of a log
 
@@ -47,7 +46,7 @@ class AsJson:
             return
         row = {**event}
         if isinstance(row.get("row"), Round):
-            row = {"event": "judged", **dataclasses.asdict(row["row"])}
+            row = {"event": "judged", **row["row"].to_dict()}
         print(json.dumps(row), flush=True)
 
     def finish(self, result: Result, metric_name: str, report: str | None) -> None:
@@ -56,9 +55,9 @@ class AsJson:
             "metric_name": metric_name,
             "metric": result.metric,
             "test": result.test,
-            "tested": None if result.tested is None else result.tested.plain(),
+            "tested": None if result.test_metric is None else result.test_metric.to_dict(),
             "sparsity": result.sparsity,
-            "why": result.why,
+            "why": result.reason,
             "folder": None if result.folder is None else str(result.folder),
             "report": report,
         }
@@ -156,19 +155,26 @@ def round_line(row: Round) -> str:
 
 def _reached(row: Round) -> str:
     if row.target == "sparsity":
-        return f"sparsity {row.achieved:.4f} (asked {row.asked:.4f})"
-    return f"{row.target} {1 - row.achieved:.4f} of dense (asked {1 - row.asked:.4f})"
+        return f"sparsity {row.achieved:.4f} (requested {row.requested:.4f})"
+    return f"{row.target} {1 - row.achieved:.4f} of dense (requested {1 - row.requested:.4f})"
 
 
 def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
     """A row a round."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("round", "asked", "achieved", f"validation {metric_name}", "train − val", "Σ|w|"):
+    for name in (
+        "round",
+        "requested",
+        "achieved",
+        f"validation {metric_name}",
+        "train − val",
+        "Σ|w|",
+    ):
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for r in rounds:
         table.add_row(
-            str(r.index), f"{r.asked:.4f}", f"{r.achieved:.4f}", number(r.metric),
+            str(r.index), f"{r.requested:.4f}", f"{r.achieved:.4f}", number(r.metric),
             number(r.gap), f"{r.l1:.1f}", r.verdict,
         )  # fmt: skip
     return table
@@ -185,9 +191,9 @@ def summary(console: Console, result: Result, metric_name: str, report: str | No
     console.print(rounds_table(result.rounds, metric_name))
     console.print()
     rows = [
-        ("ended", result.why),
+        ("ended", result.reason),
         ("sparsity", _sparsity(result)),
-        (f"test {metric_name}", "–" if result.tested is None else str(result.tested)),
+        (f"test {metric_name}", "–" if result.test_metric is None else str(result.test_metric)),
         *(_stored(result) if result.compaction is None else _compact(result)),
         *_deployed(result, metric_name),
     ]

@@ -110,7 +110,7 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
         done.pruned,
         example=task.example,
         folder=folder or run / ARTIFACTS,
-        against=done.dense,
+        baseline=done.dense,
         better="higher" if done.recipe.guard is None else done.recipe.guard.better,
         evaluate=lambda model: task.metric(model, task.validation),
         calibration=inputs_of(done.pruned, task.loss, batches, limit=BATCHES),
@@ -152,7 +152,7 @@ def _show(made: Deployment, as_json: bool) -> None:
     from prunus.deployment.table import cells
 
     if as_json:
-        plain = made.plain()
+        plain = made.to_dict()
         for row in plain.pop("rows"):
             click.echo(json.dumps({"event": "row", **row}))
         click.echo(json.dumps({"event": "deployed", **plain}))
@@ -167,7 +167,7 @@ def _show(made: Deployment, as_json: bool) -> None:
     console.print()
     console.print(table)
     console.print()
-    for text in made.said():
+    for text in made.summary():
         console.print(text, markup=False, soft_wrap=True)
     if made.path is not None:
         console.print(f"kept {made.path}", markup=False, soft_wrap=True)

@@ -78,7 +78,7 @@ def dry_run(recipe: Recipe) -> Plan:
         most = "" if recipe.rounds is None else f" (at most {recipe.rounds})"
         notes.append(f"target: guard: as many rounds as it accepts{most}; shown: all accepted")
     task = task_of(recipe)
-    with randomness.kept():
+    with randomness.preserve_rng():
         randomness.seed(recipe.seed)
         model = task.model()
         real = Pruner(model, recipe, calibration=task.calibration, loss=task.loss,
@@ -104,7 +104,9 @@ def dry_run(recipe: Recipe) -> Plan:
         cost=dict(costs.measure(model, task.example)),
         notes=notes,
         counted=_counted(pruner),
-        **({} if pruner.view.analysis is None else {"why_dense": "prunus units says what pins it"}),
+        **(
+            {} if pruner.space.analysis is None else {"why_dense": "prunus units says what pins it"}
+        ),
     )
 
 
@@ -115,7 +117,7 @@ def _counted(pruner: Pruner) -> str:
 
 def _reachable(pruner: Pruner) -> float:
     least = {g: 0 if g.may_empty or g.balanced else g.least for g in pruner.groups}
-    return (pruner.view.figure or Cost(pruner.groups))({**least})
+    return (pruner.space.cost_model or Cost(pruner.groups))({**least})
 
 
 def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:
@@ -126,9 +128,9 @@ def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:
             asked.append(min(asked[-1] + step * (1 - asked[-1]), most))
         return asked[1:]
     if not recipe.in_rounds:
-        return [pruner.asks(1.0)]
+        return [pruner.scheduled(1.0)]
     rounds = recipe.rounds or 1
-    return [pruner.asks((i + 1) / rounds) for i in range(rounds)]
+    return [pruner.scheduled((i + 1) / rounds) for i in range(rounds)]
 
 
 def _steps(recipe: Recipe, task: Task, rounds: int) -> dict[str, int]:
@@ -165,7 +167,7 @@ def _seconds(task: Task, model: torch.nn.Module, steps: int, judged: int) -> flo
 def print_plan(plan: Plan, *, as_json: bool) -> None:
     """Show it, as text or as one JSON object."""
     if as_json:
-        values: dict[str, Any] = {**vars(plan), "recipe": plan.recipe.plain()}
+        values: dict[str, Any] = {**vars(plan), "recipe": plan.recipe.to_dict()}
         click.echo(json.dumps(values))
         return
     whole = sum(total for _, total in plan.counts.values())
@@ -179,7 +181,7 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     for name in plan.dense:
         click.echo(f"stays dense   {name} ({plan.why_dense})")
     click.echo(f"reachable     {plan.counted}: at most {plan.reachable:.6g}")
-    click.echo(f"asked         {', '.join(f'{s:.4g}' for s in plan.asked)}")
+    click.echo(f"requested     {', '.join(f'{s:.4g}' for s in plan.asked)}")
     click.echo("steps         " + ", ".join(f"{k} {v:,}" for k, v in plan.steps.items()))
     click.echo(f"time          about {_human(plan.seconds)} (estimated from {TIMED_STEPS} steps)")
     for note in plan.notes:

@@ -82,8 +82,8 @@ def _of_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     from prunus.progressive.finished import open_run
 
     done = open_run(folder)
-    found = measure_model(done.pruned, done.task.example, against=done.dense, **settings)
-    plain = found.plain()
+    found = measure_model(done.pruned, done.task.example, baseline=done.dense, **settings)
+    plain = found.to_dict()
     write_atomically(folder / WRITTEN, json.dumps(plain, indent=1).encode())
     return plain
 
@@ -97,7 +97,7 @@ def _of_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             f"there is no run folder and no task '{name}'; {did_you_mean(name, names('tasks'))}"
         )
     model, example = find_model(name)
-    return measure_model(model, example, **settings).plain()
+    return measure_model(model, example, **settings).to_dict()
 
 
 def _print(plain: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def _go(folder: Path, as_json: bool, tensorboard: bool, start: Callable[..., Any
             board(event)
 
         try:
-            result, metric_name = start(watch=watch, stop=lambda: bool(stopped))
+            result, metric_name = start(on_event=watch, should_stop=lambda: bool(stopped))
         except Interrupted:
             show.close()
             raise Interrupted(f"stopped and saved; go on with: prunus resume {folder}") from None

@@ -76,8 +76,8 @@ def sweep(
 
     with stoppable() as stopped:
         try:
-            done = run_sweep(recipe, space, stop_hopeless=not no_stop, watch=watch,
-                             stop=lambda: bool(stopped), **settings)  # fmt: skip
+            done = run_sweep(recipe, space, stop_hopeless=not no_stop, on_event=watch,
+                             should_stop=lambda: bool(stopped), **settings)  # fmt: skip
         finally:
             show.close()
     _print(done, as_json)
@@ -101,16 +101,16 @@ def _print(done: Any, as_json: bool) -> None:
 
     from rich.console import Console
 
-    from prunus.sweep.summary import said, table
+    from prunus.sweep.summary import summary, table
 
     if as_json:
-        click.echo(json.dumps({"event": "sweep", "folder": str(done.folder), **done.plain()}))
+        click.echo(json.dumps({"event": "sweep", "folder": str(done.folder), **done.to_dict()}))
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print()
     console.print(table(done))
     console.print()
-    for line in said(done):
+    for line in summary(done):
         console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"wrote {done.folder / 'sweep.json'} and pareto.png", markup=False, soft_wrap=True

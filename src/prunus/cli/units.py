@@ -43,7 +43,7 @@ def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: 
     made, example = find_model(model)
     found = units_of(made, example, heads=heads)
     if not as_json:
-        click.echo("\n".join(found.lines(10_000 if everything else 4)))
+        click.echo("\n".join(found.summary(10_000 if everything else 4)))
         return
     for kind in found.coupled:
         row = {"units": len(kind), "head": kind.head, "places": [list(p) for p in kind.places]}

@@ -11,18 +11,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunus import costs
-from prunus.compaction.cut import Cut, Kept, cut_of
+from prunus.compaction.cut import IndexCut, Kept, cut_of
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
 from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
-from prunus.compaction.search import ROUTES, Plan, find_plan
+from prunus.compaction.search import ROUTES, CompactionPlan, find_plan
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
 from prunus.compaction.slicing.surgery import adopt
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
 from prunus.graph.solve import Heads
-from prunus.graph.trace import copied, trace
+from prunus.graph.trace import detached_copy, trace
 from prunus.pruning.masks import apply, match_names
 from prunus.types import Masks
 
@@ -112,7 +112,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
             "where they are (prune with structure: channel or head; prunus.units shows the units)"
         )
     before = costs.measure(model, example)
-    twin = copied(model)
+    twin = detached_copy(model)
     apply(twin, masks)
     plan = replace(find_plan(twin, cut, example), traced=None)  # which holds slices of its own
     small = perform(twin, plan)
@@ -130,17 +130,19 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
     )
 
 
-def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> Cut:
+def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> IndexCut:
     """The units that masks remove, by the policy at attention that removes more."""
     traced = trace(model, example)
     policies: tuple[Heads, ...] = ("whole", "dims") if heads is None else (heads,)
     cuts = [
         cut_of(analyze(model, example, heads=policy, traced=traced), masks) for policy in policies
     ]
-    return max(cuts, key=Cut.units)
+    return max(cuts, key=IndexCut.units)
 
 
-def perform(model: nn.Module, plan: Plan, optimizer: Optimizer | None = None) -> nn.Module:
+def perform(
+    model: nn.Module, plan: CompactionPlan, optimizer: Optimizer | None = None
+) -> nn.Module:
     """Carry a plan out on a model, in place where its class stays.
 
     Args:

@@ -20,7 +20,7 @@ Kept = dict[str, tuple[Tensor | None, ...]]
 
 
 @dataclass(frozen=True)
-class Cut:
+class IndexCut:
     """Classes of labels that are removed.
 
     Attributes:
@@ -96,7 +96,7 @@ def take(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
 
 
-def cut_of(analysis: Analysis, masks: Masks) -> Cut:
+def cut_of(analysis: Analysis, masks: Masks) -> IndexCut:
     """The classes whose every parameter slice is masked; of each dimension one index stays.
 
     Args:
@@ -117,18 +117,18 @@ def cut_of(analysis: Analysis, masks: Masks) -> Cut:
             classes = solved.of(dim)
             touched[classes] = True
             removed[classes[_alive(mask, value.shape, d)]] = False
-    cut = Cut(analysis, removed & touched)
+    cut = IndexCut(analysis, removed & touched)
     return _never_empty(cut)
 
 
-def cut_units(analysis: Analysis, classes: NDArray[np.int64]) -> Cut:
+def cut_units(analysis: Analysis, classes: NDArray[np.int64]) -> IndexCut:
     """A cut of these classes."""
     removed = np.zeros(len(analysis.solved.reason), dtype=bool)
     removed[classes] = True
-    return Cut(analysis, removed & (analysis.solved.reason < 0))
+    return IndexCut(analysis, removed & (analysis.solved.reason < 0))
 
 
-def masks_of(cut: Cut, parameters: Mapping[str, Tensor]) -> Masks:
+def masks_of(cut: IndexCut, parameters: Mapping[str, Tensor]) -> Masks:
     """The masks of a cut: every slice of every parameter that it removes, broadcastable."""
     masks: Masks = {}
     for name, parameter in parameters.items():
@@ -160,7 +160,7 @@ def _alive(mask: Tensor | None, shape: tuple[int, ...], d: int) -> NDArray[np.bo
     return alive.expand(shape[d]).cpu().numpy()
 
 
-def _never_empty(cut: Cut) -> Cut:
+def _never_empty(cut: IndexCut) -> IndexCut:
     removed = cut.removed.copy()
     again = True
     while again:
@@ -173,4 +173,4 @@ def _never_empty(cut: Cut) -> Cut:
                 if removed[classes].all():
                     removed[classes[0]] = False
                     again = True
-    return Cut(cut.analysis, removed)
+    return IndexCut(cut.analysis, removed)

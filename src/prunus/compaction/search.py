@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from prunus.compaction.cut import Cut, Kept, masks_of
+from prunus.compaction.cut import IndexCut, Kept, masks_of
 from prunus.compaction.rewriting.rewrite import Rewritten, rewrite
 from prunus.compaction.rewriting.submodules import (
     Ends,
@@ -43,7 +43,7 @@ from prunus.compaction.verifying.verify import (
     traced_outputs,
 )
 from prunus.errors import InputError, RunError
-from prunus.graph.trace import Inputs, Traced, copied, twin
+from prunus.graph.trace import Inputs, Traced, detached_copy, shared_copy
 from prunus.types import Masks
 
 ROUTES = {
@@ -62,7 +62,7 @@ MOST_ROUNDS = 12
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompactionPlan:
     """A verified way to a smaller model.
 
     Attributes:
@@ -82,7 +82,9 @@ class Plan:
     traced: Traced | None = None
 
 
-def find_plan(model: nn.Module, cut: Cut, example: Any, *, whole: int = WHOLE) -> Plan:
+def find_plan(
+    model: nn.Module, cut: IndexCut, example: Any, *, whole: int = WHOLE
+) -> CompactionPlan:
     """The first route whose result equals the masked model.
 
     The model itself is not changed. One of more than ``whole`` bytes is never held in float64:
@@ -104,7 +106,7 @@ States = tuple[State, State]
 
 
 class _Search:
-    def __init__(self, model: nn.Module, cut: Cut, example: Any, whole: int) -> None:
+    def __init__(self, model: nn.Module, cut: IndexCut, example: Any, whole: int) -> None:
         self.model, self.cut = model, cut
         names = cut.analysis.names  # constants of the code are sliced in graphs alone
         self.kept: Kept = {n: k for n, k in cut.kept().items() if n in names}
@@ -141,7 +143,7 @@ class _Search:
             return float("nan")
         return difference(outputs(self.model, dense, self.inputs, self.gate), self.expected)[0]
 
-    def find(self) -> Plan:
+    def find(self) -> CompactionPlan:
         graph = self.check(self.rewritten.module)
         recorded = self.cut.analysis.traced.how == "recorder"  # its decisions may be other ones
         if not graph.equal and not recorded:
@@ -149,7 +151,7 @@ class _Search:
         found = (
             self._modules_kept() or self._modules_replaced()
             if self.kept
-            else Plan("sliced", Surgery({}), None, graph)
+            else CompactionPlan("sliced", Surgery({}), None, graph)
         )
         if found is None and not graph.equal:
             self._fail(graph)
@@ -157,7 +159,7 @@ class _Search:
         known = (*self.cut.analysis.traced.notes, *([self.gate.note] if self.gate.note else []))
         module: nn.Module = self.rewritten.module
         if found.graph is module:  # training switches the one, the analysis reads the other
-            module = twin(module)
+            module = shared_copy(module)
         assert isinstance(module, fx.GraphModule)
         smaller = replace(self.cut.analysis.traced, module=module)
         return replace(found, notes=(*known, *found.notes), traced=smaller)
@@ -167,7 +169,7 @@ class _Search:
         found = compare(self.expected, model, self.small, self.inputs, self.gate)
         return replace(found, effect=self.effect)
 
-    def _modules_kept(self) -> Plan | None:
+    def _modules_kept(self) -> CompactionPlan | None:
         twin = self._sliced()
         fixed = standard(twin, self.rewritten.patches)
         for attribute in fixed:
@@ -181,7 +183,9 @@ class _Search:
                 guilty, comparison = found
                 changed = bool(guilty) or self._reads(twin, told)
                 route = "attributes" if changed else "sliced"
-                return Plan(route, Surgery(self.kept, (*fixed, *told, *guilty)), None, comparison)
+                return CompactionPlan(
+                    route, Surgery(self.kept, (*fixed, *told, *guilty)), None, comparison
+                )
         return None
 
     def _guessed(
@@ -225,7 +229,7 @@ class _Search:
                     attribute.set(twin)
         return needed
 
-    def _modules_replaced(self) -> Plan | None:
+    def _modules_replaced(self) -> CompactionPlan | None:
         """Replace the innermost modules that fail, then what encloses them."""
         graphs: dict[str, nn.Module] = {}
         tried: set[str] = set()
@@ -254,7 +258,7 @@ class _Search:
         replace(surgery, kept={}).apply(twin)
         return twin
 
-    def _without_needless(self, surgery: Surgery, found: Comparison) -> Plan:
+    def _without_needless(self, surgery: Surgery, found: Comparison) -> CompactionPlan:
         """Put back whatever module the model can do with."""
         for name in sorted(surgery.replaced):
             fewer = {n: g for n, g in surgery.replaced.items() if n != name}
@@ -266,7 +270,7 @@ class _Search:
         closed = sorted(self.closed & surgery.replaced.keys())
         if closed:
             notes.append(f"of these take inputs of the example's shape only: {', '.join(closed)}")
-        return Plan("modules", surgery, None, found, tuple(notes))
+        return CompactionPlan("modules", surgery, None, found, tuple(notes))
 
     def _graph_of(
         self, name: str, calls: Mapping[str, Inputs], ends: Mapping[str, Ends]
@@ -353,7 +357,7 @@ class _Search:
                 found.append(paths[-1])
         return list(dict.fromkeys(found))
 
-    def _whole(self, known: Comparison) -> Plan:
+    def _whole(self, known: Comparison) -> CompactionPlan:
         """The whole graph, of open sizes where that one is as right."""
         try:
             graph, opened = whole_graph(
@@ -365,7 +369,7 @@ class _Search:
         if not opened or not found.equal:
             graph, found, opened = self.rewritten.module, known, False
         notes = () if opened else ("the graph takes inputs of the example's shape only",)
-        return Plan("graph", Surgery(self.kept), graph, found, notes)
+        return CompactionPlan("graph", Surgery(self.kept), graph, found, notes)
 
     def _plain_inputs(self) -> Inputs:
         """The random inputs in the model's own type."""
@@ -380,7 +384,7 @@ class _Search:
     def _sliced(self) -> nn.Module:
         """The model's modules with the smaller tensors; those that stay whole are its own."""
         own = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
-        return copied(self.model, own | self.slices)
+        return detached_copy(self.model, own | self.slices)
 
     def _named_slices(self) -> dict[str, Tensor]:
         named = (*self.model.named_parameters(), *self.model.named_buffers())

@@ -12,15 +12,15 @@ from torch.optim import Optimizer
 
 from prunus._common.modules import take_mode
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import Cut, Kept, cut_of, take
+from prunus.compaction.cut import IndexCut, Kept, cut_of, take
 from prunus.compaction.rewriting.submodules import cut_from_kept
-from prunus.compaction.search import Plan, find_plan
+from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.slicing.drop import put_back_modules
 from prunus.compaction.slicing.parameters import refuse_optimizer, resize
 from prunus.compaction.slicing.surgery import adopt, refresh
 from prunus.errors import InputError
 from prunus.graph.trace import Traced
-from prunus.pruning.space import View, look
+from prunus.pruning.space import PruningSpace, build_space
 from prunus.types import Masks
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shrunk:
+class ShrinkStep:
     """One shrink of a pruner's model, with what it takes to undo it.
 
     Attributes:
@@ -39,20 +39,20 @@ class Shrunk:
         tensors: shapes of parameters before.
         buffers: the buffers themselves, by every name.
         view: before.
-        given: masks that the model came with, before.
+        initial_masks: masks that the model came with, before.
     """
 
-    plan: Plan
+    plan: CompactionPlan
     units: int
     model: nn.Module
     modules: Mapping[str, nn.Module]
     tensors: Mapping[str, torch.Size]
     buffers: Mapping[str, Tensor]
-    view: View
-    given: Masks
+    view: PruningSpace
+    initial_masks: Masks
 
 
-def shrink(pruner: Pruner, optimizer: Optimizer | None = None) -> Shrunk | None:
+def shrink(pruner: Pruner, optimizer: Optimizer | None = None) -> ShrinkStep | None:
     """Take every unit out that the masks remove; ``None`` if there is none.
 
     Parameters keep their identity, so an optimizer goes on with them.
@@ -64,8 +64,8 @@ def shrink(pruner: Pruner, optimizer: Optimizer | None = None) -> Shrunk | None:
     Raises:
         RunError: if the smaller model does not equal the masked one; nothing is changed then.
     """
-    assert pruner.view.analysis is not None
-    cut = cut_of(pruner.view.analysis, pruner.masks)
+    assert pruner.space.analysis is not None
+    cut = cut_of(pruner.space.analysis, pruner.masks)
     return _carry_out(pruner, cut, optimizer) if cut.units() else None
 
 
@@ -89,9 +89,9 @@ def follow(pruner: Pruner, steps: Sequence[Mapping[str, Any]]) -> None:
     while len(pruner.shrinks) > len(steps):
         grow(pruner)
     for step in steps[len(pruner.shrinks) :]:
-        assert pruner.view.analysis is not None
+        assert pruner.space.analysis is not None
         plain: Kept = {name: tuple(indices) for name, indices in step["kept"].items()}
-        done = _carry_out(pruner, cut_from_kept(pruner.view.analysis, plain), None)
+        done = _carry_out(pruner, cut_from_kept(pruner.space.analysis, plain), None)
         first = replace(done.plan.comparison, error=step["error"], effect=step["effect"])
         pruner.shrinks[-1] = replace(done, plan=replace(done.plan, comparison=first))
 
@@ -122,10 +122,10 @@ def grow(pruner: Pruner) -> None:
             if buffer is not None and name in last.buffers:
                 module._buffers[key] = last.buffers[name]
     refresh(last.model)
-    pruner.see(last.view, last.given, {})
+    pruner.see(last.view, last.initial_masks, {})
 
 
-def _parameters_before(shrunk: Shrunk) -> dict[str, nn.Parameter]:
+def _parameters_before(shrunk: ShrinkStep) -> dict[str, nn.Parameter]:
     """The parameters of the larger model, each once: those of modules that became graphs too."""
     found = dict(shrunk.model.named_parameters(remove_duplicate=False))
     for path, module in shrunk.modules.items():
@@ -135,7 +135,7 @@ def _parameters_before(shrunk: Shrunk) -> dict[str, nn.Parameter]:
     return {name: found[name] for name in shrunk.tensors if once[id(found[name])] == name}
 
 
-def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
+def _carry_out(pruner: Pruner, cut: IndexCut, optimizer: Optimizer | None) -> ShrinkStep:
     model = pruner.model
     plan = find_plan(model, cut, pruner.example)
     if pruner.in_place:
@@ -144,34 +144,34 @@ def _carry_out(pruner: Pruner, cut: Cut, optimizer: Optimizer | None) -> Shrunk:
     buffers = dict(model.named_buffers(remove_duplicate=False))
     modules = {n: model.get_submodule(n) for n in plan.surgery.replaced}
     small = perform(model, plan, optimizer)
-    done = Shrunk(
+    done = ShrinkStep(
         plan=plan,
         units=cut.units(),
         model=model,
         modules=modules,
         tensors=shapes,
         buffers=buffers,
-        view=pruner.view,
-        given=pruner.given,
+        view=pruner.space,
+        initial_masks=pruner.initial_masks,
     )
     pruner.shrinks.append(done)
     pruner.model = small
     names = {n for n, _ in small.named_parameters()}
-    layers = [la for la in pruner.view.layers if la.name in names]
-    view = look(
-        small, pruner.recipe, pruner.ideas, pruner.example, layers=layers,
-        dense=pruner.view, traced=_followed(plan, small),
+    layers = [la for la in pruner.space.layers if la.name in names]
+    view = build_space(
+        small, pruner.recipe, pruner.methods, pruner.example, layers=layers,
+        dense=pruner.space, traced=_followed(plan, small),
     )  # fmt: skip
     pruner.running = {n: _sliced(t, plan.surgery.kept.get(n)) for n, t in pruner.running.items()}
     pruner.see(
         view,
-        smaller_masks(pruner.given, plan.surgery.kept, shapes),
+        smaller_masks(pruner.initial_masks, plan.surgery.kept, shapes),
         smaller_masks(pruner.masks, plan.surgery.kept, shapes),
     )
     return done
 
 
-def refuse_replacing(plan: Plan) -> None:
+def refuse_replacing(plan: CompactionPlan) -> None:
     """What cannot become smaller while others hold the model itself.
 
     Raises:
@@ -185,7 +185,7 @@ def refuse_replacing(plan: Plan) -> None:
         )
 
 
-def _followed(plan: Plan, small: nn.Module) -> Traced | None:
+def _followed(plan: CompactionPlan, small: nn.Module) -> Traced | None:
     """The operators of the smaller model, on its own parameters."""
     if plan.traced is not None:
         adopt(plan.traced.module, small)
@@ -225,7 +225,7 @@ def slice_saved(
 
 
 def refuse_for_shrinking(
-    shrinks: Sequence[Shrunk], optimizer: Optimizer, copies: Iterable[nn.Module]
+    shrinks: Sequence[ShrinkStep], optimizer: Optimizer, copies: Iterable[nn.Module]
 ) -> None:
     """What cannot go on with a model that becomes smaller while it trains.
 

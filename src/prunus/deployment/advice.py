@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from prunus.deployment.table import Row, gain
+from prunus.deployment.table import RuntimeResult, gain
 from prunus.runtimes import find
 
 GAIN = 1.1
@@ -21,7 +21,10 @@ FLAT = 0.5
 
 
 def advice(
-    model: nn.Module, dense: nn.Module | None, rows: tuple[Row, ...], chosen: Row
+    model: nn.Module,
+    dense: nn.Module | None,
+    rows: tuple[RuntimeResult, ...],
+    chosen: RuntimeResult,
 ) -> tuple[str, ...]:
     """Sentences for a user: where there is no gain, why, and the next step.
 
@@ -40,7 +43,7 @@ def advice(
 
 
 def _speed(
-    model: nn.Module, dense: nn.Module | None, chosen: Row, gains: Mapping[int, float]
+    model: nn.Module, dense: nn.Module | None, chosen: RuntimeResult, gains: Mapping[int, float]
 ) -> list[str]:
     slow = [b for b, g in gains.items() if g < GAIN]
     zeros = zero_fraction(model)
@@ -57,7 +60,7 @@ def _speed(
     return [_small_layers(chosen, slow, gains)]
 
 
-def _single_zeros(zeros: float, chosen: Row) -> str:
+def _single_zeros(zeros: float, chosen: RuntimeResult) -> str:
     return (
         f"{zeros:.0%} of the weights are single zeros, and {chosen.runtime} multiplies zeros like "
         "any number: prune channels instead (structure: channel, compact: every_round), or linear "
@@ -65,7 +68,7 @@ def _single_zeros(zeros: float, chosen: Row) -> str:
     )
 
 
-def _two_four(chosen: Row) -> str:
+def _two_four(chosen: RuntimeResult) -> str:
     return (
         f"linear layers are pruned 2:4, which {chosen.runtime} cannot use; an NVIDIA GPU of "
         "compute capability 8.0 or newer can: there, deploy(model.half().cuda(), example=…, "
@@ -73,7 +76,7 @@ def _two_four(chosen: Row) -> str:
     )
 
 
-def _small_layers(chosen: Row, slow: list[int], gains: Mapping[int, float]) -> str:
+def _small_layers(chosen: RuntimeResult, slow: list[int], gains: Mapping[int, float]) -> str:
     """Fewer weights, and no faster: by how the time grows with the batch one sees why."""
     sizes = sorted(chosen.latency)
     first, last = sizes[0], sizes[-1]
@@ -93,7 +96,7 @@ def _small_layers(chosen: Row, slow: list[int], gains: Mapping[int, float]) -> s
     )
 
 
-def _precision(rows: tuple[Row, ...], chosen: Row) -> list[str]:
+def _precision(rows: tuple[RuntimeResult, ...], chosen: RuntimeResult) -> list[str]:
     """What of a quantized artifact's gain is pruning's, and what is not known of it."""
     if chosen.exact:
         return []

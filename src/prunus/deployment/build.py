@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from prunus._common.inputs import tensors_of
 from prunus._common.timing import random_inputs
-from prunus.deployment.manifest import card_of
-from prunus.deployment.module import Served, Structure
-from prunus.deployment.table import Row
+from prunus.deployment.manifest import manifest_of
+from prunus.deployment.module import DeployedModule, Structure
+from prunus.deployment.table import RuntimeResult
 from prunus.errors import PrunusError
-from prunus.runtimes import Answers, Compute, Order, Session, error, find
+from prunus.runtimes import Answers, BuildRequest, Compute, Session, error, find
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes.eager import computing
 
@@ -45,8 +45,8 @@ FLAT = (
 class Built:
     """A row as far as it is known without a clock, and the artifact if it is good."""
 
-    row: Row
-    served: Served | None = None
+    row: RuntimeResult
+    served: DeployedModule | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Builder:
         threads: of the processor.
         batches: sizes that will be timed.
         scratch: a folder for what is built.
-        watch: told what is done.
+        on_event: told what is done.
         judged: whether a metric judges the pruned model's artifacts.
         made: what runtimes made of the models, and others use.
     """
@@ -69,21 +69,21 @@ class Builder:
     threads: int
     batches: tuple[int, ...]
     scratch: Path
-    watch: Callable[[str], None]
+    on_event: Callable[[str], None]
     judged: bool = False
     made: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def build(self, name: str, kind: str, model: nn.Module) -> Built:
         """Build, open and compare; what goes wrong becomes the row's ``refused``."""
-        self.watch(f"{name}, {kind}")
+        self.on_event(f"{name}, {kind}")
         began = time.perf_counter()
         place = self.scratch / kind / name
         place.mkdir(parents=True, exist_ok=True)
         runtime = find(name)
-        order = Order(model, self.example, place, threads=self.threads, made=self.made,
+        order = BuildRequest(model, self.example, place, threads=self.threads, made=self.made,
                       calibration=self.calibration, batch=self.batches)  # fmt: skip
         most = APART if self.judged and not runtime.EXACT else runtime.TOLERANCE
-        row = Row(name, kind, tolerance=most, exact=runtime.EXACT)
+        row = RuntimeResult(name, kind, tolerance=most, exact=runtime.EXACT)
         args, kwargs = order.call
         with torch.inference_mode():
             answers = order.model(*args, **kwargs)
@@ -110,12 +110,12 @@ class Builder:
         structure = Structure.of(answers)
         if structure is None:
             row = replace(row, notes=(*row.notes, FLAT))
-        return Built(row, Served(session, card_of(session, order, name), structure))
+        return Built(row, DeployedModule(session, manifest_of(session, order, name), structure))
 
-    def _errors(self, session: Session, order: Order, *, how: Any) -> tuple[float, float]:
+    def _errors(self, session: Session, order: BuildRequest, *, how: Any) -> tuple[float, float]:
         """The worst over the example, or the calibration; and over inputs of other batch sizes."""
         right = computing(order.model, order.call)
-        served = Served(session, card_of(session, order, ""))
+        served = DeployedModule(session, manifest_of(session, order, ""))
         calibration = calibration_of(order)[:4] if how == "norm" else []
         own = others = 0.0
         for given in calibration or [order.tensors]:
@@ -131,7 +131,7 @@ class Builder:
         return own, others
 
 
-def _wrong(row: Row, own: float, others: float, *, dynamic: bool) -> str | None:
+def _wrong(row: RuntimeResult, own: float, others: float, *, dynamic: bool) -> str | None:
     """Why answers are not eager's, if they are not."""
     most = row.tolerance
     for found, limit in ((own, most), (others, most if row.exact else APART)):
@@ -143,7 +143,9 @@ def _wrong(row: Row, own: float, others: float, *, dynamic: bool) -> str | None:
     return None
 
 
-def _answered(right: Compute, order: Order, inputs: list[Tensor]) -> tuple[list[Tensor], Answers]:
+def _answered(
+    right: Compute, order: BuildRequest, inputs: list[Tensor]
+) -> tuple[list[Tensor], Answers]:
     """Inputs and eager's answers; as many as the example has, if the model takes no others."""
     try:
         return inputs, right(inputs)
@@ -153,7 +155,9 @@ def _answered(right: Compute, order: Order, inputs: list[Tensor]) -> tuple[list[
         return cut, right(cut)
 
 
-def _resized(order: Order, calibration: Sequence[Sequence[Tensor]], batch: int) -> list[Tensor]:
+def _resized(
+    order: BuildRequest, calibration: Sequence[Sequence[Tensor]], batch: int
+) -> list[Tensor]:
     """Inputs of another batch size: fresh ones, or calibration's rows repeated or cut."""
     like = tuple(calibration[0]) if calibration else order.example
     if not any(t.dim() for t in tensors_of(like)):
@@ -176,7 +180,7 @@ def size(path: Path | None) -> int | None:
     return sum(p.stat().st_size for p in inside if p.is_file())
 
 
-def _device(runtime: Any, order: Order) -> str | None:
+def _device(runtime: Any, order: BuildRequest) -> str | None:
     kinds = {t.device.type for t in (*order.model.parameters(), *order.tensors)}
     odd = sorted(kinds - set(runtime.DEVICES))
     if not odd:

@@ -49,7 +49,7 @@ def inputs_of(
 
     hook = model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with evaluating(model), torch.no_grad(), randomness.kept():
+        with evaluating(model), torch.no_grad(), randomness.preserve_rng():
             for batch in islice(batches, limit):
                 calls.clear()
                 loss(model, batch)

@@ -26,9 +26,9 @@ from prunus.deployment.store import keep, prepare
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, did_you_mean
 from prunus.graph.trace import arguments
-from prunus.measurement.checks import twin
+from prunus.measurement.checks import evaluation_copy
 from prunus.methods import catalog as folders
-from prunus.runtimes import Order, find, missing
+from prunus.runtimes import BuildRequest, find, missing
 
 
 def deploy(
@@ -36,10 +36,10 @@ def deploy(
     *,
     example: Any,
     runtime: str | Sequence[str] = "auto",
-    beside: Sequence[str] = (),
+    compare_with: Sequence[str] = (),
     quantize: Literal["auto", "none", "int8"] = "auto",
     folder: str | Path | None = None,
-    against: nn.Module | None = None,
+    baseline: nn.Module | None = None,
     evaluate: Metric | None = None,
     better: Literal["higher", "lower"] = "higher",
     calibration: Sequence[Any] = (),
@@ -47,7 +47,7 @@ def deploy(
     batch_sizes: Sequence[int] = (1, 16),
     threads: int = 1,
     seconds: float = 1.0,
-    watch: Callable[[str], None] = lambda text: None,
+    on_event: Callable[[str], None] = lambda text: None,
 ) -> Deployment:
     """Build a model for a runtime, compare its answers with eager's, time it, keep it.
 
@@ -58,14 +58,14 @@ def deploy(
         model: pruned, compact or not.
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         runtime: the name of one, names of several, or ``auto``: all that are installed.
-        beside: more runtimes, built and timed for comparison; one of them is taken only if none of
-            the others keeps the answers.
+        compare_with: more runtimes, built and timed for comparison; one of them is taken only if
+            none of the others keeps the answers.
         quantize: ``none``: only runtimes that keep the model's precision; ``int8``: only those
             that quantize; ``auto``: those that quantize as well where they are named, or where
             ``evaluate`` and ``calibration`` are given.
         folder: where the artifact is kept, in a folder of the runtime's name. Without one nothing
             is kept.
-        against: the dense model, built and timed in the same runtimes and the same run.
+        baseline: the dense model, built and timed in the same runtimes and the same run.
         evaluate: ``evaluate(model) -> float``; called with the model and with every artifact of
             it, an ``nn.Module`` without parameters that is called in the same way.
         better: whether a ``higher`` or a ``lower`` metric is the better one.
@@ -74,7 +74,7 @@ def deploy(
         batch_sizes: to time; the first decides which is the fastest.
         threads: of the processor.
         seconds: of timing, for every artifact at every batch size.
-        watch: called with a line of text as it goes.
+        on_event: called with a line of text as it goes.
 
     Returns:
         A :class:`Deployment`: the table, and the fastest artifact that keeps the answers, opened.
@@ -94,29 +94,31 @@ def deploy(
     names = _in_int8(names) if quantize == "int8" else names
     if quantize == "none":
         names = [n for n in names if find(n).EXACT] or _none_exact(names)
-    others, _ = candidates(beside, quantized=True) if beside else ([], {})
+    others, _ = candidates(compare_with, quantized=True) if compare_with else ([], {})
     every = list(dict.fromkeys([*names, *others]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(fixed_threads(threads))
         stack.enter_context(no_denormals())
-        stack.enter_context(randomness.kept())
+        stack.enter_context(randomness.preserve_rng())
         models = {"pruned": _twin(model)}
-        if against is not None:
-            models["dense"] = _twin(against)
+        if baseline is not None:
+            models["dense"] = _twin(baseline)
         for subject in models.values():
             _refuse_inputs(subject, example, sizes)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prunus-")))
         if runtime != "auto":
-            _refuse_named(names, Order(models["pruned"], example, scratch, threads=threads,
+            _refuse_named(names, BuildRequest(models["pruned"], example, scratch, threads=threads,
                                        calibration=calibration, batch=sizes))  # fmt: skip
         if folder is not None:
             prepare(Path(folder), every)
-        judge = Judge.of(models["pruned"], evaluate, better=better, max_drop=max_drop, watch=watch)
-        builder = Builder(example, calibration, threads, sizes, scratch, watch,
+        judge = Judge.of(
+            models["pruned"], evaluate, better=better, max_drop=max_drop, on_event=on_event
+        )
+        builder = Builder(example, calibration, threads, sizes, scratch, on_event,
                           judged=evaluate is not None)  # fmt: skip
         built = [builder.build(n, kind, m) for n in every for kind, m in models.items()]
         built = measured(built, judge)
-        watch("timing, all in turn")
+        on_event("timing, all in turn")
         built = timed(built, example, sizes, seconds=seconds)
         chosen = choose(built, sizes[0], first=names)
         path = None if folder is None else Path(folder) / chosen.row.runtime
@@ -222,7 +224,7 @@ def _none_exact(names: Sequence[str]) -> list[str]:
 
 def _twin(model: nn.Module) -> nn.Module:
     """A copy to build from; a language model's without its cache."""
-    made = twin(model, "deploy")
+    made = evaluation_copy(model, "deploy")
     for module in made.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
@@ -256,7 +258,7 @@ def _refuse_inputs(model: nn.Module, example: Any, sizes: Sequence[int]) -> None
         random_inputs(example, batch=size)
 
 
-def _refuse_named(names: Sequence[str], order: Order) -> None:
+def _refuse_named(names: Sequence[str], order: BuildRequest) -> None:
     for name in names:
         reason = find(name).refuses(order)
         if reason:

@@ -27,14 +27,14 @@ class Judge:
         right: the model's own metric in PyTorch.
         better: ``higher`` or ``lower``.
         max_drop: how much worse a quantized artifact may be.
-        watch: told what is done.
+        on_event: told what is done.
     """
 
     evaluate: Metric | None
     right: float
     better: str
     max_drop: float
-    watch: Callable[[str], None]
+    on_event: Callable[[str], None]
 
     @classmethod
     def of(
@@ -44,7 +44,7 @@ class Judge:
         *,
         better: str,
         max_drop: float,
-        watch: Callable[[str], None],
+        on_event: Callable[[str], None],
     ) -> Judge:
         """With the model's own metric.
 
@@ -54,12 +54,12 @@ class Judge:
         if better not in ("higher", "lower"):
             raise InputError(f"better is '{better}'; it must be higher or lower")
         if evaluate is None:
-            return cls(None, 0.0, better, max_drop, watch)
-        watch("evaluating the model")
+            return cls(None, 0.0, better, max_drop, on_event)
+        on_event("evaluating the model")
         right = metric_of(evaluate, model)
         if not abs(right) < float("inf"):
             raise InputError(f"evaluate returned {right} for the model itself")
-        return cls(evaluate, right, better, max_drop, watch)
+        return cls(evaluate, right, better, max_drop, on_event)
 
     def worse(self, metric: float) -> bool:
         """Whether a metric is too far below the model's; one that is not a number is."""
@@ -73,7 +73,7 @@ def metric_of(evaluate: Metric, model: nn.Module) -> float:
     Raises:
         InputError: if what comes back is no number.
     """
-    with torch.no_grad(), randomness.kept():
+    with torch.no_grad(), randomness.preserve_rng():
         return number(evaluate(model), "evaluate")
 
 
@@ -90,7 +90,7 @@ def measured(built: Sequence[Built], judge: Judge) -> list[Built]:
 def _judged(b: Built, judge: Judge) -> Any:
     """The row; where its answers are known to be right, a failing ``evaluate`` is only noted."""
     assert judge.evaluate is not None
-    judge.watch(f"{b.row.runtime}, pruned: evaluating")
+    judge.on_event(f"{b.row.runtime}, pruned: evaluating")
     try:
         metric = metric_of(judge.evaluate, b.served)  # type: ignore[arg-type]
     except Exception as error:  # of the user's code, which may ask for parameters

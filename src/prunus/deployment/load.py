@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from prunus.compaction.files.artifact import load as load_model
-from prunus.deployment.module import MANIFEST, open_artifact, read_card
+from prunus.deployment.module import MANIFEST, open_artifact, read_manifest
 from prunus.errors import InputError
 from prunus.runtimes import find
 
@@ -54,7 +54,7 @@ def load(
             known = " or ".join(f"'{path / own}'" for own in inside)
             raise InputError(f"'{path}' holds artifacts: name one, {known}")
         return load_model(path, model)
-    card = read_card(folder)
+    card = read_manifest(folder)
     if card.runtime == "eager" or name not in (None, card.file):
         return load_model(folder / (name or card.file), model)
     if model is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunus._common.files import write_atomically
 from prunus._common.inputs import leaves_of, tensors_of
 from prunus.errors import InputError
-from prunus.runtimes import Order, Session
+from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes._arguments import by_name, named, positions
 
 MANIFEST = "artefact.json"
@@ -21,7 +21,7 @@ FORMAT = "prunus artefact 1"
 
 
 @dataclass(frozen=True)
-class Card:
+class Manifest:
     """What is to be known of an artifact, beside the artifact.
 
     Attributes:
@@ -85,11 +85,11 @@ def text_of(value: Any) -> str:
     return f"<{type(value).__name__}>"
 
 
-def card_of(session: Session, order: Order, runtime: str) -> Card:
+def manifest_of(session: Session, order: BuildRequest, runtime: str) -> Manifest:
     """What is to be written of an artifact."""
     given = named(order)
     inputs = order.tensors
-    return Card(
+    return Manifest(
         runtime=runtime,
         file="" if session.path is None else session.path.name,
         dynamic=session.dynamic,
@@ -101,7 +101,7 @@ def card_of(session: Session, order: Order, runtime: str) -> Card:
     )
 
 
-def read_card(folder: Path) -> Card:
+def read_manifest(folder: Path) -> Manifest:
     """What a folder's card says.
 
     Raises:
@@ -112,7 +112,7 @@ def read_card(folder: Path) -> Card:
         found = json.loads(path.read_bytes())
         if found["format"] != FORMAT:
             raise InputError(f"'{path}' is written as '{found['format']}'; this reads '{FORMAT}'")
-        card = Card(
+        card = Manifest(
             runtime=str(found["runtime"]),
             file=str(found["file"]),
             dynamic=bool(found["dynamic"]),

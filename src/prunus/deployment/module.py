@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import leaves_of, map_tensors, with_tensors
-from prunus.deployment.manifest import MANIFEST, Card, read_card
+from prunus.deployment.manifest import MANIFEST, Manifest, read_manifest
 from prunus.deployment.parts import in_parts
 from prunus.errors import InputError
 from prunus.runtimes import Answers, Session, find
 
-__all__ = ["MANIFEST", "Card", "Served", "open_artifact", "read_card"]
+__all__ = ["MANIFEST", "DeployedModule", "Manifest", "open_artifact", "read_manifest"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Structure:
         return with_tensors(self.whole, found)
 
 
-class Served(nn.Module):
+class DeployedModule(nn.Module):
     """Runs an artifact in its runtime; called like the model that it was built from.
 
     Inputs come from the CPU or from where the runtime wants them; answers have the structure of
@@ -59,7 +59,7 @@ class Served(nn.Module):
         answers: structure of the model's answers.
     """
 
-    def __init__(self, session: Session, card: Card, answers: Structure | None = None):
+    def __init__(self, session: Session, card: Manifest, answers: Structure | None = None):
         super().__init__()
         self.session, self.card, self.answers = session, card, answers
         self.eval()
@@ -138,7 +138,7 @@ def sizes_fit(given: tuple[int, ...], built: tuple[int, ...], *, batch: int, cou
     return given[0] in leading and given[1:] == built[1:] and 0 not in given
 
 
-def open_artifact(folder: str | Path, *, threads: int = 1) -> Served:
+def open_artifact(folder: str | Path, *, threads: int = 1) -> DeployedModule:
     """Open what :func:`prunus.deploy` wrote.
 
     Args:
@@ -149,7 +149,7 @@ def open_artifact(folder: str | Path, *, threads: int = 1) -> Served:
         InputError: if it is none, is damaged, or its runtime is not installed.
     """
     folder = Path(folder)
-    card = read_card(folder)
+    card = read_manifest(folder)
     path = folder / card.file
     if not card.file or not path.exists():
         raise InputError(f"'{folder}' lacks the file '{card.file}' that {MANIFEST} names")
@@ -161,4 +161,4 @@ def open_artifact(folder: str | Path, *, threads: int = 1) -> Served:
     except Exception as error:
         raise InputError(f"{card.runtime} cannot open '{path}': {error}") from error
     opened = Session(session.compute, path, card.dynamic, session.notes)
-    return Served(opened, card)
+    return DeployedModule(opened, card)

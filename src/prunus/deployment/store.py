@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunus.deployment.module import MANIFEST, Card
+from prunus.deployment.module import MANIFEST, Manifest
 from prunus.errors import InputError, RunError
 
 
@@ -40,7 +40,7 @@ def prepare(folder: Path, names: Sequence[str]) -> None:
         raise InputError(f"folder: '{folder}' cannot be written: {error}") from error
 
 
-def keep(source: Path, target: Path, card: Card) -> None:
+def keep(source: Path, target: Path, card: Manifest) -> None:
     """Copy an artifact to its folder; what was there before goes once the new one is complete.
 
     Args:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from prunus._common.timing import Timing
-from prunus.deployment.module import Served
+from prunus.deployment.module import DeployedModule
 
 
 @dataclass(frozen=True)
-class Row:
+class RuntimeResult:
     """One model in one runtime.
 
     Attributes:
@@ -47,7 +47,7 @@ class Row:
         """Whether it may be chosen."""
         return self.refused is None
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
             **{k: v for k, v in vars(self).items() if k != "latency"},
@@ -56,7 +56,7 @@ class Row:
         }
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> Row:
+    def from_dict(cls, plain: Mapping[str, Any]) -> RuntimeResult:
         """From what :meth:`plain` gave."""
         times = {int(b): Timing(**t) for b, t in plain["latency"].items()}
         return cls(**{**plain, "latency": times, "notes": tuple(plain["notes"])})
@@ -77,16 +77,16 @@ class Deployment:
         machine: that the times are of.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[RuntimeResult, ...]
     runtime: str
-    model: Served
+    model: DeployedModule
     path: Path | None
     advice: tuple[str, ...]
     offers: Mapping[str, str]
     threads: int
     machine: str
 
-    def row(self, runtime: str | None = None, model: str = "pruned") -> Row | None:
+    def row(self, runtime: str | None = None, model: str = "pruned") -> RuntimeResult | None:
         """Of a runtime, by default the one taken."""
         wanted = (runtime or self.runtime, model)
         return next((r for r in self.rows if (r.runtime, r.model) == wanted), None)
@@ -102,12 +102,12 @@ class Deployment:
         sizes = sorted(taken.latency) if taken is not None else []
         return {b: g for b in sizes if (g := self.gain(b)) is not None}
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
             "runtime": self.runtime,
             "path": None if self.path is None else str(self.path),
-            "rows": [r.plain() for r in self.rows],
+            "rows": [r.to_dict() for r in self.rows],
             "gains": {str(b): g for b, g in self.gains.items()},
             "advice": list(self.advice),
             "offers": dict(self.offers),
@@ -116,16 +116,16 @@ class Deployment:
         }
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any], model: Served, path: Path) -> Deployment:
+    def from_dict(cls, plain: Mapping[str, Any], model: DeployedModule, path: Path) -> Deployment:
         """From what :meth:`plain` gave, with the artifact, opened from its folder."""
         own = {k: plain[k] for k in ("runtime", "offers", "threads", "machine")}
-        rows = tuple(Row.read(r) for r in plain["rows"])
+        rows = tuple(RuntimeResult.from_dict(r) for r in plain["rows"])
         return cls(rows=rows, model=model, path=path, advice=tuple(plain["advice"]), **own)
 
     def __str__(self) -> str:
-        return "\n".join([*lines(self.rows, self.runtime), "", *self.said()])
+        return "\n".join([*table_lines(self.rows, self.runtime), "", *self.summary()])
 
-    def said(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What the table does not show: the gain, where it was measured, advice, offers."""
         taken = self.row()
         return [
@@ -138,7 +138,7 @@ class Deployment:
         ]  # fmt: skip
 
 
-def gain(rows: tuple[Row, ...], runtime: str, batch: int) -> float | None:
+def gain(rows: tuple[RuntimeResult, ...], runtime: str, batch: int) -> float | None:
     """Latency of the dense model in its fastest runtime ÷ that of the pruned one in ``runtime``.
 
     The fastest of those that keep the precision; where ``runtime`` quantizes, of those that
@@ -155,7 +155,7 @@ def gain(rows: tuple[Row, ...], runtime: str, batch: int) -> float | None:
     return min(dense) / own[0].latency[batch].median_ms
 
 
-def cells(rows: tuple[Row, ...], chosen: str) -> list[list[str]]:
+def cells(rows: tuple[RuntimeResult, ...], chosen: str) -> list[list[str]]:
     """The table as words, its head first; the chosen row has a star."""
     batches = sorted({b for r in rows for b in r.latency})
     times = [f"ms, batch {b}" for b in batches]
@@ -174,7 +174,7 @@ def cells(rows: tuple[Row, ...], chosen: str) -> list[list[str]]:
     return out
 
 
-def lines(rows: tuple[Row, ...], chosen: str) -> list[str]:
+def table_lines(rows: tuple[RuntimeResult, ...], chosen: str) -> list[str]:
     """The table as lines of text."""
     table = cells(rows, chosen)
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
@@ -187,7 +187,7 @@ def lines(rows: tuple[Row, ...], chosen: str) -> list[str]:
     ]
 
 
-def refusals(rows: tuple[Row, ...]) -> list[str]:
+def refusals(rows: tuple[RuntimeResult, ...]) -> list[str]:
     """Why runtimes were not taken; what holds of both models is said once."""
     models: dict[tuple[str, str], list[str]] = {}
     for r in rows:
@@ -204,4 +204,4 @@ def write_table(deployment: Deployment, path: Path) -> None:
     """For the report, as JSON."""
     from prunus._common.files import write_atomically
 
-    write_atomically(path, json.dumps(deployment.plain(), indent=1).encode())
+    write_atomically(path, json.dumps(deployment.to_dict(), indent=1).encode())

@@ -37,9 +37,9 @@ class Units:
         return sum(len(c) for c in self.coupled)
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(self.summary())
 
-    def lines(self, most: int = 4) -> list[str]:
+    def summary(self, most: int = 4) -> list[str]:
         """The table, a kind of unit or a reason a line.
 
         Args:

@@ -87,8 +87,8 @@ def trace(
     ['aten.linear.default']
     """
     args, kwargs = arguments(example) if inputs is None else inputs
-    model = twin(model)  # caches that a pass fills stay in the copy
-    with quiet(model), torch.no_grad():
+    model = shared_copy(model)  # caches that a pass fills stay in the copy
+    with analysis_mode(model), torch.no_grad():
         module = _open_export(model, args, kwargs, closed) if dynamic else None
         opened = module is not None
         if module is None:
@@ -115,7 +115,7 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
 
 
-def copied(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.Module:
+def detached_copy(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.Module:
     """A deep copy; results of an earlier pass that modules keep are detached, not refused.
 
     Args:
@@ -130,15 +130,15 @@ def copied(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.M
     return copy.deepcopy(model, memo)
 
 
-def twin(model: nn.Module) -> nn.Module:
+def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of a model that holds the very same parameters and buffers.
 
     >>> model = nn.Linear(1, 1)
-    >>> twin(model).weight is model.weight
+    >>> shared_copy(model).weight is model.weight
     True
     """
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = copied(model, shared)
+    made = detached_copy(model, shared)
     drop_caches(made)
     return made
 
@@ -173,7 +173,7 @@ def _open_export(
     model: nn.Module, args: Any, kwargs: Any, closed: Sequence[Collection[int]]
 ) -> fx.GraphModule | None:
     """With open sizes: of every dimension, else of the first one, else not at all."""
-    model = twin(model)
+    model = shared_copy(model)
     names = _spell_out(model, args, kwargs)
 
     def shapes(most: int) -> Any:
@@ -270,7 +270,7 @@ def _is_module(module: fx.GraphModule, argument: Any) -> bool:
 
 
 @contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
+def analysis_mode(model: nn.Module) -> Iterator[None]:
     """A model as it is analyzed: eval mode, no cache among its outputs, no fused fast path."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]

@@ -38,7 +38,7 @@ def optional(module: str, name: str, packages: Sequence[str]) -> Any:
 
 
 @dataclass(frozen=True)
-class Order:
+class CallbackConfig:
     """How to prune whatever model a loop turns out to train."""
 
     recipe: Recipe
@@ -113,7 +113,7 @@ def order(
     calibration: Iterable[Any] | None,
     loss: Callable[[nn.Module, Any], Tensor] | None,
     example: Any,
-) -> Order:
+) -> CallbackConfig:
     """An order, checked as far as it can be without a model.
 
     Raises:
@@ -123,7 +123,7 @@ def order(
     problem = own_loop_conflict(loaded, judged=evaluate is not None)
     if problem is not None:
         raise InputError(problem)
-    return Order(loaded, evaluate, calibration, loss, example)
+    return CallbackConfig(loaded, evaluate, calibration, loss, example)
 
 
 def ended_by_guard(pruner: Pruner) -> bool:

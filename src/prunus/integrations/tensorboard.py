@@ -10,7 +10,7 @@ from typing import Any
 from prunus._common.packages import require
 from prunus.progressive.folder import rounds_of
 from prunus.progressive.journal import read_events
-from prunus.types import Round
+from prunus.progressive.result import Round
 
 FOLDER = "tensorboard"
 """Where the events lie in a run's folder."""
@@ -104,7 +104,7 @@ def scalars(row: Round) -> dict[str, float]:
         "metric/validation": row.metric,
         "metric/training": row.train_metric,
         "metric/gap": row.gap,
-        "pruning/asked": row.asked,
+        "pruning/requested": row.requested,
         "pruning/achieved": row.achieved,
         "pruning/sparsity": row.sparsity,
         "pruning/l1": row.l1,

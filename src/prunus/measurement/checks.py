@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from prunus._common.inputs import tensors_of
 from prunus.errors import InputError
-from prunus.graph.trace import arguments, copied, drop_caches
+from prunus.graph.trace import arguments, detached_copy, drop_caches
 from prunus.measurement.latency import Inputs, forward
 
 
@@ -45,7 +45,7 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
     return next(iter(owners), torch.device("cpu"))
 
 
-def twin(model: nn.Module, who: str) -> nn.Module:
+def evaluation_copy(model: nn.Module, who: str) -> nn.Module:
     """A copy in eval mode with the same parameters; what a pass changes stays in the copy.
 
     Args:
@@ -56,7 +56,7 @@ def twin(model: nn.Module, who: str) -> nn.Module:
         InputError: if the model cannot be copied.
     """
     try:
-        made = copied(model, {id(p): p for p in model.parameters()})
+        made = detached_copy(model, {id(p): p for p in model.parameters()})
     except Exception as error:  # copying calls the code of whatever the model holds
         raise InputError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "

@@ -19,12 +19,12 @@ from prunus.costs.l1 import l1
 from prunus.costs.macs import macs_of_pass
 from prunus.costs.params import nonzero_params, params
 from prunus.errors import InputError, PrunusError
-from prunus.measurement.checks import one_device, refuse_misfits, twin
+from prunus.measurement.checks import evaluation_copy, one_device, refuse_misfits
 from prunus.measurement.energy import Energy, estimated_energy, measured_energy
 from prunus.measurement.latency import Inputs, forward, latency
 from prunus.measurement.memory import Memory, memory
 from prunus.measurement.meters import Meter, meter_for
-from prunus.measurement.result import Figures, Measured, Pass
+from prunus.measurement.result import Measurement, ModelCost, PassCost
 from prunus.types import Masks
 
 PACK_BELOW = 10**9
@@ -38,24 +38,24 @@ def measure(
     model: nn.Module,
     example: Any,
     *,
-    against: nn.Module | None = None,
+    baseline: nn.Module | None = None,
     batch_sizes: Sequence[int] = (1, 16),
     threads: int | None = 1,
     seconds: float = 1.0,
     masks: Masks | None = None,
-) -> Measured:
+) -> Measurement:
     """Measure what a model costs as it stands: size, MACs, latency, memory, energy.
 
     The passes run in eval mode without autograd, on random inputs like the example and with
     denormal numbers as zero. They run on a copy that shares the parameters: the model, its mode,
-    its gradients and the random state are left as they are. With ``against`` the passes of both
+    its gradients and the random state are left as they are. With ``baseline`` the passes of both
     models alternate in one run, so that what slows the machine slows both.
 
     Args:
         model: on the CPU or on CUDA.
         example: an input, a tuple of inputs, or a mapping of keyword arguments; its values are
             not used, except the range of integers, bools and masks.
-        against: another model that takes the same example, the dense one by custom.
+        baseline: another model that takes the same example, the dense one by custom.
         batch_sizes: items of a pass, in the leading dimension of the inputs.
         threads: processor threads of an operator; ``None`` for torch's own choice.
         seconds: of timing, for each model and batch size.
@@ -63,22 +63,22 @@ def measure(
             weights that are not zero.
 
     Returns:
-        A :class:`Measured`; printed, it is a table.
+        A :class:`Measurement`; printed, it is a table.
 
     Raises:
         InputError: if a model does not take the example or a batch size, or lies on another
             device; nothing was timed then.
 
     >>> dense, small = nn.Linear(64, 64), nn.Linear(64, 16)
-    >>> found = measure(small, torch.ones(1, 64), against=dense, batch_sizes=[1], seconds=0.01)
+    >>> found = measure(small, torch.ones(1, 64), baseline=dense, batch_sizes=[1], seconds=0.01)
     >>> found.model.macs, found.ratios["params"], found.model.passes[0].batch
     (1024, 4.0, 1)
     """
-    models = {"model": model} if against is None else {"model": model, "against": against}
+    models = {"model": model} if baseline is None else {"model": model, "baseline": baseline}
     device = one_device(models, example)
     _refuse_sizes(batch_sizes, seconds)
-    with randomness.kept(), fixed_threads(threads) as used, no_denormals():
-        twins = {name: twin(m, "measure") for name, m in models.items()}
+    with randomness.preserve_rng(), fixed_threads(threads) as used, no_denormals():
+        twins = {name: evaluation_copy(m, "measure") for name, m in models.items()}
         inputs = {b: random_inputs(example, batch=b) for b in batch_sizes}
         for name, own in twins.items():
             refuse_misfits(name, own, example, inputs)
@@ -96,9 +96,9 @@ def measure(
             for name, own in twins.items()
         }
         environment = describe()
-    return Measured(
+    return Measurement(
         model=figures["model"],
-        against=figures.get("against"),
+        baseline=figures.get("baseline"),
         device=device.type,
         threads=used,
         environment=environment,
@@ -125,7 +125,7 @@ def _figures(
     masks: Masks | None,
     meter: Meter | None,
     seconds: float,
-) -> Figures:
+) -> ModelCost:
     """Everything about one model."""
     still = _still(model, inputs, masks)
     passes = []
@@ -134,8 +134,8 @@ def _figures(
         energy = _measured(model, given, batch=batch, meter=meter, seconds=seconds)
         if energy is None:
             energy = _estimated(model, given, batch=batch, macs=still["macs"], room=room)
-        passes.append(Pass(batch, timings[batch], room.peak_bytes, energy))
-    return Figures(**still, passes=tuple(passes))
+        passes.append(PassCost(batch, timings[batch], room.peak_bytes, energy))
+    return ModelCost(**still, passes=tuple(passes))
 
 
 def _still(model: nn.Module, inputs: Mapping[int, Inputs], masks: Masks | None) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return max(numbers, key=lambda d: numbers[d], default=torch.float32)
 
 
-def _warnings(figures: Mapping[str, Figures]) -> list[str]:
+def _warnings(figures: Mapping[str, ModelCost]) -> list[str]:
     found = []
     passes = [p for f in figures.values() for p in f.passes]
     busy = sorted({p.batch for p in passes if p.latency.busy})

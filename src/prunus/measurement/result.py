@@ -12,7 +12,7 @@ from prunus.measurement.energy import Energy
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassCost:
     """What one forward pass takes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Pass:
         """Throughput: items ÷ median latency."""
         return 1e3 * self.batch / self.latency.median_ms
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Values for JSON."""
         return {
             "batch": self.batch,
@@ -51,7 +51,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Figures:
+class ModelCost:
     """What one model costs as it stands.
 
     Attributes:
@@ -75,28 +75,28 @@ class Figures:
     bytes: int
     disk_bytes: int
     sparse_disk_bytes: int
-    passes: tuple[Pass, ...]
+    passes: tuple[PassCost, ...]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Values for JSON."""
-        return {**vars(self), "passes": [p.plain() for p in self.passes]}
+        return {**vars(self), "passes": [p.to_dict() for p in self.passes]}
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A model measured, alone or in one interleaved run with another.
 
     Attributes:
         model: its figures.
-        against: those of the other one, the dense model by custom.
+        baseline: those of the other one, the dense model by custom.
         device: on which both ran.
         threads: processor threads that an operator may use.
         environment: the machine.
         warnings: what a reader must know beside the numbers.
     """
 
-    model: Figures
-    against: Figures | None
+    model: ModelCost
+    baseline: ModelCost | None
     device: str
     threads: int
     environment: Mapping[str, str]
@@ -104,25 +104,27 @@ class Measured:
 
     @property
     def ratios(self) -> dict[str, Any]:
-        """``against`` ÷ model for every figure: above 1, the model costs less.
+        """``baseline`` ÷ model for every figure: above 1, the model costs less.
 
-        Figures of a pass are by batch size. Empty without ``against``.
+        Figures of a pass are by batch size. Empty without ``baseline``.
         """
-        if self.against is None:
+        if self.baseline is None:
             return {}
-        mine, theirs = self.model, self.against
+        mine, theirs = self.model, self.baseline
         keys = ("params", "nonzero_params", "macs", "bytes", "disk_bytes", "sparse_disk_bytes")
         found: dict[str, Any] = {k: _ratio(getattr(theirs, k), getattr(mine, k)) for k in keys}
-        pairs = [(p.plain(), q.plain()) for p, q in zip(mine.passes, theirs.passes, strict=True)]
+        pairs = [
+            (p.to_dict(), q.to_dict()) for p, q in zip(mine.passes, theirs.passes, strict=True)
+        ]
         for key in ("latency_ms", "peak_bytes", "energy_mj"):
             found[key] = {str(p["batch"]): _ratio(q[key], p[key]) for p, q in pairs}
         return found
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Values for JSON."""
         return {
-            "model": self.model.plain(),
-            "against": None if self.against is None else self.against.plain(),
+            "model": self.model.to_dict(),
+            "against": None if self.baseline is None else self.baseline.to_dict(),
             "ratios": self.ratios,
             "device": self.device,
             "threads": self.threads,
@@ -131,7 +133,7 @@ class Measured:
         }
 
     def __str__(self) -> str:
-        plain = self.plain()
+        plain = self.to_dict()
         table = aligned(rows(plain))
         return "\n".join([*table, machine(plain), *(f"note: {w}" for w in self.warnings)])
 

@@ -13,35 +13,35 @@ from prunus.compaction.shrink import shrink, slice_saved
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
 from prunus.progressive.engine import Pruner
-from prunus.progressive.latency_target import aim
-from prunus.progressive.state import Job, Position, blob, unblob
+from prunus.progressive.latency_target import calibrate_target
+from prunus.progressive.state import RunContext, RunState, blob, unblob
 from prunus.pruning.masks import apply
 from prunus.types import State
 
 
-def cut(job: Job, at: Position) -> bool:
+def cut(job: RunContext, at: RunState) -> bool:
     """Cut and restore; whether the masks are enforced while retraining."""
     pruner, recipe = job.pruner, job.pruner.recipe
     gradual = not pruner.recipe.in_rounds and job.train is not None
     if gradual:
-        pruner.hold(pruner.recipe.restore.name != "revive")
+        pruner.enforce(pruner.recipe.restore.name != "revive")
         return pruner.recipe.restore.name != "revive"
-    last = at.step > 0 and pruner.asks(at.progress) >= pruner.target - 1e-9
-    if last and aim(job, "last"):  # widths have moved since the start
-        at.asked = pruner.asks(at.progress)
+    last = at.step > 0 and pruner.scheduled(at.progress) >= pruner.target - 1e-9
+    if last and calibrate_target(job, "last"):  # widths have moved since the start
+        at.requested = pruner.scheduled(at.progress)
     before = pruner.state(at.optimizer)
-    asked = pruner.cut(at.progress, at.asked)
-    at.asked = asked
+    asked = pruner.cut(at.progress, at.requested)
+    at.requested = asked
     hard = at.progress >= 1 and not pruner.recipe.until_guard
     if revives(pruner, "before") and hard:  # the last cut is hard
-        pruner.hold(True)
+        pruner.enforce(True)
         return True
     if pruner.recipe.restore.settings.get("values") == "cut":
         at.blobs["cut"] = job.journal.store("cut", blob(before))
     if not revives(pruner, "after"):
         restore(job, at)
     held = not revives(pruner, "before")
-    pruner.hold(held)
+    pruner.enforce(held)
     if held:
         apply(pruner.model, pruner.masks)
     if recipe.compact == "every_round":
@@ -49,7 +49,7 @@ def cut(job: Job, at: Position) -> bool:
     return held
 
 
-def take_out(job: Job, at: Position) -> None:
+def take_out(job: RunContext, at: RunState) -> None:
     """Make the model smaller by what the masks remove; its optimizer goes on."""
     pruner = job.pruner
     shapes = {n: tuple(p.shape) for n, p in pruner.model.named_parameters()}
@@ -63,10 +63,10 @@ def take_out(job: Job, at: Position) -> None:
         "compacted", route=done.plan.route, units=done.units, error=compacted.error,
         effect=compacted.effect,
     )  # fmt: skip
-    job.watch({"event": "compacted", "route": done.plan.route, "units": done.units})
+    job.on_event({"event": "compacted", "route": done.plan.route, "units": done.units})
 
 
-def restore(job: Job, at: Position) -> None:
+def restore(job: RunContext, at: RunState) -> None:
     pruner = job.pruner
 
     def remembered(name: str) -> Callable[[], State]:
@@ -78,7 +78,7 @@ def restore(job: Job, at: Position) -> None:
         cut=remembered("cut"),
         fresh=lambda: State(_fresh(pruner.model, pruner.recipe.seed, at.index), {}),
     )
-    state = pruner.ideas.restore(pruner.state(at.optimizer), pruner.masks, memory)
+    state = pruner.methods.restore(pruner.state(at.optimizer), pruner.masks, memory)
     pruner.load(state)
     at.optimizer = state.optimizer
 
@@ -95,7 +95,7 @@ def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:
         InputError: for a module that cannot initialize itself, by name.
     """
     twin = copy.deepcopy(model)
-    with randomness.kept():
+    with randomness.preserve_rng():
         randomness.seed(seed, 7, round)
         for name, module in twin.named_modules():
             own = list(module.parameters(recurse=False))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus._common.distributed import once, size
+from prunus._common.distributed import on_rank_zero, world_size
 from prunus.compaction.compact import compact
 from prunus.compaction.files.artifact import save
 from prunus.deployment.calibration import inputs_of
@@ -16,10 +16,10 @@ from prunus.deployment.deploy import candidates, deploy
 from prunus.deployment.module import open_artifact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, PrunusError
-from prunus.progressive.state import Job
+from prunus.progressive.result import Compaction
+from prunus.progressive.state import RunContext
 from prunus.recipe.schema import Deploy, Recipe
 from prunus.runtimes import find
-from prunus.types import Compaction
 
 BATCHES = 8
 """Of calibration, for runtimes that quantize."""
@@ -32,7 +32,7 @@ def serves(recipe: Recipe) -> bool:
     return recipe.deploy is not None or recipe.quantize != "none"
 
 
-def round_latency(job: Job, dense: Mapping[str, float]) -> dict[str, float]:
+def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, float]:
     """Median milliseconds of the model as it stands, by runtime; empty where nothing deploys it.
 
     Compact where the recipe makes it so; runtimes that take minutes to build are left to the end.
@@ -50,11 +50,11 @@ def round_latency(job: Job, dense: Mapping[str, float]) -> dict[str, float]:
     try:
         made = deploy(
             _as_it_would_end(job), example=job.example, runtime=_sure(how.runtime),
-            beside=_exact(how.runtime), batch_sizes=(how.batch,), threads=how.threads,
-            seconds=SECONDS, against=job.dense if dense else None,
+            compare_with=_exact(how.runtime), batch_sizes=(how.batch,), threads=how.threads,
+            seconds=SECONDS, baseline=job.dense if dense else None,
         )  # fmt: skip
     except PrunusError as error:  # an engine that fails costs no round
-        job.watch({"event": "note", "text": f"the round is not timed: {error}"})
+        job.on_event({"event": "note", "text": f"the round is not timed: {error}"})
         return {}
     ms = {(r.runtime, r.model): t.median_ms for r in made.rows for t in r.latency.values()
           if r.good}  # fmt: skip
@@ -65,16 +65,16 @@ def round_latency(job: Job, dense: Mapping[str, float]) -> dict[str, float]:
     return {name: own[name] * dense[name] / ms[name, "dense"] for name in both}
 
 
-def _as_it_would_end(job: Job) -> nn.Module:
+def _as_it_would_end(job: RunContext) -> nn.Module:
     """The model as it would be handed over now."""
     pruner = job.pruner
-    waits = pruner.recipe.compact == "end" and pruner.view.analysis is not None
+    waits = pruner.recipe.compact == "end" and pruner.space.analysis is not None
     if not waits or all(bool(m.all()) for m in pruner.masks.values()):
         return pruner.model
     return compact(pruner.model, pruner.masks, job.example).model
 
 
-def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
+def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:
     """Build the finished model for its runtime, calibrated and judged there.
 
     An engine that fails costs no result: the run ends without an artifact, and says why. Of
@@ -88,15 +88,15 @@ def serve(job: Job, compaction: Compaction | None) -> Deployment | None:
         return None
     found: list[Deployment] = []
     try:
-        once(lambda: found.append(_kept(job) or _served(job, compaction)))
+        on_rank_zero(lambda: found.append(_kept(job) or _served(job, compaction)))
         return found[0] if found else None
     except PrunusError as error:
         job.journal.write("not deployed", why=str(error))
-        job.watch({"event": "note", "text": f"no artifact was made: {error}"})
+        job.on_event({"event": "note", "text": f"no artifact was made: {error}"})
         return None
 
 
-def _kept(job: Job) -> Deployment | None:
+def _kept(job: RunContext) -> Deployment | None:
     """What the run ended with when it was finished, if its artifact opens without the model."""
     folder = job.journal.folder
     ended = any(e["event"] == "end" for e in job.journal.events)
@@ -107,12 +107,12 @@ def _kept(job: Job) -> Deployment | None:
         return None
     path = folder / "deployed" / made["runtime"]
     try:
-        return Deployment.read(made, open_artifact(path, threads=made["threads"]), path)
+        return Deployment.from_dict(made, open_artifact(path, threads=made["threads"]), path)
     except InputError:  # taken away, damaged, or its runtime is not installed any more
         return None
 
 
-def _served(job: Job, compaction: Compaction | None) -> Deployment:
+def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
     recipe, pruner = job.pruner.recipe, job.pruner
     how = recipe.deploy or Deploy()
     guard = recipe.guard
@@ -125,18 +125,18 @@ def _served(job: Job, compaction: Compaction | None) -> Deployment:
         pruner.model,
         example=job.example,
         runtime=how.runtime,
-        beside=_exact(how.runtime) if recipe.quantize == "int8" else (),
+        compare_with=_exact(how.runtime) if recipe.quantize == "int8" else (),
         quantize=recipe.quantize,
         folder=None if job.journal.folder is None else job.journal.folder / "deployed",
-        against=job.dense,
+        baseline=job.dense,
         # By one rank alone it would wait for ever where it speaks to the others.
-        evaluate=job.evaluate if size() == 1 else None,
+        evaluate=job.evaluate if world_size() == 1 else None,
         better="higher" if guard is None else guard.better,
         calibration=calibration,
         max_drop=_allowed(job),
         batch_sizes=tuple(dict.fromkeys((how.batch, 16))),
         threads=how.threads,
-        watch=lambda text: job.watch({"event": "note", "text": f"deploy: {text}"}),
+        on_event=lambda text: job.on_event({"event": "note", "text": f"deploy: {text}"}),
     )
     if made.runtime == "eager" and made.path is not None and compaction is not None:
         # With the numbers that modules keep, which the model alone does not tell.
@@ -144,7 +144,7 @@ def _served(job: Job, compaction: Compaction | None) -> Deployment:
     return made
 
 
-def _allowed(job: Job) -> float:
+def _allowed(job: RunContext) -> float:
     """How much worse the metric of an int8 artifact may be than the pruned model's."""
     guard = job.pruner.recipe.guard
     if guard is None or not guard.relative:
@@ -176,7 +176,7 @@ def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -
         return
     if example is None:
         raise InputError("deploy: give example=, an input, from which the artifact is built")
-    if recipe.quantize == "int8" and size() > 1:
+    if recipe.quantize == "int8" and world_size() > 1:
         raise InputError(
             "quantize: int8 is judged by evaluate in the runtime, and one of several ranks cannot "
             "do that alone: leave it out, and call prunus.deploy(…, quantize='int8') after the run"

@@ -11,31 +11,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunus._common.distributed import agree
+from prunus._common.distributed import assert_same
 from prunus._common.layers import Layer
-from prunus.compaction.shrink import Shrunk, follow, refuse_for_shrinking
+from prunus.compaction.shrink import ShrinkStep, follow, refuse_for_shrinking
 from prunus.compaction.shrink import saved as saved_shrinks
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
-from prunus.methods.signals import Look, collect, needed
+from prunus.methods.signals import SignalContext, collect, needed
 from prunus.methods.signals.grad_sq_running import DECAY, refuse_frozen
 from prunus.pruning.decide import (
     Cost,
     LazyUnits,
-    alive_of,
     allocate,
     bottom_up,
+    kept_units,
     kept_weights,
     limits_of,
     masks_from,
 )
 from prunus.pruning.masks import Enforcer, apply, copy_of, finite, put_back, real_optimizer
 from prunus.pruning.scope import initial_masks
-from prunus.pruning.space import View, look, target_of
+from prunus.pruning.space import PruningSpace, build_space, target_of
 from prunus.pruning.units import unit_density
 from prunus.recipe import duration
 from prunus.recipe.load import load
-from prunus.recipe.resolve import Ideas, resolve
+from prunus.recipe.resolve import Methods, resolve
 from prunus.recipe.schema import Recipe
 from prunus.types import Counts, Group, Masks, State
 
@@ -82,36 +82,36 @@ class Pruner:
     ) -> None:
         self.model = model
         self.recipe = load(recipe)
-        self.ideas: Ideas = resolve(self.recipe)
+        self.methods: Methods = resolve(self.recipe)
         self.calibration, self.loss = calibration, loss
         self.step = 0
         self.running: dict[str, Tensor] = {}
         self.masks: Masks = {}
-        self.sparsity, self.reached = 0.0, 0.0
+        self.sparsity, self.achieved = 0.0, 0.0
         self._enforcer = Enforcer()
         self._hooks: list[RemovableHandle] = []
         self._enforced = True
         self._first_cut, self._last_cut, self._every = 0, -1, 1
         self._shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self.example = example
-        self.view = look(model, self.recipe, self.ideas, example)
+        self.space = build_space(model, self.recipe, self.methods, example)
         finite(model)
-        self.target = target_of(self.recipe, self.view)
+        self.target = target_of(self.recipe, self.space)
         self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
         self._check_signals()
         given = initial_masks(model, [la for la in self.layers if la.name in self._scored])
-        self.given: Masks = given
-        self.shrinks: list[Shrunk] = []
+        self.initial_masks: Masks = given
+        self.shrinks: list[ShrinkStep] = []
         self.dropped: dict[str, nn.Module] = {}
         self.optimizer: Optimizer | None = None
         self.in_place = False  # whether others hold the model, so that it must stay this object
         self._units = {g.name: g.units for g in self.groups}
         self._set_masks(dict(given))
-        self.start = self.reached
+        self.start = self.achieved
         self._start_state: State | None = None
 
     def _check_signals(self) -> None:
-        wanted = needed(self.ideas.criterion)
+        wanted = needed(self.methods.criterion)
         reads = [s for s in ("grad", "grad_sq") if s in wanted]
         if reads and (self.calibration is None or self.loss is None):
             raise InputError(
@@ -125,17 +125,17 @@ class Pruner:
     @property
     def counts_in(self) -> str:
         """What ``asked`` and ``reached`` count."""
-        return "sparsity" if self.view.figure is None else self.view.figure.name
+        return "sparsity" if self.space.cost_model is None else self.space.cost_model.name
 
     @property
     def layers(self) -> list[Layer]:
         """The weights in scope."""
-        return self.view.layers
+        return self.space.layers
 
     @property
     def groups(self) -> list[Group]:
         """Their units."""
-        return self.view.groups
+        return self.space.groups
 
     # --- hooks
 
@@ -203,29 +203,29 @@ class Pruner:
             self._scheduled_cut(progress)
 
     def _scheduled_cut(self, progress: float) -> None:
-        asked = self.asks(progress)
+        asked = self.scheduled(progress)
         final = progress >= 1
         revives = self.recipe.restore.name == "revive"
-        if not revives and self.recipe.order == "all" and asked <= self.reached + 1e-12:
+        if not revives and self.recipe.order == "all" and asked <= self.achieved + 1e-12:
             return
         if revives:
             before = self.state()
             self.cut(progress, asked)
             apply(self.model, self.masks)
             if not final:
-                self.load(self.ideas.restore(self.state(), self.masks, self._memory(before)))
-            self.hold(final)
+                self.load(self.methods.restore(self.state(), self.masks, self._memory(before)))
+            self.enforce(final)
         else:
             self.cut(progress, asked)
 
     # --- decisions
 
-    def asks(self, progress: float) -> float:
+    def scheduled(self, progress: float) -> float:
         """The sparsity that the schedule asks for."""
         if self.recipe.until_guard:
             return max(progress, self.start)
         target = max(self.target, self.start)
-        return self.ideas.schedule(progress, self.start, target)
+        return self.methods.schedule(progress, self.start, target)
 
     def cut(self, progress: float, asked: float | None = None) -> float:
         """Choose masks and apply them; the model is unchanged if that fails.
@@ -237,49 +237,51 @@ class Pruner:
         Returns:
             The sparsity asked of the groups together.
         """
-        asked = self.asks(progress) if asked is None else asked
+        asked = self.scheduled(progress) if asked is None else asked
         masks, counts = self._choose(progress, asked)
         self._set_masks(masks)
         apply(self.model, masks)
-        return self._gone(counts) if self.recipe.order == "bottom_up" else asked
+        return self._removed(counts) if self.recipe.order == "bottom_up" else asked
 
-    def _gone(self, counts: Counts) -> float:
-        return (self.view.figure or Cost(self.groups))(counts)
+    def _removed(self, counts: Counts) -> float:
+        return (self.space.cost_model or Cost(self.groups))(counts)
 
     def choose(self, progress: float) -> Masks:
         """The masks that a cut at this progress would give; nothing is changed."""
-        return self._choose(progress, self.asks(progress))[0]
+        return self._choose(progress, self.scheduled(progress))[0]
 
     def _choose(self, progress: float, asked: float) -> tuple[Masks, Counts]:
-        kept = self.given if self.recipe.restore.name == "revive" else self.masks
+        kept = self.initial_masks if self.recipe.restore.name == "revive" else self.masks
         if not self.groups:  # every group of a smaller model is down to its last unit
             return dict(kept), {}
         units, counts = self._decide(progress, asked, kept)
-        return agree(masks_from(units, counts, kept, self._shapes), "masks"), counts
+        return assert_same(masks_from(units, counts, kept, self._shapes), "masks"), counts
 
     def _decide(self, progress: float, asked: float, kept: Masks) -> tuple[LazyUnits, Counts]:
-        score = collect(self.ideas.criterion, self._signals())
-        alive = alive_of(self.groups, kept, self._shapes)
-        coupled = self.view.analysis is not None
+        score = collect(self.methods.criterion, self._signals())
+        alive = kept_units(self.groups, kept, self._shapes)
+        coupled = self.space.analysis is not None
         density = {g: unit_density(g, kept, self._shapes) for g in self.groups if coupled}
         units = LazyUnits(self.groups, score, alive, density)
         limits = limits_of(self.groups, alive)
         if self.recipe.order == "all":
-            return units, allocate(units, self.ideas.allocation, asked, limits, self.view.figure)
-        final = allocate(units, self.ideas.allocation, self.target, limits, self.view.figure)
-        return units, bottom_up(final, progress, self.ideas.schedule)
+            return units, allocate(
+                units, self.methods.allocation, asked, limits, self.space.cost_model
+            )
+        final = allocate(units, self.methods.allocation, self.target, limits, self.space.cost_model)
+        return units, bottom_up(final, progress, self.methods.schedule)
 
     def counts(self, asked: float) -> dict[str, tuple[int, int]]:
         """Weights (of coupled groups: units) kept and all, by group, if ``asked`` were cut now."""
         units, counts = self._decide(1.0, asked, self.masks)
         masks = masks_from(units, counts, self.masks, self._shapes)
-        alive = alive_of(self.groups, masks, self._shapes)
-        if self.view.analysis is not None:
+        alive = kept_units(self.groups, masks, self._shapes)
+        if self.space.analysis is not None:
             return {g.name: (int(counts[g]), g.units) for g in self.groups}
         return {g.name: (kept_weights(g, alive[g]), g.weights) for g in self.groups}
 
-    def _signals(self) -> Look:
-        return Look(
+    def _signals(self) -> SignalContext:
+        return SignalContext(
             model=self.model,
             parameters=self._parameters(),
             calibration=self.calibration,
@@ -294,23 +296,23 @@ class Pruner:
 
     # --- state
 
-    def see(self, view: View, given: Masks, masks: Masks) -> None:
+    def see(self, view: PruningSpace, given: Masks, masks: Masks) -> None:
         """Go on with a model that became smaller, or larger again."""
-        self.view, self.given = view, given
+        self.space, self.initial_masks = view, given
         self._shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
         self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
         self._set_masks(masks)
 
     def _set_masks(self, masks: Masks) -> None:
         self.masks = masks
-        self.sparsity, self.reached = self.view.gone(masks, self._shapes)
+        self.sparsity, self.achieved = self.space.removed_fraction(masks, self._shapes)
         self._refresh()
 
     @property
     def densities(self) -> dict[str, float]:
         """Kept ÷ all, by group: weights, or of coupled units those of the dense model."""
-        alive = alive_of(self.groups, self.masks, self._shapes)
-        if self.view.analysis is None:
+        alive = kept_units(self.groups, self.masks, self._shapes)
+        if self.space.analysis is None:
             return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.groups}
         left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups}
         return {name: left.get(name, 1) / units for name, units in self._units.items()}
@@ -321,13 +323,13 @@ class Pruner:
         with torch.no_grad():
             return sum(float(p.abs().sum(dtype=torch.float64)) for p in self._parameters().values())
 
-    def hold(self, enforced: bool) -> None:
+    def enforce(self, enforced: bool) -> None:
         """Enforce the masks from now on, or let removed weights train."""
         self._enforced = enforced
         self._refresh()
 
     def _refresh(self) -> None:
-        self._enforcer.set(self.model, self.masks if self._enforced else self.given)
+        self._enforcer.set(self.model, self.masks if self._enforced else self.initial_masks)
 
     def state(self, optimizer_state: dict[Any, Any] | None = None) -> State:
         """A copy of all that training changes."""

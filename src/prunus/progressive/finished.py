@@ -66,7 +66,7 @@ def open_run(folder: str | Path) -> Finished:
             f"the run in '{folder}' is not finished; go on with: prunus resume {folder}"
         )
     task = task_of(recipe)
-    with randomness.kept():
+    with randomness.preserve_rng():
         dense = task.model().eval()
         put_back(dense, load_file(dense_file))
         pruned = load_model(model_file, task.model())

@@ -7,14 +7,13 @@ import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from prunus._common import files
-from prunus._common.distributed import once
+from prunus._common.distributed import on_rank_zero
 from prunus._common.environment import describe
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
@@ -22,10 +21,10 @@ from prunus.methods.catalog import digest as file_digest
 from prunus.methods.catalog import find
 from prunus.progressive.engine import Pruner
 from prunus.progressive.journal import Journal, read_events
+from prunus.progressive.result import Result, Round
 from prunus.recipe.load import load
 from prunus.recipe.resolve import code_digests
 from prunus.recipe.schema import Recipe
-from prunus.types import Result, Round
 
 
 @contextlib.contextmanager
@@ -33,11 +32,11 @@ def open_journal(folder: Path | None, pruner: Pruner) -> Iterator[Journal]:
     """The journal of a run; a folder that holds another one is refused."""
     if folder is not None:
         own = identity(pruner)
-        once(lambda: refuse_other(folder, own))
+        on_rank_zero(lambda: refuse_other(folder, own))
     journal = Journal(folder)
     try:
         if folder is not None:
-            once(lambda: _write_identity(folder, pruner))
+            on_rank_zero(lambda: _write_identity(folder, pruner))
         yield journal
     finally:
         journal.close()
@@ -118,16 +117,16 @@ def write_result(
         "metric_name": metric_name,
         "metric": result.metric,
         "test": result.test,
-        "tested": None if result.tested is None else result.tested.plain(),
+        "tested": None if result.test_metric is None else result.test_metric.to_dict(),
         "sparsity": result.sparsity,
-        "why": result.why,
+        "why": result.reason,
         "compaction": None
         if small is None
         else {k: getattr(small, k) for k in ("route", "units", "error", "effect", "notes")},
         "cost_before": dict(result.cost_before),
         "cost_after": dict(result.cost_after),
-        "deployment": None if result.deployment is None else result.deployment.plain(),
-        "rounds": [asdict(r) for r in result.rounds],
+        "deployment": None if result.deployment is None else result.deployment.to_dict(),
+        "rounds": [r.to_dict() for r in result.rounds],
     }
     files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
 
@@ -141,8 +140,7 @@ def rounds_of(folder: Path) -> list[Round]:
     if not (folder / "run.json").is_file():
         raise InputError(f"'{folder}' holds no run (no run.json)")
     events = [e for e in read_events(folder) if e["event"] == "round"]
-    fields = set(Round.__dataclass_fields__)
-    found = {e["index"]: Round(**{k: v for k, v in e.items() if k in fields}) for e in events}
+    found = {e["index"]: Round.from_dict(e) for e in events}
     return [found[i] for i in sorted(found)]
 
 

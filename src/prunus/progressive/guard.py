@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from prunus.progressive.result import Round
 from prunus.recipe.schema import Guard, Recipe, Target
-from prunus.types import Round
 
 _GOOD = ("dense", "accepted", "not judged")
 
@@ -34,11 +34,13 @@ def allowed_drop(guard: Guard, dense: float) -> float:
 ERRORS = ("error", "loss", "perplexity", "bits", "mse", "mae", "rmse", "wer", "cer")
 
 
-def doubt(guard: Guard | None, metric_name: str) -> str | None:
+def direction_warning(guard: Guard | None, metric_name: str) -> str | None:
     """A note on a metric that sounds as if less were better, where the guard wants more of it.
 
-    >>> doubt(Guard(), "accuracy") is None, doubt(Guard(better="lower"), "loss") is None
-    (True, True)
+    >>> direction_warning(Guard(), "accuracy") is None
+    True
+    >>> direction_warning(Guard(better="lower"), "loss") is None
+    True
     """
     words = metric_name.lower().replace("_", " ").split()
     if guard is None or guard.better == "lower" or not set(words) & set(ERRORS):
@@ -83,8 +85,8 @@ def next_progress(
         if step < smallest:
             return None, f"the guard: a step of {2 * step:.3g} of the way was too much"
         progress = min(good.progress + step, 1.0)
-        if recipe.order == "all" and asks(progress) >= rounds[-1].asked:
-            return None, f"the guard rejected a sparsity of {rounds[-1].asked:.4g}"
+        if recipe.order == "all" and asks(progress) >= rounds[-1].requested:
+            return None, f"the guard rejected a sparsity of {rounds[-1].requested:.4g}"
         return progress, ""
     if good.progress >= 1 - 1e-9:
         return None, _end(good, asks(1.0))
@@ -108,7 +110,7 @@ def _caught_up(rounds: Sequence[Round], recipe: Recipe, target: float) -> bool:
 
     Where the schedule itself is at its end early, the rounds that it leaves retrain.
     """
-    short = any(r.asked >= target - 1e-9 and r.achieved < target - 1e-9 for r in rounds[1:])
+    short = any(r.requested >= target - 1e-9 and r.achieved < target - 1e-9 for r in rounds[1:])
     reached = rounds[-1].achieved >= target - 1e-9
     return recipe.restore.name == "keep" and short and reached
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,12 @@ from prunus.progressive.engine import Pruner
 from prunus.progressive.journal import Journal
 from prunus.progressive.judge import judge
 from prunus.progressive.loop import phases
-from prunus.progressive.phase import Limit
-from prunus.progressive.state import Job, Position, blob, put_back
+from prunus.progressive.phase import Budget
+from prunus.progressive.state import RunContext, RunState, blob, put_back
 from prunus.progressive.train import length_of, names_of
 from prunus.pruning.masks import apply
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
-from prunus.types import Round
 
 
 def in_steps(recipe: Recipe, steps: int | None, per_epoch: int | None) -> tuple[Recipe, int | None]:
@@ -87,7 +85,7 @@ def lengths_of(recipe: Recipe) -> tuple[int, ...]:
     return tuple(duration.parse(length).steps() for length in every)
 
 
-class OwnRounds:
+class LoopRounds:
     """Prune, restore, judge and roll back between two optimizer steps of a loop.
 
     It runs the same phases as :func:`prunus.prune`; what lies between two of them is trained by
@@ -98,19 +96,19 @@ class OwnRounds:
         assert pruner.optimizer is not None
         recipe = pruner.recipe
         self.optimizer: Optimizer = pruner.optimizer
-        self.job = Job(
+        self.job = RunContext(
             pruner=pruner,
             journal=Journal(None),
             train=_elsewhere,
             evaluate=evaluate,
             evaluate_train=None,
             example=pruner.example,
-            watch=lambda event: None,
-            stop=lambda: False,
+            on_event=lambda event: None,
+            should_stop=lambda: False,
             keeps=recipe.guard is not None,
         )
-        self.limit = Limit(recipe.limit)
-        self.at = Position(per_epoch=per_epoch)
+        self.limit = Budget(recipe.limit)
+        self.at = RunState(per_epoch=per_epoch)
         self.taken, self.length = 0, 0
         self.rewinds_at = _rewind_step(recipe)
         self._phases = phases(self.job, self.at, self.limit)
@@ -144,7 +142,7 @@ class OwnRounds:
             if enforced is None:
                 self._end()
                 return
-            pruner.hold(enforced)
+            pruner.enforce(enforced)
             self.length = length_of(self.job, self.at).steps()
             if not pruner.recipe.in_rounds and self.at.phase in ("train", "free"):
                 pruner.begin(self.length, self.at.per_epoch)
@@ -172,7 +170,7 @@ class OwnRounds:
         if at.phase == "end":
             return
         held = self._count()
-        at.why = f"the training ended in round {at.index}"
+        at.reason = f"the training ended in round {at.index}"
         if at.phase in ("train", "free"):
             judge(self.job, at, self.limit)
         elif at.phase == "revived" and at.accepted is not None:
@@ -183,7 +181,7 @@ class OwnRounds:
 
     def _end(self) -> None:
         pruner = self.job.pruner
-        pruner.hold(True)
+        pruner.enforce(True)
         apply(pruner.model, pruner.masks)
 
     def state(self) -> dict[str, Any]:
@@ -191,10 +189,10 @@ class OwnRounds:
         kept = dict(self.at.blobs)
         if self.at.accepted is not None:
             kept["accepted"] = self.at.accepted
-        names = ("phase", "progress", "asked", "step", "per_epoch", "round_began", "why")
+        names = ("phase", "progress", "asked", "step", "per_epoch", "round_began", "why", "rounds")
+        plain = self.at.to_dict()
         return {
-            **{name: getattr(self.at, name) for name in names},
-            "rounds": [dataclasses.asdict(r) for r in self.at.rounds],
+            **{name: plain[name] for name in names},
             "seconds": self.limit.seconds,
             "taken": self.taken,
             "length": self.length,
@@ -206,9 +204,9 @@ class OwnRounds:
         values = dict(saved)
         kept = {n: self.job.journal.store(n, tree) for n, tree in values.pop("kept").items()}
         self.taken, self.length = values.pop("taken"), values.pop("length")
-        rounds = [Round(**r) for r in values.pop("rounds")]
-        self.at = Position(**values, rounds=rounds, accepted=kept.pop("accepted", None), blobs=kept)
-        self.limit = Limit(self.job.pruner.recipe.limit, self.at.seconds)
+        self.at = RunState.from_dict(values)
+        self.at.accepted, self.at.blobs = kept.pop("accepted", None), kept
+        self.limit = Budget(self.job.pruner.recipe.limit, self.at.seconds)
         self._phases = phases(self.job, self.at, self.limit)
         next(self._phases, None)  # to where the loop trains
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prunus._common.distributed import once
+from prunus._common.distributed import on_rank_zero
 from prunus._common.files import append_line, digest, disk_error, freeze, thaw, write_atomically
 from prunus.errors import InputError, RunError
 
@@ -35,7 +35,7 @@ class Journal:
         self._memory: dict[str, bytes] = {}
         self._lock: int | None = None
         if folder is not None:
-            self.events = once(lambda: self._open(folder))
+            self.events = on_rank_zero(lambda: self._open(folder))
 
     def _open(self, folder: Path) -> list[dict[str, Any]]:
         try:
@@ -62,7 +62,7 @@ class Journal:
     def write(self, event: str, **values: Any) -> None:
         """Add a line; it is on the disk when this returns."""
         entry = {"n": len(self.events), "event": event, **values}
-        self.events.append(once(lambda: self._add(entry)))
+        self.events.append(on_rank_zero(lambda: self._add(entry)))
 
     def _add(self, entry: dict[str, Any]) -> dict[str, Any]:
         if self.folder is not None:
@@ -76,7 +76,7 @@ class Journal:
             self._memory[name] = freeze(tree)
             return {"name": name, "digest": ""}
         path = self.folder / "snapshots" / name
-        return {"name": name, "digest": once(lambda: _written(path, tree))}
+        return {"name": name, "digest": on_rank_zero(lambda: _written(path, tree))}
 
     def fetch(self, entry: dict[str, str]) -> Any:
         """Stored values.
@@ -87,7 +87,7 @@ class Journal:
         if self.folder is None:
             return thaw(self._memory[entry["name"]])
         path = self.folder / "snapshots" / entry["name"]
-        return thaw(once(lambda: _read(path, entry["digest"])))
+        return thaw(on_rank_zero(lambda: _read(path, entry["digest"])))
 
     def snapshot(self, tree: Any, *, keep: tuple[str, ...] = (), **values: Any) -> None:
         """Store a point from which the run can go on, and forget older ones.
@@ -100,7 +100,7 @@ class Journal:
         assert self.folder is not None
         folder, entry = self.folder, self.store("snapshot", tree)
         self.write("snapshot", **entry, keep=list(keep), **values)
-        once(lambda: self._forget(folder))
+        on_rank_zero(lambda: self._forget(folder))
 
     def forget(self, keep: tuple[str, ...]) -> None:
         """Let go of all that is held in memory but what is named."""

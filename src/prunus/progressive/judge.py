@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from prunus import costs
 from prunus._common import rng as randomness
 from prunus._common.distributed import number as over_ranks
-from prunus._common.distributed import once, settle, size
-from prunus._common.metrics import Metric, Outcome, number
+from prunus._common.distributed import on_rank_zero, synchronize, world_size
+from prunus._common.metrics import Metric, MetricEstimate, number
 from prunus._common.modules import evaluating
 from prunus.compaction.shrink import shrink
 from prunus.compaction.slicing.drop import emptied, find_drops, take_out
@@ -23,18 +23,19 @@ from prunus.errors import InputError, RunError
 from prunus.progressive.cut import restore, revives
 from prunus.progressive.deploy_step import round_latency
 from prunus.progressive.guard import accepts, last_accepted
-from prunus.progressive.phase import Limit
-from prunus.progressive.state import Job, Position, model_state, put_back
+from prunus.progressive.phase import Budget
+from prunus.progressive.result import Compaction, Round
+from prunus.progressive.state import RunContext, RunState, model_state, put_back
 from prunus.pruning.masks import apply, check, finite
 from prunus.pruning.masks import put_back as put_tensors
-from prunus.types import Compaction, Masks, Round
+from prunus.types import Masks
 
 
-def judge(job: Job, at: Position, limit: Limit) -> None:
+def judge(job: RunContext, at: RunState, limit: Budget) -> None:
     pruner, recipe = job.pruner, job.pruner.recipe
     dense = at.phase == "dense"
     finite(pruner.model)
-    settle(pruner.model, f"of round {at.index}")
+    synchronize(pruner.model, f"of round {at.index}")
     free = at.phase == "free" and pruner.masks
     trained = pruner.state(at.optimizer) if free else None
     apply(pruner.model, pruner.masks)
@@ -52,8 +53,8 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         index=at.index,
         step=at.step,
         progress=0.0 if dense else at.progress,
-        asked=pruner.start if dense else at.asked,
-        achieved=pruner.reached,
+        requested=pruner.start if dense else at.requested,
+        achieved=pruner.achieved,
         sparsity=pruner.sparsity,
         target=pruner.counts_in,
         metric=metric,
@@ -63,7 +64,9 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         densities=pruner.densities,
         cost=costs.measure(pruner.model, job.example, pruner.masks),
         seconds=limit.seconds - at.round_began,
-        latency={} if verdict == "rejected" else once(lambda: round_latency(job, first_latency)),
+        latency={}
+        if verdict == "rejected"
+        else on_rank_zero(lambda: round_latency(job, first_latency)),
     )
     at.rounds.append(made)
     if trained is not None and verdict != "rejected":
@@ -77,35 +80,34 @@ def judge(job: Job, at: Position, limit: Limit) -> None:
         at.accepted = job.journal.store("accepted", model_state(job, at))
         if dense and job.again is not None:
             at.blobs["dense"] = at.accepted
-    event = dataclasses.asdict(made)
-    job.journal.write("round", **event)
-    job.watch({"event": "judged", "row": made, "of": recipe.rounds})
+    job.journal.write("round", **made.to_dict())
+    job.on_event({"event": "judged", "row": made, "of": recipe.rounds})
 
 
-def tried(job: Job, at: Position) -> bool:
+def is_repeat(job: RunContext, at: RunState) -> bool:
     """Whether this cut is the one just rejected: whole units leave no smaller one."""
     last, pruner = at.rounds[-1], job.pruner
     return (
         last.verdict == "rejected"
         and pruner.recipe.restore.name == "keep"
-        and pruner.reached == last.achieved
+        and pruner.achieved == last.achieved
         and pruner.densities == last.densities
     )
 
 
-def reject_again(job: Job, at: Position, limit: Limit) -> None:
+def reject_again(job: RunContext, at: RunState, limit: Budget) -> None:
     """Roll back without training: another try would differ by chance alone."""
     made = dataclasses.replace(
-        at.rounds[-1], index=at.index, step=at.step, progress=at.progress, asked=at.asked,
+        at.rounds[-1], index=at.index, step=at.step, progress=at.progress, requested=at.requested,
         seconds=limit.seconds - at.round_began,
     )  # fmt: skip
     at.rounds.append(made)
     at.phase = "next"
     _roll_back(job, at)
-    job.journal.write("round", **dataclasses.asdict(made))
+    job.journal.write("round", **made.to_dict())
     text = f"round {made.index} would cut what round {made.index - 1} cut: not tried again"
-    job.watch({"event": "note", "text": text})
-    job.watch({"event": "judged", "row": made, "of": job.pruner.recipe.rounds})
+    job.on_event({"event": "note", "text": text})
+    job.on_event({"event": "judged", "row": made, "of": job.pruner.recipe.rounds})
 
 
 def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
@@ -124,37 +126,37 @@ def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
 
 def values(evaluate: Metric, model: nn.Module, name: str) -> float | Tensor:
     """What evaluates, with the model in eval mode and no trace left in it."""
-    with evaluating(model), torch.no_grad(), randomness.kept():
+    with evaluating(model), torch.no_grad(), randomness.preserve_rng():
         return evaluate(model)
 
 
-def tested(job: Job, at: Position, test: Metric | None) -> Outcome | None:
+def test_estimate(job: RunContext, at: RunState, test: Metric | None) -> MetricEstimate | None:
     """What the test data say of the result, and beside it of the dense model of round 0.
 
     Raises:
         InputError: if what comes back is no number.
         RunError: if it is not finite.
     """
-    if size() > 1 or test is None:
+    if world_size() > 1 or test is None:
         mean = score(test, job.model, "test")
-        return None if mean is None else Outcome.of(mean)
+        return None if mean is None else MetricEstimate.of(mean)
     found = values(test, job.model, "test")
     if not math.isfinite(number(found, "test")):
         raise RunError(f"test returned {number(found, 'test')}: the metric must be finite")
     if not isinstance(found, Tensor) or job.again is None or "dense" not in at.blobs:
-        return Outcome.of(found)
+        return MetricEstimate.of(found)
     dense = job.again()
     put_tensors(dense, job.journal.fetch(at.blobs["dense"])["tensors"])
-    return Outcome.of(found, values(test, dense, "test"))
+    return MetricEstimate.of(found, values(test, dense, "test"))
 
 
-def _roll_back(job: Job, at: Position) -> None:
+def _roll_back(job: RunContext, at: RunState) -> None:
     assert at.accepted is not None
     put_back(job, at, job.journal.fetch(at.accepted))
     job.journal.write("rollback", to=last_accepted(at.rounds).index)
 
 
-def final_masks(job: Job, at: Position) -> Masks:
+def final_masks(job: RunContext, at: RunState) -> Masks:
     """Return to the last accepted round, removed weights exactly zero."""
     assert at.accepted is not None
     put_back(job, at, job.journal.fetch(at.accepted))
@@ -165,12 +167,12 @@ def final_masks(job: Job, at: Position) -> Masks:
 _ORDER = ("sliced", "attributes", "modules", "graph")
 
 
-def compacted(job: Job) -> Compaction | None:
+def compacted(job: RunContext) -> Compaction | None:
     """Make the final model physically smaller, if the recipe says so."""
     pruner = job.pruner
     if pruner.recipe.compact == "none":
         return None
-    if pruner.view.analysis is None:
+    if pruner.space.analysis is None:
         return _dropped(job)
     shrink(pruner, sliceable(pruner.optimizer))
     if not pruner.shrinks:
@@ -209,7 +211,7 @@ def sliceable(optimizer: Optimizer | None) -> Optimizer | None:
     return optimizer
 
 
-def _dropped(job: Job) -> Compaction | None:
+def _dropped(job: RunContext) -> Compaction | None:
     """Without the modules of which nothing is left."""
     pruner = job.pruner
     if not emptied(pruner.model, pruner.masks):
@@ -229,6 +231,6 @@ def _dropped(job: Job) -> Compaction | None:
     )
 
 
-def final_cost(job: Job) -> dict[str, float | None]:
+def final_cost(job: RunContext) -> dict[str, float | None]:
     """Of the model as it stands."""
     return dict(costs.measure(job.model, job.example, job.pruner.masks))

@@ -12,18 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from prunus._common.distributed import once
+from prunus._common.distributed import on_rank_zero
 from prunus._common.inputs import tensors_of
 from prunus._common.timing import interleaved, no_denormals, random_inputs
 from prunus._common.timing import threads as fixed_threads
 from prunus.compaction.compact import compact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError
-from prunus.graph.trace import copied
-from prunus.progressive.state import Job
+from prunus.graph.trace import detached_copy
+from prunus.progressive.state import RunContext
 from prunus.pruning.decide import limits_of, most_of
 from prunus.recipe.schema import Recipe, Spec
-from prunus.runtimes import Order, find
+from prunus.runtimes import BuildRequest, find
 from prunus.types import Masks
 
 NEAR = 0.03
@@ -107,7 +107,7 @@ def prepared(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"structure": structure})
 
 
-def aim(job: Job, when: str) -> bool:
+def calibrate_target(job: RunContext, when: str) -> bool:
     """Let the target be the macs whose artifact is fast enough on this machine.
 
     What was found is in the journal, so that a run that was killed goes on to the same target.
@@ -132,17 +132,17 @@ def aim(job: Job, when: str) -> bool:
     else:
         known = []
     if not known:
-        job.watch({"event": "note", "text": "measuring how much to remove for the latency"})
+        job.on_event({"event": "note", "text": "measuring how much to remove for the latency"})
         with _Clock(job) as clock:
             found = clock.found(*target.latency)
         job.journal.write("latency", when=when, **asdict(found))
-        job.watch({"event": "note", "text": said(found)})
+        job.on_event({"event": "note", "text": summary(found)})
         known = job.journal.events[-1:]
     pruner.target = known[-1]["part"]
     return True
 
 
-def said(found: Found) -> str:
+def summary(found: Found) -> str:
     """A search's outcome for people."""
     return (
         f"{found.part:.1%} fewer macs take {found.ms:.3g} ms, dense {found.dense_ms:.3g} "
@@ -150,7 +150,7 @@ def said(found: Found) -> str:
     )
 
 
-def outcome(recipe: Recipe, made: Deployment | None) -> str:
+def latency_verdict(recipe: Recipe, made: Deployment | None) -> str:
     """Whether the finished artifact keeps the bound, with what it was measured at.
 
     Args:
@@ -180,7 +180,7 @@ def outcome(recipe: Recipe, made: Deployment | None) -> str:
 class _Clock:
     """Builds and times smaller copies of a model beside the dense one, on rank 0."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RunContext) -> None:
         deploy = job.pruner.recipe.deploy
         assert deploy is not None
         self.job, self.how = job, deploy
@@ -203,7 +203,7 @@ class _Clock:
     def found(self, bound: float, relative: bool) -> Found:
         """Search with the bound in milliseconds, or as a part of the dense model's latency."""
         pruner = self.job.pruner
-        figure = pruner.view.figure
+        figure = pruner.space.cost_model
         assert figure is not None
         most = most_of(figure, limits_of(pruner.groups, dict.fromkeys(pruner.groups)))
         seen: dict[float, tuple[float, float]] = {}
@@ -230,7 +230,7 @@ class _Clock:
         pruner = self.job.pruner
         pruner.target = part
         masks = pruner.choose(1.0) if part > 0 else None  # all ranks choose, one measures
-        return once(lambda: self._timed(masks))
+        return on_rank_zero(lambda: self._timed(masks))
 
     def _timed(self, masks: Masks | None) -> tuple[float, float]:
         if self.dense is None:
@@ -251,8 +251,10 @@ class _Clock:
         self.count += 1
         place = self.folder / str(self.count)
         place.mkdir()
-        order = Order(copied(model).eval(), self.job.example, place, threads=self.how.threads,
-                      batch=(self.how.batch,))  # fmt: skip
+        order = BuildRequest(
+            detached_copy(model).eval(), self.job.example, place, threads=self.how.threads,
+            batch=(self.how.batch,),
+        )  # fmt: skip
         refusal = self.runtime.refuses(order)
         if refusal:
             raise InputError(f"deploy: {self.how.runtime}: {refusal}")

@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from prunus.errors import Interrupted
 from prunus.progressive.cut import cut, revives
 from prunus.progressive.guard import next_progress
-from prunus.progressive.judge import judge, reject_again, tried
-from prunus.progressive.phase import Limit
-from prunus.progressive.state import Job, Position, save
+from prunus.progressive.judge import is_repeat, judge, reject_again
+from prunus.progressive.phase import Budget
+from prunus.progressive.state import RunContext, RunState, save
 from prunus.progressive.train import train
 
 
-def all_rounds(job: Job, at: Position) -> Position:
+def all_rounds(job: RunContext, at: RunState) -> RunState:
     """Run a job from a position to its end."""
-    limit = Limit(job.pruner.recipe.limit, at.seconds)
+    limit = Budget(job.pruner.recipe.limit, at.seconds)
     for enforced in phases(job, at, limit):
         train(job, at, limit, enforced=enforced)
     return at
 
 
-def phases(job: Job, at: Position, limit: Limit) -> Iterator[bool]:
+def phases(job: RunContext, at: RunState, limit: Budget) -> Iterator[bool]:
     """All of a run but its training: yields where that is due, and whether masks are enforced."""
     while at.phase != "end":
         if at.phase == "dense":
@@ -31,14 +31,14 @@ def phases(job: Job, at: Position, limit: Limit) -> Iterator[bool]:
         if at.phase == "next":
             _choose_next(job, at, limit)
             save(job, at, limit)
-            if job.stop() and at.phase != "end":
+            if job.should_stop() and at.phase != "end":
                 raise Interrupted("stopped")
         if at.phase == "revived":  # removed weights, back since the last round, train first
             yield False
             at.phase = "cut"
         if at.phase == "cut":
             enforced = cut(job, at)
-            if tried(job, at):
+            if is_repeat(job, at):
                 reject_again(job, at, limit)
                 continue
             at.phase = "train" if enforced else "free"
@@ -48,16 +48,16 @@ def phases(job: Job, at: Position, limit: Limit) -> Iterator[bool]:
             at.phase = "next"
 
 
-def _choose_next(job: Job, at: Position, limit: Limit) -> None:
+def _choose_next(job: RunContext, at: RunState, limit: Budget) -> None:
     pruner = job.pruner
     at.round_began = limit.seconds
-    progress, at.why = next_progress(at.rounds, pruner.recipe, pruner.asks)
+    progress, at.reason = next_progress(at.rounds, pruner.recipe, pruner.scheduled)
     if progress is not None and limit.reached(at.step, at.per_epoch):
-        progress, at.why = None, f"the limit of {limit.text} is reached"
+        progress, at.reason = None, f"the limit of {limit.text} is reached"
     if progress is None:
         at.phase = "end"
         return
-    at.progress, at.asked = progress, pruner.asks(progress)
+    at.progress, at.requested = progress, pruner.scheduled(progress)
     revived = revives(pruner, "after") and at.index > 1 and job.train is not None
     at.phase = "revived" if revived else "cut"
-    job.watch({"event": "round", "round": at.index, "asked": at.asked})
+    job.on_event({"event": "round", "round": at.index, "asked": at.requested})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunus._common import rng as randomness
-from prunus._common.distributed import gather, once
+from prunus._common.distributed import gather, on_rank_zero
 from prunus.errors import InputError, RunError
 from prunus.progressive.engine import Pruner
 from prunus.recipe import duration
@@ -203,7 +203,7 @@ class Run:
                 raise InputError(f"the run to resume had '{name}' attached; attach it again")
             self._others[name].load_state_dict(value)
         self.done, self.epoch, self.batch = saved["done"], saved["epoch"], saved["batch"]
-        self._rng = randomness.own(saved["rng"])
+        self._rng = randomness.of_this_rank(saved["rng"])
 
     def end(self) -> None:
         """Take the hooks off; what was attached stays readable."""
@@ -228,7 +228,7 @@ def _carry(optimizer: Optimizer, state: dict[Any, Any]) -> None:
             optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
 
 
-class Limit:
+class Budget:
     """A bound on time or on training, over the whole run."""
 
     def __init__(self, text: str | float | int | None, spent_seconds: float = 0.0) -> None:
@@ -248,7 +248,7 @@ class Limit:
             return False
         if self._length.unit == "min":
             most = self._length.value * 60
-            return once(lambda: self.seconds >= most)
+            return on_rank_zero(lambda: self.seconds >= most)
         if self._length.unit == "ep" and per_epoch is None:
             return False
         return steps >= self._length.steps(per_epoch=per_epoch)

@@ -11,21 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common import rng as randomness
-from prunus._common.distributed import asked, once, rank, release, settle
-from prunus._common.metrics import Metric, Outcome
+from prunus._common.distributed import on_rank_zero, rank, release, shared_stop, synchronize
+from prunus._common.metrics import Metric, MetricEstimate
 from prunus._common.modules import keeping_modes
 from prunus.compaction.shrink import follow
 from prunus.errors import InputError
-from prunus.graph.trace import copied
+from prunus.graph.trace import detached_copy
 from prunus.progressive.builtin import trainer
 from prunus.progressive.deploy_step import refuse_unserved, serve, serves
 from prunus.progressive.engine import Pruner
 from prunus.progressive.folder import open_journal, recipe_of, write_result
-from prunus.progressive.guard import doubt, last_accepted
-from prunus.progressive.judge import compacted, final_cost, final_masks, score, tested
-from prunus.progressive.latency_target import aim, outcome, prepared
+from prunus.progressive.guard import direction_warning, last_accepted
+from prunus.progressive.judge import compacted, final_cost, final_masks, score, test_estimate
+from prunus.progressive.latency_target import calibrate_target, latency_verdict, prepared
 from prunus.progressive.loop import all_rounds
-from prunus.progressive.state import Job, Watch, begin
+from prunus.progressive.result import Result
+from prunus.progressive.state import OnEvent, RunContext, begin
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.masks import copy_of, put_back
 from prunus.recipe import duration
@@ -33,7 +34,6 @@ from prunus.recipe.load import load
 from prunus.recipe.schema import Recipe, Spec
 from prunus.tasks.base import Task
 from prunus.tasks.find import find_task, task_of
-from prunus.types import Result
 
 Source = Recipe | Mapping[str, Any] | str | Path
 
@@ -50,8 +50,8 @@ def prune(
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     example: Any = None,
     folder: str | Path | None = None,
-    watch: Watch | None = None,
-    stop: Callable[[], bool] | None = None,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Prune a model progressively, in place.
 
@@ -74,8 +74,8 @@ def prune(
         example: an input (or a tuple of inputs), to count MACs and the order of layers.
         folder: where journal, snapshots and results go; a killed run started again with the
             same arguments goes on there. Without it nothing is written.
-        watch: called with events (mappings with a key ``event``) as the run goes, on rank 0.
-        stop: asked between steps; True saves and raises :class:`Interrupted`.
+        on_event: called with events (mappings with a key ``event``) as the run goes, on rank 0.
+        should_stop: asked between steps; True saves and raises :class:`Interrupted`.
 
     Returns:
         A :class:`Result`; ``result.model`` is the model given, pruned in place. With ``compact``
@@ -92,7 +92,7 @@ def prune(
     (0.8, 80)
     """
     recipe = load(recipe)
-    with randomness.kept():
+    with randomness.preserve_rng():
         randomness.seed(recipe.seed)
         if isinstance(subject, str):
             subject = find_task(Spec(name=subject))
@@ -122,23 +122,23 @@ def prune(
         pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
         _check(recipe, pruner, train, evaluate)
         refuse_unserved(recipe, example, calibration, loss)
-        settle(model, "given")
-        where = once(lambda: None if folder is None else Path(folder))
+        synchronize(model, "given")
+        where = on_rank_zero(lambda: None if folder is None else Path(folder))
         with _undone_on_error(pruner), open_journal(where, pruner) as journal:
-            job = Job(
+            job = RunContext(
                 pruner=pruner,
                 journal=journal,
                 train=train,
                 evaluate=evaluate,
                 evaluate_train=evaluate_train,
                 example=example,
-                watch=watch if watch is not None and rank() == 0 else lambda event: None,
-                stop=asked(stop),
-                dense=copied(model) if serves(recipe) else None,
+                on_event=on_event if on_event is not None and rank() == 0 else lambda event: None,
+                should_stop=shared_stop(should_stop),
+                dense=detached_copy(model) if serves(recipe) else None,
                 again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
             )
-            if (text := doubt(recipe.guard, metric_name)) is not None:
-                job.watch({"event": "note", "text": text})
+            if (text := direction_warning(recipe.guard, metric_name)) is not None:
+                job.on_event({"event": "note", "text": text})
             if not journal.events:
                 score(evaluate, model, "evaluate")
             result = _finish(job, test, metric_name)
@@ -152,7 +152,7 @@ def _metric(task: Task, batches: Iterable[Any]) -> Metric:
 
 
 def _again(task: Task) -> nn.Module:
-    with randomness.kept():
+    with randomness.preserve_rng():
         return task.model()
 
 
@@ -164,7 +164,7 @@ def _without_training(recipe: Recipe, evaluate: Metric | None) -> Recipe:
     """
     if recipe.until_guard and evaluate is None:
         raise InputError("target: guard needs evaluate(model) -> float to judge with")
-    values = {k: v for k, v in recipe.plain().items() if k not in ("dense", "learning_rate")}
+    values = {k: v for k, v in recipe.to_dict().items() if k not in ("dense", "learning_rate")}
     if recipe.restore.name != "keep":
         raise InputError(
             f"restore: {recipe.restore.name} is about retraining, and no train was given: "
@@ -221,33 +221,33 @@ def _undone_on_error(pruner: Pruner) -> Iterator[None]:
             parameter.grad = None
 
 
-def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
+def _finish(job: RunContext, test: Metric | None, metric_name: str) -> Result:
     at = begin(job)
-    aim(job, "start")
+    calibrate_target(job, "start")
     at = all_rounds(job, at)
     masks = final_masks(job, at)
     compaction = compacted(job)
     deployment = serve(job, compaction)
     if compaction is not None:
         masks = dict(job.pruner.masks)
-    kept = once(lambda: outcome(job.pruner.recipe, deployment))
-    why = "; ".join(x for x in (at.why, kept) if x)
+    kept = on_rank_zero(lambda: latency_verdict(job.pruner.recipe, deployment))
+    why = "; ".join(x for x in (at.reason, kept) if x)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]
     if done:
         says = done[-1]["tested"]
-        found = None if says is None else Outcome.read(says)
+        found = None if says is None else MetricEstimate.from_dict(says)
     else:
-        found = tested(job, at, test)
-        plain = None if found is None else found.plain()
+        found = test_estimate(job, at, test)
+        plain = None if found is None else found.to_dict()
         job.journal.write("end", why=why, tested=plain, seconds=round(at.seconds, 3))
     result = Result(
         model=job.model,
         masks=masks,
         rounds=tuple(at.rounds),
         metric=good.metric,
-        tested=found,
-        why=why,
+        test_metric=found,
+        reason=why,
         cost_before=at.rounds[0].cost,
         cost_after=good.cost if compaction is None else final_cost(job),
         folder=job.journal.folder,
@@ -256,7 +256,7 @@ def _finish(job: Job, test: Metric | None, metric_name: str) -> Result:
     )
     if (place := job.journal.folder) is not None:
         first = job.journal.fetch(at.blobs["dense"]) if "dense" in at.blobs else {}
-        once(lambda: write_result(place, result, metric_name, dense=first.get("tensors")))
+        on_rank_zero(lambda: write_result(place, result, metric_name, dense=first.get("tensors")))
     return result
 
 
@@ -265,7 +265,7 @@ def resume(folder: str | Path, **hooks: Any) -> Result:
 
     Args:
         folder: of the run.
-        hooks: ``watch`` and ``stop`` of :func:`prune`.
+        hooks: ``on_event`` and ``should_stop`` of :func:`prune`.
 
     Raises:
         InputError: if the folder holds no run, or one without a task.

@@ -16,12 +16,12 @@ from prunus.compaction.search import find_plan
 from prunus.compaction.shrink import follow, refuse_replacing
 from prunus.errors import InputError
 from prunus.progressive import engine as pruner
-from prunus.progressive.in_loop import OwnRounds, in_steps, lengths_of, with_lengths
+from prunus.progressive.in_loop import LoopRounds, in_steps, lengths_of, with_lengths
+from prunus.progressive.result import Round
 from prunus.pruning.masks import apply
 from prunus.recipe.resolve import bind
 from prunus.recipe.rules import own_loop_conflict
 from prunus.recipe.schema import Recipe, Spec
-from prunus.types import Round
 
 
 class Pruner(pruner.Pruner):
@@ -88,7 +88,7 @@ class Pruner(pruner.Pruner):
         self.evaluate = evaluate
         self.steps: int | None = None
         self._digest = self.recipe.digest()
-        self._rounds: OwnRounds | None = None
+        self._rounds: LoopRounds | None = None
         if optimizer is not None:
             self.join(optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
 
@@ -116,7 +116,7 @@ class Pruner(pruner.Pruner):
             self._refuse_another_object()
         self.attach(optimizer)
         if self._in_rounds:
-            self._rounds = OwnRounds(self, self.evaluate, steps_per_epoch)
+            self._rounds = LoopRounds(self, self.evaluate, steps_per_epoch)
         if saved is not None:
             self.load_state_dict(saved)
             return
@@ -148,15 +148,15 @@ class Pruner(pruner.Pruner):
         self.in_place = True
         if self.shrinks:
             return
-        ideas = self.ideas
+        ideas = self.methods
         try:  # the widths are what counts here, so any criterion does
             magnitude = bind("criteria", Spec(name="magnitude"))
-            self.ideas = dataclasses.replace(ideas, criterion=magnitude)
+            self.methods = dataclasses.replace(ideas, criterion=magnitude)
             masks, _ = self._choose(1.0, min(self.target, 0.3))
         finally:
-            self.ideas = ideas
-        assert self.view.analysis is not None
-        cut = cut_of(self.view.analysis, masks)
+            self.methods = ideas
+        assert self.space.analysis is not None
+        cut = cut_of(self.space.analysis, masks)
         if cut.units():
             refuse_replacing(find_plan(self.model, cut, self.example))
 
@@ -178,10 +178,10 @@ class Pruner(pruner.Pruner):
         return self.steps is not None and self.step >= self.steps
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """Why pruning ended; empty while it goes on."""
         if self._rounds is not None:
-            return self._rounds.at.why
+            return self._rounds.at.reason
         return "the schedule is at its end" if self.done else ""
 
     def finish(self) -> None:
@@ -198,7 +198,7 @@ class Pruner(pruner.Pruner):
             "recipe": self._digest,
             "lengths": lengths_of(self.recipe) if self.optimizer is not None else None,
             "steps": self.steps,
-            "given": dict(self.given),
+            "given": dict(self.initial_masks),
             "began_at": self.start,
             "rounds": rounds,
         }
@@ -218,7 +218,7 @@ class Pruner(pruner.Pruner):
         super().load_state_dict(saved)
         self.steps = saved["steps"]
         # The model at hand may be a pruned one already, from a checkpoint.
-        self.given, self.start = dict(saved["given"]), saved["began_at"]
+        self.initial_masks, self.start = dict(saved["given"]), saved["began_at"]
         self._refresh()
         if saved["lengths"] is not None:
             self.recipe = with_lengths(self.recipe, saved["lengths"])

@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from prunus._common import rng as randomness
-from prunus._common.distributed import gather, size
+from prunus._common.distributed import gather, world_size
 from prunus._common.metrics import Metric
 from prunus.progressive.engine import Pruner
 from prunus.progressive.journal import Journal
-from prunus.progressive.phase import Limit
+from prunus.progressive.phase import Budget
+from prunus.progressive.result import Round
 from prunus.recipe import duration
-from prunus.types import Round, State
+from prunus.types import State
 
-Watch = Callable[[Mapping[str, Any]], None]
+OnEvent = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class RunContext:
     """What does not change during a run."""
 
     pruner: Pruner
@@ -33,8 +34,8 @@ class Job:
     evaluate: Metric | None
     evaluate_train: Metric | None
     example: Any
-    watch: Watch
-    stop: Callable[[], bool]
+    on_event: OnEvent
+    should_stop: Callable[[], bool]
     dense: nn.Module | None = None
     """A copy of the model as it was given, where the recipe deploys the result beside it."""
     again: Callable[[], nn.Module] | None = None
@@ -48,12 +49,12 @@ class Job:
 
 
 @dataclass
-class Position:
+class RunState:
     """Where a run is: saved with every snapshot, so that it goes on from there."""
 
     phase: str = "dense"
     progress: float = 0.0
-    asked: float = 0.0
+    requested: float = 0.0
     rounds: list[Round] = field(default_factory=list)
     step: int = 0
     epoch: int = 0
@@ -65,12 +66,30 @@ class Position:
     optimizer: dict[Any, Any] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)  # of the optimizer's parameters, in its order
     saved: dict[str, Any] | None = None
-    why: str = ""
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values under the names that run folders have for them; no tensors."""
+        own = {k: v for k, v in vars(self).items() if k not in ("rounds", "blobs", "optimizer")}
+        written = {_WRITTEN.get(name, name): value for name, value in own.items()}
+        return {**written, "rounds": [r.to_dict() for r in self.rounds]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> RunState:
+        """What :meth:`to_dict` gave."""
+        names = {_WRITTEN.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
+        made = cls(**{names[key]: value for key, value in plain.items()})
+        made.rounds = [Round.from_dict(r) for r in plain["rounds"]]
+        return made
 
     @property
     def index(self) -> int:
         """The number of the round at work."""
         return len(self.rounds)
+
+
+_WRITTEN = {"requested": "asked", "reason": "why"}
+"""Attributes that run folders know by another name."""
 
 
 def blob(state: State) -> dict[str, Any]:
@@ -81,18 +100,18 @@ def unblob(saved: dict[str, Any]) -> State:
     return State(saved["tensors"], saved["optimizer"])
 
 
-def model_state(job: Job, at: Position) -> dict[str, Any]:
+def model_state(job: RunContext, at: RunState) -> dict[str, Any]:
     return {**blob(job.pruner.state(at.optimizer)), "pruner": Pruner.state_dict(job.pruner)}
 
 
-def put_back(job: Job, at: Position, saved: dict[str, Any]) -> None:
+def put_back(job: RunContext, at: RunState, saved: dict[str, Any]) -> None:
     state = unblob(saved)
     Pruner.load_state_dict(job.pruner, saved["pruner"])  # its shapes first
     job.pruner.load(state)
     at.optimizer = state.optimizer
 
 
-def save(job: Job, at: Position, limit: Limit) -> None:
+def save(job: RunContext, at: RunState, limit: Budget) -> None:
     at.seconds = limit.seconds
     blobs = dict(at.blobs)
     if at.accepted is not None:
@@ -101,10 +120,9 @@ def save(job: Job, at: Position, limit: Limit) -> None:
     if job.journal.folder is None:  # nothing to go on from once the process is gone
         job.journal.forget(keep)
         return
-    values = {k: v for k, v in vars(at).items() if k not in ("rounds", "blobs", "optimizer")}
     tree = {
         **model_state(job, at),
-        "position": {**values, "rounds": [dataclasses.asdict(r) for r in at.rounds]},
+        "position": at.to_dict(),
         "blobs": blobs,
         "rng": gather(randomness.state()),
         "threads": torch.get_num_threads(),
@@ -119,29 +137,29 @@ def save(job: Job, at: Position, limit: Limit) -> None:
     )
 
 
-def begin(job: Job) -> Position:
+def begin(job: RunContext) -> RunState:
     """The position from which a run goes on: its newest good snapshot, or the start."""
     tree = job.journal.latest()
     for problem in job.journal.damaged:
-        job.watch({"event": "note", "text": f"{problem}; the last good one before is used"})
+        job.on_event({"event": "note", "text": f"{problem}; the last good one before is used"})
     if tree is None:
-        at = Position()
+        at = RunState()
         at.blobs["start"] = job.journal.store("start", blob(job.pruner.state()))
         if duration.parse(job.pruner.recipe.dense.length).value:
             job.journal.write("start", time=time.time())
         return at
-    position = dict(tree["position"])
-    at = Position(**{**position, "rounds": [Round(**r) for r in position["rounds"]]})
+    at = RunState.from_dict(tree["position"])
     at.blobs = {k: v for k, v in tree["blobs"].items() if k != "accepted"}
     torch.set_num_threads(tree["threads"])
     put_back(job, at, tree)
-    randomness.set_state(randomness.own(tree["rng"]))
-    if len(tree["rng"]) != size():
-        text = f"saved by {len(tree['rng'])} processes, resumed by {size()}: the bits will differ"
-        job.watch({"event": "note", "text": text})
+    randomness.set_state(randomness.of_this_rank(tree["rng"]))
+    saved, now = len(tree["rng"]), world_size()
+    if saved != now:
+        text = f"saved by {saved} processes, resumed by {now}: the bits will differ"
+        job.on_event({"event": "note", "text": text})
     if at.phase == "end":
-        job.watch({"event": "note", "text": "this run is finished; here is what it ended with"})
+        job.on_event({"event": "note", "text": "this run is finished; here is what it ended with"})
         return at
     job.journal.write("resumed", step=at.step, round=at.index, time=time.time())
-    job.watch({"event": "note", "text": f"resumed in round {at.index}"})
+    job.on_event({"event": "note", "text": f"resumed in round {at.index}"})
     return at

@@ -17,13 +17,13 @@ from prunus._common.distributed import share_buffers
 from prunus.errors import InputError, Interrupted, RunError
 from prunus.progressive.cut import revives
 from prunus.progressive.engine import Pruner
-from prunus.progressive.phase import Limit, Run
-from prunus.progressive.state import Job, Position, blob, save
+from prunus.progressive.phase import Budget, Run
+from prunus.progressive.state import RunContext, RunState, blob, save
 from prunus.pruning.masks import apply
 from prunus.recipe import duration
 
 
-def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
+def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> None:
     recipe, pruner = job.pruner.recipe, job.pruner
     dense = at.phase == "dense"
     length = length_of(job, at)
@@ -35,12 +35,12 @@ def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
     if length.value == 0:
         return
     if at.saved is None:
-        pruner.hold(enforced)
-    dense_rate = _factor(pruner.ideas.dense_rate, lambda p: 1.0)
+        pruner.enforce(enforced)
+    dense_rate = _factor(pruner.methods.dense_rate, lambda p: 1.0)
     rate = (
         dense_rate
         if dense
-        else (None if pruner.ideas.rate is None else _factor(pruner.ideas.rate, dense_rate))
+        else (None if pruner.methods.rate is None else _factor(pruner.methods.rate, dense_rate))
     )
     if dense and recipe.learning_rate is None and recipe.dense.learning_rate.name == "constant":
         rate = None  # the loop's own schedule
@@ -74,7 +74,7 @@ def train(job: Job, at: Position, limit: Limit, *, enforced: bool) -> None:
     at.saved = None
 
 
-def length_of(job: Job, at: Position) -> duration.Duration:
+def length_of(job: RunContext, at: RunState) -> duration.Duration:
     """Of the phase; what ``revive`` brings back after retraining trains for half of the next."""
     recipe = job.pruner.recipe
     retrain = recipe.retrain
@@ -106,7 +106,7 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
 
 
-def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool) -> None:
+def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dense: bool) -> None:
     """Rewind points, progress, snapshots, limits: what happens at steps and between batches."""
     recipe = job.pruner.recipe
     rewinds = dense and recipe.restore.name == "rewind"
@@ -126,7 +126,7 @@ def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool)
             share_buffers(job.model)
             state = job.pruner.state(_optimizer_state(run.optimizer))
             at.blobs["rewind"] = job.journal.store("rewind", blob(state))
-        job.watch(
+        job.on_event(
             {
                 "event": "step",
                 "round": at.index,
@@ -138,7 +138,7 @@ def _watch_training(job: Job, at: Position, limit: Limit, run: Run, dense: bool)
 
     def on_boundary(run: Run) -> None:
         every = max(1, duration.parse(recipe.snapshot).steps(per_epoch=run.per_epoch))
-        stopping = job.stop()
+        stopping = job.should_stop()
         if stopping or (run.done - last_save[0] >= every and run.done < run.steps):
             last_save[0] = run.done
             at.per_epoch = run.per_epoch
@@ -201,7 +201,7 @@ def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None
         )
 
 
-def _train_plainly(job: Job, at: Position) -> None:
+def _train_plainly(job: RunContext, at: RunState) -> None:
     """A ``train(model)`` that knows nothing of runs: masks through a hook on all optimizers."""
     pruner = job.pruner
     masked = {

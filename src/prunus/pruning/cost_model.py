@@ -19,7 +19,7 @@ Linear = tuple[int, tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True)
-class Figure:
+class CostModel:
     """A cost that is a sum of products of dimensions, as a function of units kept.
 
     Halving every layer's channels leaves a quarter of the computation: costs of single units do
@@ -58,7 +58,7 @@ class Figure:
         return self.value({g: g.units for g in self.groups})
 
 
-def figure(
+def cost_model(
     name: str,
     groups: Sequence[Group],
     analysis: Analysis,
@@ -66,7 +66,7 @@ def figure(
     *,
     baseline: float | None = None,
     scored: Collection[str] | None = None,
-) -> Figure:
+) -> CostModel:
     """The figure of that name.
 
     Args:
@@ -88,8 +88,8 @@ def figure(
         (factor, tuple(_linear(dim, size, analysis, known, groups) for dim, size in dims))
         for factor, dims in raw
     )
-    made = Figure(name, tuple(groups), terms, 1.0)
-    return Figure(name, tuple(groups), terms, made.whole if baseline is None else baseline)
+    made = CostModel(name, tuple(groups), terms, 1.0)
+    return CostModel(name, tuple(groups), terms, made.whole if baseline is None else baseline)
 
 
 def _tensor_terms(

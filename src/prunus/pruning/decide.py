@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunus._common.topk import count, keep_largest, keep_largest_by_run
 from prunus.errors import InputError, RunError
-from prunus.pruning.cost_model import Figure
+from prunus.pruning.cost_model import CostModel
 from prunus.pruning.units import member_mask, unit_alive, unit_scores
 from prunus.types import Allocation, Counts, Group, Limits, Masks
 
@@ -144,7 +144,7 @@ def limits_of(groups: Sequence[Group], alive: Alive) -> dict[Group, Limits]:
     return limits
 
 
-def alive_of(
+def kept_units(
     groups: Sequence[Group], masks: Masks, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Group, Tensor | None]:
     """The units of each group that the masks leave."""
@@ -170,7 +170,7 @@ def allocate(
     allocation: Allocation,
     target: float,
     limits: Mapping[Group, Limits],
-    figure: Figure | None = None,
+    figure: CostModel | None = None,
 ) -> Counts:
     """Counts for a sparsity, or the limit that forbids it.
 
@@ -202,7 +202,7 @@ def _allocate_coupled(
     allocation: Allocation,
     target: float,
     limits: Mapping[Group, Limits],
-    figure: Figure,
+    figure: CostModel,
 ) -> Counts:
     """Counts in whole multiples; a bound on a cost is kept, a sparsity is not passed."""
     most = most_of(figure, limits)
@@ -233,7 +233,9 @@ def _allocate_coupled(
     return _fill(best, target, limits, figure)
 
 
-def _fill(counts: Counts, target: float, limits: Mapping[Group, Limits], figure: Figure) -> Counts:
+def _fill(
+    counts: Counts, target: float, limits: Mapping[Group, Limits], figure: CostModel
+) -> Counts:
     """Keep more units while the bound holds: those that use most of what is left of it."""
     filled = dict(counts)
     while True:
@@ -249,7 +251,7 @@ def _fill(counts: Counts, target: float, limits: Mapping[Group, Limits], figure:
         filled[best[1]] = int(filled[best[1]]) + best[1].multiple_of
 
 
-def most_of(figure: Figure, limits: Mapping[Group, Limits]) -> float:
+def most_of(figure: CostModel, limits: Mapping[Group, Limits]) -> float:
     """The largest part of a figure that can go."""
     return figure({g: _multiple(g, limit.least, limit) for g, limit in limits.items()})
 

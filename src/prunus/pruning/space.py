@@ -17,11 +17,11 @@ from prunus._common.layers import Layer
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
-from prunus.graph.trace import Traced, arguments, quiet
-from prunus.pruning.cost_model import Figure, figure
-from prunus.pruning.decide import Cost, alive_of, limits_of, most_of, sparsity
+from prunus.graph.trace import Traced, analysis_mode, arguments
+from prunus.pruning.cost_model import CostModel, cost_model
+from prunus.pruning.decide import Cost, kept_units, limits_of, most_of, sparsity
 from prunus.pruning.scope import drop_output_layer, execution_order, find_layers, matches
-from prunus.recipe.resolve import Ideas
+from prunus.recipe.resolve import Methods
 from prunus.recipe.schema import Recipe
 from prunus.types import Counts, Group, Masks
 
@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class View:
+class PruningSpace:
     """A model as a recipe sees it.
 
     Attributes:
@@ -45,37 +45,37 @@ class View:
     layers: list[Layer]
     groups: list[Group]
     analysis: Analysis | None = None
-    figure: Figure | None = None
-    weights: Figure | None = None
+    cost_model: CostModel | None = None
+    weights: CostModel | None = None
     scored: frozenset[str] = frozenset()
 
-    def gone(self, masks: Masks, shapes: Shapes) -> tuple[float, float]:
+    def removed_fraction(self, masks: Masks, shapes: Shapes) -> tuple[float, float]:
         """Removed weights ÷ weights in scope, and the part of what the target counts."""
-        alive = alive_of(self.groups, masks, shapes)
-        if self.weights is None or self.figure is None:
+        alive = kept_units(self.groups, masks, shapes)
+        if self.weights is None or self.cost_model is None:
             removed = sparsity(self.groups, alive)
             return removed, removed
         kept: Counts = {
             g: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups
         }
-        return self.weights(kept), self.figure(kept)
+        return self.weights(kept), self.cost_model(kept)
 
     @property
     def baselines(self) -> dict[str, float]:
         """The dense model's costs, for a view of a smaller one."""
-        return {f.name: f.baseline for f in (self.figure, self.weights) if f is not None}
+        return {f.name: f.baseline for f in (self.cost_model, self.weights) if f is not None}
 
 
-def look(
+def build_space(
     model: nn.Module,
     recipe: Recipe,
-    ideas: Ideas,
+    ideas: Methods,
     example: Any,
     *,
     layers: Sequence[Layer] | None = None,
-    dense: View | None = None,
+    dense: PruningSpace | None = None,
     traced: Traced | None = None,
-) -> View:
+) -> PruningSpace:
     """See a model as a recipe does.
 
     Args:
@@ -109,7 +109,7 @@ def look(
         groups = ideas.structure(found, shapes)
         _refuse_uncoupled(recipe)
         _refuse_target(recipe, groups)
-        return View(found, groups)
+        return PruningSpace(found, groups)
     dims = recipe.structure.settings.get("heads") == "dims"
     analysis = analyze(model, example, heads="dims" if dims else "whole", traced=traced)
     try:
@@ -120,13 +120,13 @@ def look(
         groups = []  # every group is down to its last unit
     groups = _allowed(groups, recipe, analysis, first=dense is None)
     if dense is None:
-        view = _counted(View(found, groups, analysis), recipe, model, dense)
+        view = _counted(PruningSpace(found, groups, analysis), recipe, model, dense)
         _refuse_bound(recipe, view)
         return view
-    return _counted(View(found, _continued(groups, dense), analysis), recipe, model, dense)
+    return _counted(PruningSpace(found, _continued(groups, dense), analysis), recipe, model, dense)
 
 
-def _coupled(recipe: Recipe, ideas: Ideas, example: Any) -> bool:
+def _coupled(recipe: Recipe, ideas: Methods, example: Any) -> bool:
     """Whether the structure asks for the analysis, which needs an example."""
     coupled = "analysis" in inspect.signature(ideas.structure).parameters
     if coupled and example is None:
@@ -144,7 +144,7 @@ def _in_scope(model: nn.Module, recipe: Recipe, example: Any, *, coupled: bool) 
     return execution_order(model, found, run)
 
 
-def _continued(groups: Sequence[Group], dense: View) -> list[Group]:
+def _continued(groups: Sequence[Group], dense: PruningSpace) -> list[Group]:
     """Groups of a smaller model, with the sizes that they had in the dense one."""
     before = {g.name: g for g in dense.groups}
     return [
@@ -155,7 +155,9 @@ def _continued(groups: Sequence[Group], dense: View) -> list[Group]:
     ]
 
 
-def _counted(view: View, recipe: Recipe, model: nn.Module, dense: View | None) -> View:
+def _counted(
+    view: PruningSpace, recipe: Recipe, model: nn.Module, dense: PruningSpace | None
+) -> PruningSpace:
     """With what the target counts; a smaller model's parts are of the dense model's costs."""
     assert view.analysis is not None
     known = {} if dense is None else dense.baselines
@@ -163,17 +165,17 @@ def _counted(view: View, recipe: Recipe, model: nn.Module, dense: View | None) -
     scored = frozenset(m.name for g in view.groups for m in g.members if m.scored)
     if dense is not None:
         scored = dense.scored
-    weights = figure(
+    weights = cost_model(
         "sparsity", view.groups, view.analysis, model, baseline=known.get("sparsity"),
         scored=scored,
     )  # fmt: skip
     counted = weights
     if name != "sparsity":
-        counted = figure(name, view.groups, view.analysis, model, baseline=known.get(name))
-    return dataclasses.replace(view, figure=counted, weights=weights, scored=scored)
+        counted = cost_model(name, view.groups, view.analysis, model, baseline=known.get(name))
+    return dataclasses.replace(view, cost_model=counted, weights=weights, scored=scored)
 
 
-def target_of(recipe: Recipe, view: View) -> float:
+def target_of(recipe: Recipe, view: PruningSpace) -> float:
     """The part of what the target counts that is to go, 0 to 1.
 
     Raises:
@@ -182,8 +184,8 @@ def target_of(recipe: Recipe, view: View) -> float:
     bound = recipe.target.bound if recipe.target is not None else None
     if bound is None or bound[1] < 1:
         return recipe.sparsity
-    assert view.figure is not None
-    dense = view.figure.baseline
+    assert view.cost_model is not None
+    dense = view.cost_model.baseline
     if bound[0] == "macs":
         dense /= _batch(view)
     if bound[1] >= dense:
@@ -193,7 +195,7 @@ def target_of(recipe: Recipe, view: View) -> float:
     return 1 - bound[1] / dense
 
 
-def _batch(view: View) -> int:
+def _batch(view: PruningSpace) -> int:
     """Examples in the input that was traced."""
     assert view.analysis is not None
     args, kwargs = view.analysis.traced.inputs
@@ -246,22 +248,22 @@ def _refuse_target(recipe: Recipe, groups: Sequence[Group]) -> None:
         )
 
 
-def _refuse_bound(recipe: Recipe, view: View) -> None:
-    assert view.figure is not None
+def _refuse_bound(recipe: Recipe, view: PruningSpace) -> None:
+    assert view.cost_model is not None
     if recipe.until_guard:
         return
     wanted = target_of(recipe, view)
     limits = limits_of(view.groups, dict.fromkeys(view.groups))
-    most = most_of(view.figure, limits)
+    most = most_of(view.cost_model, limits)
     if wanted > most + 1e-9:
         raise InputError(
-            f"target: {wanted:.4g} of the {view.figure.name} should go, and at most {most:.4g} can "
-            f"while every group keeps a unit ({sum(g.units for g in view.groups)} units in "
+            f"target: {wanted:.4g} of the {view.cost_model.name} should go, and at most {most:.4g} "
+            f"can while every group keeps a unit ({sum(g.units for g in view.groups)} units in "
             f"{len(view.groups)} groups; prunus units shows what is pinned and why)"
         )
 
 
 def _run(model: nn.Module, example: Any) -> None:
     args, kwargs = arguments(example)
-    with quiet(model):
+    with analysis_mode(model):
         unwrapped(model)(*args, **kwargs)

@@ -32,7 +32,7 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
     if isinstance(source, Recipe) and not changes:
         return source
     if isinstance(source, Recipe):
-        values, where = source.plain(), "the recipe"
+        values, where = source.to_dict(), "the recipe"
     elif isinstance(source, Mapping):
         values, where = dict(source), "the recipe"
     else:

@@ -24,7 +24,7 @@ from prunus.types import Schedule as ScheduleFunction
 
 
 @dataclass(frozen=True)
-class Ideas:
+class Methods:
     """The functions that a recipe names, their settings bound."""
 
     structure: Callable[..., Any]
@@ -36,7 +36,7 @@ class Ideas:
     dense_rate: Rate
 
 
-def resolve(recipe: Recipe) -> Ideas:
+def resolve(recipe: Recipe) -> Methods:
     """Load the ideas of a recipe.
 
     Raises:
@@ -51,7 +51,7 @@ def resolve(recipe: Recipe) -> Ideas:
             problems.append(f"  {key}: {error}")
             return bind  # never called: the problems are raised below
 
-    ideas = Ideas(
+    ideas = Methods(
         structure=idea("structures", "structure", recipe.structure),
         criterion=idea("criteria", "criterion", recipe.criterion),
         allocation=idea("allocations", "allocation", recipe.allocation),

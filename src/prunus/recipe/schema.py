@@ -59,7 +59,7 @@ class Spec(BaseModel):
         """Everything but the name."""
         return dict(self.model_extra or {})
 
-    def plain(self) -> Any:
+    def to_dict(self) -> Any:
         """As it is written in a file."""
         return {"name": self.name, **self.settings} if self.settings else self.name
 
@@ -293,7 +293,7 @@ class Recipe(_Frozen):
             return max(0.0, 1 - self.target.bound[1])
         return 1.0 if self.target.sparsity is None else self.target.sparsity
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The values that differ from the defaults, as they are written in a file."""
         out = {}
         for key in type(self).model_fields:
@@ -305,13 +305,13 @@ class Recipe(_Frozen):
 
     def digest(self) -> str:
         """SHA-256 of the values that differ from the defaults, without the name."""
-        plain = {k: v for k, v in self.plain().items() if k != "name"}
+        plain = {k: v for k, v in self.to_dict().items() if k != "name"}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """The recipe as a file."""
         out = io.StringIO()
-        yaml().dump(self.plain(), out)
+        yaml().dump(self.to_dict(), out)
         return out.getvalue()
 
 
@@ -331,7 +331,7 @@ def _plain(value: Any) -> Any:
         extra = {**ends, **value.settings}
         return {"name": value.name, **extra} if extra else value.name
     if isinstance(value, Spec):
-        return value.plain()
+        return value.to_dict()
     if isinstance(value, Target):
         given = {k: v for k, v in value.model_dump().items() if k in value.model_fields_set}
         return given if set(given) - {"sparsity"} else given.get("sparsity", "guard")

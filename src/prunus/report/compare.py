@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prunus.progressive.result import Round
 from prunus.report.record import Record, read_record
-from prunus.types import Round
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import jinja2
 import markupsafe
 
 from prunus._common.files import write_atomically
-from prunus._common.metrics import Outcome
+from prunus._common.metrics import MetricEstimate
 from prunus.report.plots import PICTURES, as_png, as_svg, draw
 from prunus.report.record import Record, read_record
 
@@ -95,7 +95,7 @@ def _headline(record: Record) -> str:
     if good.metric is not None and first.metric is not None:
         text += f", validation {record.metric_name} {good.metric:.4f} (dense {first.metric:.4f})"
     tested = record.result.get("tested")
-    return text if tested is None else f"{text}, test {Outcome.read(tested)}"
+    return text if tested is None else f"{text}, test {MetricEstimate.from_dict(tested)}"
 
 
 def figure(value: float | None, digits: int = 4) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from prunus.types import Round
+from prunus.progressive.result import Round
 
 INK = "#010203"  # replaced by currentColor in SVG, so that text is readable on light and dark
 SERIES, FAINT, WARM = "#2b8fbd", "#8c9aa6", "#e0662b"  # told apart by color-blind eyes, too

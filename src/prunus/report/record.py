@@ -9,7 +9,7 @@ from typing import Any
 
 from prunus.errors import InputError
 from prunus.progressive.folder import rounds_of
-from prunus.types import Round
+from prunus.progressive.result import Round
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ Compute = Callable[[Sequence[Tensor]], Answers]
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildRequest:
     """What is to be built.
 
     Attributes:
@@ -125,10 +125,10 @@ class Runtime(Protocol):
     SAFE: bool
     MULTIPLE_OF: int
 
-    def refuses(self, order: Order) -> str | None:
+    def refuses(self, order: BuildRequest) -> str | None:
         """Why it cannot run this, in words for a user; ``None`` if it may."""
 
-    def build(self, order: Order) -> Session:
+    def build(self, order: BuildRequest) -> Session:
         """Write the artifact and open it."""
 
     def open_(self, path: Path, *, threads: int) -> Session:

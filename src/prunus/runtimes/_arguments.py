@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunus._common.inputs import tensors_of
 from prunus.errors import InputError
 from prunus.graph.trace import arguments
-from prunus.runtimes import Order
+from prunus.runtimes import BuildRequest
 
 
 def positions(model: nn.Module) -> list[str]:
@@ -37,12 +37,12 @@ def by_name(
     return {**dict(zip(every, args, strict=False)), **kwargs}
 
 
-def named(order: Order) -> dict[str, Any]:
+def named(order: BuildRequest) -> dict[str, Any]:
     """The example's arguments by name, in the order in which it gives them."""
     return by_name(positions(order.model), order.call)
 
 
-def calibration_of(order: Order) -> list[list[Tensor]]:
+def calibration_of(order: BuildRequest) -> list[list[Tensor]]:
     """The tensors of each calibration input, as the example has them.
 
     Arguments that the example lacks, such as labels, are left out; so are inputs of other sizes,

@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from prunus.errors import InputError
-from prunus.graph.trace import quiet
-from prunus.runtimes import Order
+from prunus.graph.trace import analysis_mode
+from prunus.runtimes import BuildRequest
 from prunus.runtimes._flat import Flat, flat
 from prunus.runtimes._pools import Plain
 
@@ -39,7 +39,7 @@ class Exported:
     names: tuple[str, ...]
 
 
-def exported(order: Order) -> Exported:
+def exported(order: BuildRequest) -> Exported:
     """Export with a free batch size, or, where the model fixes it, for the example's alone.
 
     Raises:
@@ -48,7 +48,7 @@ def exported(order: Order) -> Exported:
     return order.once("exported", lambda: _export(order))
 
 
-def _export(order: Order) -> Exported:
+def _export(order: BuildRequest) -> Exported:
     batch = batch_of(order)
     with _unheard(order), Plain():
         try:
@@ -71,7 +71,7 @@ def _unplaced(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-def batch_of(order: Order) -> int | None:
+def batch_of(order: BuildRequest) -> int | None:
     """The leading size of the example's first tensor with dimensions."""
     return next((int(t.shape[0]) for t in order.tensors if t.dim()), None)
 
@@ -113,10 +113,10 @@ def _is_free(program: ExportedProgram) -> bool:
 
 
 @contextlib.contextmanager
-def _unheard(order: Order) -> Iterator[None]:
+def _unheard(order: BuildRequest) -> Iterator[None]:
     """Export without its warnings, and without the graph that it prints when it fails."""
     with (
-        quiet(order.model),
+        analysis_mode(order.model),
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
         torch.no_grad(),
@@ -131,7 +131,7 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
-def write_pt2(order: Order, program: ExportedProgram) -> Path:
+def write_pt2(order: BuildRequest, program: ExportedProgram) -> Path:
     """Write a program as ``model.pt2``."""
     path = order.folder / "model.pt2"
     torch.export.save(program, path)

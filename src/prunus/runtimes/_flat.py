@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.inputs import leaves_of, tensors_of, with_tensors
-from prunus.graph.trace import twin
-from prunus.runtimes import Order
+from prunus.graph.trace import shared_copy
+from prunus.runtimes import BuildRequest
 from prunus.runtimes._arguments import named
 
 
@@ -34,7 +34,7 @@ class Flat:
     names: tuple[str, ...]
 
 
-def flat(order: Order) -> Flat:
+def flat(order: BuildRequest) -> Flat:
     """A copy of the order's model that takes the tensors of the example, flattened.
 
     A tensor inside a list or a mapping is named after its place: ``state[0]`` is ``state_0``.
@@ -42,7 +42,7 @@ def flat(order: Order) -> Flat:
     args, kwargs = order.call
     example = named(order)
     names = _identifiers([path for path, leaf in leaves_of(example) if isinstance(leaf, Tensor)])
-    model = twin(order.model)
+    model = shared_copy(order.model)
     forward = model.forward
 
     def plain(*given: Any, **more: Any) -> tuple[Tensor, ...]:

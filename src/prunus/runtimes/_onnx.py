@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prunus.errors import InputError
-from prunus.runtimes import Order
+from prunus.runtimes import BuildRequest
 from prunus.runtimes._exported import exported, first_line
 from prunus.runtimes._silent import silent
 
@@ -35,7 +35,7 @@ class OnnxFile:
     notes: tuple[str, ...] = ()
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Models with half-precision weights, whose kernels these runtimes lack on a processor."""
     kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point() or p.is_complex()}
     odd = sorted(str(k) for k in kinds - {torch.float32, torch.float64})
@@ -47,7 +47,7 @@ def refuses(order: Order) -> str | None:
     return None
 
 
-def write_onnx(order: Order, folder: Path) -> OnnxFile:
+def write_onnx(order: BuildRequest, folder: Path) -> OnnxFile:
     """Export to ``model.onnx``; above 2 GB the weights go into a file beside it.
 
     Raises:
@@ -60,7 +60,7 @@ def write_onnx(order: Order, folder: Path) -> OnnxFile:
     return OnnxFile(path, made.dynamic, made.notes)
 
 
-def _program(order: Order) -> ONNXProgram:
+def _program(order: BuildRequest) -> ONNXProgram:
     made = exported(order)
     with silent():
         try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError
-from prunus.runtimes import Order
+from prunus.runtimes import BuildRequest
 from prunus.runtimes import _onnx as onnx_file
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS, Census, of_graph, of_modules
@@ -56,7 +56,7 @@ class Ready:
     census: Census
 
 
-def refuses(order: Order, kinds: Sequence[str], *, calibrates: bool) -> str | None:
+def refuses(order: BuildRequest, kinds: Sequence[str], *, calibrates: bool) -> str | None:
     """Weights that are not float32, too few of these kinds, or no calibration, before any work.
 
     Args:
@@ -104,7 +104,7 @@ def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
     return Ready(path, tuple(i.name for i in graph.input), source.dynamic, census)
 
 
-def static(order: Order, given: Ready, path: Path) -> str:
+def static(order: BuildRequest, given: Ready, path: Path) -> str:
     """Weights and activations in int8, by the ranges that calibration inputs show.
 
     Returns:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from prunus._common.inputs import tensors_of, with_tensors
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
-from prunus.graph.trace import copied
-from prunus.runtimes import Answers, Compute, Order, Session
+from prunus.graph.trace import detached_copy
+from prunus.runtimes import Answers, BuildRequest, Compute, Session
 
 NEEDS = ("torch",)
 DEVICES = ("cpu", "cuda", "mps")
@@ -25,15 +25,15 @@ SAFE = True
 MULTIPLE_OF = 8
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Never: any model that runs, runs here."""
     return None
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """A copy of the model: what trains on later does not change what was deployed."""
     path = save(order.model, order.folder / "model.safetensors")
-    return Session(computing(copied(order.model).eval(), order.call), path, any_shape=True)
+    return Session(computing(detached_copy(order.model).eval(), order.call), path, any_shape=True)
 
 
 def open_(path: Path, *, threads: int) -> Session:

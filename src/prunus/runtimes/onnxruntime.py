@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus._common.timing import no_denormals
-from prunus.runtimes import Answers, Compute, Order, Session
+from prunus.runtimes import Answers, BuildRequest, Compute, Session
 from prunus.runtimes._onnx import refuses, write_onnx
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SAFE = True
 MULTIPLE_OF = 8
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, write and open.
 
     Raises:

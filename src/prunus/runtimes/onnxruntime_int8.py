@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from prunus.runtimes import Order, Session, _quantize
+from prunus.runtimes import BuildRequest, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes._onnx import write_onnx
 from prunus.runtimes.onnxruntime import open_
@@ -34,12 +34,12 @@ MULTIPLE_OF = 8
 KINDS = (*CONVOLUTIONS, *PRODUCTS, "LSTM")
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Half precision; convolutions without calibration; weights that lie in other layers."""
     return _quantize.refuses(order, KINDS, calibrates=False)
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, quantize, write and open.
 
     Raises:

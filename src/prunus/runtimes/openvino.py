@@ -19,7 +19,7 @@ from torch import Tensor
 
 from prunus._common.timing import no_denormals
 from prunus.errors import InputError
-from prunus.runtimes import Answers, Compute, Order, Session, error
+from prunus.runtimes import Answers, BuildRequest, Compute, Session, error
 from prunus.runtimes._onnx import refuses, write_onnx
 from prunus.runtimes.onnxruntime import array
 
@@ -47,7 +47,7 @@ LACKING = r"(?:failed for|operations): (.+)"
 Shapes = tuple[tuple[int, ...], ...]
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, convert, write ``model.xml`` and ``model.bin``, and open.
 
     Raises:

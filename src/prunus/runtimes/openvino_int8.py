@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from prunus.runtimes import Order, Session, _quantize
+from prunus.runtimes import BuildRequest, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes._onnx import write_onnx
 from prunus.runtimes.openvino import computing, settings_of
@@ -39,12 +39,12 @@ AGREEMENT = 0.05
 """Answers of a program for fixed sizes may be rounded otherwise, at most by this."""
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Half precision; no calibration; weights that lie in other layers, recurrent ones too."""
     return _quantize.refuses(order, KINDS, calibrates=True)
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, quantize, write ``model.onnx``, and open.
 
     Raises:

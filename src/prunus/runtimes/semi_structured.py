@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.runtimes import Order, Session
+from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes.torch_export import computing
 
@@ -33,7 +33,7 @@ ROWS, COLUMNS = 32, 64
 """A weight's sizes must be multiples of these for both of torch's backends."""
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Machines without such a GPU, models of another precision, weights that are not 2:4."""
     needs = "it needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer"
     if not torch.cuda.is_available():
@@ -53,7 +53,7 @@ def refuses(order: Order) -> str | None:
     return None
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, write, and open with packed weights.
 
     Raises:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.graph.trace import quiet
-from prunus.runtimes import Answers, Compute, Order, Session
+from prunus.graph.trace import analysis_mode
+from prunus.runtimes import Answers, BuildRequest, Compute, Session
 from prunus.runtimes._exported import exported
 
 NEEDS = ("torch",)
@@ -30,7 +30,7 @@ SETTINGS = {"compile_threads": 1}
 """Of the compiler: no processes of its own, which would outlive the build."""
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Machines without a C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -45,7 +45,7 @@ def refuses(order: Order) -> str | None:
     return None
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, compile for ``order.threads``, write and open.
 
     Raises:
@@ -53,7 +53,7 @@ def build(order: Order) -> Session:
     """
     made = exported(order)
     path = order.folder / "model.pt2"
-    with warnings.catch_warnings(), quiet(order.model), torch.no_grad():
+    with warnings.catch_warnings(), analysis_mode(order.model), torch.no_grad():
         warnings.simplefilter("ignore")
         torch._inductor.aoti_compile_and_package(
             made.program, package_path=str(path), inductor_configs=dict(SETTINGS)

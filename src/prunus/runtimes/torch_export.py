@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus._common.inputs import tensors_of
-from prunus.runtimes import Answers, Compute, Order, Session
+from prunus.runtimes import Answers, BuildRequest, Compute, Session
 from prunus.runtimes._exported import exported, write_pt2
 
 NEEDS = ("torch",)
@@ -23,12 +23,12 @@ SAFE = False
 MULTIPLE_OF = 8
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Nothing in advance; what cannot be traced says so when it is built."""
     return None
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Export, write and open.
 
     Raises:

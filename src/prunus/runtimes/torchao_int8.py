@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunus.graph.trace import copied
-from prunus.runtimes import Order, Session
+from prunus.graph.trace import detached_copy
+from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
 from prunus.runtimes.torch_export import open_ as open_program
@@ -32,7 +32,7 @@ APART = nn.modules.linear.NonDynamicallyQuantizableLinear
 """The last layer of attention, whose weight is read without a call of the layer."""
 
 
-def refuses(order: Order) -> str | None:
+def refuses(order: BuildRequest) -> str | None:
     """Models whose weights lie elsewhere than in linear layers."""
     share = linear_share(order.model)
     if share < LEAST:
@@ -45,7 +45,7 @@ def refuses(order: Order) -> str | None:
     return f"it takes float32 and bfloat16 weights, not {odd.pop()}" if odd else None
 
 
-def build(order: Order) -> Session:
+def build(order: BuildRequest) -> Session:
     """Quantize a copy, export, write and open.
 
     Raises:
@@ -72,7 +72,7 @@ def quantized(model: nn.Module) -> nn.Module:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     from torchao.utils import unwrap_tensor_subclass
 
-    made = copied(model).eval()
+    made = detached_copy(model).eval()
     quantize_(made, Int8DynamicActivationInt8WeightConfig())
     unwrap_tensor_subclass(made)  # a tensor class of torchao's would be written as a pickle
     return made

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prunus.errors import InputError, RefusedError
 from prunus.progressive.prune import Source
-from prunus.progressive.state import Watch
+from prunus.progressive.state import OnEvent
 from prunus.recipe.load import load
 from prunus.recipe.resolve import code_digests, resolve
 from prunus.recipe.schema import Recipe
@@ -38,7 +38,7 @@ class Checked:
 
 
 def check(
-    source: Source, space: Space, *, trials: int | None, task: Task | None, watch: Watch
+    source: Source, space: Space, *, trials: int | None, task: Task | None, on_event: OnEvent
 ) -> Checked:
     """Load every recipe of a grid, or those at the ends of ranges.
 
@@ -60,7 +60,7 @@ def check(
     if task is None and first.task is None:
         raise InputError("the recipe names no task: add task=digits, or task=my/task.py")
     for file, digest in {k: v for r in recipes for k, v in code_digests(r).items()}.items():
-        watch({"event": "note", "text": f"runs code from {file} (sha256 {digest[:12]})"})
+        on_event({"event": "note", "text": f"runs code from {file} (sha256 {digest[:12]})"})
     for recipe in recipes:
         resolve(recipe)
     if task is None:
@@ -76,7 +76,7 @@ def check(
 
 def _comparable(recipes: list[Recipe]) -> None:
     for of, what in (
-        (lambda r: None if r.task is None else str(r.task.plain()), "task: metrics of tasks"),
+        (lambda r: None if r.task is None else str(r.task.to_dict()), "task: metrics of tasks"),
         (_better, "guard.better: directions"),
         (_counts, "target: a sparsity and bounds on other costs"),
     ):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from prunus.progressive.guard import allowed_drop
+from prunus.progressive.result import Round
 from prunus.recipe.schema import Recipe
 from prunus.sweep.types import Trial
-from prunus.types import Round
 
 NEAR = 0.005
 """Whole units miss an aim by a little; so much more left still counts as reaching it."""

@@ -212,7 +212,7 @@ class Ledger:
             raise _FailedError
         chosen()
         row = work(trial.number, texts)
-        trial.set_user_attr("row", row.plain())
+        trial.set_user_attr("row", row.to_dict())
         if row.point is not None:
             return row.point
         if row.state == "failed":

@@ -18,7 +18,7 @@ _ORDER = ("finished", "stopped", "running", "unfinished", "refused", "failed")
 
 def write_summary(done: Sweep, *, picture: bool) -> None:
     """``sweep.json``, and ``pareto.png`` once a trial is finished."""
-    data = json.dumps(done.plain(), indent=1).encode()
+    data = json.dumps(done.to_dict(), indent=1).encode()
     write_atomically(done.folder / "sweep.json", data)
     finished = {t.number: t.point for t in done.trials if t.point is not None}
     if not picture or not finished:
@@ -62,7 +62,7 @@ def table(done: Sweep) -> Table:
     return made
 
 
-def said(done: Sweep) -> list[str]:
+def summary(done: Sweep) -> list[str]:
     """The lines below the table: reasons, what the star means, the best one."""
     lines = [f"trial {t.number} {t.state}: {t.reason}" for t in done.trials if t.reason]
     elsewhere = sum(t.state == "running" for t in done.trials)

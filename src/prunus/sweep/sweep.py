@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunus._common.packages import require
 from prunus.errors import InputError, Interrupted
 from prunus.progressive.prune import Source
-from prunus.progressive.state import Watch
+from prunus.progressive.state import OnEvent
 from prunus.recipe.resolve import code_digests, short_hash
 from prunus.report import write_report
 from prunus.sweep.checking import Checked, check
@@ -39,8 +39,8 @@ def sweep(
     storage: Any = None,
     study: str | None = None,
     stop_hopeless: bool = True,
-    watch: Watch | None = None,
-    stop: Callable[[], bool] | None = None,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Sweep:
     """Run a recipe with other values, and find the trials that no other dominates.
 
@@ -64,8 +64,8 @@ def sweep(
             that all machines share, or an Optuna storage; by default SQLite in the folder.
         study: its name in the storage; by default the folder's own, of recipe, code and space.
         stop_hopeless: whether hopeless trials are stopped.
-        watch: called with the events of every run, and with ``trial`` and ``tried``.
-        stop: asked between steps; True saves and raises :class:`prunus.Interrupted`.
+        on_event: called with the events of every run, and with ``trial`` and ``tried``.
+        should_stop: asked between steps; True saves and raises :class:`prunus.Interrupted`.
 
     Returns:
         A :class:`Sweep`; it is also in ``sweep.json`` and ``pareto.png`` in the folder.
@@ -79,9 +79,9 @@ def sweep(
     made = from_mapping(space) if isinstance(space, Mapping) else parse(space)
     if trials is not None and trials < 1:
         raise InputError(f"trials is {trials}; it must be at least 1")
-    see, halt = watch or (lambda event: None), stop or (lambda: False)
+    see, halt = on_event or (lambda event: None), should_stop or (lambda: False)
     limit = trials if made.grid or trials is not None else TRIALS
-    common = check(recipe, made, trials=limit, task=task, watch=see)
+    common = check(recipe, made, trials=limit, task=task, on_event=see)
     if stop_hopeless and not common.guarded:
         see({"event": "note", "text": "no guard: no trial is stopped before its end"})
     identity = short_hash([repr(made), common.first.digest(), code_digests(common.first)])

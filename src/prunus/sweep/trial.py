@@ -11,7 +11,8 @@ from prunus.errors import InputError, Interrupted, RunError
 from prunus.progressive.folder import rounds_of
 from prunus.progressive.guard import allowed_drop, last_accepted
 from prunus.progressive.prune import Source, prune
-from prunus.progressive.state import Watch
+from prunus.progressive.result import Result, Round
+from prunus.progressive.state import OnEvent
 from prunus.recipe.load import load
 from prunus.recipe.resolve import folder_name
 from prunus.recipe.schema import Recipe
@@ -21,7 +22,6 @@ from prunus.sweep.stopping import hopeless
 from prunus.sweep.types import Trial
 from prunus.tasks.base import Task
 from prunus.tasks.find import task_of
-from prunus.types import Result, Round
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Trials:
         space: what varies.
         folder: of the sweep.
         task: instead of the one that the recipe names.
-        watch: gets every event.
-        stop: asked between steps.
+        on_event: gets every event.
+        should_stop: asked between steps.
         finished: the trials that have ended so far; ``None``: none is stopped as hopeless.
     """
 
@@ -42,8 +42,8 @@ class Trials:
     space: Space
     folder: Path
     task: Task | None
-    watch: Watch
-    stop: Callable[[], bool]
+    on_event: OnEvent
+    should_stop: Callable[[], bool]
     finished: Callable[[], Sequence[Trial]] | None
 
     def __call__(self, number: int, values: Mapping[str, str]) -> Trial:
@@ -53,9 +53,9 @@ class Trials:
             Interrupted: if it was asked to stop.
             RunError: if the disk refuses: no other trial could go on then.
         """
-        self.watch({"event": "trial", "number": number, "values": dict(values)})
+        self.on_event({"event": "trial", "number": number, "values": dict(values)})
         made = self._run(number, values)
-        self.watch({"event": "tried", **made.plain()})
+        self.on_event({"event": "tried", **made.to_dict()})
         return made
 
     def _run(self, number: int, values: Mapping[str, str]) -> Trial:
@@ -86,7 +86,7 @@ class Trials:
 
     def _prune(self, recipe: Recipe, where: Path, beaten: list[str]) -> Result:
         def watch(event: Mapping[str, Any]) -> None:
-            self.watch(event)
+            self.on_event(event)
             if event["event"] == "judged" and self.finished is not None:
                 row = event["row"]
                 rounds = [*(r for r in rounds_of(where) if r.index < row.index), row]
@@ -99,7 +99,11 @@ class Trials:
 
         task = task_of(recipe) if self.task is None else self.task
         return prune(
-            task, recipe, folder=where, watch=watch, stop=lambda: bool(beaten) or self.stop()
+            task,
+            recipe,
+            folder=where,
+            on_event=watch,
+            should_stop=lambda: bool(beaten) or self.should_stop(),
         )
 
 

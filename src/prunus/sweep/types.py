@@ -54,7 +54,7 @@ class Trial:
             return None
         return self.metric, self.left
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
 
@@ -90,12 +90,12 @@ class Sweep:
         """What is left, for people."""
         return "density" if self.counts == "sparsity" else f"{self.counts} left"
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As ``sweep.json`` holds it."""
         values = {k: v for k, v in vars(self).items() if k not in ("trials", "best", "folder")}
         return {
             **values,
             "front": list(self.front),
             "best": None if self.best is None else self.best.number,
-            "trials": [t.plain() for t in self.trials],
+            "trials": [t.to_dict() for t in self.trials],
         }

@@ -21,7 +21,7 @@ def task_of(recipe: Recipe) -> Task:
         InputError: if there is none of that name, or it fails.
     """
     assert recipe.task is not None
-    with randomness.kept():
+    with randomness.preserve_rng():
         randomness.seed(recipe.seed)
         return find_task(recipe.task)
 

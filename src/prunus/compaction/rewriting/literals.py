@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from prunus.compaction.cut import Cut
+from prunus.compaction.cut import IndexCut
 from prunus.graph.call import base_name
 from prunus.graph.labels import Value
 from prunus.graph.rules import attention, convolution
@@ -17,17 +17,17 @@ from prunus.graph.rules.movement import SPLITS
 aten = torch.ops.aten
 
 Changed = tuple[Any, dict[str, Any]]
-Patcher = Callable[[Cut, fx.Node, dict[str, Any]], Changed | None]
+Patcher = Callable[[IndexCut, fx.Node, dict[str, Any]], Changed | None]
 
 
-def _sizes(cut: Cut, value: Value, given: Any) -> list[Any]:
+def _sizes(cut: IndexCut, value: Value, given: Any) -> list[Any]:
     """Sizes of a result; −1 and sizes that do not change stay as they were written."""
     new = cut.shape(value)
     return [g if g == -1 or new[i] == value.shape[i] else new[i] for i, g in enumerate(given)]
 
 
 def _sized(key: str) -> Patcher:
-    def patch(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+    def patch(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
         value = cut.value(node)
         if key not in named or len(named[key]) != len(value.shape):
             return None
@@ -36,7 +36,7 @@ def _sized(key: str) -> Patcher:
     return patch
 
 
-def _unflatten(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _unflatten(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     value = cut.value(node)
     rank = len(cut.value(node.args[0]).shape)
     d = int(named["dim"]) % rank
@@ -47,7 +47,7 @@ def _unflatten(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None
     }
 
 
-def _split(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _split(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     x = cut.value(node.args[0])
     d = int(named.get("dim") or 0) % len(x.shape)
     if cut.stays(x.dims[d]) is None:
@@ -61,7 +61,7 @@ def _split(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     return target, {"self": named["self"], "split_sizes": sizes, "dim": d}
 
 
-def _slice(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _slice(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     x = cut.value(node.args[0])
     d = int(named["dim"]) % len(x.shape)
     stays = cut.stays(x.dims[d])
@@ -83,7 +83,7 @@ def _number(size: Any) -> Any:
     return size.meta["val"] if isinstance(size, fx.Node) else size
 
 
-def _select(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _select(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     x = cut.value(node.args[0])
     d = int(named["dim"]) % len(x.shape)
     stays = cut.stays(x.dims[d])
@@ -93,7 +93,7 @@ def _select(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     return node.target, {**named, "index": int(stays[:index].sum())}
 
 
-def _pad(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _pad(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     value, pad = cut.value(node), list(named["pad"])
     for j in range(len(pad) // 2):
         dim = value.dims[len(value.dims) - 1 - j]
@@ -105,7 +105,7 @@ def _pad(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     return node.target, {**named, "pad": pad}
 
 
-def _roll(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _roll(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     x = cut.value(node.args[0])
     shifts, dims = list(named["shifts"]), list(named["dims"])
     for i, d in enumerate(dims):
@@ -117,7 +117,7 @@ def _roll(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
 
 
 def _groups(key: str) -> Patcher:
-    def patch(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+    def patch(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
         groups = int(named[key] or 1)
         out = cut.value(node).dims[1]
         stays = cut.stays(out)
@@ -129,7 +129,7 @@ def _groups(key: str) -> Patcher:
     return patch
 
 
-def _scale(cut: Cut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
+def _scale(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | None:
     query = cut.value(named["query"])
     if named.get("scale") is not None or cut.stays(query.dims[-1]) is None:
         return None

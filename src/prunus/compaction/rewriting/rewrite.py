@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from prunus.compaction.cut import Cut, take
+from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.errors import RunError
@@ -53,7 +53,7 @@ class Rewritten:
     nodes: Mapping[fx.Node, fx.Node]
 
 
-def rewrite(cut: Cut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:
+def rewrite(cut: IndexCut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:
     """The traced graph after a cut.
 
     Args:
@@ -68,7 +68,7 @@ def rewrite(cut: Cut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:
 
 
 class _Rewriter:
-    def __init__(self, cut: Cut, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, cut: IndexCut, tensors: dict[str, Tensor]) -> None:
         self.cut, self.analysis = cut, cut.analysis
         self.tensors = tensors
         self.graph = fx.Graph()

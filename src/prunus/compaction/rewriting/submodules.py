@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common.inputs import tensors_of
-from prunus.compaction.cut import Cut, Kept
+from prunus.compaction.cut import IndexCut, Kept
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze, canonical_names
 from prunus.graph.labels import Fixed, Value
-from prunus.graph.trace import Inputs, quiet, trace, twin
+from prunus.graph.trace import Inputs, analysis_mode, shared_copy, trace
 
 
 def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
     """The arguments with which modules are first called in a forward pass."""
     calls: dict[str, Inputs] = {}
-    model = twin(model)
+    model = shared_copy(model)
     hooks = []
     for name in names:
 
@@ -31,7 +31,7 @@ def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict
 
         hooks.append(model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
     try:
-        with quiet(model), torch.no_grad():
+        with analysis_mode(model), torch.no_grad():
             model(*inputs[0], **inputs[1])
     finally:
         for hook in hooks:
@@ -43,7 +43,7 @@ Ends = Sequence[tuple[Tensor | None, ...] | None]
 """Of each tensor that enters a module, by dimension the indices that stay; ``None``: unknown."""
 
 
-def entering(cut: Cut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict[str, Ends]:
+def entering(cut: IndexCut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict[str, Ends]:
     """What a cut leaves of the tensors that enter modules: they are found by their values.
 
     Args:
@@ -111,17 +111,17 @@ def whole_graph(
     return rewrite(known_cut(analysis, kept), tensors).module, traced.open
 
 
-def known_cut(analysis: Analysis, kept: Kept) -> Cut:
+def known_cut(analysis: Analysis, kept: Kept) -> IndexCut:
     """The cut of an analysis that was made for it: classes that hold a removed index of anything.
 
     Raises:
         RunError: if the kept indices are no cut of this graph: a class goes in part.
     """
     cut = cut_from_kept(analysis, kept)
-    return Cut(analysis, cut.removed | (analysis.solved.gone & (analysis.solved.reason < 0)))
+    return IndexCut(analysis, cut.removed | (analysis.solved.gone & (analysis.solved.reason < 0)))
 
 
-def cut_from_kept(analysis: Analysis, kept: Kept) -> Cut:
+def cut_from_kept(analysis: Analysis, kept: Kept) -> IndexCut:
     """The classes that hold a removed index of a tensor.
 
     Raises:
@@ -137,7 +137,7 @@ def cut_from_kept(analysis: Analysis, kept: Kept) -> Cut:
             gone = np.ones(len(dim), dtype=bool)
             gone[indices.numpy()] = False
             removed[analysis.solved.of(dim)[gone]] = True
-    cut = Cut(analysis, removed)
+    cut = IndexCut(analysis, removed)
     found = cut.kept()
     for name in analysis.tensors:
         if not _same(found.get(name), kept.get(name)):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from prunus.compaction.cut import Cut
+from prunus.compaction.cut import IndexCut
 from prunus.compaction.rewriting.rewrite import Patch
 from prunus.graph.call import base_name
 from prunus.graph.labels import Value
@@ -146,7 +146,7 @@ def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
     return {}
 
 
-def guesses(model: nn.Module, cut: Cut, patches: Sequence[Patch]) -> list[list[Attribute]]:
+def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[list[Attribute]]:
     """Whole numbers of the user's own modules that may have to change, best guess first.
 
     A number is suspect when an operator that the module calls had a literal, or a size, of that
@@ -215,7 +215,7 @@ def _literals(patches: Sequence[Patch]) -> Evidence:
                     yield path, b, a
 
 
-def _sizes(cut: Cut) -> Evidence:
+def _sizes(cut: IndexCut) -> Evidence:
     for node, value in cut.analysis.known.items():
         if node.op != "call_function" or not isinstance(value, Value):
             continue

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from prunus.compaction.cut import Cut
+from prunus.compaction.cut import IndexCut
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.graph.labels import Fixed, Value
 
@@ -21,7 +21,7 @@ SIZES = frozenset(
 """Names of widths that pruning changes. Others may have the same value, and mean something else."""
 
 
-def configured(model: nn.Module, cut: Cut) -> list[Attribute]:
+def configured(model: nn.Module, cut: IndexCut) -> list[Attribute]:
     """Sizes in shared configurations that every module which has them changes alike.
 
     A layer that keeps its width, or has another new one, leaves the configuration as it is: it
@@ -47,7 +47,7 @@ def configured(model: nn.Module, cut: Cut) -> list[Attribute]:
     return changes
 
 
-def _sizes(cut: Cut, names: set[str]) -> dict[int, set[int]]:
+def _sizes(cut: IndexCut, names: set[str]) -> dict[int, set[int]]:
     """Sizes that the operators of these modules see, each with what becomes of it."""
     sizes: dict[int, set[int]] = {}
     for node, value in _values(cut):
@@ -60,12 +60,12 @@ def _sizes(cut: Cut, names: set[str]) -> dict[int, set[int]]:
     return sizes
 
 
-def _values(cut: Cut) -> Iterator[tuple[fx.Node, Value]]:
+def _values(cut: IndexCut) -> Iterator[tuple[fx.Node, Value]]:
     for node, value in cut.analysis.known.items():
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, Value) and node.op == "call_function":
                 yield node, part
 
 
-def _free(cut: Cut, dim: np.ndarray[Any, Any]) -> bool:
+def _free(cut: IndexCut, dim: np.ndarray[Any, Any]) -> bool:
     return bool(cut.analysis.solved.free(dim).any())

@@ -19,7 +19,7 @@ from prunus.compaction.verifying.verify import (
     outputs,
 )
 from prunus.errors import InputError
-from prunus.graph.trace import twin
+from prunus.graph.trace import shared_copy
 from prunus.types import Masks
 
 LEFT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -62,7 +62,7 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Drops:
+class DropPlan:
     """Modules that can be taken out.
 
     Attributes:
@@ -91,7 +91,7 @@ def emptied(model: nn.Module, masks: Masks) -> list[str]:
     return found
 
 
-def find_drops(model: nn.Module, masks: Masks, example: Any) -> Drops:
+def find_drops(model: nn.Module, masks: Masks, example: Any) -> DropPlan:
     """The emptied modules that a simple function of their input stands for.
 
     Each is tried on what it gets in the model and on numbers of both signs; then the model without
@@ -108,7 +108,7 @@ def find_drops(model: nn.Module, masks: Masks, example: Any) -> Drops:
     left = _left(model, names, masked, inputs)
 
     def without(chosen: Mapping[str, str]) -> Comparison:
-        candidate = twin(model)
+        candidate = shared_copy(model)
         take_out(candidate, chosen)
         found = compare(expected, candidate, masked, inputs)
         return Comparison(found.error, effect, found.problem)
@@ -123,7 +123,7 @@ def find_drops(model: nn.Module, masks: Masks, example: Any) -> Drops:
             "input's shape, as a residual branch does, or its input, as a block with a skip "
             "connection does; name such modules in structure: {name: layer, modules: [...]}"
         )
-    return Drops(left, found)
+    return DropPlan(left, found)
 
 
 def _left(
@@ -133,7 +133,7 @@ def _left(
 
     A module is called where it stands, again, with random numbers for its first input.
     """
-    watched = twin(model)
+    watched = shared_copy(model)
     left: dict[str, set[str]] = {}
     busy: list[str] = []
 

@@ -14,12 +14,12 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus._common.inputs import tensors_of
-from prunus.compaction.cut import Cut, take
+from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.values import Lazy, State
 from prunus.graph.call import describe
 from prunus.graph.labels import Value
-from prunus.graph.trace import Traced, quiet, trace, twin
+from prunus.graph.trace import Traced, analysis_mode, shared_copy, trace
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
@@ -106,8 +106,8 @@ def outputs(
         k: state[k] if gate.wide else _typed(state[k], v.dtype) for k, v in tensors if k in state
     }
     args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
-    model = twin(model)  # a pass may fill caches
-    with torch.no_grad(), quiet(model), Double() if gate.wide else contextlib.nullcontext():
+    model = shared_copy(model)  # a pass may fill caches
+    with torch.no_grad(), analysis_mode(model), Double() if gate.wide else contextlib.nullcontext():
         found = [_held(t) for t in tensors_of(functional_call(model, own, args, kwargs))]
     return [t for t in found if t.is_floating_point() or t.is_complex()] or found
 
@@ -173,7 +173,7 @@ def compare(
 
 
 def first_difference(
-    cut: Cut,
+    cut: IndexCut,
     rewritten: Rewritten,
     states: tuple[State, State],
     inputs: tuple[Any, Any],

@@ -18,7 +18,7 @@ from prunus.methods.catalog import names
 
 
 @dataclass(frozen=True)
-class Look:
+class SignalContext:
     """What a signal may look at.
 
     Attributes:
@@ -61,7 +61,7 @@ def needed(criterion: Callable[..., Tensor]) -> list[str]:
     return wanted
 
 
-def collect(criterion: Callable[..., Tensor], look: Look) -> Callable[[str], Tensor]:
+def collect(criterion: Callable[..., Tensor], look: SignalContext) -> Callable[[str], Tensor]:
     """The criterion as a function from a parameter's name to its scores, a tensor of their own."""
     wanted = needed(criterion)
     values = {}

@@ -10,10 +10,10 @@ from torch import Tensor
 from prunus._common.distributed import gather, total, unwrapped
 from prunus._common.modules import evaluating
 from prunus.errors import InputError, RunError
-from prunus.methods.signals import Look
+from prunus.methods.signals import SignalContext
 
 
-def mean_of(look: Look, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+def mean_of(look: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
     """Mean over calibration batches of a statistic of ∂L/∂w, the model in eval mode.
 
     Of several ranks, over the batches of all: Σ over ranks ÷ their number. Summed in float64, so

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from prunus.methods.signals import Look
+from prunus.methods.signals import SignalContext
 from prunus.methods.signals._gradients import mean_of
 
 
-def grad(look: Look) -> Mapping[str, Tensor]:
+def grad(look: SignalContext) -> Mapping[str, Tensor]:
     """Mean over batches of ∂L/∂w."""
     return mean_of(look, lambda g: g)

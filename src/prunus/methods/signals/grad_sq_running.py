@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from prunus._common.distributed import mean
 from prunus.errors import InputError
-from prunus.methods.signals import Look
+from prunus.methods.signals import SignalContext
 
 DECAY = 0.99
 """Weight of the past in the running mean: the last hundred steps count."""
 
 
-def grad_sq_running(look: Look) -> Mapping[str, Tensor]:
+def grad_sq_running(look: SignalContext) -> Mapping[str, Tensor]:
     """Exponential mean of g² over the optimizer steps so far, and over the ranks.
 
     Raises:

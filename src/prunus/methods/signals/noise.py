@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from prunus._common.layers import plain_name
-from prunus.methods.signals import Look
+from prunus.methods.signals import SignalContext
 
 
-def noise(look: Look) -> Mapping[str, Tensor]:
+def noise(look: SignalContext) -> Mapping[str, Tensor]:
     """Uniform in [0, 1); the same on every rank and however often it is asked for."""
     return _Noise(look)
 
 
 class _Noise(Mapping[str, Tensor]):
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: SignalContext) -> None:
         self._look = look
 
     def __getitem__(self, name: str) -> Tensor:

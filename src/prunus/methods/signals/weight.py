@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from prunus.methods.signals import Look
+from prunus.methods.signals import SignalContext
 
 
-def weight(look: Look) -> Mapping[str, Tensor]:
+def weight(look: SignalContext) -> Mapping[str, Tensor]:
     """w."""
     return {name: value.detach() for name, value in look.parameters.items()}

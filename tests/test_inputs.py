@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunus._common.inputs import leaves_of, map_tensors, tensors_of, with_tensors
+from prunus._common.inputs import (
+    arguments,
+    by_name,
+    leaves_of,
+    map_tensors,
+    tensors_of,
+    with_tensors,
+)
+from prunus._common.modules import canonical_names, detached_copy, named_tensors, shared_copy
+from prunus._common.random_inputs import random_inputs
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -116,3 +125,45 @@ def test_what_other_packages_return_is_looked_into() -> None:
     largest = torch.max(torch.ones(2, 2), 0)
     assert len(tensors_of(largest)) == 2
     assert type(with_tensors(largest, largest)) is type(largest)
+
+
+@given(st.lists(st.integers(), max_size=4), st.dictionaries(st.sampled_from("abc"), st.integers()))
+def test_arguments_keep_their_order_and_number_under_names(args: Any, kwargs: Any) -> None:
+    named = by_name(["x", "y"], (tuple(args), kwargs))
+    assert list(named.values()) == [*args, *kwargs.values()]
+    assert list(named)[: min(2, len(args))] == ["x", "y"][: len(args)]
+    assert arguments(dict(named)) == ((), named)
+    assert arguments(tuple(args)) == (tuple(args), {})
+    assert arguments(args) == ((args,), {})
+
+
+@given(NESTED, st.integers(1, 3))
+def test_random_inputs_have_the_shapes_and_types_of_the_example(value: Any, batch: int) -> None:
+    example = ([torch.ones(2, 3), torch.tensor([True, False])], {"more": value})
+    args, kwargs = random_inputs(example, batch=batch)
+    assert kwargs == {}
+    assert [t.shape for t in args[0]] == [(batch, 3), (batch,)]
+    assert args[0][1].dtype is torch.bool
+
+
+SHARED = nn.Linear(2, 2)
+TREES = st.recursive(
+    st.sampled_from([SHARED, nn.Linear(2, 2), nn.BatchNorm1d(2)]),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda ms: nn.Sequential(*ms)),
+    max_leaves=6,
+)
+
+
+@given(TREES)
+def test_names_and_copies_tell_which_tensors_are_the_same(model: nn.Module) -> None:
+    tensors = {name: tensor for name, tensor, _ in named_tensors(model)}
+    first = canonical_names(model)
+    assert first.keys() == tensors.keys()
+    for name, other in first.items():
+        assert tensors[other] is tensors[name]
+    assert len(set(first.values())) == len({id(t) for t in tensors.values()})
+    shared = {name: tensor for name, tensor, _ in named_tensors(shared_copy(model))}
+    assert all(shared[name] is tensor for name, tensor in tensors.items())
+    apart = {name: tensor for name, tensor, _ in named_tensors(detached_copy(model))}
+    assert not any(apart[name] is tensor for name, tensor in tensors.items())
+    assert len({id(t) for t in apart.values()}) == len({id(t) for t in tensors.values()})

@@ -21,7 +21,8 @@ from torch._subclasses import FakeTensorMode
 import prunus
 from prunus._common import tables as cost_table
 from prunus._common import timing
-from prunus._common.timing import interleaved, random_inputs, timing_of
+from prunus._common.random_inputs import random_inputs
+from prunus._common.timing import interleaved, timing_of
 from prunus.cli.main import cli
 from prunus.costs.macs import macs, macs_of_pass
 from prunus.errors import InputError

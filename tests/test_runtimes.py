@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus._common import packages as distributions
-from prunus._common.inputs import leaves_of, tensors_of
-from prunus._common.timing import random_inputs
+from prunus._common.inputs import arguments, leaves_of, tensors_of
+from prunus._common.random_inputs import random_inputs
 from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
 from prunus.deployment.calibration import inputs_of
@@ -32,7 +32,6 @@ from prunus.deployment.deploy import deploy
 from prunus.deployment.module import DeployedModule, open_artifact
 from prunus.deployment.store import keep
 from prunus.errors import InputError
-from prunus.graph.trace import arguments
 from prunus.methods import catalog as folder
 from prunus.runtimes import BuildRequest, _quantize, error, find, missing
 from prunus.runtimes._arguments import calibration_of

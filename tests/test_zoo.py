@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import arguments, tensors_of
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import IndexCut, cut_of, cut_units, masks_of
 from prunus.compaction.search import CompactionPlan, find_plan
@@ -27,7 +27,6 @@ from prunus.compaction.verifying.verify import Double, difference
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
 from prunus.graph.listing import table
-from prunus.graph.trace import arguments
 from prunus.graph.units import coupled_units
 from prunus.pruning.masks import apply
 from prunus.types import Masks

@@ -32,6 +32,18 @@ class Interrupted(PrunusError):  # noqa: N818 (nothing went wrong)
     exit_code = 130
 
 
+def first_line(error: BaseException, *, kind: bool = True) -> str:
+    """An error in one line: its kind, unless that is not wanted, and what it says first.
+
+    >>> first_line(ValueError("no such size\\nat 3")), first_line(KeyError(), kind=False)
+    ('ValueError: no such size', 'KeyError')
+    """
+    said = next((line for line in map(str.strip, str(error).splitlines()) if line), "")
+    if not kind:
+        return said or type(error).__name__
+    return f"{type(error).__name__}: {said or 'no message'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest ones, or all.
 

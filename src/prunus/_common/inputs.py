@@ -1,22 +1,106 @@
-"""What goes into a model and comes out of it: nested values and the tensors in them."""
+"""What goes into a model and comes out of it: arguments, nested values, the tensors in them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from prunus.errors import InputError
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a forward pass."""
+
 Parts = list[tuple[str, Any]]
 Rebuild = Callable[[list[Any]], Any]
 
 _LEAVES = (Tensor, nn.Module, type, Enum, FunctionType, MethodType, ModuleType, torch.Size)
+
+
+def arguments(example: Any) -> Inputs:
+    """An example as arguments: a mapping by keyword, a tuple by position, else the only one.
+
+    >>> arguments((1, 2)), arguments({"mask": 3})
+    (((1, 2), {}), ((), {'mask': 3}))
+    """
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def positional_names(model: nn.Module) -> list[str]:
+    """Names of the parameters of ``forward`` that may be given by position.
+
+    >>> positional_names(nn.Linear(1, 1))
+    ['input']
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def by_name(
+    names: Sequence[str], inputs: tuple[tuple[Any, ...], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Arguments by name, in the order of the call; ``*args`` are ``args_0`` and so on.
+
+    Args:
+        names: of what may be given by position.
+        inputs: positional and keyword arguments.
+
+    >>> by_name(["x"], ((7, 8), {"flag": True}))
+    {'x': 7, 'args_1': 8, 'flag': True}
+    """
+    args, kwargs = inputs
+    every = [*names, *(f"args_{i}" for i in range(len(names), len(args)))]
+    return {**dict(zip(every, args, strict=False)), **kwargs}
+
+
+def shapes(values: Any) -> str:
+    """The shapes of nested values, for people.
+
+    >>> shapes((torch.ones(1, 3), {"ids": torch.tensor([[1]])}))
+    'float32 (1, 3), int64 (1, 1)'
+    """
+    found = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(values)]
+    return ", ".join(found) or "no tensor"
+
+
+def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
+    """The device on which models and example lie.
+
+    Raises:
+        InputError: if there are several, if it holds no values, or if there is no model.
+
+    >>> one_device({"model": nn.Linear(2, 1)}, torch.ones(1, 2))
+    device(type='cpu')
+    """
+    owners: dict[torch.device, str] = {}
+    for name, model in models.items():
+        if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+            raise InputError(
+                f"measure takes models (nn.Module, not scripted), and {name} is a "
+                f"{type(model).__name__}"
+            )
+        for tensor in (*model.parameters(), *model.buffers()):
+            owners.setdefault(tensor.device, name)
+    for tensor in tensors_of(example):
+        owners.setdefault(tensor.device, "example")
+    if any(device.type == "meta" for device in owners):
+        raise InputError("tensors on the meta device have no values: nothing can be timed there")
+    if len(owners) > 1:
+        places = ", ".join(f"{what} on {device}" for device, what in owners.items())
+        raise InputError(
+            f"everything must lie on one device, and there is {places}: move it with .to(device)"
+        )
+    return next(iter(owners), torch.device("cpu"))
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -39,7 +39,7 @@ class MetricEstimate:
     def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> MetricEstimate:
         """From what ``test`` returned.
 
-        >>> Outcome.of(0.5).interval is None, Outcome.of(torch.tensor([1.0, 1.0])).interval
+        >>> MetricEstimate.of(0.5).interval is None, MetricEstimate.of(torch.tensor([1.0, 1.0])).interval
         (True, (1.0, 1.0))
         """
         metric = number(pruned, "test")

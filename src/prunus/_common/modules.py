@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, fx, nn
+
+from prunus.errors import InputError
+
+Named = tuple[str, Tensor, bool]
+"""A tensor under its name and, for a buffer, whether it is in the state dict."""
 
 
 @contextmanager
@@ -59,3 +67,108 @@ def _nearest(places: dict[str, bool], name: str) -> bool:
     while name not in places:
         name = name.rpartition(".")[0]
     return places[name]
+
+
+def detached_copy(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy; results of an earlier pass that modules keep are detached, not refused.
+
+    Args:
+        model: any module.
+        shared: by identity, tensors that the copy holds as they are.
+    """
+    memo: dict[int, Any] = dict(shared or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(model, memo)
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model that holds the very same parameters and buffers.
+
+    >>> model = nn.Linear(1, 1)
+    >>> shared_copy(model).weight is model.weight
+    True
+    """
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    made = detached_copy(model, shared)
+    drop_caches(made)
+    return made
+
+
+def drop_caches(model: nn.Module) -> None:
+    """Let modules forget tensors that they computed from parameters in eval mode.
+
+    LeViT and its like keep them in a dictionary that their own ``train()`` empties.
+    """
+    for module in model.modules():
+        own = type(module).train is not nn.Module.train
+        cached = any(
+            isinstance(v, dict) and v and all(isinstance(t, Tensor) for t in v.values())
+            for k, v in vars(module).items()
+            if k not in ("_parameters", "_buffers")
+        )
+        if own and cached and not isinstance(module, fx.GraphModule):
+            mode = module.training
+            module.train(True)
+            module.train(mode)
+
+
+def evaluation_copy(model: nn.Module, who: str) -> nn.Module:
+    """A copy in eval mode with the same parameters; what a pass changes stays in the copy.
+
+    Args:
+        model: that is copied.
+        who: works on it, for the message.
+
+    Raises:
+        InputError: if the model cannot be copied.
+    """
+    try:
+        made = detached_copy(model, {id(p): p for p in model.parameters()})
+    except Exception as error:  # copying calls the code of whatever the model holds
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
+            f"{who} works on a copy: remove what copy.deepcopy refuses"
+        ) from error
+    drop_caches(made)
+    return made.eval()
+
+
+def named_tensors(model: nn.Module) -> list[Named]:
+    """Every parameter and buffer under each of its names, and whether it is in the state dict.
+
+    >>> [(name, kept) for name, _, kept in named_tensors(nn.Linear(1, 1))]
+    [('weight', True), ('bias', True)]
+    """
+    kept = model.state_dict().keys()
+    parameters = model.named_parameters(remove_duplicate=False)
+    buffers = model.named_buffers(remove_duplicate=False)
+    return [(name, tensor, name in kept) for name, tensor in (*parameters, *buffers)]
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer to the first one of the same tensor.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight = model[0].weight
+    >>> canonical_names(model)["1.weight"]
+    '0.weight'
+    """
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(t), name) for name, t, _ in named_tensors(model)}
+
+
+def set_forward(
+    model: nn.Module, forward: Callable[..., Any], parameters: Sequence[str]
+) -> nn.Module:
+    """Give one model, not its class, another ``forward`` whose signature names these parameters.
+
+    torch.export takes the names of a program's inputs from there.
+    """
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in parameters])
+    vars(forward)["__signature__"] = signature
+    vars(model)["forward"] = forward
+    return model

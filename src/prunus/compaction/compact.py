@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunus import costs
+from prunus._common.modules import detached_copy
 from prunus.compaction.cut import IndexCut, Kept, cut_of
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
@@ -22,7 +23,7 @@ from prunus.compaction.slicing.surgery import adopt
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
 from prunus.graph.solve import Heads
-from prunus.graph.trace import detached_copy, trace
+from prunus.graph.trace import trace
 from prunus.pruning.masks import apply, match_names
 from prunus.types import Masks
 

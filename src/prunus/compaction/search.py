@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from prunus._common.inputs import Inputs
+from prunus._common.modules import detached_copy, shared_copy
 from prunus.compaction.cut import IndexCut, Kept, masks_of
 from prunus.compaction.rewriting.rewrite import Rewritten, rewrite
 from prunus.compaction.rewriting.submodules import (
@@ -42,8 +44,9 @@ from prunus.compaction.verifying.verify import (
     outputs,
     traced_outputs,
 )
-from prunus.errors import InputError, RunError
-from prunus.graph.trace import Inputs, Traced, detached_copy, shared_copy
+from prunus.errors import InputError, RunError, first_line
+from prunus.graph.call import module_path
+from prunus.graph.trace import Traced
 from prunus.types import Masks
 
 ROUTES = {
@@ -133,7 +136,7 @@ class _Search:
                 return self._expected(in_memory)
             if not isinstance(error, (RuntimeError, NotImplementedError)):
                 raise
-            why = str(error).strip().partition("\n")[0]  # an operator without float64
+            why = first_line(error, kind=False)  # an operator without float64
             self.gate = replace(OWN_TYPE, note=f"{OWN_TYPE.note} ({why})")
             self.inputs = self._plain_inputs()
             return states, outputs(self.model, states[1], self.inputs, self.gate)
@@ -340,22 +343,14 @@ class _Search:
 
     def _holders(self) -> set[str]:
         """Modules that hold sliced tensors, with all that enclose them."""
-        holders = set()
-        for name in self.kept:
-            parts = name.split(".")[:-1]
-            holders |= {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
-        return holders
+        split = [name.split(".") for name in self.kept]
+        return {".".join(parts[:i]) for parts in split for i in range(1, len(parts))}
 
     def _patched_modules(self, graphs: Mapping[str, nn.Module]) -> list[str]:
         """Every module whose own code had a literal that changed; a graph has its own no more."""
         there = {name for name, _ in self.model.named_modules()}
-        found = []
-        for patch in self.rewritten.patches:
-            stack = patch.node.meta.get("nn_module_stack") or {}
-            paths = [str(entry[0]) for entry in stack.values()]
-            if paths and paths[-1] in there - {""} and not _within_any(paths[-1], graphs):
-                found.append(paths[-1])
-        return list(dict.fromkeys(found))
+        paths = dict.fromkeys(module_path(patch.node) for patch in self.rewritten.patches)
+        return [p for p in paths if p in there - {""} and not _within_any(p, graphs)]
 
     def _whole(self, known: Comparison) -> CompactionPlan:
         """The whole graph, of open sizes where that one is as right."""

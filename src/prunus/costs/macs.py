@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus.measurement.latency import Inputs
+from prunus._common.inputs import Inputs, arguments
 from prunus.types import Masks
 
 
@@ -30,10 +29,9 @@ def macs(model: nn.Module, example: Any, masks: Masks) -> tuple[int | None, int 
             first item alone.
         masks: by parameter name.
     """
-    named = isinstance(example, Mapping)
-    inputs = example if isinstance(example, tuple) or named else (example,)
+    inputs = arguments(example)
     first = _pytree.tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, inputs)
-    counted = _on_meta(model, ((), dict(first)) if named else (first, {}))
+    counted = _on_meta(model, first)
     return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import tensors_of
-from prunus._common.timing import random_inputs
+from prunus._common.random_inputs import random_inputs
 from prunus.deployment.manifest import manifest_of
 from prunus.deployment.module import DeployedModule, Structure
 from prunus.deployment.table import RuntimeResult
-from prunus.errors import PrunusError
+from prunus.errors import PrunusError, first_line
 from prunus.runtimes import Answers, BuildRequest, Compute, Session, error, find
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes.eager import computing
@@ -97,10 +97,7 @@ class Builder:
         except PrunusError as problem:
             return Built(replace(row, refused=str(problem)))
         except Exception as problem:  # an engine's own failure is a row of the table, not the end
-            text = str(problem).strip().splitlines()
-            return Built(
-                replace(row, refused=f"{type(problem).__name__}: {text[0] if text else ''}")
-            )
+            return Built(replace(row, refused=first_line(problem)))
         found = max(own, others) if runtime.EXACT else own
         row = replace(row, error=found, bytes=size(session.path), notes=session.notes,
                     build_s=round(time.perf_counter() - began, 2))  # fmt: skip

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from prunus._common import rng as randomness
+from prunus._common.inputs import by_name, positional_names
 from prunus._common.modules import evaluating
 from prunus.errors import InputError
-from prunus.runtimes._arguments import by_name, positions
 
 
 def inputs_of(
@@ -69,7 +69,7 @@ def _as_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not kwargs:
         plain = len(args) == 1 and not isinstance(args[0], (tuple, dict))
         return args[0] if plain else args
-    given = by_name(positions(module), (args, kwargs))
+    given = by_name(positional_names(module), (args, kwargs))
     unnamed = [name for name in given if name.startswith("args_") and name not in kwargs]
     if unnamed:
         raise InputError(

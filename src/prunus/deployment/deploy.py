@@ -14,19 +14,19 @@ from torch import nn
 
 from prunus._common import rng as randomness
 from prunus._common.environment import describe
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import arguments, tensors_of
 from prunus._common.metrics import Metric
+from prunus._common.modules import evaluation_copy
 from prunus._common.packages import pip_line
-from prunus._common.timing import no_denormals, random_inputs
+from prunus._common.random_inputs import random_inputs
+from prunus._common.timing import no_denormals
 from prunus._common.timing import threads as fixed_threads
 from prunus.deployment.advice import advice
 from prunus.deployment.build import Builder, Built
 from prunus.deployment.judge import Judge, measured, timed
 from prunus.deployment.store import keep, prepare
 from prunus.deployment.table import Deployment
-from prunus.errors import InputError, did_you_mean
-from prunus.graph.trace import arguments
-from prunus.measurement.checks import evaluation_copy
+from prunus.errors import InputError, did_you_mean, first_line
 from prunus.methods import catalog as folders
 from prunus.runtimes import BuildRequest, find, missing
 
@@ -249,10 +249,9 @@ def _refuse_inputs(model: nn.Module, example: Any, sizes: Sequence[int]) -> None
             model(*args, **kwargs)
     except Exception as error:
         shapes = [tuple(t.shape) for t in tensors_of((args, kwargs))]
-        text = str(error).strip().splitlines()
         raise InputError(
             f"example: {type(model).__name__} fails on inputs of shapes {shapes}: "
-            f"{type(error).__name__}: {text[0] if text else 'no reason given'}"
+            f"{first_line(error)}"
         ) from error
     for size in sizes:
         random_inputs(example, batch=size)

@@ -13,9 +13,10 @@ from torch import nn
 from prunus._common import rng as randomness
 from prunus._common.inputs import tensors_of
 from prunus._common.metrics import Metric, number
-from prunus._common.timing import interleaved, random_inputs
+from prunus._common.random_inputs import random_inputs
+from prunus._common.timing import interleaved
 from prunus.deployment.build import Built
-from prunus.errors import InputError
+from prunus.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ def _judged(b: Built, judge: Judge) -> Any:
     try:
         metric = metric_of(judge.evaluate, b.served)  # type: ignore[arg-type]
     except Exception as error:  # of the user's code, which may ask for parameters
-        text = str(error).strip().splitlines()
-        why = f"evaluate fails on it: {type(error).__name__}: {text[0] if text else ''}"
+        why = f"evaluate fails on it: {first_line(error)}"
         if b.row.exact:
             return replace(b.row, notes=(*b.row.notes, why))
         return replace(b.row, refused=why)
@@ -127,8 +127,7 @@ def timed(
             try:
                 call()
             except Exception as error:  # an engine's own failure is a row, not the end
-                text = str(error).strip().splitlines()
-                why = f"fails on a batch of {size}: {text[0] if text else type(error).__name__}"
+                why = f"fails on a batch of {size}: {first_line(error, kind=False)}"
                 rows[i] = replace(rows[i], refused=why)
             else:
                 calls[str(i)] = call

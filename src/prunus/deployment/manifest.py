@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from prunus._common.files import write_atomically
-from prunus._common.inputs import leaves_of, tensors_of
+from prunus._common.inputs import by_name, leaves_of, positional_names, tensors_of
 from prunus.errors import InputError
 from prunus.runtimes import BuildRequest, Session
-from prunus.runtimes._arguments import by_name, named, positions
+from prunus.runtimes._arguments import named
 
 MANIFEST = "artefact.json"
 FORMAT = "prunus artefact 1"
@@ -96,7 +96,7 @@ def manifest_of(session: Session, order: BuildRequest, runtime: str) -> Manifest
         batch=next((len(t) for t in inputs if t.dim()), 1),
         inputs=tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in inputs),
         arguments=tuple(name for name, value in given.items() if tensors_of(value)),
-        positions=tuple(positions(order.model)),
+        positions=tuple(positional_names(order.model)),
         fixed={n: text_of(v) for n, v in given.items() if not tensors_of(v)},
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunus._common.inputs import leaves_of, map_tensors, with_tensors
 from prunus.deployment.manifest import MANIFEST, Manifest, read_manifest
 from prunus.deployment.parts import in_parts
-from prunus.errors import InputError
+from prunus.errors import InputError, first_line
 from prunus.runtimes import Answers, Session, find
 
 __all__ = ["MANIFEST", "DeployedModule", "Manifest", "open_artifact", "read_manifest"]
@@ -77,10 +77,9 @@ class DeployedModule(nn.Module):
             raise
         except Exception as error:  # the engine's own words, of sizes that do not go together
             shapes = [tuple(t.shape) for t in inputs]
-            text = str(error).strip().splitlines()
             raise InputError(
                 f"{self.card.runtime} fails on inputs of shapes {shapes}: "
-                f"{text[0] if text else type(error).__name__}"
+                f"{first_line(error, kind=False)}"
             ) from error
         if self.answers is not None and self.answers.count == len(found):
             return self.answers.put(found)

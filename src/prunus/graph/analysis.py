@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from prunus._common.modules import canonical_names
 from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
 from prunus.graph.labels import Dim, Fixed, Labels, Value
 from prunus.graph.rules import Rule, all_rules
@@ -284,22 +285,3 @@ def _in_place(node: fx.Node) -> bool:
 def rules() -> dict[str, Rule]:
     """Every rule by operator name."""
     return all_rules()
-
-
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer to the first one of the same tensor.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> model[1].weight = model[0].weight
-    >>> canonical_names(model)["1.weight"]
-    '0.weight'
-    """
-    first: dict[int, str] = {}
-    names = {}
-    every = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    for name, tensor in every:
-        names[name] = first.setdefault(id(tensor), name)
-    return names

@@ -124,11 +124,14 @@ def describe(node: fx.Node) -> str:
     return f"{name} in {path}" if path else name
 
 
+def module_paths(node: fx.Node) -> list[str]:
+    """The modules whose code called an operator, from the outermost to the innermost."""
+    return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+
+
 def module_path(node: fx.Node) -> str:
-    """The innermost module whose code called an operator."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(entry[0]) for entry in stack.values()]
-    return paths[-1] if paths else ""
+    """The innermost of them; ``""`` for the model itself, or where none is known."""
+    return (module_paths(node) or [""])[-1]
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:

@@ -12,7 +12,6 @@ decomposed, with their batch dimension.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import keyword
 import operator
 import re
@@ -31,15 +30,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import by_name, positional_names, tensors_of
+from prunus._common.modules import Named, named_tensors
 from prunus.errors import InputError
 
 aten = torch.ops.aten
 
 # The modules entered and not left: key and value of export's nn_module_stack.
 Stack = list[tuple[str, tuple[str, str]]]
-# A tensor under its name and, for a buffer, whether it is in the state dict.
-Named = tuple[str, Tensor, bool]
 
 _LITERALS = int | float | complex | str | None | Tensor
 _LITERALS |= torch.dtype | torch.device | torch.layout | torch.memory_format
@@ -119,18 +117,6 @@ def assemble(graph: fx.Graph, tensors: Iterable[Named]) -> fx.GraphModule:
     return module.eval()
 
 
-def named_tensors(model: nn.Module) -> list[Named]:
-    """Every parameter and buffer under each of its names, and whether it is in the state dict.
-
-    >>> [(name, kept) for name, _, kept in named_tensors(nn.Linear(1, 1))]
-    [('weight', True), ('bias', True)]
-    """
-    kept = model.state_dict().keys()
-    parameters = model.named_parameters(remove_duplicate=False)
-    buffers = model.named_buffers(remove_duplicate=False)
-    return [(name, tensor, name in kept) for name, tensor in (*parameters, *buffers)]
-
-
 class _Memory(NamedTuple):
     """What stands on one storage; the reference keeps its address from being used again."""
 
@@ -160,9 +146,13 @@ class _Recorder(TorchDispatchMode):
 
     def inputs(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A placeholder for every leaf of the arguments."""
-        self._arguments = _argument_names(model, args, kwargs)
+        for name in kwargs:
+            if not name.isidentifier() or keyword.iskeyword(name):
+                raise InputError(f"the argument '{name}' needs a name that Python allows")
+        given = by_name(positional_names(model), (args, kwargs))
+        self._arguments = list(given)
         self._in_spec = pytree.tree_structure((args, kwargs))
-        for name, value in zip(self._arguments, (*args, *kwargs.values()), strict=True):
+        for name, value in given.items():
             leaves = pytree.tree_leaves(value)
             for i, leaf in enumerate(leaves):
                 node = self.graph.placeholder(name if len(leaves) == 1 else f"{name}_{i}")
@@ -365,17 +355,6 @@ def _storage(tensor: Tensor) -> int:
 
 def _where(tensor: Tensor) -> tuple[list[int], list[int], int]:
     return list(tensor.shape), list(tensor.stride()), int(tensor.storage_offset())
-
-
-def _argument_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """The names under which the graph takes the arguments, in order."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    more = [f"args_{i}" for i in range(len(known), len(args))]
-    for name in kwargs:
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise InputError(f"the argument '{name}' needs a name that Python allows")
-    return [*known[: len(args)], *more, *kwargs]
 
 
 def _refuse_objects(leaves: Iterable[Any], who: str) -> None:

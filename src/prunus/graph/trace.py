@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import inspect
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from prunus._common.modules import evaluating
-from prunus.errors import InputError
+from prunus._common.inputs import Inputs, arguments, by_name, positional_names
+from prunus._common.modules import evaluating, set_forward, shared_copy
+from prunus.errors import InputError, first_line
 from prunus.graph.recorder import record
-
-Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +41,8 @@ class Traced:
 
     def tensor(self, node: fx.Node) -> Tensor | None:
         """The tensor that a ``get_attr`` node names, if it is one."""
-        value: Any = self.module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
+        value = operator.attrgetter(str(node.target))(self.module)
         return value if isinstance(value, Tensor) else None
-
-
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as arguments: a mapping by keyword, a tuple by position, else the only one.
-
-    >>> arguments((1, 2)), arguments({"mask": 3})
-    (((1, 2), {}), ((), {'mask': 3}))
-    """
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (example if isinstance(example, tuple) else (example,)), {}
 
 
 def trace(
@@ -108,57 +92,11 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     except Exception as error:  # whatever the model raises
         raise InputError(
             f"{type(model).__name__} cannot be traced with this example, neither by torch.export "
-            f"({_first_line(refused)}) nor by recording a pass ({_first_line(error)})"
+            f"({first_line(refused)}) nor by recording a pass ({first_line(error)})"
         ) from error
     notes: Any = vars(module)
-    given = f"torch.export refused ({_first_line(refused)}), so one pass was recorded"
+    given = f"torch.export refused ({first_line(refused)}), so one pass was recorded"
     return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
-
-
-def detached_copy(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """A deep copy; results of an earlier pass that modules keep are detached, not refused.
-
-    Args:
-        model: any module.
-        shared: by identity, tensors that the copy holds as they are.
-    """
-    memo: dict[int, Any] = dict(shared or {})
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach().clone())
-    return copy.deepcopy(model, memo)
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model that holds the very same parameters and buffers.
-
-    >>> model = nn.Linear(1, 1)
-    >>> shared_copy(model).weight is model.weight
-    True
-    """
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = detached_copy(model, shared)
-    drop_caches(made)
-    return made
-
-
-def drop_caches(model: nn.Module) -> None:
-    """Let modules forget tensors that they computed from parameters in eval mode.
-
-    LeViT and its like keep them in a dictionary that their own ``train()`` empties.
-    """
-    for module in model.modules():
-        own = type(module).train is not nn.Module.train
-        cached = any(
-            isinstance(v, dict) and v and all(isinstance(t, Tensor) for t in v.values())
-            for k, v in vars(module).items()
-            if k not in ("_parameters", "_buffers")
-        )
-        if own and cached and not isinstance(module, fx.GraphModule):
-            mode = module.training
-            module.train(True)
-            module.train(mode)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.GraphModule:
@@ -204,17 +142,12 @@ def _open_export(
 def _spell_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Let a copy's ``forward`` name every argument: export mixes up those under ``**kwargs``."""
     forward = model.forward
-    parameters = inspect.signature(forward).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    names = [*known[: len(args)], *(f"args_{i}" for i in range(len(known), len(args))), *kwargs]
+    names = list(by_name(positional_names(model), (args, kwargs)))
 
     def plain(*given: Any, **named: Any) -> Any:
         return forward(*given, **named)
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
-    vars(plain)["__signature__"] = signature
-    vars(model)["forward"] = plain
+    set_forward(model, plain, names)
     return names
 
 
@@ -295,8 +228,3 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for config in caching:
             config.use_cache = True
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -9,61 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from prunus._common.inputs import tensors_of
-from prunus.errors import InputError
-from prunus.graph.trace import arguments, detached_copy, drop_caches
-from prunus.measurement.latency import Inputs, forward
-
-
-def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
-    """The device on which models and example lie.
-
-    Raises:
-        InputError: if there are several, if it holds no values, or if there is no model.
-
-    >>> one_device({"model": nn.Linear(2, 1)}, torch.ones(1, 2))
-    device(type='cpu')
-    """
-    owners: dict[torch.device, str] = {}
-    for name, model in models.items():
-        if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-            raise InputError(
-                f"measure takes models (nn.Module, not scripted), and {name} is a "
-                f"{type(model).__name__}"
-            )
-        for tensor in (*model.parameters(), *model.buffers()):
-            owners.setdefault(tensor.device, name)
-    for tensor in tensors_of(example):
-        owners.setdefault(tensor.device, "example")
-    if any(device.type == "meta" for device in owners):
-        raise InputError("tensors on the meta device have no values: nothing can be timed there")
-    if len(owners) > 1:
-        places = ", ".join(f"{what} on {device}" for device, what in owners.items())
-        raise InputError(
-            f"everything must lie on one device, and there is {places}: move it with .to(device)"
-        )
-    return next(iter(owners), torch.device("cpu"))
-
-
-def evaluation_copy(model: nn.Module, who: str) -> nn.Module:
-    """A copy in eval mode with the same parameters; what a pass changes stays in the copy.
-
-    Args:
-        model: that is copied.
-        who: works on it, for the message.
-
-    Raises:
-        InputError: if the model cannot be copied.
-    """
-    try:
-        made = detached_copy(model, {id(p): p for p in model.parameters()})
-    except Exception as error:  # copying calls the code of whatever the model holds
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
-            f"{who} works on a copy: remove what copy.deepcopy refuses"
-        ) from error
-    drop_caches(made)
-    return made.eval()
+from prunus._common.inputs import Inputs, arguments, shapes, tensors_of
+from prunus.errors import InputError, first_line
+from prunus.measurement.latency import forward
 
 
 def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[int, Inputs]) -> None:
@@ -104,16 +52,5 @@ def _problem(model: nn.Module, inputs: Inputs) -> str | None:
         with torch.inference_mode():
             forward(model, inputs)()
     except Exception as error:  # whatever the model raises
-        lines = str(error).strip().splitlines()
-        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        return first_line(error)
     return None
-
-
-def shapes(values: Any) -> str:
-    """The shapes of nested values, for people.
-
-    >>> shapes((torch.ones(1, 3), {"ids": torch.tensor([[1]])}))
-    'float32 (1, 3), int64 (1, 1)'
-    """
-    found = [f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors_of(values)]
-    return ", ".join(found) or "no tensor"

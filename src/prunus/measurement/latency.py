@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from prunus._common.inputs import Inputs
 from prunus._common.timing import Timing, interleaved
-
-Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a forward pass."""
 
 
 def latency(

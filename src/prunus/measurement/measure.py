@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from prunus._common import rng as randomness
 from prunus._common.environment import describe
-from prunus._common.inputs import tensors_of
-from prunus._common.timing import Timing, no_denormals, random_inputs
+from prunus._common.inputs import Inputs, one_device, tensors_of
+from prunus._common.modules import evaluation_copy
+from prunus._common.random_inputs import random_inputs
+from prunus._common.timing import Timing, no_denormals
 from prunus._common.timing import threads as fixed_threads
 from prunus.compaction.files.artifact import packed
 from prunus.costs.bytes_ import bytes_
@@ -19,9 +21,9 @@ from prunus.costs.l1 import l1
 from prunus.costs.macs import macs_of_pass
 from prunus.costs.params import nonzero_params, params
 from prunus.errors import InputError, PrunusError
-from prunus.measurement.checks import evaluation_copy, one_device, refuse_misfits
+from prunus.measurement.checks import refuse_misfits
 from prunus.measurement.energy import Energy, estimated_energy, measured_energy
-from prunus.measurement.latency import Inputs, forward, latency
+from prunus.measurement.latency import forward, latency
 from prunus.measurement.memory import Memory, memory
 from prunus.measurement.meters import Meter, meter_for
 from prunus.measurement.result import Measurement, ModelCost, PassCost

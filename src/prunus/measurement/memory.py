@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import Inputs, tensors_of
 from prunus.costs.bytes_ import bytes_
-from prunus.measurement.latency import Inputs
 
 
 @dataclass(frozen=True)

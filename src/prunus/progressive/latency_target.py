@@ -14,12 +14,13 @@ from torch import nn
 
 from prunus._common.distributed import on_rank_zero
 from prunus._common.inputs import tensors_of
-from prunus._common.timing import interleaved, no_denormals, random_inputs
+from prunus._common.modules import detached_copy
+from prunus._common.random_inputs import random_inputs
+from prunus._common.timing import interleaved, no_denormals
 from prunus._common.timing import threads as fixed_threads
 from prunus.compaction.compact import compact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError
-from prunus.graph.trace import detached_copy
 from prunus.progressive.state import RunContext
 from prunus.pruning.decide import limits_of, most_of
 from prunus.recipe.schema import Recipe, Spec

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from prunus._common import rng as randomness
 from prunus._common.distributed import on_rank_zero, rank, release, shared_stop, synchronize
 from prunus._common.metrics import Metric, MetricEstimate
-from prunus._common.modules import keeping_modes
+from prunus._common.modules import detached_copy, keeping_modes
 from prunus.compaction.shrink import follow
 from prunus.errors import InputError
-from prunus.graph.trace import detached_copy
 from prunus.progressive.builtin import trainer
 from prunus.progressive.deploy_step import refuse_unserved, serve, serves
 from prunus.progressive.engine import Pruner

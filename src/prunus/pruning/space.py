@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from prunus._common.distributed import WRAPPERS, refuse_sharded, unwrapped
+from prunus._common.inputs import arguments
 from prunus._common.layers import Layer
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
-from prunus.graph.trace import Traced, analysis_mode, arguments
+from prunus.graph.trace import Traced, analysis_mode
 from prunus.pruning.cost_model import CostModel, cost_model
 from prunus.pruning.decide import Cost, kept_units, limits_of, most_of, sparsity
 from prunus.pruning.scope import drop_output_layer, execution_order, find_layers, matches

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common import packages as distributions
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import arguments, tensors_of
 from prunus._common.packages import pip_line
 from prunus.errors import InputError, did_you_mean
-from prunus.graph.trace import arguments
 from prunus.methods import catalog as folder
 
 Answers = list[Tensor]

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import arguments, by_name, positional_names, tensors_of
 from prunus.errors import InputError
-from prunus.graph.trace import arguments
 from prunus.runtimes import BuildRequest
-
-
-def positions(model: nn.Module) -> list[str]:
-    """Names of the parameters of ``forward`` that may be given by position.
-
-    >>> positions(nn.Linear(1, 1))
-    ['input']
-    """
-    parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def by_name(
-    names: Sequence[str], call: tuple[tuple[Any, ...], Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Arguments by name, in the order of the call; ``*args`` are ``args_0`` and so on.
-
-    >>> by_name(["x"], ((7, 8), {"flag": True}))
-    {'x': 7, 'args_1': 8, 'flag': True}
-    """
-    args, kwargs = call
-    every = [*names, *(f"args_{i}" for i in range(len(names), len(args)))]
-    return {**dict(zip(every, args, strict=False)), **kwargs}
 
 
 def named(order: BuildRequest) -> dict[str, Any]:
     """The example's arguments by name, in the order in which it gives them."""
-    return by_name(positions(order.model), order.call)
+    return by_name(positional_names(order.model), order.call)
 
 
 def calibration_of(order: BuildRequest) -> list[list[Tensor]]:
@@ -52,7 +27,7 @@ def calibration_of(order: BuildRequest) -> list[list[Tensor]]:
         InputError: if an input lacks what the example has, or none is of the example's sizes.
     """
     wanted = {k: v for k, v in named(order).items() if tensors_of(v)}
-    known = positions(order.model)
+    known = positional_names(order.model)
     found: list[list[Tensor]] = []
     for number, item in enumerate(order.calibration):
         given = by_name(known, arguments(item))

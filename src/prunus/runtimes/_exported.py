@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from prunus.errors import InputError
+from prunus.errors import InputError, first_line
 from prunus.graph.trace import analysis_mode
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._flat import Flat, flat
@@ -123,12 +123,6 @@ def _unheard(order: BuildRequest) -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
 def write_pt2(order: BuildRequest, program: ExportedProgram) -> Path:

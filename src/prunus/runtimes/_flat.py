@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.inputs import leaves_of, tensors_of, with_tensors
-from prunus.graph.trace import shared_copy
+from prunus._common.modules import set_forward, shared_copy
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._arguments import named
 
@@ -52,10 +51,7 @@ def flat(order: BuildRequest) -> Flat:
         )
         return tuple(tensors_of(answers))
 
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
-    vars(plain)["__signature__"] = signature  # what torch.export reads names from
-    vars(model)["forward"] = plain
+    set_forward(model, plain, names)
     tensors, count = order.tensors, len(tensors_of(args))
     by_name = dict(zip(names[count:], tensors[count:], strict=True))
     return Flat(model, tuple(tensors[:count]), by_name, tuple(names))

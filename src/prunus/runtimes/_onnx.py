@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from prunus.errors import InputError
+from prunus.errors import InputError, first_line
 from prunus.runtimes import BuildRequest
-from prunus.runtimes._exported import exported, first_line
+from prunus.runtimes._exported import exported
 from prunus.runtimes._silent import silent
 
 if TYPE_CHECKING:

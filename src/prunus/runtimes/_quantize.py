@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.errors import InputError
+from prunus.errors import InputError, first_line
 from prunus.runtimes import BuildRequest
 from prunus.runtimes import _onnx as onnx_file
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS, Census, of_graph, of_modules
-from prunus.runtimes._exported import batch_of, first_line
+from prunus.runtimes._exported import batch_of
 from prunus.runtimes._onnx import OnnxFile
 from prunus.runtimes._silent import silent
 from prunus.runtimes._tables import round_tables

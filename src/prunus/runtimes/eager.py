@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import tensors_of, with_tensors
+from prunus._common.modules import detached_copy
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
-from prunus.graph.trace import detached_copy
 from prunus.runtimes import Answers, BuildRequest, Compute, Session
 
 NEEDS = ("torch",)

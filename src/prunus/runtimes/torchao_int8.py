@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunus.graph.trace import detached_copy
+from prunus._common.modules import detached_copy
 from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent

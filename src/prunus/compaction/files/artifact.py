@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from prunus._common.files import write_atomically
 from prunus._common.layers import layers_of
+from prunus._common.modules import canonical_names
 from prunus.compaction.files.checked_read import LONGEST_HEADER, header_fits, read
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.compaction.files.packed import ROUNDED, Values, pack
@@ -39,7 +40,6 @@ from prunus.compaction.slicing.attributes import Attribute, changed
 from prunus.compaction.slicing.drop import LEFT, Dropped
 from prunus.compaction.slicing.surgery import refresh
 from prunus.errors import InputError, did_you_mean
-from prunus.graph.analysis import canonical_names
 
 FORMAT = "prunus compact 1"
 PACKED_FORMAT = "prunus compact 2"
@@ -211,8 +211,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     places = places_of(model, tensors, {**graphs, **dropped})
     attributes = changes(model, manifest["attributes"])
     for name, graph in {**graphs, **dropped}.items():
-        parent, _, last = name.rpartition(".")
-        model.get_submodule(parent)._modules[last] = graph
+        model.set_submodule(name, graph)
     writable = own_memory(model)
     with torch.no_grad():
         for place in places:

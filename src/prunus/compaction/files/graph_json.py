@@ -42,8 +42,9 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 
+from prunus._common.modules import Named, named_tensors
 from prunus.errors import InputError
-from prunus.graph.recorder import Named, assemble, named_tensors
+from prunus.graph.recorder import assemble
 
 FORMAT = "prunus graph 1"
 _ARITHMETIC = "add sub mul truediv floordiv mod eq ne lt le gt ge getitem"

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.modules import canonical_names
 from prunus.compaction.files.unpack import Packed, whole
 from prunus.compaction.rewriting.compact_graph import PLAIN
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.errors import InputError, did_you_mean
-from prunus.graph.analysis import canonical_names
 
 Place = tuple[nn.Module, str, Tensor | Packed]
 

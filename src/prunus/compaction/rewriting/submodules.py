@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import Inputs, tensors_of
+from prunus._common.modules import canonical_names, shared_copy
 from prunus.compaction.cut import IndexCut, Kept
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
 from prunus.errors import RunError
-from prunus.graph.analysis import Analysis, analyze, canonical_names
+from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Value
-from prunus.graph.trace import Inputs, analysis_mode, shared_copy, trace
+from prunus.graph.trace import analysis_mode, trace
 
 
 def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:

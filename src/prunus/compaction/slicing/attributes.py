@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from prunus.compaction.cut import IndexCut
 from prunus.compaction.rewriting.rewrite import Patch
-from prunus.graph.call import base_name
+from prunus.graph.call import base_name, module_path, module_paths
 from prunus.graph.labels import Value
 
 MOST_TRIALS = 24
@@ -37,10 +38,8 @@ class Attribute:
     def set(self, model: nn.Module, *, back: bool = False) -> None:
         """Make the change, or take it back; the module remembers what it was first of all."""
         module: Any = model.get_submodule(self.module)
-        *path, last = self.name.split(".")
-        owner = module
-        for part in path:
-            owner = getattr(owner, part)
+        path, _, last = self.name.rpartition(".")
+        owner = attrgetter(path)(module) if path else module
         value = self.before if back else self.after
         setattr(owner, last, value)
         first = vars(module).setdefault(_FIRST, {})
@@ -80,7 +79,7 @@ def standard(model: nn.Module, patches: Sequence[Patch]) -> list[Attribute]:
         model: with its weights already sliced.
         patches: where numbers of groups changed.
     """
-    groups = {_owner(p.node): p.after for p in patches}
+    groups = {module_path(p.node): p.after for p in patches}
     changes = []
     for name, module in model.named_modules():
         for key, value in _facts(module, _group_count(module, groups.get(name))).items():
@@ -209,7 +208,7 @@ def _literals(patches: Sequence[Patch]) -> Evidence:
             before = _numbers(patch.before[1]) * len(after)
             after = _numbers(patch.after[1])
         pairs = list(zip(before, after, strict=False))
-        for path in _paths(patch.node):
+        for path in module_paths(patch.node):
             for b, a in pairs:
                 if b != a:
                     yield path, b, a
@@ -219,7 +218,7 @@ def _sizes(cut: IndexCut) -> Evidence:
     for node, value in cut.analysis.known.items():
         if node.op != "call_function" or not isinstance(value, Value):
             continue
-        for path in _paths(node):
+        for path in module_paths(node):
             for before, after in zip(value.shape, cut.shape(value), strict=True):
                 if before != after:
                     yield path, before, after
@@ -227,16 +226,6 @@ def _sizes(cut: IndexCut) -> Evidence:
 
 def _numbers(arguments: Any) -> list[int]:
     return [i for i in _pytree.tree_leaves(arguments) if type(i) is int]
-
-
-def _paths(node: fx.Node) -> list[str]:
-    stack = node.meta.get("nn_module_stack") or {}
-    return [str(entry[0]) for entry in stack.values()]
-
-
-def _owner(node: fx.Node) -> str:
-    paths = _paths(node)
-    return paths[-1] if paths else ""
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from prunus.compaction.cut import IndexCut
 from prunus.compaction.slicing.attributes import Attribute
+from prunus.graph.call import module_paths
 from prunus.graph.labels import Fixed, Value
 
 SIZES = frozenset(
@@ -51,8 +52,7 @@ def _sizes(cut: IndexCut, names: set[str]) -> dict[int, set[int]]:
     """Sizes that the operators of these modules see, each with what becomes of it."""
     sizes: dict[int, set[int]] = {}
     for node, value in _values(cut):
-        stack = node.meta.get("nn_module_stack") or {}
-        if not any(str(entry[0]) in names for entry in stack.values()):
+        if names.isdisjoint(module_paths(node)):
             continue
         for dim, before in zip(value.dims, value.shape, strict=True):
             if not isinstance(dim, Fixed) and _free(cut, dim):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.modules import shared_copy
 from prunus.compaction.verifying.values import State, random_like, values_for_test
 from prunus.compaction.verifying.verify import (
     TOLERANCE,
@@ -19,7 +20,6 @@ from prunus.compaction.verifying.verify import (
     outputs,
 )
 from prunus.errors import InputError
-from prunus.graph.trace import shared_copy
 from prunus.types import Masks
 
 LEFT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -177,15 +177,12 @@ def take_out(model: nn.Module, left: Mapping[str, str]) -> dict[str, nn.Module]:
     """Replace modules by :class:`Dropped`; what stood there is returned."""
     before = {}
     for name, what in left.items():
-        parent, _, last = name.rpartition(".")
-        owner = model.get_submodule(parent)
         before[name] = model.get_submodule(name)
-        owner._modules[last] = Dropped(what)
+        model.set_submodule(name, Dropped(what))
     return before
 
 
 def put_back_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Undo :func:`take_out`."""
     for name, module in modules.items():
-        parent, _, last = name.rpartition(".")
-        model.get_submodule(parent)._modules[last] = module
+        model.set_submodule(name, module)

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
-from prunus._common.modules import take_mode
+from prunus._common.modules import canonical_names, drop_caches, take_mode
 from prunus.compaction.cut import Kept
 from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
-from prunus.graph.analysis import canonical_names
-from prunus.graph.trace import drop_caches
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Surgery:
             adopt(module, before[name])
             _plain_attributes(module, before[name])
             take_mode_of_operators(module, before[name])
-            _set_module(model, name, module)
+            model.set_submodule(name, module)
         refresh(model)
         return before
 
@@ -59,7 +57,7 @@ class Surgery:
         """Put modules and attributes back; tensors are put back by whoever has their values."""
         for name, module in before.items():
             take_mode(module, of=model.get_submodule(name))
-            _set_module(model, name, module)
+            model.set_submodule(name, module)
         for attribute in reversed(self.attributes):
             attribute.set(model, back=True)
 
@@ -116,11 +114,6 @@ def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
             setattr(graph, key, value)
     if isinstance(original, nn.MultiheadAttention):
         vars(graph)["_qkv_same_embed_dim"] = False  # torch's encoder layers: no fused fast path
-
-
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    path, _, last = name.rpartition(".")
-    model.get_submodule(path)._modules[last] = module
 
 
 def _join(path: str, key: str) -> str:

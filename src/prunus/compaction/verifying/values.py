@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from prunus._common.inputs import Inputs, arguments
 from prunus.compaction.cut import Kept, take
-from prunus.graph.trace import Inputs, arguments
 from prunus.types import Masks
 
 WHOLE = 2**30

@@ -14,12 +14,14 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus._common.inputs import tensors_of
+from prunus._common.modules import shared_copy
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.values import Lazy, State
+from prunus.errors import first_line
 from prunus.graph.call import describe
 from prunus.graph.labels import Value
-from prunus.graph.trace import Traced, analysis_mode, shared_copy, trace
+from prunus.graph.trace import Traced, analysis_mode, trace
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
@@ -164,10 +166,7 @@ def compare(
     try:
         found = outputs(model, state, inputs, gate)
     except Exception as error:
-        text = str(error).strip().splitlines()
-        return Comparison(
-            float("inf"), problem=f"{type(error).__name__}: {text[0] if text else ''}"
-        )
+        return Comparison(float("inf"), problem=first_line(error))
     gap, problem = difference(masked, found)
     return Comparison(gap, problem=problem, tolerance=gate.tolerance)
 

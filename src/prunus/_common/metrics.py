@@ -39,8 +39,8 @@ class MetricEstimate:
     def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> MetricEstimate:
         """From what ``test`` returned.
 
-        >>> MetricEstimate.of(0.5).interval is None, MetricEstimate.of(torch.tensor([1.0, 1.0])).interval
-        (True, (1.0, 1.0))
+        >>> MetricEstimate.of(0.5).interval, MetricEstimate.of(torch.tensor([1.0, 1.0])).interval
+        (None, (1.0, 1.0))
         """
         metric = number(pruned, "test")
         interval = bootstrap(pruned) if isinstance(pruned, Tensor) and pruned.dim() else None

@@ -102,7 +102,7 @@ def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cutoff:
         keep: how many of all stay.
 
     >>> cutoff([lambda: torch.tensor([1.0, 2.0]), lambda: torch.tensor([3.0])], [2, 1], 2)
-    Cut(value=2.0, at_least=[1, 1], equal=[1, 0])
+    Cutoff(value=2.0, at_least=[1, 1], equal=[1, 0])
     """
     total = sum(sizes)
     if keep >= total:

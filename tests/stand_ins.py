@@ -8,10 +8,21 @@ import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 from scipy.io import wavfile
+
+from prunus.methods.catalog import module_at
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """The file of an example's task, as a module."""
+    return module_at(EXAMPLES / name / f"{name}.py")
+
 
 # The recipes of the gallery, and the task of each.
 ROWS = {

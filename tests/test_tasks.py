@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from safetensors.torch import save_file
 from prunus._common.metrics import MetricEstimate, bootstrap, number
 from prunus.cli.main import cli
 from prunus.errors import InputError
+from prunus.recipe.load import load
 from prunus.recipe.schema import Spec
 from prunus.tasks.base import Task
-from prunus.tasks.cifar10 import Crops, normalized
 from prunus.tasks.find import find_task
-from prunus.tasks.shakespeare import bits, cut
-from prunus.tasks.spoken_digits import BANDS, FRAMES, log_mel
-from stand_ins import MAKERS, ROWS, make_all
+from stand_ins import EXAMPLES, MAKERS, ROWS, example, make_all
+
+CIFAR10, SHAKESPEARE, SPEECH = (example(n) for n in ("cifar10", "shakespeare", "spoken_digits"))
+BANDS, FRAMES, log_mel = SPEECH.BANDS, SPEECH.FRAMES, SPEECH.log_mel
+Crops, normalized = CIFAR10.Crops, CIFAR10.normalized
+bits, cut = SHAKESPEARE.bits, SHAKESPEARE.cut
 
 SMALL: dict[str, dict[str, Any]] = {
     "cifar10": {"weights": None, "batch": 8},
@@ -43,6 +47,47 @@ def place(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PRUNUS_DATA", str(data))
     monkeypatch.chdir(tmp_path)
     return data
+
+
+# --- where the examples are found
+
+
+def test_every_example_holds_its_task_its_recipes_and_a_page() -> None:
+    folders = {p.name: p for p in EXAMPLES.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert set(folders) == set(MAKERS)
+    for name, folder in folders.items():
+        recipes = {p.stem for p in folder.glob("*.yaml")}
+        assert recipes == {row for row, task in ROWS.items() if task == name}
+        page = (folder / "README.md").read_text(encoding="utf-8")
+        assert all(f"prunus run {row} --data" in page for row in recipes)
+
+
+def test_a_checkout_around_the_current_folder_is_where_examples_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunus._common.examples.INSTALLED", tmp_path)
+    asked = (
+        lambda: load("spoken_digits"),
+        lambda: load("iterative", ["task=cifar10"]),
+        lambda: find_task(Spec(name="cifar10")),
+    )
+    (tmp_path / "examples/cifar10").mkdir(parents=True)  # somebody's own folder of that name
+    (tmp_path / "examples/cifar10/cifar10.py").write_text("raise RuntimeError('never run')\n")
+    for ask in asked:
+        with pytest.raises(InputError, match="prunus's repository: run inside a checkout"):
+            ask()
+    listed = CliRunner().invoke(cli, ["list", "tasks"]).output
+    assert "mnist" in listed
+    assert "cifar10" not in listed
+    monkeypatch.chdir(EXAMPLES / "cifar10")
+    assert load("spoken_digits").task == Spec(name="spoken_digits")
+    assert re.search(r"^  cifar10 \(", CliRunner().invoke(cli, ["list"]).output, re.MULTILINE)
+
+
+def test_files_that_are_no_tasks_are_not_listed_as_tasks() -> None:
+    shown = CliRunner().invoke(cli, ["list", "tasks", "--json"]).output.splitlines()
+    names = {json.loads(line)["name"] for line in shown}
+    assert names == {"digits", "mnist", "mlp", "diagnosis", *MAKERS}
 
 
 def make(name: str, **changes: Any) -> Task:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunus.cli.shared import DATA, JSON, says_errors, set_data
-from prunus.errors import InputError, did_you_mean
-from prunus.methods.catalog import names
+from prunus.errors import InputError
+from prunus.methods.catalog import meant, names
 
 if TYPE_CHECKING:
     from prunus.deployment.table import Deployment
@@ -134,9 +134,7 @@ def _of_model(name: str, folder: Path | None, settings: dict[str, Any]) -> Deplo
     from prunus.tasks.find import find_model
 
     if ".py" not in name and name not in names("tasks"):
-        raise InputError(
-            f"there is no run folder and no task '{name}'; {did_you_mean(name, names('tasks'))}"
-        )
+        raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
     model, example = find_model(name)
     if example is None:
         raise InputError(f"{name} has no example of an input: return (model, example)")

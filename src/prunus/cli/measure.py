@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from prunus.cli.shared import DATA, JSON, says_errors, set_data
-from prunus.errors import InputError, did_you_mean
-from prunus.methods.catalog import names
+from prunus.errors import InputError
+from prunus.methods.catalog import meant, names
 
 WRITTEN = "measure.json"
 """The file that a run's folder gets; the report reads it."""
@@ -93,9 +93,7 @@ def _of_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     from prunus.tasks.find import find_model
 
     if ".py" not in name and name not in names("tasks"):
-        raise InputError(
-            f"there is no run folder and no task '{name}'; {did_you_mean(name, names('tasks'))}"
-        )
+        raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
     model, example = find_model(name)
     return measure_model(model, example, **settings).to_dict()
 

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from prunus._common import examples
 from prunus.errors import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parent.parent
@@ -21,6 +23,8 @@ AXES = ("structures", "criteria", "allocations", "schedules", "restore", "rates"
 _PLACES = {"restore": "methods.restores", "runtimes": "runtimes", "tasks": "tasks",
            "graph/rules": "graph.rules"}  # fmt: skip
 """Folders of ideas beside those of ``methods`` that have the name of their axis."""
+_OTHERS = {"tasks": {"base", "find"}}
+"""Files in a folder of ideas that hold none."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,14 @@ def names(axis: str) -> list[str]:
     True
     """
     files = path_of(axis, "").parent.glob("*.py")
-    return sorted(p.stem.rstrip("_") for p in files if not p.stem.startswith("_"))
+    found = {p.stem.rstrip("_") for p in files if not p.stem.startswith("_")}
+    found -= _OTHERS.get(axis, set())
+    return sorted(found | examples.tasks().keys() if axis == "tasks" else found)
+
+
+def meant(axis: str, name: str) -> str:
+    """The end of a message about a name that an axis lacks."""
+    return did_you_mean(name, names(axis)) + (examples.hint() if axis == "tasks" else "")
 
 
 def entries(axis: str) -> list[Entry]:
@@ -49,9 +60,10 @@ def entries(axis: str) -> list[Entry]:
 
 
 def recipe_entries() -> list[Entry]:
-    """prunus's own recipes; the first comment of each says what it is."""
+    """prunus's own recipes and the examples'; the first comment of each says what it is."""
     found = []
-    for path in sorted((PACKAGE / "recipe" / "library").glob("*.yaml")):
+    own = (PACKAGE / "recipe" / "library").glob("*.yaml")
+    for path in sorted([*own, *examples.recipes().values()], key=lambda p: p.stem):
         first = path.read_text(encoding="utf-8").splitlines()[0]
         found.append(Entry(path.stem, first.lstrip("# "), "", ()))
     return found
@@ -59,6 +71,8 @@ def recipe_entries() -> list[Entry]:
 
 def path_of(axis: str, name: str) -> Path:
     """The file of an idea; a Python keyword (``global``) has an underscore after its name."""
+    if axis == "tasks" and name in (more := examples.tasks()):
+        return more[name]
     return PACKAGE.joinpath(*_place(axis).split("."), f"{function_of(name)}.py")
 
 
@@ -108,11 +122,13 @@ def find(axis: str, name: str) -> Callable[..., Any]:
         InputError: if there is no such name, file or function.
     """
     if ".py:" in name:
-        path, _, function = name.rpartition(":")
-        return from_file(Path(path), function)
+        file, _, function = name.rpartition(":")
+        return from_file(Path(file), function)
     if name not in names(axis):
-        raise InputError(f"{axis}: there is no '{name}'; {did_you_mean(name, names(axis))}")
+        raise InputError(f"{axis}: there is no '{name}'; {meant(axis, name)}")
     function = function_of(name)
+    if PACKAGE not in (path := path_of(axis, name)).parents:
+        return from_file(path, function)
     found = getattr(importlib.import_module(f"prunus.{_place(axis)}.{function}"), function)
     assert callable(found)
     return found  # type: ignore[no-any-return]
@@ -123,6 +139,20 @@ def from_file(path: Path, function: str) -> Callable[..., Any]:
 
     Raises:
         InputError: if the file is missing, fails, or lacks the function.
+    """
+    module = module_at(path)
+    found = getattr(module, function, None)
+    if not callable(found):
+        have = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+        raise InputError(f"'{path}' has no function '{function}'; {did_you_mean(function, have)}")
+    return found  # type: ignore[no-any-return]
+
+
+def module_at(path: Path) -> ModuleType:
+    """A Python file as a module with a name of its own, run once while it stays the same.
+
+    Raises:
+        InputError: if the file is missing or fails.
     """
     if not path.is_file():
         raise InputError(f"there is no file '{path}' (looked in {Path.cwd()})")
@@ -138,11 +168,7 @@ def from_file(path: Path, function: str) -> Callable[..., Any]:
         except Exception as error:
             del sys.modules[module_name]
             raise InputError(f"'{path}' fails: {type(error).__name__}: {error}") from error
-    found = getattr(sys.modules[module_name], function, None)
-    if not callable(found):
-        have = [n for n, v in vars(sys.modules[module_name]).items() if inspect.isfunction(v)]
-        raise InputError(f"'{path}' has no function '{function}'; {did_you_mean(function, have)}")
-    return found  # type: ignore[no-any-return]
+    return sys.modules[module_name]
 
 
 def digest(path: Path) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml.error import YAMLError
 
+from prunus._common import examples
 from prunus.errors import InputError, RefusedError, did_you_mean
-from prunus.methods.catalog import names
+from prunus.methods.catalog import meant, names
 from prunus.recipe.schema import ENDS, Recipe, yaml
 
 LIBRARY = Path(__file__).parent / "library"
@@ -55,23 +56,22 @@ def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str]
 
 
 def recipe_path(source: str | Path) -> Path:
-    """The file of a recipe: one of prunus's own by name, a path, or a folder with recipe.yaml.
+    """The file of a recipe: prunus's own or an example's by name, a path, a folder of a run.
 
     Raises:
         InputError: if there is none.
     """
-    builtin = LIBRARY / f"{source}.yaml"
+    known = {p.stem: p for p in LIBRARY.glob("*.yaml")} | examples.recipes()
     path = Path(source)
-    if builtin.is_file() and not path.suffix:
-        return builtin
+    if str(source) in known:
+        return known[str(source)]
     if path.is_file():
         return path
     if (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
-    known = [p.stem for p in LIBRARY.glob("*.yaml")]
     raise InputError(
         f"there is no recipe or file '{source}' (looked in {Path.cwd()}); "
-        f"{did_you_mean(str(source), known)}"
+        f"{did_you_mean(str(source), known)}{examples.hint()}"
     )
 
 
@@ -160,14 +160,11 @@ def _unknown_ideas(recipe: Recipe) -> list[str]:
         if spec is None or ".py:" in spec.name:
             continue
         if spec.name not in names(axis):
-            problems.append(
-                f"  {key}: there is no '{spec.name}'; {did_you_mean(spec.name, names(axis))}"
-            )
+            problems.append(f"  {key}: there is no '{spec.name}'; {meant(axis, spec.name)}")
     if recipe.task is not None and ".py" not in recipe.task.name:
-        known = names("tasks")
-        if recipe.task.name not in known:
-            hint = did_you_mean(recipe.task.name, known)
+        name = recipe.task.name
+        if name not in names("tasks"):
             problems.append(
-                f"  task: there is no '{recipe.task.name}'; {hint}; or a file 'my/task.py'"
+                f"  task: there is no '{name}'; {meant('tasks', name)}; or a file 'my/task.py'"
             )
     return problems

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import InputError
+from prunus.methods.catalog import from_file
 from prunus.tasks._files import find_folder, read_text
 from prunus.tasks.base import Batches, Task, classification_loss, hits
 
+Layer = from_file(Path(__file__).parents[1] / "transformer.py", "Layer")
 LENGTH = 48
 """Tokens of a sentence; longer ones are cut, shorter ones filled up with zeros."""
 
@@ -80,42 +81,6 @@ class LSTM(nn.Module):
         return self.head(self.dropout(states.amax(dim=1)))  # type: ignore[no-any-return]
 
 
-class Attention(nn.Module):
-    """Self-attention of several heads; no word looks at a place where there is none."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.size = heads, width // heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.output = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        """``[b, length, width]``, with ``present`` ``[b, 1, 1, length]``, to the same shape."""
-        q, k, v = (
-            layer(x).unflatten(2, (self.heads, self.size)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )  # [b, heads, length, size]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present)
-        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class Layer(nn.Module):
-    """Attention and two linear layers, each normed before and added."""
-
-    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        """``[b, length, width]`` to the same shape."""
-        x = x + self.dropout(self.attention(self.norm1(x), present))
-        hidden = self.dropout(F.gelu(self.up(self.norm2(x))))
-        return x + self.dropout(self.down(hidden))  # type: ignore[no-any-return]
-
-
 class Transformer(nn.Module):
     """Embeddings of tokens and places, two encoder layers, the mean over the words."""
 
@@ -125,7 +90,7 @@ class Transformer(nn.Module):
         self.places = nn.Parameter(torch.zeros(LENGTH, width))
         nn.init.normal_(self.embedding.weight, std=0.1)
         self.dropout = nn.Dropout(0.5)
-        self.layers = nn.ModuleList(Layer(width, heads, 2 * width, 0.3) for _ in range(2))
+        self.layers = nn.ModuleList(Layer(width, heads, 2 * width, dropout=0.3) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 2)
 

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import InputError
+from prunus.methods.catalog import from_file
 from prunus.tasks._files import find_folder, load_weights, read_text
 from prunus.tasks.base import Batches, Task
+
+Layer = from_file(Path(__file__).parents[1] / "transformer.py", "Layer")
 
 
 def shakespeare(
@@ -72,40 +75,6 @@ def shakespeare(
     )
 
 
-class Attention(nn.Module):
-    """Self-attention of several heads, to what came before."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.size = heads, width // heads
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
-        self.output = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[b, length, width]`` to the same shape."""
-        q, k, v = (
-            layer(x).unflatten(2, (self.heads, self.size)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )  # [b, heads, length, size]
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class Layer(nn.Module):
-    """Attention and two linear layers, each normed before and added."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[b, length, width]`` to the same shape."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))  # type: ignore[no-any-return]
-
-
 class Transformer(nn.Module):
     """Embeddings of characters and places, layers, a linear layer to the next character."""
 
@@ -115,7 +84,9 @@ class Transformer(nn.Module):
         self.places = nn.Embedding(length, width)
         for table in (self.embedding, self.places):
             nn.init.normal_(table.weight, std=0.02)
-        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            Layer(width, heads, 4 * width, causal=True) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, letters, bias=False)
 

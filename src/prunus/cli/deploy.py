@@ -77,7 +77,7 @@ def deploy(
     settings |= {
         "runtime": "auto" if "auto" in runtimes else runtimes,
         "batch_sizes": batches,
-        "watch": _says(as_json),
+        "on_event": _says(as_json),
     }
     if Path(run).is_dir():
         made, kept = _of_run(Path(run), folder, settings), Path(run) / WRITTEN

@@ -186,7 +186,7 @@ def wall_time(data: Path, repeats: int, steps: int, multiple: int) -> list[str]:
 def analysis(name: str) -> dict[str, Any]:
     """Seconds to find the units of a model, and to take half of them out, verified."""
     from prunus.compaction.compact import perform
-    from prunus.compaction.cut import cut_units
+    from prunus.compaction.cut import IndexCut
     from prunus.compaction.search import find_plan
     from prunus.graph.analysis import analyze
     from prunus.graph.listing import table
@@ -197,7 +197,9 @@ def analysis(name: str) -> dict[str, Any]:
     units = table(model, found)
     analyzed = time.perf_counter()
     gone = torch.cat([torch.from_numpy(u.classes[: len(u) // 2]) for u in units.coupled])
-    plan = find_plan(model, cut_units(found, gone.numpy()), example)
+    removed = torch.zeros(len(found.solved.reason), dtype=torch.bool)
+    removed[gone] = True
+    plan = find_plan(model, IndexCut(found, removed.numpy()), example)
     perform(model, plan)
     done = time.perf_counter()
     return {

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import prunus
 from prunus._common.layers import Layer
+from prunus.compaction.cut import IndexCut
+from prunus.graph.analysis import Analysis
 from prunus.pruning.scope import find_layers
 from prunus.recipe.schema import Spec
 from prunus.tasks.base import Batches, Task, accuracy, classification_loss
@@ -123,3 +127,9 @@ def quick(**values: Any) -> prunus.Recipe:
         "dense": "2ep", "retrain": "1ep", "rounds": 2, "target": 0.5, "schedule": "linear",
         **values,
     })  # fmt: skip
+
+
+def cut_units(analysis: Analysis, classes: NDArray[np.int64]) -> IndexCut:
+    """The cut that removes these classes, but for what is pinned."""
+    chosen = np.isin(np.arange(len(analysis.solved.reason)), classes)
+    return IndexCut(analysis, chosen & (analysis.solved.reason < 0))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers import cut_units
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import IndexCut, Kept, cut_units, masks_of
+from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.compaction.search import find_plan
@@ -27,6 +28,7 @@ from prunus.compaction.verifying.verify import (
 from prunus.errors import RunError
 from prunus.graph.analysis import analyze
 from prunus.graph.labels import Fixed
+from prunus.types import Kept
 
 
 class Attention(nn.Module):

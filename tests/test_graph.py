@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import cut_units
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import cut_units
 from prunus.compaction.search import find_plan
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers import cut_units
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import IndexCut, cut_units, masks_of
+from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.verifying import values
@@ -177,7 +178,7 @@ def _reversed_indices(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
         return right(tensor, tuple(None if k is None else k.flip(0) for k in kept[:1]) + kept[1:])
 
-    for module in ("rewrite", "values", "verify"):
+    for module in ("rewriting.rewrite", "verifying.values", "verifying.verify"):
         monkeypatch.setattr(f"prunus.compaction.{module}.take", wrong)
 
 

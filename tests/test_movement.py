@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from helpers import cut_units
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import cut_units
 from prunus.compaction.search import find_plan
 from prunus.graph.analysis import analyze
 from prunus.graph.movement import relate

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from helpers import cut_units
 from prunus._common.inputs import arguments, tensors_of
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import IndexCut, cut_of, cut_units, masks_of
+from prunus.compaction.cut import IndexCut, cut_of, masks_of
 from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.verifying.verify import Double, difference
 from prunus.graph.analysis import Analysis, analyze

@@ -82,6 +82,12 @@ class Limits:
 Masks: TypeAlias = dict[str, Tensor]
 """Parameter name to bool, True = kept; of the parameter's shape or broadcastable to it."""
 
+Indices: TypeAlias = tuple[Tensor | None, ...]
+"""Of a tensor, by dimension: the int64 indices that stay, ascending; ``None``: all of them."""
+
+Kept: TypeAlias = Mapping[str, Indices]
+"""Indices by the name of a parameter or buffer."""
+
 Units: TypeAlias = Mapping[Group, Tensor]
 """A group's unit scores, ``[units]``, float; −inf = removed already."""
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunus import costs
 from prunus._common.modules import detached_copy
-from prunus.compaction.cut import IndexCut, Kept, cut_of
+from prunus.compaction.cut import IndexCut, cut_of
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
 from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
@@ -25,7 +25,7 @@ from prunus.graph.analysis import analyze
 from prunus.graph.solve import Heads
 from prunus.graph.trace import trace
 from prunus.pruning.masks import apply, match_names
-from prunus.types import Masks
+from prunus.types import Kept, Masks
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from prunus.graph.analysis import Analysis
 from prunus.graph.labels import Dim, Fixed, Value
-from prunus.types import Masks
-
-Kept = dict[str, tuple[Tensor | None, ...]]
-"""By tensor name and dimension: the indices that stay, ascending; ``None``: all of them."""
+from prunus.types import Indices, Kept, Masks
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,8 @@ class IndexCut:
 
     def kept(self) -> Kept:
         """Kept indices of every parameter and buffer that becomes smaller."""
-        kept: Kept = {}
-        for name, value in self.analysis.tensors.items():
-            if self.changes(value):
-                kept[name] = tuple(self.indices(d) for d in value.dims)
-        return kept
+        tensors = self.analysis.tensors.items()
+        return {n: tuple(map(self.indices, v.dims)) for n, v in tensors if self.changes(v)}
 
     def indices(self, dim: Dim) -> Tensor | None:
         """The indices of a dimension that stay; ``None``: all."""
@@ -78,22 +72,28 @@ class IndexCut:
         return int(self.removed.sum())
 
 
-def take(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
-    """A tensor without the removed indices, in the same memory format.
+def take(tensor: Tensor, indices: Indices) -> Tensor:
+    """A tensor without the removed indices, its dimensions in memory in the same order.
 
     >>> take(torch.arange(6).reshape(2, 3), (None, torch.tensor([0, 2])))
     tensor([[0, 2],
             [3, 5]])
     """
-    channels_last = (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
-    for dim, indices in enumerate(kept):
-        if indices is not None:
-            tensor = tensor.index_select(dim, indices.to(tensor.device))
-    return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
+    strides = tensor.stride()
+    order = list(range(tensor.dim()))
+    if 0 not in strides:  # what is broadcast lies in no order
+        order.sort(key=strides.__getitem__, reverse=True)
+    for dim, index in enumerate(indices):
+        if index is not None:
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+    part = tensor.permute(order).contiguous()
+    return part.permute([order.index(d) for d in range(tensor.dim())])
+
+
+def same_indices(one: Indices, other: Indices) -> bool:
+    """Whether the same indices stay in every dimension."""
+    plain = [[None if i is None else i.tolist() for i in indices] for indices in (one, other)]
+    return plain[0] == plain[1]
 
 
 def cut_of(analysis: Analysis, masks: Masks) -> IndexCut:
@@ -119,13 +119,6 @@ def cut_of(analysis: Analysis, masks: Masks) -> IndexCut:
             removed[classes[_alive(mask, value.shape, d)]] = False
     cut = IndexCut(analysis, removed & touched)
     return _never_empty(cut)
-
-
-def cut_units(analysis: Analysis, classes: NDArray[np.int64]) -> IndexCut:
-    """A cut of these classes."""
-    removed = np.zeros(len(analysis.solved.reason), dtype=bool)
-    removed[classes] = True
-    return IndexCut(analysis, removed & (analysis.solved.reason < 0))
 
 
 def masks_of(cut: IndexCut, parameters: Mapping[str, Tensor]) -> Masks:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunus._common.modules import take_mode
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import IndexCut, Kept, cut_of, take
+from prunus.compaction.cut import IndexCut, cut_of, take
 from prunus.compaction.rewriting.submodules import cut_from_kept
 from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.slicing.drop import put_back_modules
@@ -21,7 +21,7 @@ from prunus.compaction.slicing.surgery import adopt, refresh
 from prunus.errors import InputError
 from prunus.graph.trace import Traced
 from prunus.pruning.space import PruningSpace, build_space
-from prunus.types import Masks
+from prunus.types import Kept, Masks
 
 if TYPE_CHECKING:
     from prunus.progressive.engine import Pruner

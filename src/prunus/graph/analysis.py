@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +22,13 @@ from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
 from prunus.graph.trace import Traced, trace
+from prunus.types import Kept
 
 _IGNORED = frozenset(
     {"_assert_tensor_metadata", "sym_size", "_assert_scalar", "sym_constrain_range",
      "sym_constrain_range_for_size", "sym_numel", "sym_stride"}
 )  # fmt: skip
 _TABLES = frozenset({*MOVES, *SPLITS, *COPIES} - {"copy"})
-
-
-Kept: TypeAlias = Mapping[str, Sequence[Tensor | None]]
-"""A cut: by tensor and dimension the indices that stay; ``None``: all of them."""
 
 
 @dataclass(frozen=True)

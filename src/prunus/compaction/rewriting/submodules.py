@@ -11,13 +11,14 @@ from torch import Tensor, fx, nn
 
 from prunus._common.inputs import Inputs, tensors_of
 from prunus._common.modules import canonical_names, shared_copy
-from prunus.compaction.cut import IndexCut, Kept
+from prunus.compaction.cut import IndexCut, same_indices
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.trace import analysis_mode, trace
+from prunus.types import Indices, Kept
 
 
 def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
@@ -40,8 +41,8 @@ def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict
     return calls
 
 
-Ends = Sequence[tuple[Tensor | None, ...] | None]
-"""Of each tensor that enters a module, by dimension the indices that stay; ``None``: unknown."""
+Ends = Sequence[Indices | None]
+"""Of each tensor that enters a module the indices that stay; ``None``: unknown."""
 
 
 def entering(cut: IndexCut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict[str, Ends]:
@@ -60,7 +61,7 @@ def entering(cut: IndexCut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict
         if isinstance(tensor, Tensor) and isinstance(value, Value):
             known.setdefault(tensor.shape, []).append((tensor, value))
 
-    def left(tensor: Tensor) -> tuple[Tensor | None, ...] | None:
+    def left(tensor: Tensor) -> Indices | None:
         for same, value in known.get(tensor.shape, []):
             if same.dtype == tensor.dtype and torch.equal(same, tensor):
                 return tuple(cut.indices(d) for d in value.dims)
@@ -146,20 +147,17 @@ def cut_from_kept(analysis: Analysis, kept: Kept) -> IndexCut:
     return cut
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Indices | None, b: Indices | None) -> bool:
     if a is None or b is None:
         return all(x is None for x in (a or ()) + (b or ()))
-    return all(
-        (x is None) == (y is None) and (x is None or np.array_equal(x.numpy(), y.numpy()))
-        for x, y in zip(a, b, strict=True)
-    )
+    return same_indices(a, b)
 
 
 def within(kept: Kept, names: dict[str, str], module: nn.Module, path: str) -> Kept:
     """Kept indices under the names that tensors have inside a module."""
-    own: Kept = {}
+    own: dict[str, Indices] = {}
     for inner, first in canonical_names(module).items():
         outer = names.get(f"{path}.{inner}" if path else inner)
-        if outer in kept and first == inner:
+        if outer is not None and outer in kept and first == inner:
             own[inner] = kept[outer]
     return own

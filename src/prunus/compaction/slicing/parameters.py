@@ -11,14 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from prunus.compaction.cut import same_indices, take
 from prunus.errors import InputError, RunError, did_you_mean
 from prunus.pruning.masks import real_optimizer
-
-Indices = tuple[Tensor | None, ...]
-"""Per dimension the int64 indices that stay, ascending; ``None``: all of them."""
-
-Kept = Mapping[str, Indices]
-"""Indices by the name of a parameter or buffer."""
+from prunus.types import Indices, Kept
 
 _FACTORED = "it keeps statistics of whole rows and columns, which mix kept and removed weights"
 _MATRIX = "it transforms the update of a whole matrix, so weights do not have a state of their own"
@@ -162,7 +158,7 @@ def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
             )
         _check(name, known[name], indices)
         first = cuts.setdefault(id(known[name]), _Cut(name, known[name], indices))
-        if not all(map(_equal, first.indices, indices)):
+        if not same_indices(first.indices, indices):
             raise InputError(
                 f"'{first.name}' and '{name}' are one tensor and keep different indices: give "
                 "the same for both, or one name only"
@@ -198,24 +194,11 @@ def _wrong(index: Tensor, size: int) -> str | None:
     return None
 
 
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one.cpu(), other.cpu())
-
-
 def _sliced(name: str, tensor: Tensor, indices: Indices) -> Tensor:
-    """The part of a tensor that stays, with dimensions in memory in the same order."""
-    order = sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)
-    part = tensor.detach()
     try:
-        for dim, index in enumerate(indices):
-            if index is not None:
-                part = part.index_select(dim, index.to(tensor.device))
-        part = part.permute(order).contiguous()
+        return take(tensor.detach(), indices)
     except (RuntimeError, TypeError) as error:
         raise RunError(f"{name} cannot be sliced, nothing was changed: {error}") from error
-    return part.permute([order.index(d) for d in range(tensor.dim())])
 
 
 def resize(parameter: nn.Parameter, value: Tensor) -> None:

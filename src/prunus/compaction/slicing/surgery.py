@@ -13,10 +13,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from prunus._common.modules import canonical_names, drop_caches, take_mode
-from prunus.compaction.cut import Kept
 from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
+from prunus.types import Kept
 
 
 @dataclass(frozen=True)

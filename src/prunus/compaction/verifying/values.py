@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs, arguments
-from prunus.compaction.cut import Kept, take
-from prunus.types import Masks
+from prunus.compaction.cut import take
+from prunus.types import Indices, Kept, Masks
 
 WHOLE = 2**30
 """Bytes of parameters and buffers of which a second model is held in float64 as a whole."""
 
 State = Mapping[str, Tensor]
 """A model's values by name; tied tensors are one object."""
-
-Indices = tuple[Tensor | None, ...]
 
 
 def values_for_test(

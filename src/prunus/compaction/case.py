@@ -1,0 +1,152 @@
+"""A cut that is to be carried out, and the answers that a smaller model must give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from prunus._common.inputs import Inputs
+from prunus._common.modules import detached_copy
+from prunus.compaction.cut import IndexCut, masks_of
+from prunus.compaction.rewriting.rewrite import Rewritten, rewrite
+from prunus.compaction.slicing.parameters import slices
+from prunus.compaction.verifying.values import (
+    State,
+    held,
+    random_like,
+    small_state,
+    values_for_test,
+)
+from prunus.compaction.verifying.verify import (
+    FLOAT64,
+    META,
+    OWN_TYPE,
+    Comparison,
+    Gate,
+    compare,
+    difference,
+    outputs,
+    traced_outputs,
+)
+from prunus.errors import first_line
+from prunus.types import Kept
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what goes of it, and what every candidate is compared with.
+
+    Attributes:
+        model: dense, or with the masks of the cut applied; it is never changed.
+        cut: what goes.
+        kept: indices that stay of the model's own tensors; constants of the code are sliced in
+            graphs alone.
+        inputs: random ones like the example.
+        gate: how answers are compared.
+        expected: the masked model's answers.
+        effect: how far the dense model's are from them.
+        masked: values of the masked model.
+        small: values of the smaller one.
+        slices: the smaller tensors, by identity of the model's.
+        rewritten: the smaller graph.
+    """
+
+    model: nn.Module
+    cut: IndexCut
+    kept: Kept
+    inputs: Inputs
+    gate: Gate
+    expected: list[Tensor]
+    effect: float
+    masked: State
+    small: State
+    slices: dict[int, Tensor]
+    rewritten: Rewritten
+
+    def check(self, model: nn.Module) -> Comparison:
+        """Compare a candidate with the masked model."""
+        found = compare(self.expected, model, self.small, self.inputs, self.gate)
+        return replace(found, effect=self.effect)
+
+    def sliced(self) -> nn.Module:
+        """The model's modules with the smaller tensors; those that stay whole are its own."""
+        own = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        return detached_copy(self.model, own | self.slices)
+
+    def plain_inputs(self) -> Inputs:
+        """The random inputs in the model's own type."""
+        return _typed(self.inputs, self.cut)
+
+    def named_slices(self) -> dict[str, Tensor]:
+        """The smaller tensors by name."""
+        return _named(self.model, self.slices)
+
+
+def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Case:
+    """Run the masked model once, and slice its tensors.
+
+    Args:
+        model: dense, or with the masks of the cut applied.
+        cut: what goes.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        whole: bytes of parameters and buffers above which float64 is never held.
+    """
+    kept = {n: k for n, k in cut.kept().items() if n in cut.analysis.names}
+    masks = masks_of(cut, dict(model.named_parameters()))
+    states = values_for_test(model, masks, whole=whole)
+    states, inputs, gate, expected = _answers(model, cut, random_like(example), states)
+    effect = float("nan")
+    if gate is not META:
+        effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
+    small = slices(model, kept)
+    return Case(
+        model=model,
+        cut=cut,
+        kept=kept,
+        inputs=inputs,
+        gate=gate,
+        expected=expected,
+        effect=effect,
+        masked=states[1],
+        small=small_state(states[1], kept, cut.analysis.names),
+        slices=small,
+        rewritten=rewrite(cut, _named(model, small)),
+    )
+
+
+def _answers(
+    model: nn.Module, cut: IndexCut, inputs: Inputs, states: tuple[State, State]
+) -> tuple[tuple[State, State], Inputs, Gate, list[Tensor]]:
+    """The masked model's answers, and the values, inputs and gate that they were found with."""
+    if any(p.is_meta for p in model.parameters()):
+        return states, inputs, META, traced_outputs(cut.analysis.traced)
+    try:
+        return states, inputs, FLOAT64, outputs(model, states[1], inputs)
+    except Exception as error:
+        in_memory = held(states)
+        if in_memory is not None:  # some code asks tensors for more than operators do
+            return _answers(model, cut, inputs, in_memory)
+        if not isinstance(error, (RuntimeError, NotImplementedError)):
+            raise
+        why = first_line(error, kind=False)  # an operator without float64
+        gate = replace(OWN_TYPE, note=f"{OWN_TYPE.note} ({why})")
+        inputs = _typed(inputs, cut)
+        return states, inputs, gate, outputs(model, states[1], inputs, gate)
+
+
+def _typed(inputs: Inputs, cut: IndexCut) -> Inputs:
+    """Inputs in the types of those that the model was traced with."""
+    typed: Inputs = _pytree.tree_map(
+        lambda new, old: new.to(old.dtype) if isinstance(new, Tensor) else new,
+        inputs,
+        cut.analysis.traced.inputs,
+    )
+    return typed
+
+
+def _named(model: nn.Module, small: dict[int, Tensor]) -> dict[str, Tensor]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {n: small[id(t)] for n, t in named if id(t) in small}

@@ -160,9 +160,33 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t, _ in named_tensors(model)}
 
 
-def set_forward(
-    model: nn.Module, forward: Callable[..., Any], parameters: Sequence[str]
-) -> nn.Module:
+def put_attribute(root: nn.Module, name: str, value: Any, *, persistent: bool = True) -> None:
+    """Give a module a parameter, a buffer, or anything else, under a dotted name.
+
+    Modules that lack on the way are added.
+
+    Raises:
+        KeyError, AttributeError: if the name leads through something else than modules.
+
+    >>> model = nn.Module()
+    >>> put_attribute(model, "a.b", Tensor([1.0]))
+    >>> list(model.state_dict())
+    ['a.b']
+    """
+    *path, last = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(last, value)
+    elif isinstance(value, Tensor):
+        root.register_buffer(last, value, persistent=persistent)
+    else:
+        setattr(root, last, value)
+
+
+def set_forward(model: nn.Module, forward: Callable[..., Any], parameters: Sequence[str]) -> None:
     """Give one model, not its class, another ``forward`` whose signature names these parameters.
 
     torch.export takes the names of a program's inputs from there.
@@ -171,4 +195,3 @@ def set_forward(
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in parameters])
     vars(forward)["__signature__"] = signature
     vars(model)["forward"] = forward
-    return model

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus._common.inputs import by_name, positional_names, tensors_of
-from prunus._common.modules import Named, named_tensors
+from prunus._common.modules import Named, named_tensors, put_attribute
 from prunus.errors import InputError
 
 aten = torch.ops.aten
@@ -100,17 +100,8 @@ def assemble(graph: fx.Graph, tensors: Iterable[Named]) -> fx.GraphModule:
     """
     module = fx.GraphModule(nn.Module(), fx.Graph())
     for name, tensor, persistent in tensors:
-        *path, last = name.split(".")
-        owner: nn.Module = module
         try:
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            if isinstance(tensor, nn.Parameter):
-                owner.register_parameter(last, tensor)
-            else:
-                owner.register_buffer(last, tensor, persistent=persistent)
+            put_attribute(module, name, tensor, persistent=persistent)
         except (KeyError, AttributeError) as error:
             raise InputError(f"a graph cannot hold a tensor '{name}': {error.args[0]}") from error
     module.graph = graph

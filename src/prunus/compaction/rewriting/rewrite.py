@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
+from prunus._common.modules import put_attribute
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.rewriting.literals import PATCHES
@@ -144,7 +145,8 @@ class _Rewriter:
         target = str(node.target)
         tensor = self.analysis.traced.tensor(node)
         if tensor is None:
-            _put(self.root, target, _submodule(self.analysis.traced.module, target))
+            whole = operator.attrgetter(target)(self.analysis.traced.module)
+            put_attribute(self.root, target, whole)
             return self._copied(node)
         known = self.analysis.known[node]
         assert isinstance(known, Value)
@@ -152,11 +154,9 @@ class _Rewriter:
         if name not in self.tensors:
             small = take(tensor.detach(), tuple(self.cut.indices(d) for d in known.dims))
             if isinstance(tensor, nn.Parameter):
-                small = nn.Parameter(
-                    small.clone() if small is tensor else small, requires_grad=tensor.requires_grad
-                )
+                small = nn.Parameter(small, requires_grad=tensor.requires_grad)
             self.tensors[name] = small
-        _put(self.root, target, self.tensors[name])
+        put_attribute(self.root, target, self.tensors[name])
         return self._copied(node)
 
     # --- operators
@@ -298,25 +298,3 @@ def _arranged(target: Any, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], 
     args = tuple(values.get(a.name, a.default_value) for a in arguments if not a.kwarg_only)
     kwargs = {a.name: values[a.name] for a in arguments if a.kwarg_only and a.name in values}
     return args, kwargs
-
-
-def _put(root: nn.Module, target: str, value: Any) -> None:
-    *path, last = target.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(last, value)
-    elif isinstance(value, Tensor):
-        if last not in root._buffers:
-            root.register_buffer(last, value)
-    else:
-        setattr(root, last, value)
-
-
-def _submodule(module: nn.Module, target: str) -> Any:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from prunus.errors import InputError
@@ -110,31 +111,18 @@ def timing_of(samples: Sequence[float], *, repeats: int = 1) -> Timing:
     >>> timing_of([0.002, 0.001, 0.003])
     Timing(median_ms=2.0, p95_ms=2.9, spread=0.5, calls=3, busy=True)
     """
-    ordered = sorted(samples)
-    median = quantile(ordered, 0.5)
-    spread = (quantile(ordered, 0.75) - quantile(ordered, 0.25)) / median if median else 0.0
+    median, p95, low, high = map(float, np.quantile(samples, (0.5, 0.95, 0.25, 0.75)))
+    spread = (high - low) / median if median else 0.0
     third = max(1, len(samples) // 3)
-    early, late = (quantile(sorted(s), 0.5) for s in (samples[:third], samples[-third:]))
+    early, late = (float(np.median(part)) for part in (samples[:third], samples[-third:]))
     drift = abs(late - early) / median if median else 0.0
     return Timing(
         median_ms=1e3 * median,
-        p95_ms=1e3 * quantile(ordered, 0.95),
+        p95_ms=1e3 * p95,
         spread=spread,
         calls=len(samples) * repeats,
         busy=spread > BUSY_SPREAD or drift > BUSY_DRIFT,
     )
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """A quantile of sorted numbers, linear between neighbors.
-
-    >>> quantile([1.0, 2.0, 4.0], 0.75)
-    3.0
-    """
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def _warmed(function: Callable[[], object], calls: int) -> int:

@@ -8,8 +8,9 @@ Embedding tables, which the quantizer leaves alone, are rounded by :mod:`prunus.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError, first_line
-from prunus.runtimes import BuildRequest
+from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes import _onnx as onnx_file
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS, Census, of_graph, of_modules
 from prunus.runtimes._exported import batch_of
-from prunus.runtimes._onnx import OnnxFile
+from prunus.runtimes._onnx import OnnxFile, write_onnx
 from prunus.runtimes._silent import silent
 from prunus.runtimes._tables import round_tables
 from prunus.runtimes.onnxruntime import array
@@ -72,6 +73,31 @@ def refuses(order: BuildRequest, kinds: Sequence[str], *, calibrates: bool) -> s
         return refusal
     lacking = not order.calibration and (calibrates or census.convolutional)
     return census.too_few(kinds) or (GIVE if lacking else None)
+
+
+def build(
+    order: BuildRequest, kinds: Sequence[str], open_: Callable[..., Session], *, calibrates: bool
+) -> Session:
+    """Export, quantize, write ``model.onnx``, and open.
+
+    Args:
+        order: what is to be built.
+        kinds: of operators whose weights become int8.
+        open_: opens the file.
+        calibrates: whether networks without convolutions are quantized by calibration as well.
+
+    Raises:
+        InputError: if the model cannot be expressed in ONNX, or for what :func:`refuses` could
+            not see of a graph.
+    """
+    path = order.folder / "model.onnx"
+    with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
+        made = write_onnx(order, Path(place))
+        given = ready(made, kinds)
+        by_calibration = calibrates or given.census.convolutional
+        note = static(order, given, path) if by_calibration else dynamic(given, path)
+    opened = open_(path, threads=order.threads)
+    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, note))
 
 
 def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:

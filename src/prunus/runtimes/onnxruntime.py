@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,7 @@ def build(order: BuildRequest) -> Session:
         InputError: if the model cannot be expressed in ONNX.
     """
     made = write_onnx(order, order.folder)
-    opened = open_(made.path, threads=order.threads)
-    return Session(opened.compute, made.path, made.dynamic, made.notes)
+    return replace(open_(made.path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -12,12 +12,8 @@ are several times slower there than unsigned ones.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from prunus.runtimes import BuildRequest, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
-from prunus.runtimes._onnx import write_onnx
 from prunus.runtimes.onnxruntime import open_
 
 __all__ = ["build", "open_", "refuses"]
@@ -46,13 +42,4 @@ def build(order: BuildRequest) -> Session:
         InputError: if the model cannot be expressed in ONNX, or for what :func:`refuses` could
             not see of a graph.
     """
-    path = order.folder / "model.onnx"
-    with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
-        made = write_onnx(order, Path(place))
-        given = _quantize.ready(made, KINDS)
-        if given.census.convolutional:
-            note = _quantize.static(order, given, path)
-        else:
-            note = _quantize.dynamic(given, path)
-    opened = open_(path, threads=order.threads)
-    return Session(opened.compute, path, made.dynamic, (*made.notes, note))
+    return _quantize.build(order, KINDS, open_, calibrates=False)

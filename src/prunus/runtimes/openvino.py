@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -56,8 +57,7 @@ def build(order: BuildRequest) -> Session:
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
         path = _convert(made.path, order.folder)
-    opened = open_(path, threads=order.threads)
-    return Session(opened.compute, path, made.dynamic, made.notes)
+    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
 
 
 def _convert(source: Path, folder: Path) -> Path:

@@ -12,12 +12,10 @@ every operator out, and is four times as large for a small network.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from prunus.runtimes import BuildRequest, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
-from prunus.runtimes._onnx import write_onnx
 from prunus.runtimes.openvino import computing, settings_of
 
 __all__ = ["build", "open_", "refuses"]
@@ -51,12 +49,7 @@ def build(order: BuildRequest) -> Session:
         InputError: if the model cannot be expressed in ONNX, OpenVINO lacks an operator, or for
             what :func:`refuses` could not see of a graph.
     """
-    path = order.folder / "model.onnx"
-    with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
-        made = write_onnx(order, Path(place))
-        note = _quantize.static(order, _quantize.ready(made, KINDS), path)
-    opened = open_(path, threads=order.threads)
-    return Session(opened.compute, path, made.dynamic, (*made.notes, note))
+    return _quantize.build(order, KINDS, open_, calibrates=True)
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def build(order: BuildRequest) -> Session:
     made = exported(order)
     path = write_pt2(order, made.program)
     opened = open_(path, threads=order.threads)
-    return Session(opened.compute, path, made.dynamic, (*made.notes, *opened.notes))
+    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, *opened.notes))
 
 
 def open_(path: Path, *, threads: int) -> Session:

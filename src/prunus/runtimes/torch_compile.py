@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def build(order: BuildRequest) -> Session:
         torch._inductor.aoti_compile_and_package(
             made.program, package_path=str(path), inductor_configs=dict(SETTINGS)
         )
-    opened = open_(path, threads=order.threads)
     here = f"machine code for processors like this one and {order.threads} thread(s)"
-    return Session(opened.compute, path, made.dynamic, (*made.notes, here))
+    opened = open_(path, threads=order.threads)
+    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, here))
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def build(order: BuildRequest) -> Session:
     """
     made = exported(order)
     path = write_pt2(order, made.program)
-    opened = open_(path, threads=order.threads)
-    return Session(opened.compute, path, made.dynamic, made.notes)
+    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
 
 
 def open_(path: Path, *, threads: int) -> Session:

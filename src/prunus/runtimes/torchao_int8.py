@@ -55,8 +55,7 @@ def build(order: BuildRequest) -> Session:
         made = exported(replace(order, model=quantized(order.model), made={}))
         program = made.program.run_decompositions()  # torchao's own operators into torch's
     path = write_pt2(order, program)
-    opened = open_(path, threads=order.threads)
-    return Session(opened.compute, path, made.dynamic, made.notes)
+    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs, arguments, by_name, positional_names
@@ -99,10 +100,14 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
 
 
+def export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> ExportedProgram:
+    """torch.export without the graph that it prints when it fails; it raises whatever it raises."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
 def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.GraphModule:
-    with contextlib.redirect_stderr(io.StringIO()):  # a failed export prints its whole graph
-        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-    module = exported.module(check_guards=False)
+    module = export(model, args, kwargs, shapes).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     return module
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from prunus.errors import InputError, first_line
-from prunus.graph.trace import analysis_mode
+from prunus.graph.trace import analysis_mode, export
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._flat import Flat, flat
 from prunus.runtimes._pools import Plain
@@ -50,13 +46,13 @@ def exported(order: BuildRequest) -> Exported:
 
 def _export(order: BuildRequest) -> Exported:
     batch = batch_of(order)
-    with _unheard(order), Plain():
+    with analysis_mode(order.model), torch.no_grad(), Plain():
         try:
             subject = flat(order)
             program = None if batch is None else _free(subject, batch)
             if program is not None:
                 return Exported(_unplaced(program), True, (), subject.names)
-            program = torch.export.export(subject.model, subject.args, subject.kwargs, strict=False)
+            program = export(subject.model, subject.args, subject.kwargs)
         except Exception as error:  # export raises whatever its parts do
             raise InputError(f"torch.export cannot trace it: {first_line(error)}") from error
     notes = () if batch is None else (f"for a batch of {batch} alone: the model fixes it",)
@@ -96,9 +92,7 @@ def _free(subject: Flat, batch: int) -> ExportedProgram | None:
     args = tuple(map(grown, subject.args))
     kwargs = {name: grown(value) for name, value in subject.kwargs.items()}
     try:
-        program = torch.export.export(
-            subject.model, args, kwargs, dynamic_shapes=shapes, strict=False
-        )
+        program = export(subject.model, args, kwargs, shapes)
     except Exception:  # many models cannot: their code branches on the batch size
         return None
     return program if _is_free(program) else None
@@ -110,19 +104,6 @@ def _is_free(program: ExportedProgram) -> bool:
     sizes: list[Any] = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()]
     # A size that export settled on may still be a SymInt, of an expression without symbols.
     return any(isinstance(n, torch.SymInt) and bool(n.node.expr.free_symbols) for n in sizes)
-
-
-@contextlib.contextmanager
-def _unheard(order: BuildRequest) -> Iterator[None]:
-    """Export without its warnings, and without the graph that it prints when it fails."""
-    with (
-        analysis_mode(order.model),
-        warnings.catch_warnings(),
-        contextlib.redirect_stderr(io.StringIO()),
-        torch.no_grad(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def write_pt2(order: BuildRequest, program: ExportedProgram) -> Path:

@@ -5,7 +5,6 @@ The file is a program: opening it runs code that it holds. Open files of your ow
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +53,7 @@ def build(order: BuildRequest) -> Session:
     """
     made = exported(order)
     path = order.folder / "model.pt2"
-    with warnings.catch_warnings(), analysis_mode(order.model), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with analysis_mode(order.model), torch.no_grad():
         torch._inductor.aoti_compile_and_package(
             made.program, package_path=str(path), inductor_configs=dict(SETTINGS)
         )

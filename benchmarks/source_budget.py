@@ -20,7 +20,7 @@ from torch import nn
 import prunus
 from prunus._common.environment import describe
 from prunus.cli.console import Lines
-from prunus.recipe.load import load
+from prunus.recipe.schema import Recipe
 from prunus.tasks.mnist import mnist
 
 HERE, RUNS = Path(__file__).parent, Path("runs/bench")
@@ -32,7 +32,7 @@ def main() -> None:
     if "PRUNUS_DATA" not in os.environ:
         sys.exit("set PRUNUS_DATA to the folder that holds mnist/ (the four IDX files)")
     task = mnist()
-    first = load("gradual", [*CHANGES, "criterion=magnitude", "dense=10ep", "rounds=1",
+    first = Recipe.load("gradual", [*CHANGES, "criterion=magnitude", "dense=10ep", "rounds=1",
                              "target=0.0", "retrain=0"])  # fmt: skip
     trained = prunus.prune(task, first, folder=RUNS / "source-dense", on_event=Lines())
     weights = {k: v.clone() for k, v in trained.model.state_dict().items()}
@@ -45,7 +45,7 @@ def main() -> None:
     shared = dataclasses.replace(task, model=model)
 
     def second(folder: str, *changes: str) -> prunus.Result:
-        recipe = load("gradual", [*CHANGES, "dense=0", "retrain=10ep", *changes])
+        recipe = Recipe.load("gradual", [*CHANGES, "dense=0", "retrain=10ep", *changes])
         return prunus.prune(shared, recipe, folder=RUNS / folder, on_event=Lines())
 
     pruned = second("source-pruned", "target=0.98")

@@ -15,7 +15,7 @@ from prunus._common.layers import Layer
 from prunus.compaction.cut import IndexCut
 from prunus.graph.analysis import Analysis
 from prunus.pruning.scope import find_layers
-from prunus.recipe.schema import Spec
+from prunus.recipe.fields import Spec
 from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 from prunus.types import Group
 

@@ -95,10 +95,10 @@ def watch_writes(points: Points) -> None:
 
 def run(recipe: str, folder: Path) -> None:
     """One run, with nothing written by the report."""
-    from prunus.recipe.load import load
+    from prunus.recipe.schema import Recipe
 
     name, *changes = RECIPES[recipe]
-    prunus.prune(digits(batch=128), load(name, [*COMMON, *changes]), folder=folder)
+    prunus.prune(digits(batch=128), Recipe.load(name, [*COMMON, *changes]), folder=folder)
 
 
 def in_child(work: Callable[[], Any]) -> tuple[int, Any]:

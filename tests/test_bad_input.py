@@ -26,7 +26,6 @@ from prunus._common import files
 from prunus.cli.main import cli
 from prunus.errors import InputError, Interrupted, PrunusError, RunError
 from prunus.progressive.phase import Run
-from prunus.recipe.load import load
 from prunus.recipe.schema import Recipe
 
 FAST = ["task=digits", "dense=1ep", "retrain=1ep", "rounds=2"]
@@ -403,7 +402,7 @@ TREES = st.recursive(
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_mapping_is_a_recipe_or_one_of_our_own_errors(values: dict[str, Any]) -> None:
     with contextlib.suppress(PrunusError):
-        assert prunus.Pruner(nn.Linear(8, 4), load(values)).sparsity == 0
+        assert prunus.Pruner(nn.Linear(8, 4), Recipe.load(values)).sparsity == 0
 
 
 @given(
@@ -418,4 +417,4 @@ def test_any_change_on_the_command_line_is_understood_or_one_of_our_own_errors(
     name: str, changes: list[str]
 ) -> None:
     with contextlib.suppress(PrunusError):
-        assert load(name, changes).version == 1
+        assert Recipe.load(name, changes).version == 1

@@ -15,7 +15,7 @@ from prunus.cli.main import cli
 from prunus.errors import InputError
 from prunus.progressive.finished import open_run
 from prunus.progressive.judge import score
-from prunus.recipe.load import LIBRARY, load
+from prunus.recipe.load import LIBRARY
 from prunus.recipe.schema import Recipe
 from stand_ins import EXAMPLES
 
@@ -160,9 +160,9 @@ def test_the_mnist_task_reads_the_files_and_prunes() -> None:
 
 def test_recipes_read_back_as_they_were_written() -> None:
     for path in (*LIBRARY.glob("*.yaml"), *EXAMPLES.glob("*/*.yaml")):
-        recipe = load(path.stem)
+        recipe = Recipe.load(path.stem)
         Path("copy.yaml").write_text(recipe.to_yaml())
-        assert load("copy.yaml").digest() == recipe.digest()
+        assert Recipe.load("copy.yaml").digest() == recipe.digest()
 
 
 def test_fingerprints_of_recipes_never_change_within_a_version() -> None:

@@ -19,7 +19,7 @@ TOP = {"__init__", "errors", "types"}
 STILL = {
     "compaction.shrink imports progressive.engine",
 }
-"""To be mended next, as are two circles; nothing is to be added."""
+"""To be mended next, as is one circle; nothing is to be added."""
 
 
 def module_of(path: Path) -> str:
@@ -86,7 +86,8 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     while free := [module for module, names in left.items() if not names & left.keys()]:
         for module in free:
             del left[module]
-    assert "compaction.shrink" in left or "recipe.rules" in left or not left
+    assert "compaction.shrink" in left or not left
+    assert not [module for module in left if module.startswith("recipe.")]
 
 
 def test_one_file_holds_one_idea_and_stays_readable() -> None:

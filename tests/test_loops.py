@@ -695,9 +695,11 @@ def test_a_limit_of_the_recipe_ends_pruning_where_it_is() -> None:
 
 def test_a_named_recipe_runs_in_a_trainer_once_its_learning_rate_is_left_out() -> None:
     from prunus.integrations.hf import PruneCallback
-    from prunus.recipe.load import load
+    from prunus.recipe.schema import Recipe
 
-    callback = PruneCallback(load("gradual", ["learning_rate=null", "dense=0", "retrain=5ep"]))
+    callback = PruneCallback(
+        Recipe.load("gradual", ["learning_rate=null", "dense=0", "retrain=5ep"])
+    )
     hf_trainer(callback, net()).train()
     assert callback.pruner.sparsity == 0.95
     hf_trainer(callback, net()).train()  # a callback serves again

@@ -24,7 +24,8 @@ from prunus._common import packages as distributions
 from prunus.cli.main import cli
 from prunus.progressive.journal import read_events
 from prunus.progressive.result import Round
-from prunus.recipe.schema import Guard, Recipe
+from prunus.recipe.fields import Guard
+from prunus.recipe.schema import Recipe
 from prunus.report.front import draw_front
 from prunus.sweep import Sweep, Trial, sweep
 from prunus.sweep.pareto import choose, dominates, front

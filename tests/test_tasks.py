@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from prunus._common.metrics import MetricEstimate, bootstrap, number
 from prunus.cli.main import cli
 from prunus.errors import InputError
-from prunus.recipe.load import load
-from prunus.recipe.schema import Spec
+from prunus.recipe.fields import Spec
+from prunus.recipe.schema import Recipe
 from prunus.tasks.base import Task
 from prunus.tasks.find import find_task
 from stand_ins import EXAMPLES, MAKERS, ROWS, example, make_all
@@ -67,8 +67,8 @@ def test_a_checkout_around_the_current_folder_is_where_examples_are_found(
 ) -> None:
     monkeypatch.setattr("prunus._common.examples.INSTALLED", tmp_path)
     asked = (
-        lambda: load("spoken_digits"),
-        lambda: load("iterative", ["task=cifar10"]),
+        lambda: Recipe.load("spoken_digits"),
+        lambda: Recipe.load("iterative", ["task=cifar10"]),
         lambda: find_task(Spec(name="cifar10")),
     )
     (tmp_path / "examples/cifar10").mkdir(parents=True)  # somebody's own folder of that name
@@ -80,7 +80,7 @@ def test_a_checkout_around_the_current_folder_is_where_examples_are_found(
     assert "mnist" in listed
     assert "cifar10" not in listed
     monkeypatch.chdir(EXAMPLES / "cifar10")
-    assert load("spoken_digits").task == Spec(name="spoken_digits")
+    assert Recipe.load("spoken_digits").task == Spec(name="spoken_digits")
     assert re.search(r"^  cifar10 \(", CliRunner().invoke(cli, ["list"]).output, re.MULTILINE)
 
 

@@ -20,7 +20,8 @@ from prunus.progressive.engine import Pruner
 from prunus.progressive.judge import score
 from prunus.pruning.decide import Cost
 from prunus.recipe import duration
-from prunus.recipe.schema import Recipe, Spec
+from prunus.recipe.fields import Spec
+from prunus.recipe.schema import Recipe
 from prunus.tasks.base import Task
 from prunus.tasks.find import task_of
 

@@ -28,6 +28,6 @@ def plan(
     """
     set_data(data)
     from prunus.cli.dry_run import dry_run, print_plan
-    from prunus.recipe.load import load
+    from prunus.recipe.schema import Recipe
 
-    print_plan(dry_run(load(recipe, changes)), as_json=as_json)
+    print_plan(dry_run(Recipe.load(recipe, changes)), as_json=as_json)

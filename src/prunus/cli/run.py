@@ -48,10 +48,10 @@ def run(
       prunus run iterative target=guard rounds=null 'guard={max_drop: 0.01}'
     """
     set_data(data)
-    from prunus.recipe.load import load
     from prunus.recipe.resolve import code_digests, folder_name
+    from prunus.recipe.schema import Recipe
 
-    made = load(recipe, changes)
+    made = Recipe.load(recipe, changes)
     if made.task is None:
         raise InputError(
             "the recipe names no task: add task=digits, or task=my/task.py (prunus init writes one)"

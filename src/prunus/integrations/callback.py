@@ -18,7 +18,6 @@ from prunus.progressive.in_loop import in_steps
 from prunus.progressive.pruner import Pruner
 from prunus.pruning.masks import check
 from prunus.recipe import duration
-from prunus.recipe.load import load
 from prunus.recipe.rules import own_loop_conflict
 from prunus.recipe.schema import Recipe
 
@@ -119,7 +118,7 @@ def order(
     Raises:
         InputError: for a recipe that cannot run in a loop of someone else's.
     """
-    loaded = load(recipe)
+    loaded = Recipe.load(recipe)
     problem = own_loop_conflict(loaded, judged=evaluate is not None)
     if problem is not None:
         raise InputError(problem)

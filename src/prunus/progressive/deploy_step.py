@@ -18,7 +18,8 @@ from prunus.deployment.table import Deployment
 from prunus.errors import InputError, PrunusError
 from prunus.progressive.result import Compaction
 from prunus.progressive.state import RunContext
-from prunus.recipe.schema import Deploy, Recipe
+from prunus.recipe.fields import Deploy
+from prunus.recipe.schema import Recipe
 from prunus.runtimes import find
 
 BATCHES = 8

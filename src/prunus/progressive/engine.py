@@ -34,7 +34,6 @@ from prunus.pruning.scope import initial_masks
 from prunus.pruning.space import PruningSpace, build_space, target_of
 from prunus.pruning.units import unit_density
 from prunus.recipe import duration
-from prunus.recipe.load import load
 from prunus.recipe.resolve import Methods, resolve
 from prunus.recipe.schema import Recipe
 from prunus.types import Counts, Group, Masks, State
@@ -81,7 +80,7 @@ class Pruner:
         example: Any = None,
     ) -> None:
         self.model = model
-        self.recipe = load(recipe)
+        self.recipe = Recipe.load(recipe)
         self.methods: Methods = resolve(self.recipe)
         self.calibration, self.loss = calibration, loss
         self.step = 0

@@ -16,7 +16,6 @@ from prunus.compaction.files.artifact import load as load_model
 from prunus.errors import InputError
 from prunus.progressive.folder import DENSE
 from prunus.pruning.masks import put_back
-from prunus.recipe.load import load
 from prunus.recipe.schema import Recipe
 from prunus.tasks.base import Task
 from prunus.tasks.find import task_of
@@ -53,7 +52,7 @@ def open_run(folder: str | Path) -> Finished:
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
         raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
-    recipe = load(folder / "recipe.yaml")
+    recipe = Recipe.load(folder / "recipe.yaml")
     model_file, result_file = folder / "model.safetensors", folder / "result.json"
     if recipe.task is None:
         raise InputError(

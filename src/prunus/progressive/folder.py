@@ -22,7 +22,6 @@ from prunus.methods.catalog import find
 from prunus.progressive.engine import Pruner
 from prunus.progressive.journal import Journal, read_events
 from prunus.progressive.result import Result, Round
-from prunus.recipe.load import load
 from prunus.recipe.resolve import code_digests
 from prunus.recipe.schema import Recipe
 
@@ -153,7 +152,7 @@ def recipe_of(folder: str | Path) -> Recipe:
     path = Path(folder) / "recipe.yaml"
     if not path.is_file():
         raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
-    recipe = load(path)
+    recipe = Recipe.load(path)
     if recipe.task is None:
         raise InputError(
             f"the run in '{folder}' was started from Python: call prunus.prune again with the "

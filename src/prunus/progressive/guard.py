@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from prunus.progressive.result import Round
-from prunus.recipe.schema import Guard, Recipe, Target
+from prunus.recipe.fields import Guard, Target
+from prunus.recipe.schema import Recipe
 
 _GOOD = ("dense", "accepted", "not judged")
 

@@ -23,7 +23,8 @@ from prunus.deployment.table import Deployment
 from prunus.errors import InputError
 from prunus.progressive.state import RunContext
 from prunus.pruning.decide import limits_of, most_of
-from prunus.recipe.schema import Recipe, Spec
+from prunus.recipe.fields import Spec
+from prunus.recipe.schema import Recipe
 from prunus.runtimes import BuildRequest, find
 from prunus.types import Masks
 

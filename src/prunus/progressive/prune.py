@@ -29,8 +29,8 @@ from prunus.progressive.state import OnEvent, RunContext, begin
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.masks import copy_of, put_back
 from prunus.recipe import duration
-from prunus.recipe.load import load
-from prunus.recipe.schema import Recipe, Spec
+from prunus.recipe.fields import Spec
+from prunus.recipe.schema import Recipe
 from prunus.tasks.base import Task
 from prunus.tasks.find import find_task, task_of
 
@@ -90,7 +90,7 @@ def prune(
     >>> result.sparsity, int((result.model.weight == 0).sum())
     (0.8, 80)
     """
-    recipe = load(recipe)
+    recipe = Recipe.load(recipe)
     with randomness.preserve_rng():
         randomness.seed(recipe.seed)
         if isinstance(subject, str):

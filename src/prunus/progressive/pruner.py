@@ -19,9 +19,10 @@ from prunus.progressive import engine as pruner
 from prunus.progressive.in_loop import LoopRounds, in_steps, lengths_of, with_lengths
 from prunus.progressive.result import Round
 from prunus.pruning.masks import apply
+from prunus.recipe.fields import Spec
 from prunus.recipe.resolve import bind
 from prunus.recipe.rules import own_loop_conflict
-from prunus.recipe.schema import Recipe, Spec
+from prunus.recipe.schema import Recipe
 
 
 class Pruner(pruner.Pruner):

@@ -1,4 +1,4 @@
-"""Recipes by name, file or mapping, checked at the door: every error at once, with its place."""
+"""Values of recipes from names and files, and what is wrong with them, each with its place."""
 
 from __future__ import annotations
 
@@ -7,52 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from prunus._common import examples
-from prunus.errors import InputError, RefusedError, did_you_mean
+from prunus.errors import InputError, did_you_mean
 from prunus.methods.catalog import meant, names
-from prunus.recipe.schema import ENDS, Recipe, yaml
+from prunus.recipe.fields import ENDS, RecipeFields
 
 LIBRARY = Path(__file__).parent / "library"
 """prunus's own recipes."""
 
 
-def load(source: str | Path | Mapping[str, Any] | Recipe, changes: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, file, mapping or value, with ``key=value`` changes.
+def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe by name, file or mapping, not checked yet.
 
     Raises:
-        InputError: listing everything that is wrong with it; a :class:`RefusedError` where every
-            value is right and some cannot go together.
-
-    >>> load("one_shot", ["target=0.5", "criterion.name=fisher"]).criterion.name
-    'fisher'
-    >>> load("channels", ["target.max_params=0.4"]).target.bound
-    ('params', 0.4)
+        InputError: if there is no such file, or it holds no YAML mapping.
     """
-    if isinstance(source, Recipe) and not changes:
-        return source
-    if isinstance(source, Recipe):
-        values, where = source.to_dict(), "the recipe"
-    elif isinstance(source, Mapping):
-        values, where = dict(source), "the recipe"
-    else:
-        path = recipe_path(source)
-        values, where = {"name": path.stem, **_read(path)}, f"recipe '{source}'"
-    for change in changes:
-        _change(values, change)
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        alone = any(item["loc"] for item in error.errors())  # otherwise values that do not match
-        kind = InputError if alone else RefusedError
-        raise kind(f"{where}:\n" + "\n".join(explain(error, Recipe))) from None
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply") from None
-    problems = _unknown_ideas(recipe)
-    if problems:
-        raise InputError(f"{where}:\n" + "\n".join(problems))
-    return recipe
+    if isinstance(source, Mapping):
+        return dict(source)
+    path = recipe_path(source)
+    return {"name": path.stem, **_read(path)}
 
 
 def recipe_path(source: str | Path) -> Path:
@@ -85,14 +61,19 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(k): v for k, v in values.items()}
 
 
-def _change(values: dict[str, Any], change: str) -> None:
-    key, equals, text = change.partition("=")
+def change(values: dict[str, Any], written: str) -> None:
+    """Set what ``key=value`` says, in place.
+
+    Raises:
+        InputError: if it is no change.
+    """
+    key, equals, text = written.partition("=")
     if not equals or not key:
-        raise InputError(f"'{change}' is no change: write key=value, for example target=0.95")
+        raise InputError(f"'{written}' is no change: write key=value, for example target=0.95")
     try:
         value = yaml().load(text)
     except (YAMLError, ValueError) as error:
-        raise InputError(f"'{change}': {' '.join(str(error).split())}") from None
+        raise InputError(f"'{written}': {' '.join(str(error).split())}") from None
     *parents, last = key.split(".")
     place = values
     for parent in parents:
@@ -151,8 +132,8 @@ _AXIS = {
 }
 
 
-def _unknown_ideas(recipe: Recipe) -> list[str]:
-    """Names that no folder knows; settings are checked when the idea is loaded."""
+def unknown_methods(recipe: RecipeFields) -> list[str]:
+    """Names that no folder knows; settings are checked when the method is loaded."""
     problems = []
     specs = {key: getattr(recipe, key) for key in _AXIS}
     for key, spec in [*specs.items(), ("dense.learning_rate", recipe.dense.learning_rate)]:
@@ -168,3 +149,11 @@ def _unknown_ideas(recipe: Recipe) -> list[str]:
                 f"  task: there is no '{name}'; {meant('tasks', name)}; or a file 'my/task.py'"
             )
     return problems
+
+
+def yaml() -> YAML:
+    """A reader and writer of YAML 1.2."""
+    made = YAML(typ="safe", pure=True)  # YAML 1.2
+    made.default_flow_style = False
+    made.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    return made

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from prunus.errors import InputError
 from prunus.methods import catalog as folder
 from prunus.methods.signals import needed
+from prunus.recipe.fields import Spec
 from prunus.recipe.load import explain
-from prunus.recipe.schema import Recipe, Spec
+from prunus.recipe.schema import Recipe
 from prunus.types import Allocation, Criterion, Rate, Restore
 from prunus.types import Schedule as ScheduleFunction
 

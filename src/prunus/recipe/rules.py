@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunus.recipe import duration
-
-if TYPE_CHECKING:
-    from prunus.recipe.schema import Recipe
+from prunus.recipe.fields import RecipeFields
 
 
-def conflicts(recipe: Recipe) -> list[str]:
+def conflicts(recipe: RecipeFields) -> list[str]:
     """A message for each pair of settings that cannot go together."""
     found = []
     structure, allocation = recipe.structure.name, recipe.allocation.name
@@ -102,7 +100,7 @@ COUPLED = ("channel", "head")
 """Structures whose units are found by analysis and can be taken out."""
 
 
-def _about_structure(recipe: Recipe) -> list[str]:
+def _about_structure(recipe: RecipeFields) -> list[str]:
     """What needs units that can be taken out of the model."""
     found = []
     name = recipe.structure.name
@@ -140,7 +138,7 @@ def _about_structure(recipe: Recipe) -> list[str]:
     return found
 
 
-def _about_runtime(recipe: Recipe) -> list[str]:
+def _about_runtime(recipe: RecipeFields) -> list[str]:
     """What needs a runtime."""
     found = []
     latency = recipe.target.latency if recipe.target is not None else None
@@ -159,7 +157,7 @@ def _about_runtime(recipe: Recipe) -> list[str]:
     return found
 
 
-def own_loop_conflict(recipe: Recipe, *, judged: bool) -> str | None:
+def own_loop_conflict(recipe: RecipeFields, *, judged: bool) -> str | None:
     """Why a recipe cannot run inside a training loop of the user's own, if it cannot.
 
     Args:

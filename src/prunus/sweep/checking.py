@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from prunus.errors import InputError, RefusedError
 from prunus.progressive.prune import Source
 from prunus.progressive.state import OnEvent
-from prunus.recipe.load import load
 from prunus.recipe.resolve import code_digests, resolve
 from prunus.recipe.schema import Recipe
 from prunus.sweep.space import Space
@@ -50,7 +49,7 @@ def check(
     refusals: dict[str, None] = {}
     for texts in space.corners(trials if space.grid else CORNERS):
         try:
-            recipes.append(load(source, space.changes(texts)))
+            recipes.append(Recipe.load(source, space.changes(texts)))
         except RefusedError as error:
             refusals[str(error)] = None
     if not recipes:

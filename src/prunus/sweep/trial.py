@@ -13,7 +13,6 @@ from prunus.progressive.guard import allowed_drop, last_accepted
 from prunus.progressive.prune import Source, prune
 from prunus.progressive.result import Result, Round
 from prunus.progressive.state import OnEvent
-from prunus.recipe.load import load
 from prunus.recipe.resolve import folder_name
 from prunus.recipe.schema import Recipe
 from prunus.sweep.locks import is_held
@@ -62,7 +61,7 @@ class Trials:
         about: dict[str, Any] = {"number": number, "values": values}
         beaten: list[str] = []
         try:
-            recipe = load(self.source, self.space.changes(values))
+            recipe = Recipe.load(self.source, self.space.changes(values))
             about["name"] = folder_name(recipe)
             where = self.folder / about["name"]
             if is_held(where / ".lock"):

@@ -10,7 +10,8 @@ from torch import nn
 from prunus._common import rng as randomness
 from prunus.errors import InputError, PrunusError
 from prunus.methods.catalog import find
-from prunus.recipe.schema import Recipe, Spec
+from prunus.recipe.fields import Spec
+from prunus.recipe.schema import Recipe
 from prunus.tasks.base import Task
 
 

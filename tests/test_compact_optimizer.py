@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from prunus.compaction.slicing.parameters import Indices, refuse_optimizer, shrink
 from prunus.errors import InputError, RunError
-from prunus.pruning.masks import enforce
+from prunus.pruning.enforce import enforce
 
 OPTIMIZERS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.01}),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prunus.progressive.prune import prune, resume
     from prunus.progressive.pruner import Pruner
     from prunus.progressive.result import Result, Round
-    from prunus.pruning.masks import enforce
+    from prunus.pruning.enforce import enforce
     from prunus.recipe.schema import Recipe
     from prunus.tasks.base import Batches, Task
 
@@ -43,7 +43,7 @@ _HOMES = {
     "Run": "progressive.phase",
     "Task": "tasks.base",
     "Batches": "tasks.base",
-    "enforce": "pruning.masks",
+    "enforce": "pruning.enforce",
     "PrunusError": "errors",
     "InputError": "errors",
     "RunError": "errors",

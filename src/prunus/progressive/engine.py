@@ -29,7 +29,8 @@ from prunus.pruning.decide import (
     limits_of,
     masks_from,
 )
-from prunus.pruning.masks import Enforcer, apply, copy_of, finite, put_back, real_optimizer
+from prunus.pruning.enforce import Enforcer, real_optimizer
+from prunus.pruning.masks import apply, copy_of, finite, put_back
 from prunus.pruning.scope import initial_masks
 from prunus.pruning.space import PruningSpace, build_space, target_of
 from prunus.pruning.units import unit_density

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunus.compaction.cut import same_indices, take
 from prunus.errors import InputError, RunError, did_you_mean
-from prunus.pruning.masks import real_optimizer
+from prunus.pruning.enforce import real_optimizer
 from prunus.types import Indices, Kept
 
 _FACTORED = "it keeps statistics of whole rows and columns, which mix kept and removed weights"

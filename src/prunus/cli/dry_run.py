@@ -86,7 +86,7 @@ def dry_run(recipe: Recipe) -> Plan:
                       example=task.example)  # fmt: skip
         pruner = real
         if real.collects_running:
-            notes.append("fisher_running needs training; magnitude stands in for it here")
+            notes.append(f"{recipe.criterion.name} needs training; magnitude stands in for it here")
             stand_in = recipe.model_copy(update={"criterion": Spec(name="magnitude")})
             pruner = Pruner(model, stand_in, example=task.example)
         asked = _asked(recipe, pruner)

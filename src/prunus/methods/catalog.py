@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -70,7 +71,9 @@ def recipe_entries() -> list[Entry]:
 
 
 def path_of(axis: str, name: str) -> Path:
-    """The file of an idea; a Python keyword (``global``) has an underscore after its name."""
+    """The file of a method; a Python keyword (``global``) has an underscore after its name."""
+    if is_own(name):
+        return Path(name.rpartition(":")[0])
     if axis == "tasks" and name in (more := examples.tasks()):
         return more[name]
     return PACKAGE.joinpath(*_place(axis).split("."), f"{function_of(name)}.py")
@@ -87,7 +90,7 @@ def function_of(name: str) -> str:
 
 
 def _entry(path: Path, name: str) -> Entry:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     docs = [ast.get_docstring(tree) or ""]
     settings: tuple[str, ...] = ()
     for node in tree.body:
@@ -108,11 +111,61 @@ def constant(axis: str, name: str, key: str) -> Any:
     >>> constant("runtimes", "eager", "NEEDS")
     ('torch',)
     """
-    tree = ast.parse(path_of(axis, name).read_text(encoding="utf-8"))
-    for node in tree.body:
+    for node in _tree(path_of(axis, name)).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == key:
             return ast.literal_eval(node.value)
     raise KeyError(f"{path_of(axis, name)} assigns nothing to {key}")
+
+
+def defaults(axis: str, name: str) -> dict[str, Any]:
+    """The settings of a method that have a literal for a default, and these.
+
+    >>> defaults("restore", "rewind")
+    {'k': 0}
+    """
+    function = _function(axis, name)
+    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return {a.arg: ast.literal_eval(d) for a, d in pairs if d is not None and _is_literal(d)}
+
+
+def parameters(axis: str, name: str) -> list[str]:
+    """The positional parameters of a method.
+
+    >>> parameters("criteria", "fisher")
+    ['weight', 'grad_sq']
+    """
+    arguments = _function(axis, name).args
+    return [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+
+
+def _function(axis: str, name: str) -> ast.FunctionDef:
+    wanted = name.rpartition(":")[2] if is_own(name) else function_of(name)
+    for node in _tree(path_of(axis, name)).body:
+        if isinstance(node, ast.FunctionDef) and node.name == wanted:
+            return node
+    raise KeyError(f"{path_of(axis, name)} has no function {wanted}")
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
+
+
+def _tree(path: Path) -> ast.Module:
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a function of the user's own, ``path/to/file.py:function``."""
+    return ".py:" in name
 
 
 def find(axis: str, name: str) -> Callable[..., Any]:
@@ -121,9 +174,8 @@ def find(axis: str, name: str) -> Callable[..., Any]:
     Raises:
         InputError: if there is no such name, file or function.
     """
-    if ".py:" in name:
-        file, _, function = name.rpartition(":")
-        return from_file(Path(file), function)
+    if is_own(name):
+        return from_file(path_of(axis, name), name.rpartition(":")[2])
     if name not in names(axis):
         raise InputError(f"{axis}: there is no '{name}'; {meant(axis, name)}")
     function = function_of(name)

@@ -24,8 +24,9 @@ def cut(job: RunContext, at: RunState) -> bool:
     pruner, recipe = job.pruner, job.pruner.recipe
     gradual = not pruner.recipe.in_rounds and job.train is not None
     if gradual:
-        pruner.enforce(pruner.recipe.restore.name != "revive")
-        return pruner.recipe.restore.name != "revive"
+        held = pruner.recipe.trait("restore", "RELEASES") is None
+        pruner.enforce(held)
+        return held
     last = at.step > 0 and pruner.scheduled(at.progress) >= pruner.target - 1e-9
     if last and calibrate_target(job, "last"):  # widths have moved since the start
         at.requested = pruner.scheduled(at.progress)
@@ -36,7 +37,7 @@ def cut(job: RunContext, at: RunState) -> bool:
     if revives(pruner, "before") and hard:  # the last cut is hard
         pruner.enforce(True)
         return True
-    if pruner.recipe.restore.settings.get("values") == "cut":
+    if pruner.recipe.trait("restore", "RECALLS") == "cut":
         at.blobs["cut"] = job.journal.store("cut", blob(before))
     if not revives(pruner, "after"):
         restore(job, at)
@@ -84,8 +85,7 @@ def restore(job: RunContext, at: RunState) -> None:
 
 
 def revives(pruner: Pruner, when: str) -> bool:
-    restore = pruner.recipe.restore
-    return restore.name == "revive" and restore.settings.get("when", "before") == when
+    return bool(pruner.recipe.trait("restore", "RELEASES") == when)
 
 
 def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from prunus.compaction.shrink import ShrinkStep, follow, refuse_for_shrinking
 from prunus.compaction.shrink import saved as saved_shrinks
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
-from prunus.methods.signals import SignalContext, collect, needed
+from prunus.methods.signals import SignalContext, collect
 from prunus.methods.signals.grad_sq_running import DECAY, refuse_frozen
 from prunus.pruning.decide import (
     Cost,
@@ -111,14 +111,13 @@ class Pruner:
         self._start_state: State | None = None
 
     def _check_signals(self) -> None:
-        wanted = needed(self.methods.criterion)
-        reads = [s for s in ("grad", "grad_sq") if s in wanted]
+        reads = self.recipe.trait("criterion", "CALIBRATION")
         if reads and (self.calibration is None or self.loss is None):
             raise InputError(
                 f"criterion {self.recipe.criterion.name} needs gradients: give calibration "
                 "(batches) and loss (a function of model and batch); magnitude needs neither"
             )
-        self.collects_running = "grad_sq_running" in wanted
+        self.collects_running = bool(self.recipe.trait("criterion", "RUNNING"))
         if self.collects_running:
             refuse_frozen(self._parameters())
 
@@ -205,7 +204,7 @@ class Pruner:
     def _scheduled_cut(self, progress: float) -> None:
         asked = self.scheduled(progress)
         final = progress >= 1
-        revives = self.recipe.restore.name == "revive"
+        revives = self.recipe.trait("restore", "RELEASES") is not None
         if not revives and self.recipe.order == "all" and asked <= self.achieved + 1e-12:
             return
         if revives:
@@ -251,7 +250,8 @@ class Pruner:
         return self._choose(progress, self.scheduled(progress))[0]
 
     def _choose(self, progress: float, asked: float) -> tuple[Masks, Counts]:
-        kept = self.initial_masks if self.recipe.restore.name == "revive" else self.masks
+        released = self.recipe.trait("restore", "RELEASES") is not None
+        kept = self.initial_masks if released else self.masks
         if not self.groups:  # every group of a smaller model is down to its last unit
             return dict(kept), {}
         units, counts = self._decide(progress, asked, kept)

@@ -113,7 +113,7 @@ def _caught_up(rounds: Sequence[Round], recipe: Recipe, target: float) -> bool:
     """
     short = any(r.requested >= target - 1e-9 and r.achieved < target - 1e-9 for r in rounds[1:])
     reached = rounds[-1].achieved >= target - 1e-9
-    return recipe.restore.name == "keep" and short and reached
+    return not recipe.trait("restore", "CHANGES") and short and reached
 
 
 def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None, str]:

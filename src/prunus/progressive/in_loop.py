@@ -115,8 +115,8 @@ class LoopRounds:
 
     def begin(self) -> None:
         """Go to where training is due: through round 0 and the first cut, if it needs none."""
-        restore = self.job.pruner.recipe.restore
-        if self.rewinds_at == 0 or restore.settings.get("values") == "start":
+        recalls = self.job.pruner.recipe.trait("restore", "RECALLS")
+        if self.rewinds_at == 0 or recalls == "start":
             name = "rewind" if self.rewinds_at == 0 else "start"
             self.at.blobs[name] = self.job.journal.store(name, blob(self.job.pruner.state()))
         self._go_on()
@@ -221,10 +221,13 @@ def _rewind_step(recipe: Recipe) -> int | None:
     Raises:
         InputError: if round 0 is shorter.
     """
-    if recipe.restore.name != "rewind":
+    back = recipe.trait("restore", "REWINDS_TO")
+    if back is None:
         return None
     whole = duration.parse(recipe.dense.length).steps()
-    k = duration.parse(recipe.restore.settings.get("k", 0)).steps(whole=whole)
+    k = duration.parse(back).steps(whole=whole)
     if k > whole:
-        raise InputError(f"restore: rewind: k is step {k}, and round 0 has {whole} only")
+        raise InputError(
+            f"restore: {recipe.restore.name}: k is step {k}, and round 0 has {whole} only"
+        )
     return k

@@ -89,7 +89,7 @@ def is_repeat(job: RunContext, at: RunState) -> bool:
     last, pruner = at.rounds[-1], job.pruner
     return (
         last.verdict == "rejected"
-        and pruner.recipe.restore.name == "keep"
+        and not pruner.recipe.trait("restore", "CHANGES")
         and pruner.achieved == last.achieved
         and pruner.densities == last.densities
     )

@@ -21,6 +21,7 @@ from prunus._common.timing import threads as fixed_threads
 from prunus.compaction.compact import compact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError
+from prunus.methods.traits import takes
 from prunus.progressive.state import RunContext
 from prunus.pruning.decide import limits_of, most_of
 from prunus.recipe.fields import Spec
@@ -101,11 +102,14 @@ def prepared(recipe: Recipe) -> Recipe:
     """The recipe with widths that its runtime computes well, where it does not say others."""
     if recipe.target is None or recipe.target.latency is None or recipe.deploy is None:
         return recipe
-    if "multiple_of" in recipe.structure.settings or recipe.structure.name != "channel":
+    structure = recipe.structure
+    if "multiple_of" in structure.settings or not takes(
+        "structures", structure.name, "multiple_of"
+    ):
         return recipe
     likes = find(recipe.deploy.runtime).MULTIPLE_OF
-    settings = {**recipe.structure.settings, "multiple_of": likes}
-    structure = Spec.model_validate({"name": recipe.structure.name, **settings})
+    settings = {**structure.settings, "multiple_of": likes}
+    structure = Spec.model_validate({"name": structure.name, **settings})
     return recipe.model_copy(update={"structure": structure})
 
 

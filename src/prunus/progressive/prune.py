@@ -164,7 +164,7 @@ def _without_training(recipe: Recipe, evaluate: Metric | None) -> Recipe:
     if recipe.until_guard and evaluate is None:
         raise InputError("target: guard needs evaluate(model) -> float to judge with")
     values = {k: v for k, v in recipe.to_dict().items() if k not in ("dense", "learning_rate")}
-    if recipe.restore.name != "keep":
+    if recipe.trait("restore", "CHANGES"):
         raise InputError(
             f"restore: {recipe.restore.name} is about retraining, and no train was given: "
             "give train(model, run), or use restore: keep"

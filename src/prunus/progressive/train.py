@@ -42,7 +42,7 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
         if dense
         else (None if pruner.methods.rate is None else _factor(pruner.methods.rate, dense_rate))
     )
-    if dense and recipe.learning_rate is None and recipe.dense.learning_rate.name == "constant":
+    if dense and recipe.learning_rate is None and recipe.trait("dense.learning_rate", "CONSTANT"):
         rate = None  # the loop's own schedule
     run = Run(
         pruner,
@@ -109,17 +109,18 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dense: bool) -> None:
     """Rewind points, progress, snapshots, limits: what happens at steps and between batches."""
     recipe = job.pruner.recipe
-    rewinds = dense and recipe.restore.name == "rewind"
+    back: Any = recipe.trait("restore", "REWINDS_TO") if dense else None
+    rewinds = back is not None
     last_save = [run.saved["done"] if run.saved else 0]
 
     def rewind_step() -> int:
-        k = duration.parse(recipe.restore.settings.get("k", 0))
-        return k.steps(per_epoch=run.per_epoch, whole=run.steps)
+        return duration.parse(back).steps(per_epoch=run.per_epoch, whole=run.steps)
 
     def on_step(run: Run) -> None:
         if rewinds and run.done == 1 and rewind_step() > run.steps:
             raise InputError(
-                f"restore: rewind: k is step {rewind_step()}, and round 0 has {run.steps} only"
+                f"restore: {recipe.restore.name}: k is step {rewind_step()}, "
+                f"and round 0 has {run.steps} only"
             )
         if rewinds and run.done == rewind_step():
             assert run.optimizer is not None
@@ -149,11 +150,7 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
         if stopping:
             raise Interrupted("stopped")
 
-    if (
-        rewinds
-        and run.saved is None
-        and duration.parse(recipe.restore.settings.get("k", 0)).value == 0
-    ):
+    if rewinds and run.saved is None and duration.parse(back).value == 0:
         at.blobs["rewind"] = at.blobs["start"]
     run.on_step, run.on_boundary = on_step, on_boundary
     run.must_stop = lambda: limit.reached(at.step + run.done, run.per_epoch)
@@ -181,19 +178,16 @@ def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None
     reason = ""
     if not recipe.in_rounds:
         reason = "gradual pruning cuts inside the training"
-    elif (
-        recipe.restore.name == "rewind"
-        and duration.parse(recipe.restore.settings.get("k", 0)).value > 0
-    ):
-        reason = "rewind needs the state at a step of round 0"
+    elif duration.parse(recipe.trait("restore", "REWINDS_TO") or 0).value > 0:
+        reason = f"{recipe.restore.name} needs the state at a step of round 0"
     elif recipe.learning_rate is not None:
         reason = "the recipe's learning_rate drives the optimizer"
     elif revives(pruner, "before") or revives(pruner, "after"):
-        reason = "revive switches the masks off for a part of the training"
+        reason = f"{recipe.restore.name} switches the masks off for a part of the training"
     elif recipe.compact == "every_round":
         reason = "the optimizer's state must be sliced with the model"
-    elif pruner.recipe.criterion.name == "fisher_running":
-        reason = "fisher_running reads the gradients of the training"
+    elif pruner.collects_running:
+        reason = f"{recipe.criterion.name} reads the gradients of the training"
     if reason:
         raise InputError(
             f"train(model) cannot be used with this recipe: {reason}. Take train(model, run), "

@@ -104,14 +104,14 @@ def build_space(
         found = _in_scope(model, recipe, example, coupled=coupled)
     else:
         found = [dataclasses.replace(la, shape=shapes[la.name]) for la in layers]
-    if recipe.structure.name == "neuron" and not recipe.scope.include:
+    if recipe.trait("structure", "SPARES_OUTPUT") and not recipe.scope.include:
         found = drop_output_layer(found)
     if not coupled:
         groups = ideas.structure(found, shapes)
         _refuse_uncoupled(recipe)
         _refuse_target(recipe, groups)
         return PruningSpace(found, groups)
-    dims = recipe.structure.settings.get("heads") == "dims"
+    dims = recipe.trait("structure", "HEADS") == "dims"
     analysis = analyze(model, example, heads="dims" if dims else "whole", traced=traced)
     try:
         groups = ideas.structure(found, shapes, analysis)
@@ -223,7 +223,7 @@ def _allowed(
 def _refuse_uncoupled(recipe: Recipe) -> None:
     """What a structure of the user's own cannot do unless it asks for the analysis."""
     bound = recipe.target is not None and recipe.target.bound is not None
-    if bound or (recipe.compact != "none" and recipe.structure.name != "layer"):
+    if bound or (recipe.compact != "none" and recipe.trait("structure", "UNITS") != "modules"):
         raise InputError(
             f"structure {recipe.structure.name} takes no analysis, so its units cannot be taken "
             "out: give it a third parameter, analysis, or leave compact and bounds out"

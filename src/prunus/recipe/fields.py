@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,9 +18,20 @@ from pydantic import (
     model_validator,
 )
 
+from prunus.methods.catalog import names
+from prunus.methods.traits import trait
 from prunus.recipe import duration
 
-_N_OF_M = re.compile(r"\s*(\d+):(\d+)\s*")
+AXIS = {
+    "structure": "structures",
+    "criterion": "criteria",
+    "allocation": "allocations",
+    "schedule": "schedules",
+    "restore": "restore",
+    "learning_rate": "rates",
+    "dense.learning_rate": "rates",
+}
+"""Fields that name a method, and the folder of it."""
 
 
 class _Frozen(BaseModel):
@@ -252,9 +264,24 @@ class RecipeFields(_Frozen):
 
     @field_validator("structure", mode="before")
     @classmethod
-    def _n_of_m(cls, value: Any) -> Any:
-        match = _N_OF_M.fullmatch(value) if isinstance(value, str) else None
-        return {"name": "n_m", "n": int(match[1]), "m": int(match[2])} if match else value
+    def _short(cls, value: Any) -> Any:
+        if not isinstance(value, str) or ":" not in value:
+            return value
+        for name in names("structures"):
+            match = re.fullmatch(trait("structures", name, "SHORT") or "(?!)", value)
+            if match:
+                return {"name": name, **{k: int(v) for k, v in match.groupdict().items()}}
+        return value
+
+    def specs(self) -> dict[str, Spec]:
+        """The methods that it names, by field."""
+        found = {field: attrgetter(field)(self) for field in AXIS}
+        return {field: spec for field, spec in found.items() if spec is not None}
+
+    def trait(self, field: str, key: str) -> Any:
+        """What the method of a field declares; see :data:`prunus.methods.traits.TRAITS`."""
+        spec = attrgetter(field)(self)
+        return trait(AXIS[field], spec.name, key, spec.settings)
 
     @property
     def in_rounds(self) -> bool:
@@ -270,9 +297,9 @@ class RecipeFields(_Frozen):
     @property
     def sparsity(self) -> float:
         """The sparsity to reach; the most there is when the guard decides."""
-        if self.structure.name == "n_m":
-            n, m = (self.structure.settings.get(k, d) for k, d in (("n", 2), ("m", 4)))
-            return float(1 - n / m)
+        fixed = self.trait("structure", "N_OF_M")
+        if fixed is not None:
+            return float(1 - fixed[0] / fixed[1])
         if self.target is None:
             return 0.9
         if self.target.bound is not None:  # an absolute bound is known when the model is

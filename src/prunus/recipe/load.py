@@ -12,8 +12,8 @@ from ruamel.yaml.error import YAMLError
 
 from prunus._common import examples
 from prunus.errors import InputError, did_you_mean
-from prunus.methods.catalog import meant, names
-from prunus.recipe.fields import ENDS, RecipeFields
+from prunus.methods.catalog import is_own, meant, names
+from prunus.recipe.fields import AXIS, ENDS, RecipeFields
 
 LIBRARY = Path(__file__).parent / "library"
 """prunus's own recipes."""
@@ -122,26 +122,13 @@ def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
-_AXIS = {
-    "structure": "structures",
-    "criterion": "criteria",
-    "allocation": "allocations",
-    "schedule": "schedules",
-    "restore": "restore",
-    "learning_rate": "rates",
-}
-
-
 def unknown_methods(recipe: RecipeFields) -> list[str]:
     """Names that no folder knows; settings are checked when the method is loaded."""
     problems = []
-    specs = {key: getattr(recipe, key) for key in _AXIS}
-    for key, spec in [*specs.items(), ("dense.learning_rate", recipe.dense.learning_rate)]:
-        axis = _AXIS.get(key, "rates")
-        if spec is None or ".py:" in spec.name:
-            continue
-        if spec.name not in names(axis):
-            problems.append(f"  {key}: there is no '{spec.name}'; {meant(axis, spec.name)}")
+    for field, spec in recipe.specs().items():
+        axis = AXIS[field]
+        if not is_own(spec.name) and spec.name not in names(axis):
+            problems.append(f"  {field}: there is no '{spec.name}'; {meant(axis, spec.name)}")
     if recipe.task is not None and ".py" not in recipe.task.name:
         name = recipe.task.name
         if name not in names("tasks"):

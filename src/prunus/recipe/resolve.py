@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from prunus.errors import InputError
 from prunus.methods import catalog as folder
 from prunus.methods.signals import needed
-from prunus.recipe.fields import Spec
+from prunus.recipe.fields import AXIS, Spec
 from prunus.recipe.load import explain
 from prunus.recipe.schema import Recipe
 from prunus.types import Allocation, Criterion, Rate, Restore
@@ -38,43 +38,31 @@ class Methods:
 
 
 def resolve(recipe: Recipe) -> Methods:
-    """Load the ideas of a recipe.
+    """Load the methods of a recipe.
 
     Raises:
         InputError: listing every unknown name and wrong setting.
     """
     problems: list[str] = []
-
-    def idea(axis: str, key: str, spec: Spec) -> Callable[..., Any]:
+    bound: dict[str, Callable[..., Any]] = {}
+    for field, spec in recipe.specs().items():
         try:
-            return bind(axis, spec)
+            bound[field] = bind(AXIS[field], spec)
         except InputError as error:
-            problems.append(f"  {key}: {error}")
-            return bind  # never called: the problems are raised below
-
-    ideas = Methods(
-        structure=idea("structures", "structure", recipe.structure),
-        criterion=idea("criteria", "criterion", recipe.criterion),
-        allocation=idea("allocations", "allocation", recipe.allocation),
-        schedule=idea("schedules", "schedule", recipe.schedule),
-        restore=idea("restore", "restore", recipe.restore),
-        rate=None
-        if recipe.learning_rate is None
-        else idea("rates", "learning_rate", recipe.learning_rate),
-        dense_rate=idea("rates", "dense.learning_rate", recipe.dense.learning_rate),
-    )
+            problems.append(f"  {field}: {error}")
     if not problems:
         try:
-            needed(ideas.criterion)
+            needed(bound["criterion"])
         except InputError as error:
             problems.append(f"  criterion: {error}")
     if problems:
         raise InputError("the recipe:\n" + "\n".join(problems))
-    return ideas
+    rate, dense_rate = bound.pop("learning_rate", None), bound.pop("dense.learning_rate")
+    return Methods(**bound, rate=rate, dense_rate=dense_rate)
 
 
 def bind(axis: str, spec: Spec) -> Callable[..., Any]:
-    """An idea with its settings, validated by the annotations of its keyword-only parameters.
+    """A method with its settings, validated by the annotations of its keyword-only parameters.
 
     >>> bind("schedules", Spec(name="early", within=0.5))(0.5, 0.0, 0.8)
     0.8
@@ -99,17 +87,8 @@ def bind(axis: str, spec: Spec) -> Callable[..., Any]:
 
 def code_digests(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of every file of a user's own that the recipe names."""
-    named = [
-        recipe.structure,
-        recipe.criterion,
-        recipe.allocation,
-        recipe.schedule,
-        recipe.restore,
-        recipe.learning_rate,
-        recipe.dense.learning_rate,
-        recipe.task,
-    ]
-    files = {s.name.partition(".py")[0] + ".py" for s in named if s is not None and ".py" in s.name}
+    named = [*recipe.specs().values(), *([] if recipe.task is None else [recipe.task])]
+    files = {s.name.partition(".py")[0] + ".py" for s in named if ".py" in s.name}
     return {f: folder.digest(Path(f)) for f in sorted(files) if Path(f).is_file()}
 
 

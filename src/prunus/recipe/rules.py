@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from prunus.methods.catalog import is_own
+from prunus.methods.traits import takes
 from prunus.recipe import duration
 from prunus.recipe.fields import RecipeFields
 
@@ -13,7 +15,8 @@ def conflicts(recipe: RecipeFields) -> list[str]:
     """A message for each pair of settings that cannot go together."""
     found = []
     structure, allocation = recipe.structure.name, recipe.allocation.name
-    restore = {"values": "zero", "when": "before", **recipe.restore.settings}
+    units, fixed = recipe.trait("structure", "UNITS"), recipe.trait("structure", "N_OF_M")
+    releases = recipe.trait("restore", "RELEASES")
     if recipe.rounds is not None and recipe.schedule.every is not None:
         found.append(
             "rounds and schedule.every exclude each other: rounds cut once each, every spaces "
@@ -21,13 +24,13 @@ def conflicts(recipe: RecipeFields) -> list[str]:
         )
     if recipe.until_guard and recipe.guard is None:
         found.append("target: guard needs a guard: add for example guard: {max_drop: 0.01}")
-    if recipe.target is not None and recipe.target.sparsity == 1 and structure != "layer":
+    if recipe.target is not None and recipe.target.sparsity == 1 and units != "modules":
         found.append(
             "target: 1 would remove every weight in scope: write a number below 1 (structure: "
             "layer alone can take out all, of the modules it names)"
         )
-    if structure == "n_m":
-        n, m = recipe.structure.settings.get("n", 2), recipe.structure.settings.get("m", 4)
+    if fixed is not None:
+        n, m = fixed
         if isinstance(n, int) and isinstance(m, int) and not 0 < n < m:
             found.append(f"structure: {n}:{m} is no n:m: n of every m are kept, so 0 < n < m")
         elif recipe.target is not None and not (
@@ -38,38 +41,38 @@ def conflicts(recipe: RecipeFields) -> list[str]:
                 f"target: {n}:{m} removes {recipe.sparsity:g} of the eligible weights, no more "
                 "and no less; leave target out"
             )
-        if allocation != "uniform":
+        if not recipe.trait("allocation", "N_OF_M"):
             found.append(
                 f"allocation: n:m takes the same number from every {m} weights, which is "
                 f"allocation: uniform, not {allocation}"
             )
-    if allocation == "per_neuron" and structure in ("neuron", "layer"):
+    if recipe.trait("allocation", "WITHIN_NEURONS") and units != "weights":
         found.append(
-            f"allocation: per_neuron shares out the weights of a neuron; structure {structure} "
+            f"allocation: {allocation} shares out the weights of a neuron; structure {structure} "
             "removes whole ones: use uniform, global or erk"
         )
     found += _about_structure(recipe) + _about_runtime(recipe)
-    if recipe.restore.name == "revive" and (restore["values"], restore["when"]) == (
-        "cut",
-        "before",
-    ):
+    if (recipe.trait("restore", "RECALLS"), releases) == ("cut", "before"):
         found.append(
             "restore: values cut with when before would undo the cut: use when: after "
             "(dense–sparse–dense), or values: zero"
         )
-    if not recipe.in_rounds and (
-        recipe.restore.name in ("rewind", "reinitialize")
-        or (recipe.restore.name == "revive" and restore["when"] == "after")
-    ):
+    if not recipe.in_rounds and (recipe.trait("restore", "NEEDS_ROUNDS") or releases == "after"):
         found.append(
             f"restore: {recipe.restore.name} returns after a whole retraining, and gradual "
             "pruning has one only: set rounds"
         )
     untrained = duration.parse(recipe.dense.length).value == 0
-    if untrained and recipe.restore.name == "rewind":
-        found.append("restore: rewind returns to a step of round 0: set dense, for example 10ep")
-    if untrained and recipe.learning_rate is not None and recipe.learning_rate.name == "rewind":
-        found.append("learning_rate: rewind repeats the plan of round 0: set dense, e.g. 10ep")
+    if untrained and recipe.trait("restore", "REWINDS_TO") is not None:
+        found.append(
+            f"restore: {recipe.restore.name} returns to a step of round 0: set dense, "
+            "for example 10ep"
+        )
+    rate = recipe.learning_rate
+    if untrained and rate is not None and recipe.trait("learning_rate", "NEEDS_DENSE"):
+        found.append(
+            f"learning_rate: {rate.name} repeats the plan of round 0: set dense, e.g. 10ep"
+        )
     if recipe.limit is not None and duration.parse(recipe.limit).unit == "part":
         found.append("limit: write a time ('20min') or a length ('30ep', '5000it')")
     if recipe.last_retrain is not None and (recipe.rounds is None or recipe.until_guard):
@@ -96,30 +99,27 @@ def conflicts(recipe: RecipeFields) -> list[str]:
     return found
 
 
-COUPLED = ("channel", "head")
-"""Structures whose units are found by analysis and can be taken out."""
-
-
 def _about_structure(recipe: RecipeFields) -> list[str]:
     """What needs units that can be taken out of the model."""
     found = []
     name = recipe.structure.name
-    coupled = name in COUPLED or ".py" in name  # of the user's own: known when it is loaded
-    layers = name == "layer" and recipe.compact != "every_round"
-    if recipe.compact != "none" and not coupled and not layers:
+    coupled = takes("structures", name, "analysis")
+    modules = recipe.trait("structure", "UNITS") == "modules"
+    stays = not coupled and (modules or not is_own(name))  # the user's own: said when it is loaded
+    if recipe.compact != "none" and stays and not (modules and recipe.compact == "end"):
         found.append(
             f"compact: {recipe.compact} takes whole units out of the model, and structure "
             f"{recipe.structure.name} only sets weights to zero: use structure: channel or head "
             "(or layer with compact: end)"
         )
-    if recipe.target is not None and recipe.target.bound is not None and not coupled:
+    if recipe.target is not None and recipe.target.bound is not None and stays:
         what = "latency_ms" if recipe.target.latency else recipe.target.bound[0]
         found.append(
             f"target: max_{what} bounds what the model costs, and structure "
             f"{recipe.structure.name} removes zeros that are stored and multiplied all the same: "
             "use structure: channel or head"
         )
-    if coupled and recipe.allocation.name in ("per_neuron", "threshold"):
+    if coupled and not recipe.trait("allocation", "COUPLED"):
         found.append(
             f"allocation: {recipe.allocation.name} shares out single weights; structure "
             f"{recipe.structure.name} removes whole units: use uniform, global or erk"
@@ -130,7 +130,7 @@ def _about_structure(recipe: RecipeFields) -> list[str]:
                 "compact: every_round needs rounds: add for example rounds: 4; gradual pruning "
                 "takes compact: end"
             )
-        if recipe.restore.name != "keep":
+        if recipe.trait("restore", "CHANGES"):
             found.append(
                 f"compact: every_round takes units out for good, and restore: "
                 f"{recipe.restore.name} would bring them back: use restore: keep or compact: end"
@@ -149,10 +149,10 @@ def _about_runtime(recipe: RecipeFields) -> list[str]:
         )
     if latency is not None and recipe.compact == "none":
         found.append("target: max_latency_ms: zeros take as long as other weights: set compact")
-    if latency is not None and recipe.criterion.name == "fisher_running":
+    if latency is not None and recipe.trait("criterion", "RUNNING"):
         found.append(
             "target: max_latency_ms measures before anything is trained, and criterion "
-            "fisher_running knows nothing then: use fisher or sensitivity"
+            f"{recipe.criterion.name} knows nothing then: use fisher or sensitivity"
         )
     return found
 
@@ -176,7 +176,7 @@ def own_loop_conflict(recipe: RecipeFields, *, judged: bool) -> str | None:
         )
     if recipe.guard is not None and not judged:
         return "a guard needs something to judge with: give evaluate(model) -> float, or no guard"
-    if recipe.learning_rate is not None or recipe.dense.learning_rate.name != "constant":
+    if recipe.learning_rate is not None or not recipe.trait("dense.learning_rate", "CONSTANT"):
         return (
             "learning_rate: the scheduler of your loop sets the rate, and a recipe's plan beside "
             "it would be undone: leave it out (learning_rate: null), or use prunus.prune"

@@ -9,6 +9,9 @@ import torch
 from prunus.methods.allocations._apportion import apportion
 from prunus.types import Counts, Group, Limits, Units
 
+WITHIN_NEURONS = True
+COUPLED = False
+
 
 def per_neuron(
     units: Units,

@@ -12,6 +12,8 @@ from prunus.errors import InputError
 from prunus.methods.allocations._shares import keep_by_share
 from prunus.types import Counts, Group, Limits, Units
 
+COUPLED = False
+
 
 def threshold(
     units: Units,

@@ -9,6 +9,8 @@ import torch
 from prunus.methods.allocations._shares import keep_by_share
 from prunus.types import Counts, Group, Limits, Units
 
+N_OF_M = True
+
 
 def uniform(
     units: Units,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+CONSTANT = True
+
 
 def constant(progress: float, dense: Callable[[float], float]) -> float:
     """Constant: the optimizer's rate, unchanged.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from annotated_types import Interval
 
+NEEDS_DENSE = True
+
 
 def rewind(
     progress: float,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prunus.methods.restores._memory import Memory
 from prunus.types import Masks, State
 
+CHANGES = False
+
 
 def keep(state: State, masks: Masks, memory: Memory) -> State:
     """Keep: survivors stay as they are, the removed stay zero.

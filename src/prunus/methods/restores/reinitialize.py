@@ -5,6 +5,8 @@ from __future__ import annotations
 from prunus.methods.restores._memory import Memory
 from prunus.types import Masks, State
 
+NEEDS_ROUNDS = True
+
 
 def reinitialize(state: State, masks: Masks, memory: Memory) -> State:
     """Reinitialize: fresh values for every parameter and buffer, under the mask.

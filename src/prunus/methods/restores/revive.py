@@ -9,6 +9,9 @@ import torch
 from prunus.methods.restores._memory import Memory
 from prunus.types import Masks, State
 
+RELEASES = "when"
+RECALLS = "values"
+
 
 def revive(
     state: State,

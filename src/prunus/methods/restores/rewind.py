@@ -5,6 +5,9 @@ from __future__ import annotations
 from prunus.methods.restores._memory import Memory
 from prunus.types import Masks, State
 
+NEEDS_ROUNDS = True
+REWINDS_TO = "k"
+
 
 def rewind(state: State, masks: Masks, memory: Memory, *, k: str | int | float = 0) -> State:
     """Rewind: parameters, buffers and optimizer state return to step k of round 0.

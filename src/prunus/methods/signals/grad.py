@@ -9,6 +9,8 @@ from torch import Tensor
 from prunus.methods.signals import SignalContext
 from prunus.methods.signals._gradients import mean_of
 
+CALIBRATION = True
+
 
 def grad(look: SignalContext) -> Mapping[str, Tensor]:
     """Mean over batches of ∂L/∂w."""

@@ -10,6 +10,8 @@ from prunus._common.distributed import mean
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext
 
+RUNNING = True
+
 DECAY = 0.99
 """Weight of the past in the running mean: the last hundred steps count."""
 

@@ -19,6 +19,8 @@ from prunus.graph.units import Coupled, coupled_units
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
+HEADS = "heads"
+
 
 def channel(
     layers: Sequence[Layer],

@@ -13,6 +13,8 @@ from prunus.errors import InputError, did_you_mean
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
+UNITS = "modules"
+
 
 def layer(
     layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]], *, modules: list[str]

@@ -14,6 +14,9 @@ from prunus.errors import InputError
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
+N_OF_M = ("n", "m")
+SHORT = r"\s*(?P<n>\d+):(?P<m>\d+)\s*"
+
 
 def n_m(
     layers: Sequence[Layer],

@@ -12,6 +12,9 @@ from prunus._common.layers import Layer
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
+UNITS = "neurons"
+SPARES_OUTPUT = True
+
 
 def neuron(layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
     """Neuron: one output row of a layer with its bias; a recurrent unit with all its gates.

@@ -1,0 +1,90 @@
+"""What a method's file declares about it, so that no other code has to know its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunus.methods.catalog import constant, defaults, names, parameters
+
+TRAITS: dict[str, dict[str, Any]] = {
+    "structures": {
+        "UNITS": "weights",  # or whole "neurons", or whole "modules", which can be taken out
+        "SPARES_OUTPUT": False,  # whether the output layer stays unless the scope includes it
+        "N_OF_M": None,  # (n, m): exactly n of every m stay, which is the sparsity
+        "HEADS": None,  # at attention: "whole" heads, the same "dims" of all, or they "stay"
+        "SHORT": None,  # a pattern of what may be written instead; its groups are settings
+    },
+    "allocations": {
+        "N_OF_M": False,  # whether it can take the same number from every m weights
+        "WITHIN_NEURONS": False,  # whether it shares out the weights of a neuron
+        "COUPLED": True,  # whether it can share out units that fall together
+    },
+    "restore": {
+        "CHANGES": True,  # whether weights are others after it
+        "RELEASES": None,  # removed weights train: "before" the end of a retraining, or "after" it
+        "RECALLS": None,  # the earlier state that it reads: "start" or "cut"
+        "REWINDS_TO": None,  # the step of round 0 whose state it reads, a length
+        "NEEDS_ROUNDS": False,  # whether it acts after a whole retraining
+    },
+    "rates": {
+        "CONSTANT": False,  # whether it leaves the optimizer's rate as it is
+        "NEEDS_DENSE": False,  # whether it repeats what was done in round 0
+    },
+    "signals": {
+        "RUNNING": False,  # whether it is collected while training
+        "CALIBRATION": False,  # whether it reads gradients of the calibration batches
+    },
+}
+"""Of each axis, the constants that a file may assign, and what holds where it does not."""
+
+
+def trait(axis: str, name: str, key: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """What a method declares, read from its file without running it, a user's own as well.
+
+    A name of one of its settings stands for the setting's value. Of criteria: whether one of the
+    signals that it reads declares it.
+
+    Args:
+        axis: the folder.
+        name: of the method, or ``path/to/file.py:function``.
+        key: of ``TRAITS``.
+        settings: that differ from the defaults.
+
+    >>> trait("restore", "revive", "RELEASES"), trait("restore", "keep", "RELEASES")
+    ('before', None)
+    >>> trait("restore", "revive", "RELEASES", {"when": "after"})
+    'after'
+    >>> trait("criteria", "fisher", "CALIBRATION")
+    True
+    """
+    if axis == "criteria":
+        known = set(names("signals")).intersection(_read(parameters, axis, name) or ())
+        return any(trait("signals", signal, key) for signal in known)
+    value = _read(constant, axis, name, key)
+    if value is None:
+        return TRAITS[axis][key]
+    every = {**(_read(defaults, axis, name) or {}), **(settings or {})}
+
+    def meant(part: Any) -> Any:
+        return every.get(part, part) if isinstance(part, str) else part
+
+    return tuple(map(meant, value)) if isinstance(value, tuple) else meant(value)
+
+
+def takes(axis: str, name: str, parameter: str) -> bool:
+    """Whether a method has a parameter: of its own place, or a setting with a default.
+
+    >>> takes("structures", "channel", "analysis"), takes("structures", "weight", "analysis")
+    (True, False)
+    """
+    return parameter in {*(_read(parameters, axis, name) or ()),
+                         *(_read(defaults, axis, name) or ())}  # fmt: skip
+
+
+def _read(read: Any, *of: str) -> Any:
+    """What a file says; nothing where it does not, or where finding it will fail anyway."""
+    try:
+        return read(*of)
+    except (KeyError, ValueError, SyntaxError, OSError):
+        return None

@@ -363,7 +363,7 @@ def test_a_task_file_that_fails_is_refused_with_its_error() -> None:
 
 
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
-    code = "from prunus.cli.main import main; main()"
+    code = "from prunus.cli.entry import main; main()"
     words = ["run", "iterative", "dense=1000ep", "--folder", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, *words],

@@ -56,7 +56,7 @@ def test_a_new_criterion_and_a_new_schedule_are_one_file_each(tmp_path: Path) ->
         ).stdout  # fmt: skip
 
     listed = python(
-        "from prunus.cli.main import main; import sys; sys.argv = ['prunus', 'list']; main()"
+        "from prunus.cli.entry import main; import sys; sys.argv = ['prunus', 'list']; main()"
     )
     assert "first (slope=1.0): First: the further to the right" in listed
     assert "halfway: Halfway: start, and from the middle on" in listed

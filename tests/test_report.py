@@ -10,8 +10,8 @@ import pytest
 import prunus
 from helpers import quick, tiny_task
 from prunus.errors import Interrupted
-from prunus.report import write_report
 from prunus.report.compare import compare
+from prunus.report.page import write_report
 
 METRICS = [0.9, 0.9, 0.88, 0.2, 0.87, 0.86, 0.86]
 

@@ -13,7 +13,7 @@ from torch import nn
 import prunus
 from prunus.deployment.deploy import candidates
 from prunus.deployment.module import DeployedModule
-from prunus.report import write_report
+from prunus.report.page import write_report
 from prunus.runtimes import find
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))

@@ -111,7 +111,7 @@ def test_a_finished_sweep_is_not_repeated() -> None:
 
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial() -> None:
     words = ["sweep", "iterative", *FAST, "guard=null", "target=0.3,0.5,0.7"]
-    code = "from prunus.cli.main import main; main()"
+    code = "from prunus.cli.entry import main; main()"
     python = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(
         [sys.executable, "-c", code, *words, "--folder", "out"],
@@ -389,7 +389,7 @@ def test_another_sweep_in_the_folder_is_refused() -> None:
 def test_without_optuna_it_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributions, "missing", lambda names: list(names))
     done = shell("target=0.3,0.5", code=2)
-    assert "pip install 'prunus[sweep]'" in done.output
+    assert "pip install optuna, or prunus with its extra 'sweep'" in done.output
     assert not Path("out").exists()
 
 

@@ -125,15 +125,10 @@ def encode(sentences: Sequence[str], fit: Sequence[str], vocabulary: int) -> Ten
     """Token numbers ``[n, LENGTH]`` of a byte-pair encoding trained on ``fit``; 0 = none.
 
     Raises:
-        InputError: if ``tokenizers`` is not installed.
+        ModuleNotFoundError: if ``tokenizers`` is not installed.
     """
-    try:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    except ImportError as error:
-        raise InputError(
-            f"task movie_reviews trains its encoding with tokenizers ({error}): pip install "
-            "tokenizers"
-        ) from None
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
     made = Tokenizer(models.BPE(unk_token="[none]"))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -47,7 +47,35 @@ def require(distribution: str, extra: str) -> None:
     >>> require("torch", "nothing")
     """
     if missing([distribution]):
-        raise InputError(
-            f"{distribution} is not installed: pip install 'prunus[{extra}]', "
-            f"or {pip_line([distribution])}"
-        )
+        raise InputError(_how(distribution, extra))
+
+
+def lacking(error: ModuleNotFoundError) -> str:
+    """What to install, after the import of a package failed.
+
+    >>> lacking(ModuleNotFoundError("No module named 'PIL'", name="PIL"))
+    "pillow is not installed: pip install pillow, or prunus with its extra 'tasks'"
+    >>> lacking(ModuleNotFoundError("No module named 'mine'", name="mine"))
+    "No module named 'mine'"
+    """
+    module = (error.name or "").partition(".")[0]
+    return _how(*_OPTIONAL[module]) if module in _OPTIONAL else str(error)
+
+
+_OPTIONAL = {
+    "click": ("click", "cli"),
+    "rich": ("rich", "cli"),
+    "jinja2": ("jinja2", "report"),
+    "matplotlib": ("matplotlib", "report"),
+    "sklearn": ("scikit-learn", "tasks"),
+    "PIL": ("pillow", "tasks"),
+    "tokenizers": ("tokenizers", "text"),
+}
+"""Modules that the core does without: the distribution and the extra that brings it."""
+
+
+def _how(distribution: str, extra: str) -> str:
+    return (
+        f"{distribution} is not installed: {pip_line([distribution])}, "
+        f"or prunus with its extra '{extra}'"
+    )

@@ -47,8 +47,3 @@ def cli() -> None:
 
 for _command in COMMANDS:
     cli.add_command(_command)
-
-
-def main() -> None:
-    """Entry point of the command ``prunus``."""
-    cli()

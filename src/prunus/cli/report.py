@@ -20,7 +20,7 @@ def report(folder: Path, as_json: bool) -> None:
     Example:
       prunus report runs/iterative-1a2b3c4d
     """
-    from prunus.report import write_report
+    from prunus.report.page import write_report
 
     path = write_report(folder)
     click.echo(f'{{"event": "report", "path": "{path}"}}' if as_json else str(path))

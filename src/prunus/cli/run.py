@@ -113,10 +113,20 @@ def _go(folder: Path, as_json: bool, tensorboard: bool, start: Callable[..., Any
         except BaseException:
             show.close()
             raise
-    from prunus.report import write_report
+    show.finish(result, metric_name, _report(folder))
 
-    report = write_report(folder)
-    show.finish(result, metric_name, str(report))
+
+def _report(folder: Path) -> str | None:
+    """The page of a run; without its packages a note, for the run itself is done."""
+    from prunus.report import why_not
+
+    reason = why_not()
+    if reason is not None:
+        click.echo(f"no report: {reason}", err=True)
+        return None
+    from prunus.report.page import write_report
+
+    return str(write_report(folder))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from prunus._common.packages import lacking
 from prunus.errors import InputError, PrunusError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -50,6 +51,11 @@ def says_errors(command: Command) -> Command:
                 traceback.print_exc()
             click.echo(f"Error: {error}" if error.exit_code != 130 else str(error), err=True)
             sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if debug:
+                raise
+            click.echo(f"Error: {lacking(error)}", err=True)
+            sys.exit(InputError.exit_code)
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             sys.exit(130)

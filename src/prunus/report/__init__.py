@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from prunus.report.page import write_report
+from prunus._common.packages import lacking
 
-__all__ = ["write_report"]
+
+def why_not() -> str | None:
+    """Why no page and no picture can be made here; ``None`` where they can."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        return lacking(error)
+    return None

@@ -6,8 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from prunus._common.files import write_atomically
-from prunus.report.front import draw_front
-from prunus.report.plots import as_png
+from prunus.report import why_not
 from prunus.sweep.types import Sweep, Trial
 
 if TYPE_CHECKING:
@@ -21,8 +20,11 @@ def write_summary(done: Sweep, *, picture: bool) -> None:
     data = json.dumps(done.to_dict(), indent=1).encode()
     write_atomically(done.folder / "sweep.json", data)
     finished = {t.number: t.point for t in done.trials if t.point is not None}
-    if not picture or not finished:
+    if not picture or not finished or why_not() is not None:
         return
+    from prunus.report.front import draw_front
+    from prunus.report.plots import as_png
+
     stopped = {
         t.number: (t.metric, t.left)
         for t in done.trials

@@ -13,7 +13,7 @@ from prunus.errors import InputError, Interrupted
 from prunus.progressive.prune import Source
 from prunus.progressive.state import OnEvent
 from prunus.recipe.resolve import code_digests, short_hash
-from prunus.report import write_report
+from prunus.report import why_not
 from prunus.sweep.checking import Checked, check
 from prunus.sweep.pareto import choose, front
 from prunus.sweep.space import from_mapping, parse
@@ -84,6 +84,8 @@ def sweep(
     common = check(recipe, made, trials=limit, task=task, on_event=see)
     if stop_hopeless and not common.guarded:
         see({"event": "note", "text": "no guard: no trial is stopped before its end"})
+    if reason := why_not():
+        see({"event": "note", "text": f"no pictures: {reason}"})
     identity = short_hash([repr(made), common.first.digest(), code_digests(common.first)])
     name = f"{common.first.name or 'recipe'}-{identity}"
     where = Path(folder) if folder is not None else Path("sweeps") / name
@@ -111,7 +113,11 @@ def sweep(
 
 def _reported(done: Sweep) -> Sweep:
     """With the page of the best run; ``prunus report`` writes those of the others."""
-    if done.best is not None and (done.folder / (done.best.name or "-")).is_dir():
+    if done.best is None or why_not() is not None:
+        return done
+    if (done.folder / (done.best.name or "-")).is_dir():
+        from prunus.report.page import write_report
+
         write_report(done.folder / (done.best.name or "-"))
     return done
 

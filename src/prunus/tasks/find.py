@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from prunus._common import rng as randomness
+from prunus._common.packages import lacking
 from prunus.errors import InputError, PrunusError
 from prunus.methods.catalog import find
 from prunus.recipe.fields import Spec
@@ -36,7 +37,10 @@ def find_task(spec: Spec) -> Task:
     name = spec.name
     if name.endswith(".py"):
         name += ":task"
-    function = find("tasks", name)
+    try:
+        function = find("tasks", name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"task {spec.name}: {lacking(error)}") from None
     known = inspect.signature(function).parameters
     unknown = [key for key in spec.settings if key not in known]
     if unknown:
@@ -47,6 +51,8 @@ def find_task(spec: Spec) -> Task:
         task = function(**spec.settings)
     except PrunusError:
         raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"task {spec.name}: {lacking(error)}") from error
     except Exception as error:
         raise InputError(f"task {spec.name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):

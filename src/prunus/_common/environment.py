@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from prunus._common.torch_internals import torch_version
+
 INSTRUCTIONS = {
     "AVX2": {"avx2"},
     "AVX-512": {"avx512f"},
@@ -22,7 +24,7 @@ def describe() -> dict[str, str]:
     """Python, torch, processor, cores and threads; no names of people or hosts."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": torch_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": str(os.cpu_count()),

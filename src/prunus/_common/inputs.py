@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -176,13 +176,13 @@ def _taken_apart(value: Any) -> tuple[Parts, Rebuild] | None:
     """A value's parts by name, and how others are put in their place; ``None`` for a leaf."""
     if value is None or isinstance(value, (*_LEAVES, str, bytes, int, float, complex)):
         return None
-    if type(value) in _pytree.SUPPORTED_NODES or _is_named_tuple(value):
+    if type(value) in pytree.SUPPORTED_NODES or _is_named_tuple(value):
         root = iter([False])
-        parts, spec = _pytree.tree_flatten(value, is_leaf=lambda _: next(root, True))
+        parts, spec = pytree.tree_flatten(value, is_leaf=lambda _: next(root, True))
         keys = list(value) if isinstance(value, Mapping) else range(len(parts))
         keys = keys if len(keys) == len(parts) else range(len(parts))
         named = [(f"[{key!r}]", part) for key, part in zip(keys, parts, strict=True)]
-        return named, lambda made: _pytree.tree_unflatten(made, spec)
+        return named, lambda made: pytree.tree_unflatten(made, spec)
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", part) for key, part in value.items()], _remapped(value)
     if isinstance(value, (list, tuple)):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs, arguments
+from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
 
 
@@ -40,7 +40,7 @@ def random_inputs(example: Any, *, batch: int | None = None, seed: int = 0) -> I
             [7, 7]])})
     """
     given = arguments(example)
-    leading = [len(t) for t in _pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()]
+    leading = [len(t) for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()]
     if batch is not None and batch < 1:
         raise InputError(f"the batch size is {batch}; it must be at least 1")
     if batch is not None and not leading:
@@ -54,7 +54,7 @@ def random_inputs(example: Any, *, batch: int | None = None, seed: int = 0) -> I
             return _fresh(value, (batch, *value.shape[1:]), generator)
         return _fresh(value, tuple(value.shape), generator)
 
-    made: Inputs = _pytree.tree_map_only(Tensor, fresh, given)
+    made: Inputs = pytree.tree_map_only(Tensor, fresh, given)
     return made
 
 

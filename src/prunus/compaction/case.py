@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs
 from prunus._common.modules import detached_copy
+from prunus._common.torch_internals import pytree
 from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting.rewrite import Rewritten, rewrite
 from prunus.compaction.slicing.parameters import slices
@@ -139,7 +139,7 @@ def _answers(
 
 def _typed(inputs: Inputs, cut: IndexCut) -> Inputs:
     """Inputs in the types of those that the model was traced with."""
-    typed: Inputs = _pytree.tree_map(
+    typed: Inputs = pytree.tree_map(
         lambda new, old: new.to(old.dtype) if isinstance(new, Tensor) else new,
         inputs,
         cut.analysis.traced.inputs,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from prunus._common.inputs import Inputs
+from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting.submodules import Ends, as_graph, entering, record_calls, within
 from prunus.compaction.slicing.attributes import standard
@@ -17,7 +18,7 @@ from prunus.compaction.verifying.verify import Comparison
 from prunus.errors import InputError, RunError
 from prunus.graph.call import module_path
 
-SIMPLE = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Embedding,
+SIMPLE = (nn.Linear, AnyConv, AnyBatchNorm, nn.Embedding,
           nn.LayerNorm, nn.GroupNorm, nn.Sequential, nn.ModuleList, nn.ModuleDict)  # fmt: skip
 """Modules whose code holds no sizes beside the attributes that ``standard`` sees to."""
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus._common.inputs import Inputs, arguments
+from prunus._common.torch_internals import pytree
 from prunus.types import Masks
 
 
@@ -30,7 +30,7 @@ def macs(model: nn.Module, example: Any, masks: Masks) -> tuple[int | None, int 
         masks: by parameter name.
     """
     inputs = arguments(example)
-    first = _pytree.tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, inputs)
+    first = pytree.tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, inputs)
     counted = _on_meta(model, first)
     return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
 
@@ -49,7 +49,7 @@ def macs_of_pass(model: nn.Module, inputs: Inputs, masks: Masks) -> tuple[int | 
 
 
 def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
-    args, kwargs = _pytree.tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
     counter = FlopCounterMode(display=False)
     try:
         twin = copy.deepcopy(model).to("meta").eval()

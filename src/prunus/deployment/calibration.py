@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from prunus._common import rng as randomness
 from prunus._common.inputs import by_name, positional_names
 from prunus._common.modules import evaluating
+from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
 
 

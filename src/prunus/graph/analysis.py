@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from prunus._common.modules import canonical_names
+from prunus._common.torch_internals import pytree, schema
 from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
 from prunus.graph.labels import Dim, Fixed, Labels, Value
 from prunus.graph.rules import Rule, all_rules
@@ -184,7 +184,7 @@ class _Walk:
             self.labels.gone.append(dim[~stays])
 
     def _output(self, node: fx.Node) -> None:
-        for leaf in _pytree.tree_leaves(node.args):
+        for leaf in pytree.tree_leaves(node.args):
             found = self.known.get(leaf) if isinstance(leaf, fx.Node) else None
             if isinstance(found, Value) and not self.open:
                 for dim in found.dims:
@@ -274,8 +274,8 @@ class _Walk:
 
 
 def _in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
+    found = schema(node.target)
+    return found is not None and bool(found.is_mutable)
 
 
 @functools.cache

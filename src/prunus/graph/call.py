@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, fx
 
+from prunus._common.torch_internals import module_paths, schema
 from prunus.graph.labels import Dim, Dims, Fixed, Labels, Value
 from prunus.graph.movement import Relation
 
@@ -107,8 +108,8 @@ class Call:
 
 def base_name(node: fx.Node) -> str:
     """The name of a node's operator, without overload and in-place underscore."""
-    schema = getattr(node.target, "_schema", None)
-    name = str(node.target) if schema is None else str(schema.name).split("::")[1]
+    found = schema(node.target)
+    name = str(node.target) if found is None else str(found.name).split("::")[1]
     return name if name.startswith("__") else name.rstrip("_")
 
 
@@ -124,11 +125,6 @@ def describe(node: fx.Node) -> str:
     return f"{name} in {path}" if path else name
 
 
-def module_paths(node: fx.Node) -> list[str]:
-    """The modules whose code called an operator, from the outermost to the innermost."""
-    return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-
-
 def module_path(node: fx.Node) -> str:
     """The innermost of them; ``""`` for the model itself, or where none is known."""
     return (module_paths(node) or [""])[-1]
@@ -136,11 +132,11 @@ def module_path(node: fx.Node) -> str:
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """Arguments by their names in the schema, defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    found = schema(node.target)
+    if found is None:
         return {str(i): a for i, a in enumerate(node.args)} | dict(node.kwargs)
     named = {}
-    for i, argument in enumerate(schema.arguments):
+    for i, argument in enumerate(found.arguments):
         if i < len(node.args):
             named[argument.name] = node.args[i]
         elif argument.name in node.kwargs:

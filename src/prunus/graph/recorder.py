@@ -21,17 +21,23 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus._common.inputs import by_name, positional_names, tensors_of
 from prunus._common.modules import Named, named_tensors, put_attribute
+from prunus._common.torch_internals import (
+    FakeTensorMode,
+    StorageWeakRef,
+    TorchDispatchMode,
+    WeakTensorKeyDictionary,
+    below_autograd,
+    note_modules,
+    pytree,
+    schema,
+    set_call,
+    storage_key,
+)
 from prunus.errors import InputError
 
 aten = torch.ops.aten
@@ -76,7 +82,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
         recorder = _Recorder(model, stack)
         recorder.inputs(model, args, kwargs)
         with recorder.nothing_changed():
-            with torch._C._AutoDispatchBelowAutograd(), recorder, _Exits(recorder):
+            with below_autograd(), recorder, _Exits(recorder):
                 output = model(*args, **kwargs)
             recorder.outputs(output)
             expected = [tensor.clone() for tensor in tensors_of(output)]
@@ -172,8 +178,7 @@ class _Recorder(TorchDispatchMode):
         for node in reversed(self.graph.nodes):
             if node.target is operator.getitem and not node.users:
                 self.graph.erase_node(node)
-        specs = _PyTreeInfo(self._arguments, self._in_spec, self._out_spec)
-        self.graph.set_codegen(_PyTreeCodeGen(specs))
+        set_call(self.graph, self._arguments, self._in_spec, self._out_spec)
         constants = [(str(node.target), kept, True) for node, _, kept in self._constants]
         return assemble(self.graph, [*self._named, *constants])
 
@@ -225,7 +230,7 @@ class _Recorder(TorchDispatchMode):
         _refuse_objects(pytree.tree_leaves((args, kwargs)), f"{func} is given")
         operands = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         node = self.graph.call_function(func, *operands)
-        node.meta["nn_module_stack"] = dict(self._stack)
+        note_modules(node, self._stack)
         return node
 
     def _bind(self, node: fx.Node, result: Any, level: int) -> None:
@@ -329,7 +334,7 @@ def _modules_entered(model: nn.Module) -> Iterator[Stack]:
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that an operator overwrites, by its schema."""
-    places = enumerate(func._schema.arguments)
+    places = enumerate(schema(func).arguments)
     written = [(i, a.name) for i, a in places if a.alias_info and a.alias_info.is_write]
     return tensors_of([args[i] if i < len(args) else kwargs.get(name) for i, name in written])
 
@@ -341,7 +346,7 @@ def _real(tensor: Tensor) -> bool:
 def _storage(tensor: Tensor) -> int:
     """The memory that a tensor stands on; a sparse one stands alone."""
     strided = tensor.layout is torch.strided
-    return int(tensor.untyped_storage()._cdata) if strided else id(tensor)
+    return storage_key(tensor.untyped_storage()) if strided else id(tensor)
 
 
 def _where(tensor: Tensor) -> tuple[list[int], list[int], int]:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs, arguments, by_name, positional_names
 from prunus._common.modules import evaluating, set_forward, shared_copy
+from prunus._common.torch_internals import pytree, size_hint
 from prunus.errors import InputError, first_line
 from prunus.graph.recorder import record
 
@@ -132,8 +132,8 @@ def _open_export(
                 if value.shape[d] > 1 and d not in fixed
             }
 
-        by_position = _pytree.tree_map(one, args)
-        by_name = _pytree.tree_map(one, kwargs)
+        by_position = pytree.tree_map(one, args)
+        by_name = pytree.tree_map(one, kwargs)
         return dict(zip(names, (*by_position, *by_name.values()), strict=True))
 
     for most in (8, 1):
@@ -161,17 +161,13 @@ def _settle(module: fx.GraphModule) -> None:
 
     def settled(value: Any) -> Any:
         if isinstance(value, Tensor) and any(isinstance(n, torch.SymInt) for n in value.shape):
-            shape = [_hint(n) for n in value.shape]
+            shape = [size_hint(n) for n in value.shape]
             return torch.empty(shape, dtype=value.dtype, device="meta")
-        return _hint(value) if isinstance(value, torch.SymInt) else value
+        return size_hint(value) if isinstance(value, torch.SymInt) else value
 
     for node in module.graph.nodes:
         if "val" in node.meta:
-            node.meta["val"] = _pytree.tree_map(settled, node.meta["val"])
-
-
-def _hint(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+            node.meta["val"] = pytree.tree_map(settled, node.meta["val"])
 
 
 def _inline(module: fx.GraphModule) -> None:

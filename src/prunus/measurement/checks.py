@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs, arguments, shapes, tensors_of
+from prunus._common.torch_internals import pytree
 from prunus.errors import InputError, first_line
 from prunus.measurement.latency import forward
 
@@ -27,7 +27,7 @@ def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[in
         InputError: saying which shapes the model refuses, with its own words.
     """
     own = type(model).__name__
-    kept: Inputs = _pytree.tree_map_only(Tensor, Tensor.clone, arguments(example))
+    kept: Inputs = pytree.tree_map_only(Tensor, Tensor.clone, arguments(example))
     problem = _problem(model, kept)
     if problem is not None:
         raise InputError(f"{name}: {own} does not take this example ({shapes(example)}): {problem}")

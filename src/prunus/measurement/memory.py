@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus._common.inputs import Inputs, tensors_of
+from prunus._common.torch_internals import TorchDispatchMode, storage_key
 from prunus.costs.bytes_ import bytes_
 
 
@@ -52,7 +52,7 @@ def memory(model: nn.Module, inputs: Inputs) -> Memory:
         model(*args, **kwargs)
     devices = {t.device for t in there if t.is_cuda}
     peak = _peak_on_cuda(model, inputs, devices) if devices else seen.peak
-    storages = {s._cdata: s.nbytes() for t in given if (s := _storage(t)) is not None}
+    storages = {storage_key(s): s.nbytes() for t in given if (s := _storage(t)) is not None}
     return Memory(bytes_(model) + sum(storages.values()) + peak, seen.written)
 
 
@@ -75,7 +75,7 @@ class _Seen(TorchDispatchMode):
     def __init__(self, there: list[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = self.written = 0
-        self._known = {s._cdata for t in there if (s := _storage(t)) is not None}
+        self._known = {storage_key(s) for t in there if (s := _storage(t)) is not None}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -84,9 +84,9 @@ class _Seen(TorchDispatchMode):
         return found
 
     def _note(self, storage: torch.UntypedStorage | None) -> None:
-        if storage is None or storage._cdata in self._known:
+        if storage is None or storage_key(storage) in self._known:
             return
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(storage), storage.nbytes()
         self._known.add(key)
         self.live += size
         self.written += size

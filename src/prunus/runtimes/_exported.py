@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
+from prunus._common.torch_internals import is_open
 from prunus.errors import InputError, first_line
 from prunus.graph.trace import analysis_mode, export
 from prunus.runtimes import BuildRequest
@@ -102,8 +103,7 @@ def _is_free(program: ExportedProgram) -> bool:
     """Whether a leading dimension stayed a symbol."""
     values = [n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"]
     sizes: list[Any] = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()]
-    # A size that export settled on may still be a SymInt, of an expression without symbols.
-    return any(isinstance(n, torch.SymInt) and bool(n.node.expr.free_symbols) for n in sizes)
+    return any(map(is_open, sizes))
 
 
 def write_pt2(order: BuildRequest, program: ExportedProgram) -> Path:

@@ -5,14 +5,14 @@ The file is a program: opening it runs code that it holds. Open files of your ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunus._common.torch_internals import aot_compile, aot_load, cxx_compiler_problem
 from prunus.graph.trace import analysis_mode
 from prunus.runtimes import Answers, BuildRequest, Compute, Session
 from prunus.runtimes._exported import exported
@@ -32,17 +32,12 @@ SETTINGS = {"compile_threads": 1}
 
 def refuses(order: BuildRequest) -> str | None:
     """Machines without a C++ compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:  # its type is private
-        return (
-            f"it needs a C++ compiler, and finds none ({type(error).__name__}): install g++ or "
-            "clang++ (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or name it "
-            "in the variable CXX"
-        )
-    return None
+    problem = cxx_compiler_problem()
+    return problem and (
+        f"it needs a C++ compiler, and finds none ({problem}): install g++ or clang++ "
+        "(Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or name it in the "
+        "variable CXX"
+    )
 
 
 def build(order: BuildRequest) -> Session:
@@ -54,9 +49,7 @@ def build(order: BuildRequest) -> Session:
     made = exported(order)
     path = order.folder / "model.pt2"
     with analysis_mode(order.model), torch.no_grad():
-        torch._inductor.aoti_compile_and_package(
-            made.program, package_path=str(path), inductor_configs=dict(SETTINGS)
-        )
+        aot_compile(made.program, path, SETTINGS)
     here = f"machine code for processors like this one and {order.threads} thread(s)"
     opened = open_(path, threads=order.threads)
     return replace(opened, dynamic=made.dynamic, notes=(*made.notes, here))
@@ -64,12 +57,11 @@ def build(order: BuildRequest) -> Session:
 
 def open_(path: Path, *, threads: int) -> Session:
     """Open a package, which runs code from it; the threads are those it was compiled for."""
-    return Session(_computing(torch._inductor.aoti_load_package(str(path))), path)
+    return Session(_computing(aot_load(path)), path)
 
 
-def _computing(package: Any) -> Compute:
+def _computing(run: Callable[[list[Tensor]], Iterable[Tensor]]) -> Compute:
     """Flat tensors in and out, as the package takes them."""
-    run = package.loader.boxed_run
 
     def compute(inputs: Sequence[Tensor]) -> Answers:
         with torch.inference_mode():

@@ -48,7 +48,7 @@ def open_(path: Path, *, threads: int) -> Session:
 
 def computing(module: Any) -> Compute:
     """Tensors in, tensors out, by the program's own structure of arguments."""
-    from torch.utils import _pytree as pytree
+    from prunus._common.torch_internals import pytree
 
     spec = module._in_spec
 

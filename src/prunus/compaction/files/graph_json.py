@@ -37,11 +37,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 
+from prunus._common import torch_internals as internals
 from prunus._common.modules import Named, named_tensors
 from prunus.errors import InputError
 from prunus.graph.recorder import assemble
@@ -93,7 +91,7 @@ def to_plain(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]
     nodes = [_plain_node(n) for n in module.graph.nodes if n not in left_out]
     read = [node["target"] for node in nodes if node["op"] == "get_attr"]
     described, tensors = _plain_tensors(module, read)
-    call = _plain_call(module.graph._codegen)
+    call = _plain_call(module.graph)
     return {"format": FORMAT, "call": call, "tensors": described, "nodes": nodes}, tensors
 
 
@@ -114,7 +112,7 @@ def from_plain(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx
     named = _tensors(described, tensors)
     graph = _graph(nodes, {name for name, _, _ in named})
     if call is not None:
-        graph.set_codegen(_PyTreeCodeGen(_call(call, graph)))
+        internals.set_call(graph, *_call(call, graph))
     return assemble(graph, named)
 
 
@@ -128,7 +126,10 @@ def _left_out(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         asserts = _ASSERTS.fullmatch(str(node.target)) or node.target == "_guards_fn"
-        mutable = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        mutable = (
+            isinstance(node.target, internals.OpOverload)
+            and internals.schema(node.target).is_mutable
+        )
         read = node.op == "call_function" and not mutable and node.users
         if asserts or (read and found.issuperset(node.users)):
             found.add(node)
@@ -150,7 +151,7 @@ def _plain_node(node: fx.Node) -> dict[str, Any]:
 
 
 def _function_name(target: Any, where: str) -> str:
-    if isinstance(target, OpOverload) and target.namespace == "aten":
+    if isinstance(target, internals.OpOverload) and target.namespace == "aten":
         return str(target)
     for name, function in _FUNCTIONS.items():
         if function is target:
@@ -206,18 +207,19 @@ def _plain_tensors(module: fx.GraphModule, read: list[str]) -> tuple[dict[str, A
     return described, {name: named[name][0].detach() for name in first.values()}
 
 
-def _plain_call(codegen: CodeGen) -> dict[str, Any] | None:
-    if type(codegen) is not _PyTreeCodeGen:
+def _plain_call(graph: fx.Graph) -> dict[str, Any] | None:
+    call = internals.call_of(graph)
+    if call is None:
         return None
-    names, *specs = codegen.pytree_info
+    names, *specs = call
     inputs, outputs = (spec and _plain(_tree(spec), "call") for spec in specs)
     return {"names": list(names), "inputs": inputs, "outputs": outputs}
 
 
 def _tree(spec: Any) -> Any:
     """A pytree's structure as plain values around "*"."""
-    kind, keys = spec.type, spec._context
-    parts = [_tree(child) for child in spec._children]
+    kind, keys, children = internals.spec_parts(spec)
+    parts = [_tree(child) for child in children]
     if kind is None:
         return "*"
     if kind in (list, tuple, deque):
@@ -317,18 +319,18 @@ def _target(op: Any, target: str, attributes: set[str], where: str) -> Any:
         return _FUNCTIONS[target]
     found = re.fullmatch(r"aten\.(?!from_file\b)(\w+)\.((?!__)\w+)", target, re.ASCII)
     registered = "aten::" + target.removeprefix("aten.").removesuffix(".default")
-    if op == "call_function" and found and torch._C._dispatch_has_kernel(registered):
+    if op == "call_function" and found and internals.is_registered(registered):
         return getattr(getattr(torch.ops.aten, found[1]), found[2])
     raise _wrong(where, f"{op} of '{target}'", f"tensors, ATen's, {', '.join(_FUNCTIONS)}")
 
 
 def _check_arguments(op: str, target: Any, count: int, names: set[str], where: str) -> None:
     """How many arguments, and under which names: those enter generated code."""
-    called = isinstance(target, OpOverload)
-    schema = [argument.name for argument in target._schema.arguments] if called else []
-    allowed = range(len(schema) + 1) if called else [_ARITY[op]]
-    if count not in allowed or not names <= set(schema[count:]):
-        raise _wrong(where, f"{count} arguments and {sorted(names)}", f"{allowed} of {schema}")
+    called = isinstance(target, internals.OpOverload)
+    known = [argument.name for argument in internals.schema(target).arguments] if called else []
+    allowed = range(len(known) + 1) if called else [_ARITY[op]]
+    if count not in allowed or not names <= set(known[count:]):
+        raise _wrong(where, f"{count} arguments and {sorted(names)}", f"{allowed} of {known}")
 
 
 def _value(value: Any, where: str, known: Mapping[str, fx.Node], depth: int = 0) -> Any:
@@ -350,7 +352,7 @@ def _value(value: Any, where: str, known: Mapping[str, fx.Node], depth: int = 0)
     raise _wrong(where, value, f"nodes before this one, the format's values, {_DEEPEST} deep")
 
 
-def _call(call: Any, graph: fx.Graph) -> _PyTreeInfo:
+def _call(call: Any, graph: fx.Graph) -> tuple[list[str], Any, Any]:
     """How the graph is called, checked against its inputs and its output."""
     names, *trees = _fields(call, "call", "names inputs outputs")
     into, out = (None if tree is None else _value(tree, "call", {}) for tree in trees)
@@ -366,13 +368,13 @@ def _call(call: Any, graph: fx.Graph) -> _PyTreeInfo:
     result = graph.output_node().args[0]
     if outputs and not (isinstance(result, (tuple, list)) and len(result) == outputs.num_leaves):
         raise _wrong("call, outputs", f"{outputs.num_leaves} leaves", "as many as the output has")
-    return _PyTreeInfo(names, inputs, outputs)
+    return names, inputs, outputs
 
 
-def _spec(tree: Any) -> pytree.TreeSpec:
+def _spec(tree: Any) -> internals.pytree.TreeSpec:
     """A pytree's structure from what :func:`_tree` made of it."""
     if tree == "*":
-        return pytree.treespec_leaf()
+        return internals.leaf_spec()
     kind, keys, parts = type(tree), None, tree
     if isinstance(tree, _Class):
         (kind, keys), parts = _known_class(tree), tree.parts
@@ -380,12 +382,14 @@ def _spec(tree: Any) -> pytree.TreeSpec:
         keys, parts = list(tree), list(tree.values())
     elif not isinstance(tree, (tuple, list)):
         raise _wrong("call", tree, "tuples, lists, dicts and classes around '*'")
-    return pytree.TreeSpec(kind, keys, [_spec(part) for part in parts])
+    return internals.pytree.TreeSpec(kind, keys, [_spec(part) for part in parts])
 
 
 def _known_class(tree: _Class) -> tuple[Any, Any]:
     """A class in memory with the context of its structure; else dict or tuple."""
-    known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in pytree.SUPPORTED_NODES}
+    known = {
+        f"{kind.__module__}.{kind.__qualname__}": kind for kind in internals.pytree.SUPPORTED_NODES
+    }
     kind: Any = known.get(str(tree.name))
     if tree.keys is None:
         named = kind in torch.return_types.all_return_types and kind.n_fields == len(tree.parts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
 
+from prunus._common.torch_internals import copy_hooks
 from prunus.graph.call import base_name, module_path
 
 
@@ -52,8 +52,7 @@ class CompactGraph(fx.GraphModule):
         for key, value in vars(self).items():
             if type(value) in PLAIN and key not in vars(made):
                 setattr(made, key, value)
-        for key in _HOOKS:  # torch's own copy forgets them
-            vars(made)[key] = copy.copy(vars(self)[key])
+        copy_hooks(made, self)
         made.training = self.training
         assert isinstance(made, CompactGraph)
         return made
@@ -62,10 +61,6 @@ class CompactGraph(fx.GraphModule):
 PLAIN = (int, float, bool, str, type(None))
 """Attributes that enclosing code may ask a replaced module for."""
 
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
-          "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
-          "_backward_pre_hooks")  # fmt: skip
 
 MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5, "lstm": 6,
          "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from prunus._common.modules import put_attribute
+from prunus._common.torch_internals import copy_call, origin, pytree, schema
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.rewriting.literals import PATCHES
@@ -82,7 +82,7 @@ class _Rewriter:
         old = self.analysis.traced.module
         for node in old.graph.nodes:
             self.new[node] = self._one(node)
-        self.graph.set_codegen(old.graph._codegen)
+        copy_call(self.graph, old.graph)
         self.graph.lint()
         module = CompactGraph(self.root, self.graph)
         module.training = False
@@ -122,7 +122,7 @@ class _Rewriter:
         return self._described(made, node)
 
     def _described(self, made: fx.Node, node: fx.Node) -> fx.Node:
-        made.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+        made.meta = origin(node)
         value = node.meta.get("val")
         known = self.analysis.known.get(node)
         if isinstance(value, (tuple, list)) and isinstance(known, (tuple, list)):
@@ -193,10 +193,10 @@ class _Rewriter:
         if all(isinstance(v, Value) and 0 in v.shape for v in outs):
             return True  # nothing arrives: labels do not follow into an empty tensor
         small = self.cut.shape(before)
-        literal = _pytree.tree_map_only(
+        literal = pytree.tree_map_only(
             fx.Node, self._small_stand_in, (tuple(args[1:]), dict(kwargs))
         )
-        original = _pytree.tree_map_only(
+        original = pytree.tree_map_only(
             fx.Node, _stand_in, (tuple(node.args[1:]), dict(node.kwargs))
         )
         for d, dim in enumerate(before.dims):
@@ -256,7 +256,7 @@ def _one_dim_move(node: fx.Node, x: Value, out: Value) -> tuple[int, np.ndarray[
     for d in range(len(x.shape)):
         view = [-1 if i == d else 1 for i in range(len(x.shape))]
         numbers = torch.arange(x.shape[d]).view(view).expand(x.shape)
-        rest, kwargs = _pytree.tree_map_only(
+        rest, kwargs = pytree.tree_map_only(
             fx.Node, _stand_in, (tuple(node.args[1:]), dict(node.kwargs))
         )
         moved = _run(node.target, numbers, rest, kwargs)
@@ -294,7 +294,7 @@ def _many(result: Any) -> list[Tensor]:
 
 def _arranged(target: Any, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments as the operator's schema wants them."""
-    arguments = target._schema.arguments
+    arguments = schema(target).arguments
     args = tuple(values.get(a.name, a.default_value) for a in arguments if not a.kwarg_only)
     kwargs = {a.name: values[a.name] for a in arguments if a.kwarg_only and a.name in values}
     return args, kwargs

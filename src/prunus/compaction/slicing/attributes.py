@@ -9,11 +9,17 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree
 
+from prunus._common.torch_internals import (
+    AnyBatchNorm,
+    AnyConv,
+    AnyTransposedConv,
+    module_paths,
+    pytree,
+)
 from prunus.compaction.cut import IndexCut
 from prunus.compaction.rewriting.rewrite import Patch
-from prunus.graph.call import base_name, module_path, module_paths
+from prunus.graph.call import base_name, module_path
 from prunus.graph.labels import Value
 
 MOST_TRIALS = 24
@@ -95,7 +101,7 @@ def _group_count(module: nn.Module, patched: tuple[Any, ...] | None) -> int | No
         return None
     if isinstance(module, nn.GroupNorm):
         return int(patched[1])
-    convolution = isinstance(module, nn.modules.conv._ConvNd)
+    convolution = isinstance(module, AnyConv)
     return int(patched[6]) if convolution and len(patched) > 6 else None
 
 
@@ -121,9 +127,9 @@ def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
         assert inputs is not None
         return {"hidden_size": hidden.shape[1], "input_size": inputs.shape[1]}
     weight = current(module, "weight")
-    if isinstance(module, nn.modules.conv._ConvNd) and weight is not None:
+    if isinstance(module, AnyConv) and weight is not None:
         number = module.groups if groups is None else groups
-        turned = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        turned = isinstance(module, AnyTransposedConv)
         inner, outer = (weight.shape[0], weight.shape[1] * number)
         if not turned:
             inner, outer = weight.shape[1] * number, weight.shape[0]
@@ -134,7 +140,7 @@ def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
         return {}
     if isinstance(module, nn.Linear):
         return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, AnyBatchNorm):
         return {"num_features": weight.shape[0]}
     if isinstance(module, nn.GroupNorm):
         return {"num_channels": weight.shape[0], "num_groups": groups or module.num_groups}
@@ -225,7 +231,7 @@ def _sizes(cut: IndexCut) -> Evidence:
 
 
 def _numbers(arguments: Any) -> list[int]:
-    return [i for i in _pytree.tree_leaves(arguments) if type(i) is int]
+    return [i for i in pytree.tree_leaves(arguments) if type(i) is int]
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

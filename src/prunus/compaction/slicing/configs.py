@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from prunus._common.torch_internals import module_paths
 from prunus.compaction.cut import IndexCut
 from prunus.compaction.slicing.attributes import Attribute
-from prunus.graph.call import module_paths
 from prunus.graph.labels import Fixed, Value
 
 SIZES = frozenset(

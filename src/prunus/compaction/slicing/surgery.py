@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from prunus._common.modules import canonical_names, drop_caches, take_mode
+from prunus._common.torch_internals import pre_hooks, refresh_flat_weights, without_fast_path
 from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
@@ -81,15 +82,12 @@ def refresh(model: nn.Module) -> None:
     """What modules remember of their weights' values or addresses."""
     drop_caches(model)
     for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
+        for hook in pre_hooks(module):
             if isinstance(hook, WeightNorm):
                 with torch.no_grad():  # the next pass computes it again
                     setattr(module, hook.name, hook.compute_weight(module))
         if isinstance(module, nn.RNNBase):
-            module._flat_weights = [
-                getattr(module, n) if hasattr(module, n) else None
-                for n in module._flat_weights_names
-            ]
+            refresh_flat_weights(module)
 
 
 def adopt(graph: nn.Module, original: nn.Module) -> None:
@@ -113,7 +111,7 @@ def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
         if type(value) in PLAIN and key not in vars(graph):
             setattr(graph, key, value)
     if isinstance(original, nn.MultiheadAttention):
-        vars(graph)["_qkv_same_embed_dim"] = False  # torch's encoder layers: no fused fast path
+        without_fast_path(graph)
 
 
 def _join(path: str, key: str) -> str:

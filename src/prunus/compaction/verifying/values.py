@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from prunus._common.inputs import Inputs, arguments
+from prunus._common.torch_internals import no_torch_function, pytree, schema, wrapper
 from prunus.compaction.cut import take
 from prunus.types import Indices, Kept, Masks
 
@@ -96,7 +96,7 @@ def random_like(example: Any, seed: int = 0) -> Inputs:
         return made.to(value.device)
 
     args, kwargs = arguments(example)
-    return _pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
+    return pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
 
 
 class Lazy(Tensor):
@@ -107,7 +107,7 @@ class Lazy(Tensor):
     (torch.float64, tensor([[2., 3.]], dtype=torch.float64))
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function
     _source: _Values
     _kept: Indices | None
 
@@ -117,9 +117,7 @@ class Lazy(Tensor):
     ) -> Lazy:
         like = values.own.to("meta")
         like = (like if kept is None else take(like, kept)).to(dtype)
-        made: Lazy = Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=dtype, device=values.own.device
-        )
+        made: Lazy = wrapper(cls, like, values.own.device)
         made._source, made._kept = values, kept
         return made
 
@@ -143,10 +141,10 @@ class Lazy(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        places = zip(func._schema.arguments, args, strict=False)
+        places = zip(schema(func).arguments, args, strict=False)
         if any(isinstance(a, Lazy) and s.alias_info and s.alias_info.is_write for s, a in places):
             raise RuntimeError(f"{func} writes to a parameter, whose values are not held")
-        plain = _pytree.tree_map_only(Lazy, Lazy.made, (args, kwargs or {}))
+        plain = pytree.tree_map_only(Lazy, Lazy.made, (args, kwargs or {}))
         return func(*plain[0], **plain[1])
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunus._common.inputs import tensors_of
 from prunus._common.modules import shared_copy
+from prunus._common.torch_internals import TorchDispatchMode, pytree, schema
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.values import Lazy, State
@@ -79,10 +78,10 @@ class Double(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         written = set()
-        if func._schema.is_mutable:
+        if schema(func).is_mutable:
             written = {
                 i
-                for i, a in enumerate(func._schema.arguments)
+                for i, a in enumerate(schema(func).arguments)
                 if a.alias_info and a.alias_info.is_write
             }
 
@@ -93,8 +92,8 @@ class Double(TorchDispatchMode):
                 return value.double()
             return torch.float64 if value is torch.float32 else value
 
-        widened = [a if i in written else _pytree.tree_map(wide, a) for i, a in enumerate(args)]
-        return func(*widened, **_pytree.tree_map(wide, kwargs or {}))
+        widened = [a if i in written else pytree.tree_map(wide, a) for i, a in enumerate(args)]
+        return func(*widened, **pytree.tree_map(wide, kwargs or {}))
 
 
 def outputs(
@@ -107,7 +106,7 @@ def outputs(
     own = {
         k: state[k] if gate.wide else _typed(state[k], v.dtype) for k, v in tensors if k in state
     }
-    args, kwargs = _pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
     model = shared_copy(model)  # a pass may fill caches
     with torch.no_grad(), analysis_mode(model), Double() if gate.wide else contextlib.nullcontext():
         found = [_held(t) for t in tensors_of(functional_call(model, own, args, kwargs))]
@@ -121,7 +120,7 @@ def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def traced_outputs(traced: Traced) -> list[Tensor]:
     """What a traced model returns, without values."""
     output = next(n for n in traced.module.graph.nodes if n.op == "output")
-    found = _pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), output.args)
+    found = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), output.args)
     return [torch.empty_like(t, device="meta") for t in tensors_of(found)]
 
 
@@ -225,7 +224,7 @@ class _Steps(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None):
         super().__init__(module)
         self._state = {} if state is None else state
-        flat = _pytree.tree_leaves(inputs)
+        flat = pytree.tree_leaves(inputs)
         if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
             flat = [v for v in flat if v is not None]
         self.args_iter = iter(flat)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree
 
+from prunus._common.torch_internals import pytree
 from prunus.graph.call import Call, Found
 from prunus.graph.labels import Dim, Fixed, Value
 from prunus.graph.movement import Move, move_labels, relate
@@ -60,7 +60,7 @@ def as_move(call: Call) -> Callable[[Tensor], Any]:
     if call.name in EXPANDED:
         assert shape is not None
         return lambda t: t.expand(shape)
-    rest, kwargs = _pytree.tree_map(_stand_in, (tuple(node.args[1:]), dict(node.kwargs)))
+    rest, kwargs = pytree.tree_map(_stand_in, (tuple(node.args[1:]), dict(node.kwargs)))
     if call.name == "constant_pad_nd":
         return lambda t: target(t.contiguous(), rest[0], -1)
     if call.name == "pad":

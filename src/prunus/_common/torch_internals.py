@@ -1,0 +1,211 @@
+"""What torch keeps private or changed between its versions: here alone, each with its reason.
+
+Nothing here asks for a version: it asks for the name or the parameter that it needs. The three
+dictionaries of a module (``_parameters``, ``_buffers``, ``_modules``) have not changed since torch
+0.1 and are read where they are needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.batchnorm import _NormBase as AnyBatchNorm
+from torch.nn.modules.conv import _ConvNd as AnyConv
+from torch.nn.modules.conv import _ConvTransposeNd as AnyTransposedConv
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = [
+    "AnyBatchNorm",  # common bases, so that one test covers one, two and three dimensions
+    "AnyConv",
+    "AnyTransposedConv",
+    "FakeTensorMode",  # shapes of values without memory for them
+    "OpOverload",  # the type of ATen's operators in a graph
+    "StorageWeakRef",  # keeps the address of a storage from being used again, not the storage
+    "TorchDispatchMode",  # sees every operator of a pass
+    "WeakTensorKeyDictionary",  # by identity: tensors compare element by element
+    "pytree",  # torch.export and fx lay out nested values by it; public only as optree's copy
+]
+
+
+def torch_version() -> str:
+    """For records of a run; no decision hangs on it."""
+    return str(torch.__version__)
+
+
+# Operators
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """Dispatch below autograd, where composite operators arrive whole, as in torch.export."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def schema(target: Any) -> Any:
+    """An operator's schema: the names of its arguments, and which it writes to; else ``None``."""
+    return getattr(target, "_schema", None)
+
+
+def is_registered(operator: str) -> bool:
+    """Whether ``aten::add.Tensor`` has a kernel; ``torch.ops`` would make it by being asked."""
+    return bool(torch._C._dispatch_has_kernel(operator))
+
+
+# Graphs
+
+
+def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The graph of an exported program, without the guards that torch 2.9 began to add."""
+    known = inspect.signature(program.module).parameters
+    made = program.module(**({"check_guards": False} if "check_guards" in known else {}))
+    assert isinstance(made, fx.GraphModule)
+    return made
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """The paths of the modules whose code called an operator, the innermost one last."""
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    return [str(entry[0]) for entry in stack.values()]
+
+
+def note_modules(node: fx.Node, stack: Iterable[tuple[str, tuple[str, str]]]) -> None:
+    """Note them as export does: by a key of its own for each call, path and class."""
+    node.meta["nn_module_stack"] = dict(stack)
+
+
+def origin(node: fx.Node) -> dict[str, Any]:
+    """The part of a node's ``meta`` that says which code it comes from."""
+    return {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace")}
+
+
+def size_hint(size: int | torch.SymInt) -> int:
+    """An open size as it was in the example."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def is_open(size: int | torch.SymInt) -> bool:
+    """Whether a size stayed a symbol: one that was settled may still be a ``SymInt``."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+# How a graph is called: fx keeps it in its code generator
+
+
+def set_call(graph: fx.Graph, names: list[str], inputs: Any, outputs: Any) -> None:
+    """Let a graph take these arguments and return this structure, given as pytree's specs."""
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, inputs, outputs)))
+
+
+def call_of(graph: fx.Graph) -> tuple[list[str], Any, Any] | None:
+    """Names of arguments, structures of inputs and outputs; ``None``: called leaf by leaf."""
+    if type(graph._codegen) is not _PyTreeCodeGen:
+        return None
+    names, inputs, outputs = graph._codegen.pytree_info
+    return names, inputs, outputs
+
+
+def copy_call(graph: fx.Graph, source: fx.Graph) -> None:
+    """Let a graph be called as another one is."""
+    graph.set_codegen(source._codegen)
+
+
+def spec_parts(spec: pytree.TreeSpec) -> tuple[Any, Any, list[Any]]:
+    """Type, context and children of a structure; the last two were renamed after torch 2.9."""
+    if hasattr(spec, "_children"):
+        return spec.type, spec._context, list(spec._children)
+    return spec.type, spec.context, list(spec.children_specs)
+
+
+def leaf_spec() -> pytree.TreeSpec:
+    """The structure of a leaf; after torch 2.9 its class is not to be called any more."""
+    made: Callable[[], pytree.TreeSpec] = getattr(pytree, "treespec_leaf", pytree.LeafSpec)
+    return made()
+
+
+# Tensors
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """The same number for all views of a storage, and for empty ones, which have no address."""
+    return int(storage._cdata)
+
+
+no_torch_function: Any = torch._C._disabled_torch_function_impl
+"""For the class body of a tensor subclass that is seen by operators alone."""
+
+
+def wrapper(cls: type[Any], like: Tensor, device: torch.device) -> Any:
+    """A tensor of a subclass without memory, with the shape and type of another."""
+    return Tensor._make_wrapper_subclass(
+        cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
+    )
+
+
+# Modules
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+          "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called", "_backward_hooks",
+          "_backward_pre_hooks", "_is_full_backward_hook")  # fmt: skip
+
+
+def copy_hooks(module: nn.Module, source: nn.Module) -> None:
+    """Give a module the hooks of another: the copy of a graph forgets them."""
+    for key in _HOOKS:
+        vars(module)[key] = copy.copy(vars(source)[key])
+
+
+def pre_hooks(module: nn.Module) -> list[Any]:
+    """What runs before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+def refresh_flat_weights(module: nn.RNNBase) -> None:
+    """Let a recurrent module compute with its parameters as they are: it keeps a list of them."""
+    names = module._flat_weights_names
+    module._flat_weights = [getattr(module, name, None) for name in names]
+
+
+def without_fast_path(attention: nn.Module) -> None:
+    """Keep torch's encoder layers from reading the weights of what stands for an attention."""
+    vars(attention)["_qkv_same_embed_dim"] = False
+
+
+# The compiler
+
+
+def cxx_compiler_problem() -> str | None:
+    """Why torch's compiler finds no C++ compiler; the error has a private type."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # InvalidCxxCompiler, or what running the compiler raises
+        return type(error).__name__
+    return None
+
+
+def aot_compile(program: torch.export.ExportedProgram, path: Path, settings: Any) -> None:
+    """Machine code from a program, as a package."""
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(path), inductor_configs=dict(settings)
+    )
+
+
+def aot_load(path: Path) -> Callable[[list[Tensor]], Iterable[Tensor]]:
+    """The code of a package as a function of flat tensors; opening runs code from it."""
+    run: Callable[[list[Tensor]], Iterable[Tensor]]
+    run = torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+    return run

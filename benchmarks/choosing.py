@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
 
-import prunus
 from prunus._common.environment import describe
+from prunus.progressive.engine import PruningEngine
 
 HERE = Path(__file__).parent
 LAYERS, WIDTH, SPARSITY = 24, 2048, 0.9
@@ -36,7 +36,7 @@ def model_of_100_million() -> nn.Module:
 
 
 def ours(model: nn.Module) -> Callable[[], Any]:
-    pruner = prunus.Pruner(model, {"target": SPARSITY})
+    pruner = PruningEngine(model, {"target": SPARSITY})
     return lambda: pruner.choose(1.0)
 
 

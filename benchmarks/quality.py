@@ -113,7 +113,7 @@ def ours(start: nn.Module, model: nn.Module, target: float, seed: int, **changes
     optimizer = sgd(model)
     pruner = prunus.Pruner(model, recipe, optimizer, steps=BUDGET)
     train(model, batches(seed, 1), BUDGET, optimizer=optimizer, rate=decay)
-    pruner.detach()
+    pruner.finish()
     return model
 
 

@@ -28,6 +28,7 @@ import prunus
 from prunus._common.files import tensors_digest
 from prunus.progressive import deploy_step as serving
 from prunus.progressive import latency_target
+from prunus.progressive.engine import PruningEngine
 
 PATIENCE = 120.0  # seconds for a world; a rank that is still there is killed
 
@@ -216,7 +217,7 @@ def chosen() -> dict[str, str]:
             prunus.prune(wrapped, {"target": 0.6, **values}, calibration=calibration(), loss=loss)
             same = digest(wrapped.module.state_dict()) == digest(model.state_dict())
             found[name] += "" if same else " and others when wrapped"
-    pruner = prunus.Pruner(net(), {"target": 0.6, "criterion": "fisher_running"})
+    pruner = PruningEngine(net(), {"target": 0.6, "criterion": "fisher_running"})
     torch.manual_seed(7)
     for name, weight in pruner.model.named_parameters():
         mean = torch.rand(weight.shape).bfloat16().float()  # few bits: no part of it is rounded
@@ -312,7 +313,7 @@ def refused() -> dict[str, str]:
 
     bare, example = {k: v for k, v in ROUNDS.items() if k != "guard"}, torch.ones(2, 8)
     case("weights", lambda: prunus.prune(other(net()), {"target": 0.5}))
-    case("masks", lambda: prunus.Pruner(other(net()), {"target": 0.5}).cut(1.0))
+    case("masks", lambda: PruningEngine(other(net()), {"target": 0.5}).cut(1.0))
     case("not wrapped", lambda: whole(ROUNDS, None, train=unwrapped))
     case("evaluate", lambda: whole(bare, None, evaluate=evaluate if rank() == 0 else None))
     values: dict[str, Any] = {"target": 0.5, "criterion": "fisher"}

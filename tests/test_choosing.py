@@ -13,6 +13,7 @@ from torch import nn
 import prunus
 from prunus._common.topk import cutoff, keep_largest, keep_largest_by_run
 from prunus.methods.allocations._fewest import Ranking, by_count
+from prunus.progressive.engine import PruningEngine
 from prunus.types import Group, Limits
 
 VALUES = st.one_of(st.integers(-2, 2).map(float), st.floats(-9, 9, width=32), st.just(-torch.inf))
@@ -151,7 +152,7 @@ def test_masks_only_grow_smaller_and_bottom_up_fills_group_after_group() -> None
         optimizer.zero_grad()
         model(torch.randn(4, 9)).square().mean().backward()
         optimizer.step()
-        history.append(pruner.densities)
+        history.append(pruner._engine.densities)
     for before, after in itertools.pairwise(history):
         assert all(after[k] <= before[k] for k in after)
         assert after["1.weight"] == 1 or after["0.weight"] < 0.42
@@ -165,7 +166,7 @@ def test_two_four_goes_through_exact_stages() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8))
     recipe = {"structure": "2:4", "allocation": "uniform", "schedule": "linear"}
-    pruner = prunus.Pruner(model, recipe)
+    pruner = PruningEngine(model, recipe)
     for asked, kept in ((0.0, 4), (0.26, 3), (0.5, 2)):
         pruner.cut(1.0, asked)
         left = (model[0].weight != 0).view(6, 2, 4).sum(-1)  # type: ignore[union-attr]
@@ -183,9 +184,9 @@ def test_scores_made_anew_in_each_pass_give_the_same_masks(
     criterion: str, allocation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = {"target": 0.6, "criterion": criterion, "allocation": allocation}
-    held = prunus.Pruner(three_layers(), recipe).choose(1.0)
+    held = PruningEngine(three_layers(), recipe).choose(1.0)
     monkeypatch.setattr("prunus.pruning.decide.HELD", 0)
-    anew = prunus.Pruner(three_layers(), recipe).choose(1.0)
+    anew = PruningEngine(three_layers(), recipe).choose(1.0)
     assert all(torch.equal(held[name], anew[name]) for name in held)
 
 

@@ -16,10 +16,6 @@ FLOORS = (
 """From the doors down."""
 TOP = {"__init__", "errors", "types"}
 """Files beside the folders; errors and types stand below all of them, ``__init__`` above."""
-STILL = {
-    "compaction.shrink imports progressive.engine",
-}
-"""To be mended next, as is one circle; nothing is to be added."""
 
 
 def module_of(path: Path) -> str:
@@ -78,7 +74,7 @@ def test_no_file_imports_from_a_floor_above() -> None:
         for name in everywhere(path)
         if floor(name) > floor(module) or (floor(module) and not name)
     ]
-    assert set(wrong) == STILL
+    assert wrong == []
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -86,8 +82,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     while free := [module for module, names in left.items() if not names & left.keys()]:
         for module in free:
             del left[module]
-    assert "compaction.shrink" in left or not left
-    assert not [module for module in left if module.startswith("recipe.")]
+    assert left == {}
 
 
 def test_one_file_holds_one_idea_and_stays_readable() -> None:

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import prunus
 from prunus._common import kernels as native
 from prunus.errors import InputError, RunError
+from prunus.progressive.engine import PruningEngine
 from prunus.pruning.masks import check
 from prunus.pruning.scope import find_layers
 
@@ -237,7 +238,7 @@ def test_zeros_that_are_there_count_as_removed() -> None:
     model = model_of_two()
     with torch.no_grad():
         model[0].weight[:2] = 0  # type: ignore[union-attr, operator, index]
-    pruner = prunus.Pruner(model, {"target": 0.5, "criterion": "random"})
+    pruner = PruningEngine(model, {"target": 0.5, "criterion": "random"})
     assert pruner.sparsity == 12 / 40
     pruner.cut(1.0)
     assert pruner.sparsity == 0.5

@@ -15,7 +15,7 @@ import prunus
 from helpers import NEEDED, Heads, quick, tiny_task
 from prunus.errors import InputError, RunError
 from prunus.methods import catalog as folder
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.guard import next_progress
 from prunus.progressive.phase import Run
 from prunus.progressive.result import Round
@@ -162,7 +162,7 @@ def test_a_rejected_round_is_rolled_back_to_the_bit() -> None:
             seen.append(masked())
 
     pruners: list[Any] = []
-    original = Pruner.cut
+    original = PruningEngine.cut
 
     def cut(self: Any, *args: Any) -> float:
         pruners.append(self)
@@ -172,7 +172,7 @@ def test_a_rejected_round_is_rolled_back_to_the_bit() -> None:
         return pruners[-1].model[0].weight.detach().clone()  # type: ignore[no-any-return]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pruner, "cut", cut)
+        patch.setattr(PruningEngine, "cut", cut)
         recipe = quick(guard={"max_drop": 0.1})
         result = prunus.prune(task, recipe, evaluate=evaluate, on_event=watch)
     assert [r.verdict for r in result.rounds][:3] == ["dense", "accepted", "rejected"]

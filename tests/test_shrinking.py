@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.compaction import shrink as shrinking
+from prunus.progressive.engine import PruningEngine
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 0, 1])
@@ -111,7 +112,7 @@ def test_growing_back_takes_the_memory_first_and_then_changes_all(
     model = mlp(8, 16, 16, 2)
     dense, attributes = copy.deepcopy(model.state_dict()), str(model)
     recipe = {**BASE, "rounds": 1, "dense": "1ep"}
-    pruner = prunus.Pruner(model, recipe, example=X)
+    pruner = PruningEngine(model, recipe, example=X)
     other = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([*model.parameters(), other], lr=0.01)
     pruner.attach(optimizer)
@@ -122,7 +123,7 @@ def test_growing_back_takes_the_memory_first_and_then_changes_all(
 
     step()
     pruner.cut(1.0)
-    assert shrinking.shrink(pruner, optimizer) is not None
+    assert pruner.shrink(optimizer) is not None
     step()
     small = copy.deepcopy((pruner.model.state_dict(), optimizer.state_dict(), pruner.masks))
 
@@ -136,7 +137,7 @@ def test_growing_back_takes_the_memory_first_and_then_changes_all(
 
     monkeypatch.setattr(shrinking, "_empty", scarce)
     with pytest.raises(MemoryError):
-        shrinking.grow(pruner)
+        pruner.unshrink()
     after = (pruner.model.state_dict(), optimizer.state_dict(), pruner.masks)
     _, old = torch.utils._pytree.tree_flatten(small)
     assert torch.utils._pytree.tree_structure(after) == old
@@ -145,7 +146,7 @@ def test_growing_back_takes_the_memory_first_and_then_changes_all(
                if a is not None)  # fmt: skip
     step()
 
-    shrinking.grow(pruner)
+    pruner.unshrink()
     assert str(pruner.model) == attributes
     assert {k: v.shape for k, v in model.state_dict().items()} == {
         k: v.shape for k, v in dense.items()
@@ -156,11 +157,11 @@ def test_growing_back_takes_the_memory_first_and_then_changes_all(
 
 
 def test_a_model_grows_back_while_a_loss_of_the_small_one_is_alive() -> None:
-    pruner = prunus.Pruner(mlp(8, 16, 2), {**BASE, "rounds": 1, "dense": "1ep"}, example=X)
+    pruner = PruningEngine(mlp(8, 16, 2), {**BASE, "rounds": 1, "dense": "1ep"}, example=X)
     pruner.cut(1.0)
-    assert shrinking.shrink(pruner) is not None
+    assert pruner.shrink() is not None
     alive = F.cross_entropy(pruner.model(X), Y)
-    shrinking.grow(pruner)
+    pruner.unshrink()
     F.cross_entropy(pruner.model(X), Y).backward()
     assert alive.requires_grad
     assert all(p.grad is not None and p.grad.shape == p.shape for p in pruner.model.parameters())

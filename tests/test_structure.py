@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import prunus
 from prunus import costs
 from prunus.cli.main import cli
+from prunus.progressive.engine import PruningEngine
 from prunus.tasks.digits import digits
 
 
@@ -130,7 +131,7 @@ def test_a_layer_that_is_pinned_throughout_counts_on_neither_side_of_the_sparsit
     torch.manual_seed(0)
     model, x = Encoder(), torch.randn(2, 5, 16)
     recipe = {"structure": "channel", "target": 0.5, "allocation": "uniform", "compact": "end"}
-    pruner = prunus.Pruner(model, recipe, example=x)
+    pruner = PruningEngine(model, recipe, example=x)
     assert "out.weight" not in pruner.space.scored  # 16 normalized inputs, 3 outputs
     whole = sum(p.numel() for n, p in model.named_parameters() if n in pruner.space.scored)
     assert whole == sum(p.numel() for p in model.parameters() if p.dim() > 1) - 3 * 16

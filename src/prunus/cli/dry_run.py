@@ -16,7 +16,7 @@ import torch
 from prunus import costs
 from prunus._common import rng as randomness
 from prunus.errors import InputError
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.judge import score
 from prunus.pruning.decide import Cost
 from prunus.recipe import duration
@@ -82,56 +82,56 @@ def dry_run(recipe: Recipe) -> Plan:
     with randomness.preserve_rng():
         randomness.seed(recipe.seed)
         model = task.model()
-        real = Pruner(model, recipe, calibration=task.calibration, loss=task.loss,
+        real = PruningEngine(model, recipe, calibration=task.calibration, loss=task.loss,
                       example=task.example)  # fmt: skip
-        pruner = real
-        if real.collects_running:
+        engine = real
+        if real.selector.reads_training:
             notes.append(f"{recipe.criterion.name} needs training; magnitude stands in for it here")
             stand_in = recipe.model_copy(update={"criterion": Spec(name="magnitude")})
-            pruner = Pruner(model, stand_in, example=task.example)
-        asked = _asked(recipe, pruner)
-        counts = pruner.counts(asked[-1])
-        grouped = {m.name for g in pruner.groups for m in g.members}
+            engine = PruningEngine(model, stand_in, example=task.example)
+        asked = _asked(recipe, engine)
+        counts = engine.counts(asked[-1])
+        grouped = {m.name for g in engine.space.groups for m in g.members}
         steps = _steps(recipe, task, len(asked))
         seconds = _seconds(task, model, steps["whole"], 1 + len(asked))
     return Plan(
         recipe=recipe,
         counts=counts,
-        dense=[la.name for la in pruner.layers if la.name not in grouped],
-        reachable=_reachable(pruner),
+        dense=[la.name for la in engine.space.layers if la.name not in grouped],
+        reachable=_reachable(engine),
         asked=asked,
         steps=steps,
         seconds=seconds,
         cost=dict(costs.measure(model, task.example)),
         notes=notes,
-        counted=_counted(pruner),
+        counted=_counted(engine),
         **(
-            {} if pruner.space.analysis is None else {"why_dense": "prunus units says what pins it"}
+            {} if engine.space.analysis is None else {"why_dense": "prunus units says what pins it"}
         ),
     )
 
 
-def _counted(pruner: Pruner) -> str:
-    name = pruner.counts_in
+def _counted(engine: PruningEngine) -> str:
+    name = engine.counts_in
     return "sparsity" if name == "sparsity" else f"part of the {name} removed"
 
 
-def _reachable(pruner: Pruner) -> float:
-    least = {g: 0 if g.may_empty or g.balanced else g.least for g in pruner.groups}
-    return (pruner.space.cost_model or Cost(pruner.groups))({**least})
+def _reachable(engine: PruningEngine) -> float:
+    least = {g: 0 if g.may_empty or g.balanced else g.least for g in engine.space.groups}
+    return (engine.space.cost_model or Cost(engine.space.groups))({**least})
 
 
-def _asked(recipe: Recipe, pruner: Pruner) -> list[float]:
+def _asked(recipe: Recipe, engine: PruningEngine) -> list[float]:
     if recipe.until_guard:
         assert recipe.target is not None
-        asked, step, most = [pruner.start], recipe.target.step, _reachable(pruner)
+        asked, step, most = [engine.start], recipe.target.step, _reachable(engine)
         while len(asked) <= (recipe.rounds or FORESEEN) and asked[-1] < most:
             asked.append(min(asked[-1] + step * (1 - asked[-1]), most))
         return asked[1:]
     if not recipe.in_rounds:
-        return [pruner.scheduled(1.0)]
+        return [engine.scheduled(1.0)]
     rounds = recipe.rounds or 1
-    return [pruner.scheduled((i + 1) / rounds) for i in range(rounds)]
+    return [engine.scheduled((i + 1) / rounds) for i in range(rounds)]
 
 
 def _steps(recipe: Recipe, task: Task, rounds: int) -> dict[str, int]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from prunus._common.metrics import Metric
 from prunus._common.packages import pip_line
-from prunus.compaction.shrink import follow
 from prunus.errors import InputError, RunError
 from prunus.progressive.in_loop import in_steps
 from prunus.progressive.pruner import Pruner
@@ -62,8 +61,7 @@ class CallbackConfig:
             example=self.example,
         )
         if saved is not None:
-            made.refuse_other(saved)
-            follow(made, saved["shrinks"])
+            made.take_shapes(saved)
         return made
 
     def join(

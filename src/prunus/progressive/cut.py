@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from prunus._common import rng as randomness
-from prunus.compaction.shrink import shrink, slice_saved
+from prunus.compaction.shrink import slice_saved
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.latency_target import calibrate_target
 from prunus.progressive.state import RunContext, RunState, blob, unblob
 from prunus.pruning.masks import apply
@@ -21,30 +21,30 @@ from prunus.types import State
 
 def cut(job: RunContext, at: RunState) -> bool:
     """Cut and restore; whether the masks are enforced while retraining."""
-    pruner, recipe = job.pruner, job.pruner.recipe
-    gradual = not pruner.recipe.in_rounds and job.train is not None
+    engine, recipe = job.engine, job.engine.recipe
+    gradual = not engine.recipe.in_rounds and job.train is not None
     if gradual:
-        held = pruner.recipe.trait("restore", "RELEASES") is None
-        pruner.enforce(held)
+        held = engine.recipe.trait("restore", "RELEASES") is None
+        engine.enforce(held)
         return held
-    last = at.step > 0 and pruner.scheduled(at.progress) >= pruner.target - 1e-9
+    last = at.step > 0 and engine.scheduled(at.progress) >= engine.target - 1e-9
     if last and calibrate_target(job, "last"):  # widths have moved since the start
-        at.requested = pruner.scheduled(at.progress)
-    before = pruner.state(at.optimizer)
-    asked = pruner.cut(at.progress, at.requested)
+        at.requested = engine.scheduled(at.progress)
+    before = engine.state(at.optimizer)
+    asked = engine.cut(at.progress, at.requested)
     at.requested = asked
-    hard = at.progress >= 1 and not pruner.recipe.until_guard
-    if revives(pruner, "before") and hard:  # the last cut is hard
-        pruner.enforce(True)
+    hard = at.progress >= 1 and not engine.recipe.until_guard
+    if revives(engine, "before") and hard:  # the last cut is hard
+        engine.enforce(True)
         return True
-    if pruner.recipe.trait("restore", "RECALLS") == "cut":
+    if engine.recipe.trait("restore", "RECALLS") == "cut":
         at.blobs["cut"] = job.journal.store("cut", blob(before))
-    if not revives(pruner, "after"):
+    if not revives(engine, "after"):
         restore(job, at)
-    held = not revives(pruner, "before")
-    pruner.enforce(held)
+    held = not revives(engine, "before")
+    engine.enforce(held)
     if held:
-        apply(pruner.model, pruner.masks)
+        apply(engine.model, engine.masks)
     if recipe.compact == "every_round":
         take_out(job, at)
     return held
@@ -52,13 +52,12 @@ def cut(job: RunContext, at: RunState) -> bool:
 
 def take_out(job: RunContext, at: RunState) -> None:
     """Make the model smaller by what the masks remove; its optimizer goes on."""
-    pruner = job.pruner
-    shapes = {n: tuple(p.shape) for n, p in pruner.model.named_parameters()}
-    done = shrink(pruner, pruner.optimizer)
+    engine = job.engine
+    shapes = {n: tuple(p.shape) for n, p in engine.model.named_parameters()}
+    done = engine.shrink(engine.optimizer)
     if done is None:
         return
-    kept = done.plan.surgery.kept
-    at.optimizer = slice_saved(at.optimizer, at.names, kept, shapes)
+    at.optimizer = slice_saved(at.optimizer, at.names, done.kept, shapes)
     compacted = done.plan.comparison
     job.journal.write(
         "compacted", route=done.plan.route, units=done.units, error=compacted.error,
@@ -68,7 +67,7 @@ def take_out(job: RunContext, at: RunState) -> None:
 
 
 def restore(job: RunContext, at: RunState) -> None:
-    pruner = job.pruner
+    engine = job.engine
 
     def remembered(name: str) -> Callable[[], State]:
         return lambda: unblob(job.journal.fetch(at.blobs[name]))
@@ -77,15 +76,15 @@ def restore(job: RunContext, at: RunState) -> None:
         start=remembered("start"),
         rewind=remembered("rewind"),
         cut=remembered("cut"),
-        fresh=lambda: State(_fresh(pruner.model, pruner.recipe.seed, at.index), {}),
+        fresh=lambda: State(_fresh(engine.model, engine.recipe.seed, at.index), {}),
     )
-    state = pruner.methods.restore(pruner.state(at.optimizer), pruner.masks, memory)
-    pruner.load(state)
+    state = engine.selector.methods.restore(engine.state(at.optimizer), engine.masks, memory)
+    engine.load(state)
     at.optimizer = state.optimizer
 
 
-def revives(pruner: Pruner, when: str) -> bool:
-    return bool(pruner.recipe.trait("restore", "RELEASES") == when)
+def revives(engine: PruningEngine, when: str) -> bool:
+    return bool(engine.recipe.trait("restore", "RELEASES") == when)
 
 
 def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, floa
         job: at the end of a round.
         dense: what round 0 found; empty in round 0 itself.
     """
-    recipe = job.pruner.recipe
+    recipe = job.engine.recipe
     if not serves(recipe) or job.example is None:
         return {}
     how = recipe.deploy or Deploy()
@@ -68,11 +68,11 @@ def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, floa
 
 def _as_it_would_end(job: RunContext) -> nn.Module:
     """The model as it would be handed over now."""
-    pruner = job.pruner
-    waits = pruner.recipe.compact == "end" and pruner.space.analysis is not None
-    if not waits or all(bool(m.all()) for m in pruner.masks.values()):
-        return pruner.model
-    return compact(pruner.model, pruner.masks, job.example).model
+    engine = job.engine
+    waits = engine.recipe.compact == "end" and engine.space.analysis is not None
+    if not waits or all(bool(m.all()) for m in engine.masks.values()):
+        return engine.model
+    return compact(engine.model, engine.masks, job.example).model
 
 
 def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:
@@ -85,7 +85,7 @@ def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:
         job: that is done.
         compaction: how its model became smaller, if it did.
     """
-    if not serves(job.pruner.recipe):
+    if not serves(job.engine.recipe):
         return None
     found: list[Deployment] = []
     try:
@@ -114,16 +114,17 @@ def _kept(job: RunContext) -> Deployment | None:
 
 
 def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
-    recipe, pruner = job.pruner.recipe, job.pruner
+    recipe, engine = job.engine.recipe, job.engine
     how = recipe.deploy or Deploy()
     guard = recipe.guard
     calibration: list[Any] = []
     if recipe.quantize == "int8":
-        assert pruner.calibration is not None
-        assert pruner.loss is not None
-        calibration = inputs_of(pruner.model, pruner.loss, pruner.calibration, limit=BATCHES)
+        batches, loss = engine.selector.calibration, engine.selector.loss
+        assert batches is not None
+        assert loss is not None
+        calibration = inputs_of(engine.model, loss, batches, limit=BATCHES)
     made = deploy(
-        pruner.model,
+        engine.model,
         example=job.example,
         runtime=how.runtime,
         compare_with=_exact(how.runtime) if recipe.quantize == "int8" else (),
@@ -141,13 +142,13 @@ def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
     )
     if made.runtime == "eager" and made.path is not None and compaction is not None:
         # With the numbers that modules keep, which the model alone does not tell.
-        save(pruner.model, made.path / made.model.card.file, compaction.attributes)
+        save(engine.model, made.path / made.model.card.file, compaction.attributes)
     return made
 
 
 def _allowed(job: RunContext) -> float:
     """How much worse the metric of an int8 artifact may be than the pruned model's."""
-    guard = job.pruner.recipe.guard
+    guard = job.engine.recipe.guard
     if guard is None or not guard.relative:
         return 0.01 if guard is None else guard.max_drop
     metrics = [e["metric"] for e in job.journal.events if e["event"] == "round"]

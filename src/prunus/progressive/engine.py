@@ -1,8 +1,9 @@
-"""The one object that changes a model while it trains."""
+"""The one object that changes a model while it trains: what runs and loops drive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +12,37 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunus._common.distributed import assert_same
-from prunus._common.layers import Layer
-from prunus.compaction.shrink import ShrinkStep, follow, refuse_for_shrinking
-from prunus.compaction.shrink import saved as saved_shrinks
+from prunus.compaction.cut import IndexCut, cut_of, take
+from prunus.compaction.rewriting.submodules import cut_from_kept
+from prunus.compaction.search import find_plan
+from prunus.compaction.shrink import (
+    ShrinkStep,
+    grow,
+    refuse_for_shrinking,
+    refuse_replacing,
+    shrink,
+    smaller_masks,
+)
+from prunus.compaction.slicing.drop import put_back_modules
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
-from prunus.methods.signals import SignalContext, collect
-from prunus.methods.signals.grad_sq_running import DECAY, refuse_frozen
-from prunus.pruning.decide import (
-    Cost,
-    LazyUnits,
-    allocate,
-    bottom_up,
-    kept_units,
-    kept_weights,
-    limits_of,
-    masks_from,
-)
+from prunus.methods.signals.grad_sq_running import DECAY
+from prunus.progressive.gradual import Gradual
+from prunus.progressive.selector import Selector, Sparsity, scored
+from prunus.progressive.shrinks import Shrunk, as_saved, saved
+from prunus.pruning.decide import Cost, kept_units, kept_weights
 from prunus.pruning.enforce import Enforcer, real_optimizer
 from prunus.pruning.masks import apply, copy_of, finite, put_back
 from prunus.pruning.scope import initial_masks
-from prunus.pruning.space import PruningSpace, build_space, target_of
-from prunus.pruning.units import unit_density
-from prunus.recipe import duration
-from prunus.recipe.resolve import Methods, resolve
+from prunus.pruning.space import build_space, target_of
+from prunus.recipe.fields import Spec
+from prunus.recipe.resolve import bind, resolve
 from prunus.recipe.schema import Recipe
-from prunus.types import Counts, Group, Masks, State
-
-CUTS = 100
-"""Cuts of a gradual run over its whole length, where the recipe does not space them."""
+from prunus.types import Kept, Masks, State
 
 
-class Pruner:
-    """A model, its masks, and the steps by which they change: what runs and loops drive.
+class PruningEngine:
+    """A model, its units and masks, and the steps by which they change.
 
     It uses public hooks only: no method is patched, no module wrapped, ``state_dict`` keys stay.
 
@@ -56,18 +54,19 @@ class Pruner:
         example: an input (or a tuple of inputs), from which the order of execution is read.
 
     Attributes:
+        selector: chooses masks.
+        space: the units of the model as it stands.
         masks: parameter name to bool, True = kept.
-        sparsity: removed weights ÷ weights in scope, by the masks; of coupled units: ÷ weights in
-            scope of which a unit can go.
-        reached: the part of what the target counts that is gone: the sparsity, or of a bound
-            such as ``max_macs`` what the dense model has more than the compact one.
+        gradual: which optimizer steps cut.
+        shrinks: what made the model smaller so far.
+        optimizer: that trains the model.
 
     Raises:
         InputError: for whatever cannot be pruned as asked, before anything is changed.
 
     >>> model = nn.Linear(8, 1)
-    >>> pruner = Pruner(model, {"target": 0.5})
-    >>> pruner.cut(1.0), pruner.sparsity, int((model.weight == 0).sum())
+    >>> engine = PruningEngine(model, {"target": 0.5})
+    >>> engine.cut(1.0), engine.sparsity, int((model.weight == 0).sum())
     (0.5, 0.5, 4)
     """
 
@@ -80,63 +79,61 @@ class Pruner:
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         example: Any = None,
     ) -> None:
-        self.model = model
         self.recipe = Recipe.load(recipe)
-        self.methods: Methods = resolve(self.recipe)
-        self.calibration, self.loss = calibration, loss
-        self.step = 0
-        self.running: dict[str, Tensor] = {}
-        self.masks: Masks = {}
-        self.sparsity, self.achieved = 0.0, 0.0
-        self._enforcer = Enforcer()
-        self._hooks: list[RemovableHandle] = []
-        self._enforced = True
-        self._first_cut, self._last_cut, self._every = 0, -1, 1
-        self._shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        self.example = example
-        self.space = build_space(model, self.recipe, self.methods, example)
+        self.model, self.example = model, example
+        self.selector = Selector(self.recipe, resolve(self.recipe), calibration, loss)
+        self.space = build_space(model, self.recipe, self.selector.methods, example)
         finite(model)
         self.target = target_of(self.recipe, self.space)
-        self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
-        self._check_signals()
-        given = initial_masks(model, [la for la in self.layers if la.name in self._scored])
-        self.initial_masks: Masks = given
-        self.shrinks: list[ShrinkStep] = []
+        self.selector.refuse(scored(model, self.space))
+        self.running: dict[str, Tensor] = {}
+        self.gradual = Gradual()
+        self.shrinks: list[Shrunk] = []
         self.dropped: dict[str, nn.Module] = {}
         self.optimizer: Optimizer | None = None
         self.in_place = False  # whether others hold the model, so that it must stay this object
-        self._units = {g.name: g.units for g in self.groups}
-        self._set_masks(dict(given))
-        self.start = self.achieved
+        self.after_step: Callable[[], None] = lambda: None
+        self._hooks: list[RemovableHandle] = []
+        self._enforcer, self._enforced = Enforcer(), True
+        names = {m.name for g in self.space.groups for m in g.members if m.scored}
+        self.initial_masks: Masks = initial_masks(
+            model, [la for la in self.space.layers if la.name in names]
+        )
+        self._units = {g.name: g.units for g in self.space.groups}
         self._start_state: State | None = None
+        self._set_masks(dict(self.initial_masks))
+        self.start = self.achieved
 
-    def _check_signals(self) -> None:
-        reads = self.recipe.trait("criterion", "CALIBRATION")
-        if reads and (self.calibration is None or self.loss is None):
-            raise InputError(
-                f"criterion {self.recipe.criterion.name} needs gradients: give calibration "
-                "(batches) and loss (a function of model and batch); magnitude needs neither"
-            )
-        self.collects_running = bool(self.recipe.trait("criterion", "RUNNING"))
-        if self.collects_running:
-            refuse_frozen(self._parameters())
+    # --- what it is now
 
     @property
     def counts_in(self) -> str:
-        """What ``asked`` and ``reached`` count."""
+        """What ``requested`` and ``achieved`` count."""
         return "sparsity" if self.space.cost_model is None else self.space.cost_model.name
 
     @property
-    def layers(self) -> list[Layer]:
-        """The weights in scope."""
-        return self.space.layers
+    def _revives(self) -> bool:
+        """Whether removed weights come back between cuts."""
+        return self.recipe.trait("restore", "RELEASES") is not None
 
     @property
-    def groups(self) -> list[Group]:
-        """Their units."""
-        return self.space.groups
+    def densities(self) -> dict[str, float]:
+        """Kept ÷ all, by group: weights, or of coupled units those of the dense model."""
+        groups = self.space.groups
+        alive = kept_units(groups, self.masks, self._shapes())
+        if self.space.analysis is None:
+            return {g.name: kept_weights(g, alive[g]) / g.weights for g in groups}
+        left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in groups}
+        return {name: left.get(name, 1) / units for name, units in self._units.items()}
 
-    # --- hooks
+    @property
+    def l1(self) -> float:
+        """Σ|w| over the scope."""
+        with torch.no_grad():
+            weights = scored(self.model, self.space).values()
+            return sum(float(p.abs().sum(dtype=torch.float64)) for p in weights)
+
+    # --- following an optimizer
 
     def attach(self, optimizer: object, copies: Iterable[nn.Module] = ()) -> Optimizer:
         """Follow an optimizer until :meth:`detach`.
@@ -148,7 +145,7 @@ class Pruner:
         self.detach()
         real = real_optimizer(optimizer)
         if self.recipe.compact == "every_round":
-            refuse_for_shrinking(self.shrinks, real, copies)
+            refuse_for_shrinking(real, copies, shrunk=bool(self.shrinks))
         self.optimizer = real
         self._refresh()
         self._enforcer.install(real, self.model, copies)
@@ -164,168 +161,190 @@ class Pruner:
 
     def begin(self, steps: int, per_epoch: int | None = None) -> None:
         """Let the schedule run over the next ``steps`` optimizer steps."""
-        plan = self.recipe.schedule
-        first, last = (
-            duration.parse(d).steps(per_epoch=per_epoch, whole=steps)
-            for d in (plan.start, plan.end)
-        )
-        every = max(1, steps // CUTS)
-        if plan.every is not None:
-            every = max(1, duration.parse(plan.every).steps(per_epoch=per_epoch, whole=steps))
-        if not 0 <= first <= last <= steps:
-            raise InputError(
-                f"schedule: start {plan.start} and end {plan.end} are steps {first} and {last} of "
-                f"{steps}: 0 ≤ start ≤ end ≤ {steps} is needed"
-            )
-        self.step = 0
-        self._first_cut, self._last_cut, self._every = first, max(last, 1), every
+        self.gradual = Gradual.over(steps, self.recipe.schedule, per_epoch)
+
+    def enforce(self, enforced: bool) -> None:
+        """Enforce the masks from now on, or let removed weights train."""
+        self._enforced = enforced
+        self._refresh()
+
+    def _after_step(self, *_: object) -> None:
+        if self.selector.reads_training:
+            self._read_gradients()
+        progress = self.gradual.advance()
+        if progress is not None:
+            self._scheduled_cut(progress)
+        self.after_step()
 
     def _read_gradients(self) -> None:
         """After the step: where a closure computes them (Lightning), before it they are old."""
         with torch.no_grad():
-            for name, weight in self._parameters().items():
+            for name, weight in scored(self.model, self.space).items():
                 if weight.grad is None:
                     continue
                 square = weight.grad.detach().float().square()
                 past = self.running.get(name)
                 self.running[name] = square if past is None else past.lerp_(square, 1 - DECAY)
 
-    def _after_step(self, *_: object) -> None:
-        if self.collects_running:
-            self._read_gradients()
-        self.step += 1
-        if self._first_cut <= self.step <= self._last_cut and (
-            self.step == self._last_cut or (self.step - self._first_cut) % self._every == 0
-        ):
-            length = self._last_cut - self._first_cut
-            progress = (self.step - self._first_cut) / length if length else 1.0
-            self._scheduled_cut(progress)
-
     def _scheduled_cut(self, progress: float) -> None:
-        asked = self.scheduled(progress)
+        requested = self.scheduled(progress)
         final = progress >= 1
-        revives = self.recipe.trait("restore", "RELEASES") is not None
-        if not revives and self.recipe.order == "all" and asked <= self.achieved + 1e-12:
+        if not self._revives and self.recipe.order == "all" and requested <= self.achieved + 1e-12:
             return
-        if revives:
-            before = self.state()
-            self.cut(progress, asked)
-            apply(self.model, self.masks)
-            if not final:
-                self.load(self.methods.restore(self.state(), self.masks, self._memory(before)))
-            self.enforce(final)
-        else:
-            self.cut(progress, asked)
+        if not self._revives:
+            self.cut(progress, requested)
+            return
+        before = self.state()
+        self.cut(progress, requested)
+        apply(self.model, self.masks)
+        if not final:
+            restore = self.selector.methods.restore
+            self.load(restore(self.state(), self.masks, self._memory(before)))
+        self.enforce(final)
 
-    # --- decisions
+    def _memory(self, cut: State) -> Memory:
+        def unavailable() -> State:
+            raise InputError("restore: gradual pruning remembers no earlier training")
+
+        if self._start_state is None:
+            self._start_state = cut
+        start = self._start_state
+        return Memory(lambda: start, unavailable, lambda: cut, unavailable)
+
+    # --- cutting
 
     def scheduled(self, progress: float) -> float:
         """The sparsity that the schedule asks for."""
         if self.recipe.until_guard:
             return max(progress, self.start)
         target = max(self.target, self.start)
-        return self.methods.schedule(progress, self.start, target)
+        return self.selector.methods.schedule(progress, self.start, target)
 
-    def cut(self, progress: float, asked: float | None = None) -> float:
+    def cut(self, progress: float, requested: float | None = None) -> float:
         """Choose masks and apply them; the model is unchanged if that fails.
 
         Args:
             progress: of the schedule, 0 to 1.
-            asked: the sparsity, by default what the schedule asks for.
+            requested: the sparsity, by default what the schedule asks for.
 
         Returns:
-            The sparsity asked of the groups together.
+            The sparsity requested of the groups together.
         """
-        asked = self.scheduled(progress) if asked is None else asked
-        masks, counts = self._choose(progress, asked)
+        requested = self.scheduled(progress) if requested is None else requested
+        goal = Sparsity(progress, requested, self.target)
+        masks, counts = self.selector.choose(
+            self.model, self.space, self._removed, goal, self.running
+        )
         self._set_masks(masks)
         apply(self.model, masks)
-        return self._removed(counts) if self.recipe.order == "bottom_up" else asked
-
-    def _removed(self, counts: Counts) -> float:
-        return (self.space.cost_model or Cost(self.groups))(counts)
+        if self.recipe.order != "bottom_up":
+            return requested
+        return (self.space.cost_model or Cost(self.space.groups))(counts)
 
     def choose(self, progress: float) -> Masks:
         """The masks that a cut at this progress would give; nothing is changed."""
-        return self._choose(progress, self.scheduled(progress))[0]
+        goal = Sparsity(progress, self.scheduled(progress), self.target)
+        return self.selector.choose(self.model, self.space, self._removed, goal, self.running).masks
 
-    def _choose(self, progress: float, asked: float) -> tuple[Masks, Counts]:
-        released = self.recipe.trait("restore", "RELEASES") is not None
-        kept = self.initial_masks if released else self.masks
-        if not self.groups:  # every group of a smaller model is down to its last unit
-            return dict(kept), {}
-        units, counts = self._decide(progress, asked, kept)
-        return assert_same(masks_from(units, counts, kept, self._shapes), "masks"), counts
+    @property
+    def _removed(self) -> Masks:
+        """Masks whose removed weights stay removed in a cut."""
+        return self.initial_masks if self._revives else self.masks
 
-    def _decide(self, progress: float, asked: float, kept: Masks) -> tuple[LazyUnits, Counts]:
-        score = collect(self.methods.criterion, self._signals())
-        alive = kept_units(self.groups, kept, self._shapes)
-        coupled = self.space.analysis is not None
-        density = {g: unit_density(g, kept, self._shapes) for g in self.groups if coupled}
-        units = LazyUnits(self.groups, score, alive, density)
-        limits = limits_of(self.groups, alive)
-        if self.recipe.order == "all":
-            return units, allocate(
-                units, self.methods.allocation, asked, limits, self.space.cost_model
-            )
-        final = allocate(units, self.methods.allocation, self.target, limits, self.space.cost_model)
-        return units, bottom_up(final, progress, self.methods.schedule)
-
-    def counts(self, asked: float) -> dict[str, tuple[int, int]]:
-        """Weights (of coupled groups: units) kept and all, by group, if ``asked`` were cut now."""
-        units, counts = self._decide(1.0, asked, self.masks)
-        masks = masks_from(units, counts, self.masks, self._shapes)
-        alive = kept_units(self.groups, masks, self._shapes)
+    def counts(self, requested: float) -> dict[str, tuple[int, int]]:
+        """Weights (of coupled groups: units) kept and all, by group, if so much were cut now."""
+        goal, groups = Sparsity(1.0, requested, self.target), self.space.groups
+        masks, counts = self.selector.choose(self.model, self.space, self.masks, goal, self.running)
         if self.space.analysis is not None:
-            return {g.name: (int(counts[g]), g.units) for g in self.groups}
-        return {g.name: (kept_weights(g, alive[g]), g.weights) for g in self.groups}
+            return {g.name: (int(counts[g]), g.units) for g in groups}
+        alive = kept_units(groups, masks, self._shapes())
+        return {g.name: (kept_weights(g, alive[g]), g.weights) for g in groups}
 
-    def _signals(self) -> SignalContext:
-        return SignalContext(
-            model=self.model,
-            parameters=self._parameters(),
-            calibration=self.calibration,
-            loss=self.loss,
-            seed=self.recipe.seed,
-            running=self.running,
-        )
+    # --- becoming smaller, and larger again
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        every = dict(self.model.named_parameters())
-        return {name: every[name] for name in self._scored}
+    def shrink(self, optimizer: Optimizer | None = None) -> ShrinkStep | None:
+        """Take every unit out that the masks remove; ``None`` if there is none.
+
+        Args:
+            optimizer: whose state is sliced along.
+
+        Raises:
+            RunError: if the smaller model does not equal the masked one; nothing is changed then.
+        """
+        assert self.space.analysis is not None
+        cut = cut_of(self.space.analysis, self.masks)
+        return self._shrink(cut, optimizer) if cut.units() else None
+
+    def _shrink(self, cut: IndexCut, optimizer: Optimizer | None) -> ShrinkStep:
+        step = shrink(self.model, cut, self.example, optimizer, in_place=self.in_place)
+        self.adopt(step)
+        return step
+
+    def adopt(self, step: ShrinkStep) -> None:
+        """Go on with the model that a shrink gave."""
+        kept, shapes = step.kept, step.tensors
+        self.shrinks.append(Shrunk(step, self.space, self.initial_masks))
+        self.model = step.after
+        names = {n for n, _ in self.model.named_parameters()}
+        self.space = build_space(
+            self.model, self.recipe, self.selector.methods, self.example,
+            layers=[la for la in self.space.layers if la.name in names],
+            dense=self.space, traced=step.traced,
+        )  # fmt: skip
+        self.running = {n: take(t, kept[n]) if n in kept else t for n, t in self.running.items()}
+        self.initial_masks = smaller_masks(self.initial_masks, kept, shapes)
+        self._set_masks(smaller_masks(self.masks, kept, shapes))
+
+    def unshrink(self) -> None:
+        """Undo the last shrink; values are for the caller to fill in."""
+        last = self.shrinks[-1]
+        model = grow(last.step, self.optimizer)
+        self.shrinks.pop()
+        self.model, self.space, self.initial_masks = model, last.space, last.initial_masks
+        self._set_masks({})
+
+    def follow(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Bring the model to where saved shrinks lead: forward from the dense one, or back."""
+        if self.dropped and not steps:
+            put_back_modules(self.model, self.dropped)
+            self.dropped = {}
+        while len(self.shrinks) > len(steps):
+            self.unshrink()
+        for saved_step in steps[len(self.shrinks) :]:
+            assert self.space.analysis is not None
+            plain: Kept = {name: tuple(indices) for name, indices in saved_step["kept"].items()}
+            done = self._shrink(cut_from_kept(self.space.analysis, plain), None)
+            step = as_saved(done, saved_step)
+            self.shrinks[-1] = self.shrinks[-1]._replace(step=step)
+
+    def stay_in_place(self) -> None:
+        """Refuse a model that cannot become smaller while others hold it.
+
+        Raises:
+            InputError: with the way out.
+        """
+        self.in_place = True
+        if self.shrinks:
+            return
+        assert self.space.analysis is not None
+        # The widths are what counts here, so any criterion does.
+        magnitude = bind("criteria", Spec(name="magnitude"))
+        methods = dataclasses.replace(self.selector.methods, criterion=magnitude)
+        goal = Sparsity(1.0, min(self.target, 0.3), self.target)
+        trial = dataclasses.replace(self.selector, methods=methods)
+        masks, _ = trial.choose(self.model, self.space, self.masks, goal, {})
+        cut = cut_of(self.space.analysis, masks)
+        if cut.units():
+            refuse_replacing(find_plan(self.model, cut, self.example))
 
     # --- state
 
-    def see(self, view: PruningSpace, given: Masks, masks: Masks) -> None:
-        """Go on with a model that became smaller, or larger again."""
-        self.space, self.initial_masks = view, given
-        self._shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
-        self._scored = dict.fromkeys(m.name for g in self.groups for m in g.members if m.scored)
-        self._set_masks(masks)
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {n: tuple(p.shape) for n, p in self.model.named_parameters()}
 
     def _set_masks(self, masks: Masks) -> None:
         self.masks = masks
-        self.sparsity, self.achieved = self.space.removed_fraction(masks, self._shapes)
-        self._refresh()
-
-    @property
-    def densities(self) -> dict[str, float]:
-        """Kept ÷ all, by group: weights, or of coupled units those of the dense model."""
-        alive = kept_units(self.groups, self.masks, self._shapes)
-        if self.space.analysis is None:
-            return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.groups}
-        left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in self.groups}
-        return {name: left.get(name, 1) / units for name, units in self._units.items()}
-
-    @property
-    def l1(self) -> float:
-        """Σ|w| over the scope."""
-        with torch.no_grad():
-            return sum(float(p.abs().sum(dtype=torch.float64)) for p in self._parameters().values())
-
-    def enforce(self, enforced: bool) -> None:
-        """Enforce the masks from now on, or let removed weights train."""
-        self._enforced = enforced
+        self.sparsity, self.achieved = self.space.removed_fraction(masks, self._shapes())
         self._refresh()
 
     def _refresh(self) -> None:
@@ -339,34 +358,35 @@ class Pruner:
         """Put parameters and buffers back, in place."""
         put_back(self.model, state.tensors)
 
-    def _memory(self, cut: State) -> Memory:
-        def unavailable() -> State:
-            raise InputError("restore: gradual pruning remembers no earlier training")
-
-        if self._start_state is None:
-            self._start_state = cut
-        start = self._start_state
-        return Memory(lambda: start, unavailable, lambda: cut, unavailable)
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from, for your own checkpoints: plain values and tensors."""
+        """Everything to go on from, as plain values and tensors."""
+        gradual = self.gradual
         return {
-            "step": self.step,
+            "step": gradual.step,
             "masks": dict(self.masks),
             "enforced": self._enforced,
-            "cuts": (self._first_cut, self._last_cut, self._every),
+            "cuts": (gradual.first, gradual.last, gradual.every),
             "running": dict(self.running),
-            "shrinks": saved_shrinks(self),
+            "shrinks": saved(self.shrinks),
             "start": None if self._start_state is None else self._start_state.tensors,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Return to what :meth:`state_dict` gave."""
-        follow(self, saved["shrinks"])
-        self.step = saved["step"]
-        self._enforced = saved["enforced"]
-        self._first_cut, self._last_cut, self._every = saved["cuts"]
-        self.running = dict(saved["running"])
-        start = saved["start"]
+    def load_state_dict(
+        self, values: Mapping[str, Any], *, initial_masks: Masks | None = None
+    ) -> None:
+        """Return to what :meth:`state_dict` gave.
+
+        Args:
+            values: that state.
+            initial_masks: with which the model came, where the one at hand is no sign of that.
+        """
+        self.follow(values["shrinks"])
+        if initial_masks is not None:
+            self.initial_masks = dict(initial_masks)
+        first, last, every = values["cuts"]
+        self.gradual = Gradual(first, last, every, values["step"])
+        self._enforced = values["enforced"]
+        self.running = dict(values["running"])
+        start = values["start"]
         self._start_state = None if start is None else State(dict(start), {})
-        self._set_masks(dict(saved["masks"]))
+        self._set_masks(dict(values["masks"]))

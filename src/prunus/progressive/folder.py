@@ -19,7 +19,7 @@ from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
 from prunus.methods.catalog import digest as file_digest
 from prunus.methods.catalog import find
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import Journal, read_events
 from prunus.progressive.result import Result, Round
 from prunus.recipe.resolve import code_digests
@@ -27,23 +27,23 @@ from prunus.recipe.schema import Recipe
 
 
 @contextlib.contextmanager
-def open_journal(folder: Path | None, pruner: Pruner) -> Iterator[Journal]:
+def open_journal(folder: Path | None, engine: PruningEngine) -> Iterator[Journal]:
     """The journal of a run; a folder that holds another one is refused."""
     if folder is not None:
-        own = identity(pruner)
+        own = identity(engine)
         on_rank_zero(lambda: refuse_other(folder, own))
     journal = Journal(folder)
     try:
         if folder is not None:
-            on_rank_zero(lambda: _write_identity(folder, pruner))
+            on_rank_zero(lambda: _write_identity(folder, engine))
         yield journal
     finally:
         journal.close()
 
 
-def identity(pruner: Pruner) -> dict[str, Any]:
+def identity(engine: PruningEngine) -> dict[str, Any]:
     """What makes two runs the same: recipe, code, parameters and initial weights."""
-    recipe = pruner.recipe
+    recipe = engine.recipe
     task = recipe.task
     code = code_digests(recipe)
     if task is not None and ".py" not in task.name:
@@ -53,8 +53,8 @@ def identity(pruner: Pruner) -> dict[str, Any]:
     return {
         "recipe": recipe.digest(),
         "code": code,
-        "parameters": {n: list(p.shape) for n, p in pruner.model.named_parameters()},
-        "weights": files.tensors_digest(dict(pruner.model.state_dict())),
+        "parameters": {n: list(p.shape) for n, p in engine.model.named_parameters()},
+        "weights": files.tensors_digest(dict(engine.model.state_dict())),
     }
 
 
@@ -87,14 +87,14 @@ def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
         )
 
 
-def _write_identity(folder: Path, pruner: Pruner) -> None:
+def _write_identity(folder: Path, engine: PruningEngine) -> None:
     values = {
-        "identity": identity(pruner),
+        "identity": identity(engine),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": describe(),
     }
     if not (folder / "run.json").exists():
-        files.write_atomically(folder / "recipe.yaml", pruner.recipe.to_yaml().encode())
+        files.write_atomically(folder / "recipe.yaml", engine.recipe.to_yaml().encode())
         files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from prunus._common.metrics import Metric
 from prunus.errors import InputError
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import Journal
 from prunus.progressive.judge import judge
 from prunus.progressive.loop import phases
@@ -92,17 +93,19 @@ class LoopRounds:
     the loop, one optimizer all through.
     """
 
-    def __init__(self, pruner: Pruner, evaluate: Metric | None, per_epoch: int | None) -> None:
-        assert pruner.optimizer is not None
-        recipe = pruner.recipe
-        self.optimizer: Optimizer = pruner.optimizer
+    def __init__(
+        self, engine: PruningEngine, evaluate: Metric | None, per_epoch: int | None
+    ) -> None:
+        assert engine.optimizer is not None
+        recipe = engine.recipe
+        self.optimizer: Optimizer = engine.optimizer
         self.job = RunContext(
-            pruner=pruner,
+            engine=engine,
             journal=Journal(None),
             train=_elsewhere,
             evaluate=evaluate,
             evaluate_train=None,
-            example=pruner.example,
+            example=engine.example,
             on_event=lambda event: None,
             should_stop=lambda: False,
             keeps=recipe.guard is not None,
@@ -115,74 +118,70 @@ class LoopRounds:
 
     def begin(self) -> None:
         """Go to where training is due: through round 0 and the first cut, if it needs none."""
-        recalls = self.job.pruner.recipe.trait("restore", "RECALLS")
+        recalls = self.job.engine.recipe.trait("restore", "RECALLS")
         if self.rewinds_at == 0 or recalls == "start":
             name = "rewind" if self.rewinds_at == 0 else "start"
-            self.at.blobs[name] = self.job.journal.store(name, blob(self.job.pruner.state()))
+            self.at.blobs[name] = self.job.journal.store(name, blob(self.job.engine.state()))
         self._go_on()
 
     def after_step(self) -> None:
         """Count an optimizer step; at the end of a phase do all that lies before the next."""
-        at, pruner = self.at, self.job.pruner
+        at, engine = self.at, self.job.engine
         if at.phase == "end":
             return
         self.taken += 1
         if at.phase == "dense" and self.taken == self.rewinds_at:
-            state = pruner.state(self.optimizer.state_dict()["state"])
+            state = engine.state(self.optimizer.state_dict()["state"])
             at.blobs["rewind"] = self.job.journal.store("rewind", blob(state))
         if self.taken >= self.length or self.limit.reached(at.step + self.taken, at.per_epoch):
             self._go_on()
 
     def _go_on(self) -> None:
-        pruner = self.job.pruner
+        engine = self.job.engine
         while True:
-            held = self._count()
-            enforced = next(self._phases, None)
-            self._give_back(held)
+            with self._between_steps():
+                enforced = next(self._phases, None)
             if enforced is None:
                 self._end()
                 return
-            pruner.enforce(enforced)
+            engine.enforce(enforced)
             self.length = length_of(self.job, self.at).steps()
-            if not pruner.recipe.in_rounds and self.at.phase in ("train", "free"):
-                pruner.begin(self.length, self.at.per_epoch)
+            if not engine.recipe.in_rounds and self.at.phase in ("train", "free"):
+                engine.begin(self.length, self.at.per_epoch)
             if self.length:
                 return
 
-    def _count(self) -> Any:
-        """Let the position know what was trained; returns the optimizer's state."""
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """The run's state has what was trained; the optimizer gets what a restore left of it."""
         at = self.at
         at.step, self.taken = at.step + self.taken, 0
-        at.optimizer = self.optimizer.state_dict()["state"]
-        at.names = names_of(self.job.pruner.model, self.optimizer)
-        return at.optimizer
-
-    def _give_back(self, held: Any) -> None:
-        """Return the optimizer to a state that a restore or a rollback asks for."""
-        if self.at.optimizer is not held:
+        trained = self.optimizer.state_dict()["state"]
+        at.optimizer, at.names = trained, names_of(self.job.engine.model, self.optimizer)
+        yield
+        if at.optimizer is not trained:
             groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": self.at.optimizer, "param_groups": groups})
-        self.at.optimizer = {}
+            self.optimizer.load_state_dict({"state": at.optimizer, "param_groups": groups})
+        at.optimizer = {}
 
     def finish(self) -> None:
         """The loop ends here: judge a round at work, and leave the last one that was accepted."""
         at = self.at
         if at.phase == "end":
             return
-        held = self._count()
         at.reason = f"the training ended in round {at.index}"
-        if at.phase in ("train", "free"):
-            judge(self.job, at, self.limit)
-        elif at.phase == "revived" and at.accepted is not None:
-            put_back(self.job, at, self.job.journal.fetch(at.accepted))
-        self._give_back(held)
+        with self._between_steps():
+            if at.phase in ("train", "free"):
+                judge(self.job, at, self.limit)
+            elif at.phase == "revived" and at.accepted is not None:
+                put_back(self.job, at, self.job.journal.fetch(at.accepted))
         at.phase = "end"
         self._end()
 
     def _end(self) -> None:
-        pruner = self.job.pruner
-        pruner.enforce(True)
-        apply(pruner.model, pruner.masks)
+        engine = self.job.engine
+        engine.enforce(True)
+        apply(engine.model, engine.masks)
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors to go on from, without model and optimizer."""
@@ -206,7 +205,7 @@ class LoopRounds:
         self.taken, self.length = values.pop("taken"), values.pop("length")
         self.at = RunState.from_dict(values)
         self.at.accepted, self.at.blobs = kept.pop("accepted", None), kept
-        self.limit = Budget(self.job.pruner.recipe.limit, self.at.seconds)
+        self.limit = Budget(self.job.engine.recipe.limit, self.at.seconds)
         self._phases = phases(self.job, self.at, self.limit)
         next(self._phases, None)  # to where the loop trains
 

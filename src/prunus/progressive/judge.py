@@ -16,7 +16,6 @@ from prunus._common.distributed import number as over_ranks
 from prunus._common.distributed import on_rank_zero, synchronize, world_size
 from prunus._common.metrics import Metric, MetricEstimate, number
 from prunus._common.modules import evaluating
-from prunus.compaction.shrink import shrink
 from prunus.compaction.slicing.drop import emptied, find_drops, take_out
 from prunus.compaction.slicing.parameters import refuse_optimizer
 from prunus.errors import InputError, RunError
@@ -32,15 +31,15 @@ from prunus.types import Masks
 
 
 def judge(job: RunContext, at: RunState, limit: Budget) -> None:
-    pruner, recipe = job.pruner, job.pruner.recipe
+    engine, recipe = job.engine, job.engine.recipe
     dense = at.phase == "dense"
-    finite(pruner.model)
-    synchronize(pruner.model, f"of round {at.index}")
-    free = at.phase == "free" and pruner.masks
-    trained = pruner.state(at.optimizer) if free else None
-    apply(pruner.model, pruner.masks)
-    check(pruner.model, pruner.masks)
-    metric = score(job.evaluate, pruner.model, "evaluate")
+    finite(engine.model)
+    synchronize(engine.model, f"of round {at.index}")
+    free = at.phase == "free" and engine.masks
+    trained = engine.state(at.optimizer) if free else None
+    apply(engine.model, engine.masks)
+    check(engine.model, engine.masks)
+    metric = score(job.evaluate, engine.model, "evaluate")
     first = at.rounds[0].metric if at.rounds else metric
     first_latency = at.rounds[0].latency if at.rounds else {}
     if dense:
@@ -53,16 +52,16 @@ def judge(job: RunContext, at: RunState, limit: Budget) -> None:
         index=at.index,
         step=at.step,
         progress=0.0 if dense else at.progress,
-        requested=pruner.start if dense else at.requested,
-        achieved=pruner.achieved,
-        sparsity=pruner.sparsity,
-        target=pruner.counts_in,
+        requested=engine.start if dense else at.requested,
+        achieved=engine.achieved,
+        sparsity=engine.sparsity,
+        target=engine.counts_in,
         metric=metric,
         verdict=verdict,
-        train_metric=score(job.evaluate_train, pruner.model, "evaluate_train"),
-        l1=pruner.l1,
-        densities=pruner.densities,
-        cost=costs.measure(pruner.model, job.example, pruner.masks),
+        train_metric=score(job.evaluate_train, engine.model, "evaluate_train"),
+        l1=engine.l1,
+        densities=engine.densities,
+        cost=costs.measure(engine.model, job.example, engine.masks),
         seconds=limit.seconds - at.round_began,
         latency={}
         if verdict == "rejected"
@@ -70,8 +69,8 @@ def judge(job: RunContext, at: RunState, limit: Budget) -> None:
     )
     at.rounds.append(made)
     if trained is not None and verdict != "rejected":
-        pruner.load(trained)
-    if revives(pruner, "after") and verdict == "accepted" and at.progress < 1:
+        engine.load(trained)
+    if revives(engine, "after") and verdict == "accepted" and at.progress < 1:
         restore(job, at)
     at.phase = "next"
     if verdict == "rejected":
@@ -86,12 +85,12 @@ def judge(job: RunContext, at: RunState, limit: Budget) -> None:
 
 def is_repeat(job: RunContext, at: RunState) -> bool:
     """Whether this cut is the one just rejected: whole units leave no smaller one."""
-    last, pruner = at.rounds[-1], job.pruner
+    last, engine = at.rounds[-1], job.engine
     return (
         last.verdict == "rejected"
-        and not pruner.recipe.trait("restore", "CHANGES")
-        and pruner.achieved == last.achieved
-        and pruner.densities == last.densities
+        and not engine.recipe.trait("restore", "CHANGES")
+        and engine.achieved == last.achieved
+        and engine.densities == last.densities
     )
 
 
@@ -107,7 +106,7 @@ def reject_again(job: RunContext, at: RunState, limit: Budget) -> None:
     job.journal.write("round", **made.to_dict())
     text = f"round {made.index} would cut what round {made.index - 1} cut: not tried again"
     job.on_event({"event": "note", "text": text})
-    job.on_event({"event": "judged", "row": made, "of": job.pruner.recipe.rounds})
+    job.on_event({"event": "judged", "row": made, "of": job.engine.recipe.rounds})
 
 
 def score(evaluate: Metric | None, model: nn.Module, name: str) -> float | None:
@@ -160,8 +159,8 @@ def final_masks(job: RunContext, at: RunState) -> Masks:
     """Return to the last accepted round, removed weights exactly zero."""
     assert at.accepted is not None
     put_back(job, at, job.journal.fetch(at.accepted))
-    apply(job.model, job.pruner.masks)
-    return dict(job.pruner.masks)
+    apply(job.model, job.engine.masks)
+    return dict(job.engine.masks)
 
 
 _ORDER = ("sliced", "attributes", "modules", "graph")
@@ -169,18 +168,18 @@ _ORDER = ("sliced", "attributes", "modules", "graph")
 
 def compacted(job: RunContext) -> Compaction | None:
     """Make the final model physically smaller, if the recipe says so."""
-    pruner = job.pruner
-    if pruner.recipe.compact == "none":
+    engine = job.engine
+    if engine.recipe.compact == "none":
         return None
-    if pruner.space.analysis is None:
+    if engine.space.analysis is None:
         return _dropped(job)
-    shrink(pruner, sliceable(pruner.optimizer))
-    if not pruner.shrinks:
+    engine.shrink(sliceable(engine.optimizer))
+    if not engine.shrinks:
         return None
-    plans = [s.plan for s in pruner.shrinks]
+    plans = [s.step.plan for s in engine.shrinks]
     return Compaction(
         route=max((p.route for p in plans), key=_ORDER.index),
-        units=sum(s.units for s in pruner.shrinks),
+        units=sum(s.step.units for s in engine.shrinks),
         error=max(p.comparison.error for p in plans),
         effect=max(p.comparison.effect for p in plans),
         notes=_together(n for p in plans for n in p.notes),
@@ -213,15 +212,15 @@ def sliceable(optimizer: Optimizer | None) -> Optimizer | None:
 
 def _dropped(job: RunContext) -> Compaction | None:
     """Without the modules of which nothing is left."""
-    pruner = job.pruner
-    if not emptied(pruner.model, pruner.masks):
+    engine = job.engine
+    if not emptied(engine.model, engine.masks):
         return None
     if job.example is None:
         raise InputError("compact: give example=, an input, so that the result can be verified")
-    drops = find_drops(pruner.model, pruner.masks, job.example)
-    pruner.dropped = take_out(pruner.model, drops.left)
-    left = {name for name, _ in pruner.model.named_parameters()}
-    pruner.masks = {name: mask for name, mask in pruner.masks.items() if name in left}
+    drops = find_drops(engine.model, engine.masks, job.example)
+    engine.dropped = take_out(engine.model, drops.left)
+    left = {name for name, _ in engine.model.named_parameters()}
+    engine.masks = {name: mask for name, mask in engine.masks.items() if name in left}
     return Compaction(
         route="modules",
         units=len(drops.left),
@@ -233,4 +232,4 @@ def _dropped(job: RunContext) -> Compaction | None:
 
 def final_cost(job: RunContext) -> dict[str, float | None]:
     """Of the model as it stands."""
-    return dict(costs.measure(job.model, job.example, job.pruner.masks))
+    return dict(costs.measure(job.model, job.example, job.engine.masks))

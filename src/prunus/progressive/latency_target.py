@@ -128,8 +128,8 @@ def calibrate_target(job: RunContext, when: str) -> bool:
     Raises:
         InputError: if the bound is out of reach.
     """
-    pruner = job.pruner
-    target = pruner.recipe.target
+    engine = job.engine
+    target = engine.recipe.target
     if target is None or target.latency is None:
         return False
     before = [e for e in job.journal.events if e["event"] == "latency"]
@@ -144,7 +144,7 @@ def calibrate_target(job: RunContext, when: str) -> bool:
         job.journal.write("latency", when=when, **asdict(found))
         job.on_event({"event": "note", "text": summary(found)})
         known = job.journal.events[-1:]
-    pruner.target = known[-1]["part"]
+    engine.target = known[-1]["part"]
     return True
 
 
@@ -187,7 +187,7 @@ class _Clock:
     """Builds and times smaller copies of a model beside the dense one, on rank 0."""
 
     def __init__(self, job: RunContext) -> None:
-        deploy = job.pruner.recipe.deploy
+        deploy = job.engine.recipe.deploy
         assert deploy is not None
         self.job, self.how = job, deploy
         self.runtime = find(deploy.runtime)
@@ -208,10 +208,10 @@ class _Clock:
 
     def found(self, bound: float, relative: bool) -> Found:
         """Search with the bound in milliseconds, or as a part of the dense model's latency."""
-        pruner = self.job.pruner
-        figure = pruner.space.cost_model
+        engine = self.job.engine
+        figure, groups = engine.space.cost_model, engine.space.groups
         assert figure is not None
-        most = most_of(figure, limits_of(pruner.groups, dict.fromkeys(pruner.groups)))
+        most = most_of(figure, limits_of(groups, dict.fromkeys(groups)))
         seen: dict[float, tuple[float, float]] = {}
 
         def latency(part: float) -> float:
@@ -233,9 +233,9 @@ class _Clock:
 
     def _measure(self, part: float) -> tuple[float, float]:
         """Milliseconds of the artifact with this part of the macs removed, and of the dense one."""
-        pruner = self.job.pruner
-        pruner.target = part
-        masks = pruner.choose(1.0) if part > 0 else None  # all ranks choose, one measures
+        engine = self.job.engine
+        engine.target = part
+        masks = engine.choose(1.0) if part > 0 else None  # all ranks choose, one measures
         return on_rank_zero(lambda: self._timed(masks))
 
     def _timed(self, masks: Masks | None) -> tuple[float, float]:
@@ -248,10 +248,10 @@ class _Clock:
         return times["small"].median_ms, times["dense"].median_ms
 
     def _smaller(self, masks: Masks) -> nn.Module:
-        pruner = self.job.pruner
+        engine = self.job.engine
         if all(bool(mask.all()) for mask in masks.values()):
-            return pruner.model
-        return compact(pruner.model, masks, self.job.example).model
+            return engine.model
+        return compact(engine.model, masks, self.job.example).model
 
     def _session(self, model: nn.Module) -> Any:
         self.count += 1

@@ -13,12 +13,11 @@ from prunus.progressive.state import RunContext, RunState, save
 from prunus.progressive.train import train
 
 
-def all_rounds(job: RunContext, at: RunState) -> RunState:
-    """Run a job from a position to its end."""
-    limit = Budget(job.pruner.recipe.limit, at.seconds)
+def all_rounds(job: RunContext, at: RunState) -> None:
+    """Go on with a run from where it is to its end."""
+    limit = Budget(job.engine.recipe.limit, at.seconds)
     for enforced in phases(job, at, limit):
         train(job, at, limit, enforced=enforced)
-    return at
 
 
 def phases(job: RunContext, at: RunState, limit: Budget) -> Iterator[bool]:
@@ -49,15 +48,15 @@ def phases(job: RunContext, at: RunState, limit: Budget) -> Iterator[bool]:
 
 
 def _choose_next(job: RunContext, at: RunState, limit: Budget) -> None:
-    pruner = job.pruner
+    engine = job.engine
     at.round_began = limit.seconds
-    progress, at.reason = next_progress(at.rounds, pruner.recipe, pruner.scheduled)
+    progress, at.reason = next_progress(at.rounds, engine.recipe, engine.scheduled)
     if progress is not None and limit.reached(at.step, at.per_epoch):
         progress, at.reason = None, f"the limit of {limit.text} is reached"
     if progress is None:
         at.phase = "end"
         return
-    at.progress, at.requested = progress, pruner.scheduled(progress)
-    revived = revives(pruner, "after") and at.index > 1 and job.train is not None
+    at.progress, at.requested = progress, engine.scheduled(progress)
+    revived = revives(engine, "after") and at.index > 1 and job.train is not None
     at.phase = "revived" if revived else "cut"
     job.on_event({"event": "round", "round": at.index, "asked": at.requested})

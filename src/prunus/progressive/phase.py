@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from prunus._common import rng as randomness
 from prunus._common.distributed import gather, on_rank_zero
 from prunus.errors import InputError, RunError
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.recipe import duration
 
 Batch = TypeVar("Batch")
@@ -29,7 +29,7 @@ class Run:
 
     def __init__(
         self,
-        pruner: Pruner,
+        engine: PruningEngine,
         *,
         round: int,
         length: duration.Duration,
@@ -38,7 +38,7 @@ class Run:
         data_seed: int,
     ) -> None:
         self.round = round
-        self._pruner, self._length, self._gradual = pruner, length, gradual
+        self._engine, self._length, self._gradual = engine, length, gradual
         self._rate, self._seed = rate, data_seed
         self._steps: int | None = None
         self._base: list[float] = []
@@ -87,7 +87,7 @@ class Run:
                 "both a scheduler and the recipe's learning_rate would set the rate: leave one out"
             )
         copies = [o for o in others.values() if isinstance(o, nn.Module)]
-        real = self._pruner.attach(optimizer, copies)
+        real = self._engine.attach(optimizer, copies)
         # The rate as it was made, also when an earlier phase has lowered it.
         self._base = [
             float(group.setdefault("initial_lr", group["lr"])) for group in real.param_groups
@@ -111,7 +111,7 @@ class Run:
         if isinstance(loader, Sized):
             self.per_epoch = len(loader)
         if self._gradual and self.done == 0:
-            self._pruner.begin(self.steps, self.per_epoch)
+            self._engine.begin(self.steps, self.per_epoch)
         resume_at = self.batch
         while self.done < self.steps:
             before, self.batch = self.done, 0
@@ -210,7 +210,7 @@ class Run:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        self._pruner.detach()
+        self._engine.detach()
 
 
 def _carry(optimizer: Optimizer, state: dict[Any, Any]) -> None:

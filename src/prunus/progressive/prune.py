@@ -14,18 +14,17 @@ from prunus._common import rng as randomness
 from prunus._common.distributed import on_rank_zero, rank, release, shared_stop, synchronize
 from prunus._common.metrics import Metric, MetricEstimate
 from prunus._common.modules import detached_copy, keeping_modes
-from prunus.compaction.shrink import follow
 from prunus.errors import InputError
 from prunus.progressive.builtin import trainer
 from prunus.progressive.deploy_step import refuse_unserved, serve, serves
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.folder import open_journal, recipe_of, write_result
 from prunus.progressive.guard import direction_warning, last_accepted
 from prunus.progressive.judge import compacted, final_cost, final_masks, score, test_estimate
 from prunus.progressive.latency_target import calibrate_target, latency_verdict, prepared
 from prunus.progressive.loop import all_rounds
 from prunus.progressive.result import Result
-from prunus.progressive.state import OnEvent, RunContext, begin
+from prunus.progressive.state import OnEvent, RunContext, RunState, begin
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.masks import copy_of, put_back
 from prunus.recipe import duration
@@ -118,14 +117,14 @@ def prune(
         if train is None:
             recipe = _without_training(recipe, evaluate)
         recipe = prepared(recipe)
-        pruner = Pruner(model, recipe, calibration=calibration, loss=loss, example=example)
-        _check(recipe, pruner, train, evaluate)
+        engine = PruningEngine(model, recipe, calibration=calibration, loss=loss, example=example)
+        _check(recipe, engine, train, evaluate)
         refuse_unserved(recipe, example, calibration, loss)
         synchronize(model, "given")
         where = on_rank_zero(lambda: None if folder is None else Path(folder))
-        with _undone_on_error(pruner), open_journal(where, pruner) as journal:
+        with _undone_on_error(engine), open_journal(where, engine) as journal:
             job = RunContext(
-                pruner=pruner,
+                engine=engine,
                 journal=journal,
                 train=train,
                 evaluate=evaluate,
@@ -140,8 +139,11 @@ def prune(
                 job.on_event({"event": "note", "text": text})
             if not journal.events:
                 score(evaluate, model, "evaluate")
-            result = _finish(job, test, metric_name)
-    del job, pruner, journal  # what holds the wrappers of the user's training
+            at = begin(job)
+            calibrate_target(job, "start")
+            all_rounds(job, at)
+            result = _finish(job, at, test, metric_name)
+    del job, engine, journal  # what holds the wrappers of the user's training
     release()
     return result
 
@@ -176,10 +178,10 @@ def _without_training(recipe: Recipe, evaluate: Metric | None) -> Recipe:
 
 
 def _check(
-    recipe: Recipe, pruner: Pruner, train: Callable[..., Any] | None, evaluate: Metric | None
+    recipe: Recipe, engine: PruningEngine, train: Callable[..., Any] | None, evaluate: Metric | None
 ) -> None:
     """What can be known before work starts."""
-    refuse_plain_train(pruner, train)
+    refuse_plain_train(engine, train)
     if recipe.guard is not None and evaluate is None:
         raise InputError("guard: nothing to judge with: give evaluate(model) -> float, or no guard")
     if train is not None and not recipe.in_rounds and duration.parse(recipe.retrain).value == 0:
@@ -190,7 +192,7 @@ def _check(
     trained = train is not None and (
         duration.parse(recipe.dense.length).value > 0 or not recipe.in_rounds
     )
-    if pruner.collects_running and not trained:
+    if engine.selector.reads_training and not trained:
         raise InputError(
             f"criterion {recipe.criterion.name} reads the gradients of the training before a cut, "
             "and there is none before the first: set dense, or use fisher with calibration"
@@ -198,9 +200,9 @@ def _check(
 
 
 @contextlib.contextmanager
-def _undone_on_error(pruner: Pruner) -> Iterator[None]:
+def _undone_on_error(engine: PruningEngine) -> Iterator[None]:
     """If anything goes wrong, the model is as it was given."""
-    model = pruner.model
+    model = engine.model
     before = copy_of(model)
     grads = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -208,28 +210,25 @@ def _undone_on_error(pruner: Pruner) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                follow(pruner, [])
+                engine.follow([])
                 put_back(model, before)
                 for parameter, needs in grads:
                     parameter.requires_grad_(needs)
                 raise
     finally:
-        if pruner.model is not model:
-            pruner.model.train(model.training)
+        if engine.model is not model:
+            engine.model.train(model.training)
         for parameter in model.parameters():
             parameter.grad = None
 
 
-def _finish(job: RunContext, test: Metric | None, metric_name: str) -> Result:
-    at = begin(job)
-    calibrate_target(job, "start")
-    at = all_rounds(job, at)
+def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str) -> Result:
     masks = final_masks(job, at)
     compaction = compacted(job)
     deployment = serve(job, compaction)
     if compaction is not None:
-        masks = dict(job.pruner.masks)
-    kept = on_rank_zero(lambda: latency_verdict(job.pruner.recipe, deployment))
+        masks = dict(job.engine.masks)
+    kept = on_rank_zero(lambda: latency_verdict(job.engine.recipe, deployment))
     why = "; ".join(x for x in (at.reason, kept) if x)
     good = last_accepted(at.rounds)
     done = [e for e in job.journal.events if e["event"] == "end"]

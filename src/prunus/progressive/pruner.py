@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.metrics import Metric
-from prunus.compaction.cut import cut_of
-from prunus.compaction.search import find_plan
-from prunus.compaction.shrink import follow, refuse_replacing
 from prunus.errors import InputError
-from prunus.progressive import engine as pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.in_loop import LoopRounds, in_steps, lengths_of, with_lengths
 from prunus.progressive.result import Round
+from prunus.progressive.shrinks import begins
 from prunus.pruning.masks import apply
-from prunus.recipe.fields import Spec
-from prunus.recipe.resolve import bind
 from prunus.recipe.rules import own_loop_conflict
 from prunus.recipe.schema import Recipe
+from prunus.types import Masks
 
 
-class Pruner(pruner.Pruner):
+class Pruner:
     """Prunes a model inside a training loop of your own, gradually or in rounds.
 
     Build it after model and optimizer; nothing else in the loop changes. After every optimizer
@@ -46,15 +42,6 @@ class Pruner(pruner.Pruner):
         calibration: batches for criteria that need gradients.
         loss: ``(model, batch) -> scalar`` for the same.
         example: an input (or a tuple of inputs), from which the order of execution is read.
-
-    Attributes:
-        masks: parameter name to bool, True = kept.
-        sparsity: removed weights ÷ weights in scope, by the masks; of coupled units: ÷ weights in
-            scope of which a unit can go.
-        reached: the part of what the target counts that is gone: the sparsity, or of a bound
-            such as ``max_macs`` what the dense model has more than the compact one.
-        steps: optimizer steps that the recipe asks for; ``None`` where the guard decides, and
-            more than that where it rejects rounds.
 
     Raises:
         InputError: for whatever cannot be pruned as asked, before anything is changed.
@@ -85,9 +72,12 @@ class Pruner(pruner.Pruner):
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         example: Any = None,
     ) -> None:
-        super().__init__(model, recipe, calibration=calibration, loss=loss, example=example)
-        self.evaluate = evaluate
-        self.steps: int | None = None
+        self._engine = PruningEngine(
+            model, recipe, calibration=calibration, loss=loss, example=example
+        )
+        self._engine.after_step = self._after_step
+        self._evaluate = evaluate
+        self._steps: int | None = None
         self._digest = self.recipe.digest()
         self._rounds: LoopRounds | None = None
         if optimizer is not None:
@@ -109,62 +99,79 @@ class Pruner(pruner.Pruner):
             steps_per_epoch: see there.
             saved: what :meth:`state_dict` gave, where model and optimizer are loaded already.
         """
-        problem = own_loop_conflict(self.recipe, judged=self.evaluate is not None)
+        engine = self._engine
+        problem = own_loop_conflict(engine.recipe, judged=self._evaluate is not None)
         if problem is not None:
             raise InputError(problem)
-        self.recipe, self.steps = in_steps(self.recipe, steps, steps_per_epoch)
-        if self.recipe.compact == "every_round":
-            self._refuse_another_object()
-        self.attach(optimizer)
+        engine.recipe, self._steps = in_steps(engine.recipe, steps, steps_per_epoch)
+        if engine.recipe.compact == "every_round":
+            _refuse_several_processes()
+            engine.stay_in_place()
+        engine.attach(optimizer)
         if self._in_rounds:
-            self._rounds = LoopRounds(self, self.evaluate, steps_per_epoch)
+            self._rounds = LoopRounds(engine, self._evaluate, steps_per_epoch)
         if saved is not None:
             self.load_state_dict(saved)
             return
-        apply(self.model, self.masks)
+        apply(engine.model, engine.masks)
         if self._rounds is not None:
             self._rounds.begin()
         else:
-            assert self.steps is not None
-            self.begin(self.steps, steps_per_epoch)
+            assert self._steps is not None
+            engine.begin(self._steps, steps_per_epoch)
 
     @property
     def _in_rounds(self) -> bool:
         """Whether there is more to do than the cuts of a gradual schedule."""
         recipe = self.recipe
         trains = lengths_of(recipe)[0] > 0
-        return recipe.in_rounds or trains or self.evaluate is not None or recipe.limit is not None
+        return recipe.in_rounds or trains or self._evaluate is not None or recipe.limit is not None
 
-    def _refuse_another_object(self) -> None:
-        """Refuse a model that cannot become smaller while others hold it.
-
-        Raises:
-            InputError: with the way out.
-        """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            raise InputError(
-                "compact: every_round: what wraps the model in several processes keeps buckets of "
-                "the old sizes: leave it out, and call prunus.compact after the training"
-            )
-        self.in_place = True
-        if self.shrinks:
-            return
-        ideas = self.methods
-        try:  # the widths are what counts here, so any criterion does
-            magnitude = bind("criteria", Spec(name="magnitude"))
-            self.methods = dataclasses.replace(ideas, criterion=magnitude)
-            masks, _ = self._choose(1.0, min(self.target, 0.3))
-        finally:
-            self.methods = ideas
-        assert self.space.analysis is not None
-        cut = cut_of(self.space.analysis, masks)
-        if cut.units():
-            refuse_replacing(find_plan(self.model, cut, self.example))
-
-    def _after_step(self, *_: object) -> None:
-        super()._after_step()
+    def _after_step(self) -> None:
         if self._rounds is not None:
             self._rounds.after_step()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it stands."""
+        return self._engine.model
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; once the loop is joined, with all lengths in optimizer steps."""
+        return self._engine.recipe
+
+    @property
+    def masks(self) -> Masks:
+        """Parameter name to bool, True = kept."""
+        return self._engine.masks
+
+    @property
+    def sparsity(self) -> float:
+        """Removed ÷ all weights in scope; of coupled units ÷ those of which a unit can go."""
+        return self._engine.sparsity
+
+    @property
+    def achieved(self) -> float:
+        """The part of what the target counts that is gone.
+
+        That is the sparsity, or of a bound such as ``max_macs`` what the dense model has more than
+        the compact one.
+        """
+        return self._engine.achieved
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the phase at work; of a gradual recipe all of them."""
+        return self._engine.gradual.step
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps that the recipe asks for.
+
+        ``None`` where the guard decides; where it rejects rounds, more are taken.
+        """
+        return self._steps
 
     @property
     def rounds(self) -> tuple[Round, ...]:
@@ -176,7 +183,7 @@ class Pruner(pruner.Pruner):
         """Whether the recipe asks for no more steps; masks are held for as long as you train."""
         if self._rounds is not None:
             return self._rounds.at.phase == "end"
-        return self.steps is not None and self.step >= self.steps
+        return self._steps is not None and self.step >= self._steps
 
     @property
     def reason(self) -> str:
@@ -189,19 +196,19 @@ class Pruner(pruner.Pruner):
         """End pruning with the training: judge a round at work, take the hooks off."""
         if self._rounds is not None:
             self._rounds.finish()
-        self.detach()
+        self._engine.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from, for your own checkpoints: plain values and tensors."""
-        rounds = None if self._rounds is None else self._rounds.state()
+        engine = self._engine
         return {
-            **super().state_dict(),
+            **engine.state_dict(),
             "recipe": self._digest,
-            "lengths": lengths_of(self.recipe) if self.optimizer is not None else None,
-            "steps": self.steps,
-            "given": dict(self.initial_masks),
-            "began_at": self.start,
-            "rounds": rounds,
+            "lengths": None if engine.optimizer is None else lengths_of(engine.recipe),
+            "steps": self._steps,
+            "given": dict(engine.initial_masks),
+            "began_at": engine.start,
+            "rounds": None if self._rounds is None else self._rounds.state(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -213,42 +220,66 @@ class Pruner(pruner.Pruner):
         Raises:
             InputError: if it is of another recipe.
         """
-        self.refuse_other(saved)
-        if not _begins_with(saved["shrinks"], self):
-            follow(self, [])
-        super().load_state_dict(saved)
-        self.steps = saved["steps"]
+        engine = self._engine
+        self._refuse_other(saved)
+        if not begins(engine.shrinks, saved["shrinks"]):
+            engine.follow([])
         # The model at hand may be a pruned one already, from a checkpoint.
-        self.initial_masks, self.start = dict(saved["given"]), saved["began_at"]
-        self._refresh()
+        engine.load_state_dict(saved, initial_masks=saved["given"])
+        self._steps, engine.start = saved["steps"], saved["began_at"]
         if saved["lengths"] is not None:
-            self.recipe = with_lengths(self.recipe, saved["lengths"])
+            engine.recipe = with_lengths(engine.recipe, saved["lengths"])
         if self._rounds is not None:
             self._rounds.load(saved["rounds"])
 
-    def refuse_other(self, saved: Mapping[str, Any]) -> None:
-        """Refuse the state of another recipe's pruner.
+    def take_shapes(self, saved: Mapping[str, Any]) -> None:
+        """Give the model the shapes that it was saved with.
 
         Raises:
-            InputError: if it is one.
+            InputError: if the state is of another recipe.
         """
+        self._refuse_other(saved)
+        self._engine.follow(saved["shrinks"])
+
+    def _refuse_other(self, saved: Mapping[str, Any]) -> None:
         if saved["recipe"] != self._digest:
             raise InputError(
                 "this state was saved by a pruner with another recipe: give that recipe again, or "
                 "start from the beginning"
             )
 
-
-def _begins_with(saved: Iterable[Mapping[str, Any]], pruner: Pruner) -> bool:
-    """Whether a model's shrinks are the first of those saved."""
-    own = [s.plan.surgery.kept for s in pruner.shrinks]
-    theirs = [s["kept"] for s in saved][: len(own)]
-    return len(own) == len(theirs) and all(
-        a.keys() == b.keys() and all(map(_same, a.values(), (b[k] for k in a)))
-        for a, b in zip(own, theirs, strict=True)
-    )
+    def __getattr__(self, name: str) -> Any:
+        """Names that this object once had say where to look."""
+        if name in _ELSEWHERE:
+            raise AttributeError(f"Pruner has no '{name}': {_ELSEWHERE[name]}")
+        raise AttributeError(f"'Pruner' object has no attribute '{name}'")
 
 
-def _same(one: Iterable[Tensor | None], other: Iterable[Tensor | None]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+_INTERNAL = ("asks", "hold", "see", "given", "shrinks", "dropped", "running", "ideas", "target",
+             "start", "in_place", "collects_running")  # fmt: skip
+_ELSEWHERE = {
+    name: where
+    for where, names in {
+        "it is 'achieved' now": ("reached",),
+        "it is 'reason' now": ("why",),
+        "a loop is joined by Pruner(…, optimizer) or join()": ("attach", "begin"),
+        "finish() takes the hooks off": ("detach",),
+        "rounds[-1] has it, once a round was judged": ("densities", "l1", "counts_in"),
+        "prunus.units(model, example) shows what can go": ("layers", "groups", "view", "space"),
+        "prunus.prune(model, recipe) cuts at once": ("cut", "choose", "counts"),
+        "state_dict() and load_state_dict() hold all of it": ("state", "load"),
+        "load_state_dict() refuses the state of another recipe": ("refuse_other",),
+        "it is what you gave": ("optimizer", "evaluate", "calibration", "loss", "example"),
+        "it is internal now": _INTERNAL,
+    }.items()
+    for name in names
+}
+"""Names that a pruner no longer shows, and what to use instead."""
+
+
+def _refuse_several_processes() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise InputError(
+            "compact: every_round: what wraps the model in several processes keeps buckets of "
+            "the old sizes: leave it out, and call prunus.compact after the training"
+        )

@@ -14,7 +14,7 @@ from torch import nn
 from prunus._common import rng as randomness
 from prunus._common.distributed import gather, world_size
 from prunus._common.metrics import Metric
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import Journal
 from prunus.progressive.phase import Budget
 from prunus.progressive.result import Round
@@ -28,7 +28,7 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 class RunContext:
     """What does not change during a run."""
 
-    pruner: Pruner
+    engine: PruningEngine
     journal: Journal
     train: Callable[..., Any] | None
     evaluate: Metric | None
@@ -45,7 +45,7 @@ class RunContext:
 
     @property
     def model(self) -> nn.Module:
-        return self.pruner.model
+        return self.engine.model
 
 
 @dataclass
@@ -101,13 +101,13 @@ def unblob(saved: dict[str, Any]) -> State:
 
 
 def model_state(job: RunContext, at: RunState) -> dict[str, Any]:
-    return {**blob(job.pruner.state(at.optimizer)), "pruner": Pruner.state_dict(job.pruner)}
+    return {**blob(job.engine.state(at.optimizer)), "pruner": job.engine.state_dict()}
 
 
 def put_back(job: RunContext, at: RunState, saved: dict[str, Any]) -> None:
     state = unblob(saved)
-    Pruner.load_state_dict(job.pruner, saved["pruner"])  # its shapes first
-    job.pruner.load(state)
+    job.engine.load_state_dict(saved["pruner"])  # its shapes first
+    job.engine.load(state)
     at.optimizer = state.optimizer
 
 
@@ -144,8 +144,8 @@ def begin(job: RunContext) -> RunState:
         job.on_event({"event": "note", "text": f"{problem}; the last good one before is used"})
     if tree is None:
         at = RunState()
-        at.blobs["start"] = job.journal.store("start", blob(job.pruner.state()))
-        if duration.parse(job.pruner.recipe.dense.length).value:
+        at.blobs["start"] = job.journal.store("start", blob(job.engine.state()))
+        if duration.parse(job.engine.recipe.dense.length).value:
             job.journal.write("start", time=time.time())
         return at
     at = RunState.from_dict(tree["position"])

@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from prunus._common.distributed import share_buffers
 from prunus.errors import InputError, Interrupted, RunError
 from prunus.progressive.cut import revives
-from prunus.progressive.engine import Pruner
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.phase import Budget, Run
 from prunus.progressive.state import RunContext, RunState, blob, save
 from prunus.pruning.masks import apply
@@ -24,7 +24,7 @@ from prunus.recipe import duration
 
 
 def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> None:
-    recipe, pruner = job.pruner.recipe, job.pruner
+    recipe, engine = job.engine.recipe, job.engine
     dense = at.phase == "dense"
     length = length_of(job, at)
     if job.train is None or (dense and length.value == 0):
@@ -35,17 +35,16 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
     if length.value == 0:
         return
     if at.saved is None:
-        pruner.enforce(enforced)
-    dense_rate = _factor(pruner.methods.dense_rate, lambda p: 1.0)
-    rate = (
-        dense_rate
-        if dense
-        else (None if pruner.methods.rate is None else _factor(pruner.methods.rate, dense_rate))
-    )
+        engine.enforce(enforced)
+    methods = engine.selector.methods
+    dense_rate = _factor(methods.dense_rate, lambda p: 1.0)
+    rate: Callable[[float], float] | None = dense_rate
+    if not dense:
+        rate = None if methods.rate is None else _factor(methods.rate, dense_rate)
     if dense and recipe.learning_rate is None and recipe.trait("dense.learning_rate", "CONSTANT"):
         rate = None  # the loop's own schedule
     run = Run(
-        pruner,
+        engine,
         round=at.index,
         length=length,
         gradual=not recipe.in_rounds and at.phase in ("train", "free"),
@@ -60,7 +59,7 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
     )
     _watch_training(job, at, limit, run, dense)
     try:
-        job.train(pruner.model, run)
+        job.train(engine.model, run)
     finally:
         run.end()
     if run.optimizer is None:
@@ -70,18 +69,18 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
     at.step += run.done
     at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
     at.optimizer = _optimizer_state(run.optimizer)
-    at.names = names_of(pruner.model, run.optimizer)
+    at.names = names_of(engine.model, run.optimizer)
     at.saved = None
 
 
 def length_of(job: RunContext, at: RunState) -> duration.Duration:
     """Of the phase; what ``revive`` brings back after retraining trains for half of the next."""
-    recipe = job.pruner.recipe
+    recipe = job.engine.recipe
     retrain = recipe.retrain
     if recipe.last_retrain is not None and at.progress >= 1:
         retrain = recipe.last_retrain
     length = duration.parse(recipe.dense.length if at.phase == "dense" else retrain)
-    if at.phase == "dense" or at.index == 1 or not revives(job.pruner, "after"):
+    if at.phase == "dense" or at.index == 1 or not revives(job.engine, "after"):
         return length
     half = length.value / 2
     if length.unit == "it":
@@ -108,7 +107,7 @@ def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
 
 def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dense: bool) -> None:
     """Rewind points, progress, snapshots, limits: what happens at steps and between batches."""
-    recipe = job.pruner.recipe
+    recipe = job.engine.recipe
     back: Any = recipe.trait("restore", "REWINDS_TO") if dense else None
     rewinds = back is not None
     last_save = [run.saved["done"] if run.saved else 0]
@@ -125,7 +124,7 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
         if rewinds and run.done == rewind_step():
             assert run.optimizer is not None
             share_buffers(job.model)
-            state = job.pruner.state(_optimizer_state(run.optimizer))
+            state = job.engine.state(_optimizer_state(run.optimizer))
             at.blobs["rewind"] = job.journal.store("rewind", blob(state))
         job.on_event(
             {
@@ -133,7 +132,7 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
                 "round": at.index,
                 "done": run.done,
                 "steps": run.steps,
-                "sparsity": None if dense else job.pruner.sparsity,
+                "sparsity": None if dense else job.engine.sparsity,
             }
         )
 
@@ -166,7 +165,7 @@ def takes_run(train: Callable[..., Any]) -> bool:
     return len(required) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None:
+def refuse_plain_train(engine: PruningEngine, train: Callable[..., Any] | None) -> None:
     """What a ``train(model)`` without ``run`` cannot do.
 
     Raises:
@@ -174,7 +173,7 @@ def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None
     """
     if train is None or takes_run(train):
         return
-    recipe = pruner.recipe
+    recipe = engine.recipe
     reason = ""
     if not recipe.in_rounds:
         reason = "gradual pruning cuts inside the training"
@@ -182,11 +181,11 @@ def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None
         reason = f"{recipe.restore.name} needs the state at a step of round 0"
     elif recipe.learning_rate is not None:
         reason = "the recipe's learning_rate drives the optimizer"
-    elif revives(pruner, "before") or revives(pruner, "after"):
+    elif revives(engine, "before") or revives(engine, "after"):
         reason = f"{recipe.restore.name} switches the masks off for a part of the training"
     elif recipe.compact == "every_round":
         reason = "the optimizer's state must be sliced with the model"
-    elif pruner.collects_running:
+    elif engine.selector.reads_training:
         reason = f"{recipe.criterion.name} reads the gradients of the training"
     if reason:
         raise InputError(
@@ -197,9 +196,9 @@ def refuse_plain_train(pruner: Pruner, train: Callable[..., Any] | None) -> None
 
 def _train_plainly(job: RunContext, at: RunState) -> None:
     """A ``train(model)`` that knows nothing of runs: masks through a hook on all optimizers."""
-    pruner = job.pruner
+    engine = job.engine
     masked = {
-        id(p) for n, p in pruner.model.named_parameters() if n in pruner.masks or not pruner.masks
+        id(p) for n, p in engine.model.named_parameters() if n in engine.masks or not engine.masks
     }
     steps = 0
 
@@ -208,12 +207,12 @@ def _train_plainly(job: RunContext, at: RunState) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if held & masked:
             steps += 1
-            apply(pruner.model, pruner.masks)
+            apply(engine.model, engine.masks)
 
     hook = register_optimizer_step_post_hook(after_step)
     try:
         assert job.train is not None
-        job.train(pruner.model)
+        job.train(engine.model)
     finally:
         hook.remove()
     if steps == 0:

@@ -19,7 +19,11 @@ HELD = 1 << 28
 
 
 class LazyUnits(Mapping[Group, Tensor]):
-    """Unit scores made when they are read: for large models, one layer at a time."""
+    """Unit scores made when they are read: for large models, one layer at a time.
+
+    Attributes:
+        in_memory: whether all of them together are held.
+    """
 
     def __init__(
         self,
@@ -34,12 +38,22 @@ class LazyUnits(Mapping[Group, Tensor]):
         self._density = density or {}
         self._kept: dict[Group, Tensor] = {}
         self._finite: set[Group] = set()
-        self._holds = sum(g.units for g in self._groups) <= HELD
+        self.in_memory = sum(g.units for g in self._groups) <= HELD
 
     def __getitem__(self, group: Group) -> Tensor:
         if group in self._kept:
             return self._kept[group]
-        scores = unit_scores(group, self._score_of)
+        scores = self._ranked(group, unit_scores(group, self._score_of))
+        if self.in_memory:
+            self._kept[group] = scores
+        return scores
+
+    def hold(self, group: Group, scores: Tensor) -> None:
+        """Take a group's scores from whoever made them."""
+        self._kept[group] = self._ranked(group, scores)
+
+    def _ranked(self, group: Group, scores: Tensor) -> Tensor:
+        """By what is left of each unit, those removed already last."""
         if group not in self._finite and not _finite(scores):
             raise RunError(
                 f"the criterion gave NaN or infinite scores for {group.name}: look for NaN or "
@@ -52,8 +66,6 @@ class LazyUnits(Mapping[Group, Tensor]):
         alive = self._alive[group]
         if alive is not None:
             scores.masked_fill_(~alive.to(scores.device), -torch.inf)
-        if self._holds:
-            self._kept[group] = scores
         return scores
 
     def weights(self, group: Group) -> Tensor:

@@ -1,0 +1,74 @@
+"""The shape of the loop: few frames to a criterion, few names on a Pruner."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import prunus
+from helpers import quick, tiny_task
+from prunus.progressive.pruner import _ELSEWHERE
+
+CRITERION = '''"""Where it stands."""
+import inspect
+
+FRAMES = []
+
+
+def own(weight):
+    names = [f.function for f in inspect.stack()]
+    FRAMES.append(names[: names.index("prune")])
+    return weight.abs()
+'''
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_criterion_is_at_most_eight_frames_below_prune(allocation: str, tmp_path: Path) -> None:
+    from prunus.methods.catalog import from_file
+
+    path = tmp_path / "own.py"
+    path.write_text(CRITERION)
+    recipe = quick(criterion=f"{path}:own", allocation=allocation)
+    prunus.prune(tiny_task(), recipe)
+    frames = inspect.getmodule(from_file(path, "own")).FRAMES  # type: ignore[union-attr]
+    assert frames
+    assert max(map(len, frames)) <= 8, frames[0]
+
+
+def test_a_pruner_shows_at_most_sixteen_names() -> None:
+    model = nn.Linear(8, 1)
+    pruner = prunus.Pruner(model, {"target": 0.5})
+    shown = {name for name in dir(pruner) if not name.startswith("_")}
+    assert shown >= {
+        "masks", "sparsity", "achieved", "rounds", "done", "step", "steps", "reason", "model",
+        "recipe", "join", "finish", "state_dict", "load_state_dict",
+    }  # fmt: skip
+    assert len(shown) <= 16
+
+
+@pytest.mark.parametrize("name", sorted(_ELSEWHERE))
+def test_names_that_a_pruner_once_had_say_where_to_look(name: str) -> None:
+    pruner = prunus.Pruner(nn.Linear(8, 1), {"target": 0.5})
+    with pytest.raises(AttributeError, match=f"Pruner has no '{name}': .+"):
+        getattr(pruner, name)
+
+
+def test_a_pruner_copies_and_asks_like_any_object() -> None:
+    pruner = prunus.Pruner(nn.Linear(8, 1), {"target": 0.5})
+    assert not hasattr(pruner, "nothing")
+    assert copy.copy(pruner).sparsity == 0
+
+
+def test_checkpoints_keep_the_keys_that_they_have_had() -> None:
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = prunus.Pruner(model, {"target": 0.5, "schedule": "linear"}, optimizer, steps=4)
+    assert set(pruner.state_dict()) == {
+        "step", "masks", "enforced", "cuts", "running", "shrinks", "start", "recipe", "lengths",
+        "steps", "given", "began_at", "rounds",
+    }  # fmt: skip

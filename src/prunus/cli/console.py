@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from prunus.methods.traits import trait
 from prunus.progressive.result import Result, Round
 from prunus.runtimes import find
 
@@ -230,7 +231,7 @@ def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
         faster = "" if gain is None else f" ({gain:.2f} times as fast as dense)"
         text += f"; batch {batch}: {timing.median_ms:.3g} ms{faster}"
     place = [("artifact", str(made.path))] if made.path is not None else []
-    if made.path is not None and made.runtime != "eager":
+    if made.path is not None and not trait("runtimes", made.runtime, "NEEDS_MODEL"):
         trust = "" if find(made.runtime).SAFE else ", trusted=True"
         place.append(("open it", f"prunus.load('{made.path}'{trust})"))
     return [("runs in", text), *place, *(("note", note) for note in made.advice)]

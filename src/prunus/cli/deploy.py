@@ -10,6 +10,7 @@ import click
 from prunus.cli.shared import DATA, JSON, says_errors, set_data
 from prunus.errors import InputError
 from prunus.methods.catalog import meant, names
+from prunus.methods.traits import trait
 
 if TYPE_CHECKING:
     from prunus.deployment.table import Deployment
@@ -116,7 +117,7 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
         calibration=inputs_of(done.pruned, task.loss, batches, limit=BATCHES),
         **settings,
     )
-    if made.runtime == "eager" and made.path is not None:
+    if trait("runtimes", made.runtime, "NEEDS_MODEL") and made.path is not None:
         _copy(run / "model.safetensors", made.path)
     write_table(made, run / WRITTEN)
     return made

@@ -46,7 +46,6 @@ def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: 
         click.echo("\n".join(found.summary(10_000 if everything else 4)))
         return
     for kind in found.coupled:
-        row = {"units": len(kind), "head": kind.head, "places": [list(p) for p in kind.places]}
-        click.echo(json.dumps(row))
+        click.echo(json.dumps(kind.to_dict()))
     for pin in found.pinned:
         click.echo(json.dumps({"stays": asdict(pin)}))

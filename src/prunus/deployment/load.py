@@ -9,6 +9,7 @@ from torch import nn
 from prunus.compaction.files.artifact import load as load_model
 from prunus.deployment.module import MANIFEST, open_artifact, read_manifest
 from prunus.errors import InputError
+from prunus.methods.traits import trait
 from prunus.runtimes import find
 
 
@@ -55,7 +56,7 @@ def load(
             raise InputError(f"'{path}' holds artifacts: name one, {known}")
         return load_model(path, model)
     card = read_manifest(folder)
-    if card.runtime == "eager" or name not in (None, card.file):
+    if trait("runtimes", card.runtime, "NEEDS_MODEL") or name not in (None, card.file):
         return load_model(folder / (name or card.file), model)
     if model is not None:
         raise InputError(

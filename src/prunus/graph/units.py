@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,11 @@ class Coupled:
     def name(self) -> str:
         """The first parameter: for reports."""
         return self.places[0][0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        places = [list(place) for place in self.places]
+        return {"units": len(self), "head": self.head, "places": places}
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,15 +36,19 @@ TRAITS: dict[str, dict[str, Any]] = {
         "RUNNING": False,  # whether it is collected while training
         "CALIBRATION": False,  # whether it reads gradients of the calibration batches
     },
+    "runtimes": {
+        "NEEDS_MODEL": False,  # whether its artifact is tensors alone, without the model's code
+    },
 }
 """Of each axis, the constants that a file may assign, and what holds where it does not."""
+_SETTING = re.compile(r"\{(\w+)\}")
 
 
 def trait(axis: str, name: str, key: str, settings: Mapping[str, Any] | None = None) -> Any:
     """What a method declares, read from its file without running it, a user's own as well.
 
-    A name of one of its settings stands for the setting's value. Of criteria: whether one of the
-    signals that it reads declares it.
+    ``"{when}"`` stands for the value of the setting ``when``. Of criteria: whether one of the
+    signals that they read declares it.
 
     Args:
         axis: the folder.
@@ -67,7 +72,8 @@ def trait(axis: str, name: str, key: str, settings: Mapping[str, Any] | None = N
     every = {**(_read(defaults, axis, name) or {}), **(settings or {})}
 
     def meant(part: Any) -> Any:
-        return every.get(part, part) if isinstance(part, str) else part
+        setting = _SETTING.fullmatch(part) if isinstance(part, str) else None
+        return part if setting is None else every.get(setting[1])
 
     return tuple(map(meant, value)) if isinstance(value, tuple) else meant(value)
 

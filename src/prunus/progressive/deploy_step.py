@@ -16,6 +16,7 @@ from prunus.deployment.deploy import candidates, deploy
 from prunus.deployment.module import open_artifact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, PrunusError
+from prunus.methods.traits import trait
 from prunus.progressive.result import Compaction
 from prunus.progressive.state import RunContext
 from prunus.recipe.fields import Deploy
@@ -104,7 +105,7 @@ def _kept(job: RunContext) -> Deployment | None:
     if folder is None or not ended or not (folder / "result.json").is_file():
         return None
     made = json.loads((folder / "result.json").read_text(encoding="utf-8"))["deployment"]
-    if made is None or made["runtime"] == "eager":
+    if made is None or trait("runtimes", made["runtime"], "NEEDS_MODEL"):
         return None
     path = folder / "deployed" / made["runtime"]
     try:
@@ -140,7 +141,11 @@ def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
         threads=how.threads,
         on_event=lambda text: job.on_event({"event": "note", "text": f"deploy: {text}"}),
     )
-    if made.runtime == "eager" and made.path is not None and compaction is not None:
+    if (
+        made.path is not None
+        and compaction is not None
+        and trait("runtimes", made.runtime, "NEEDS_MODEL")
+    ):
         # With the numbers that modules keep, which the model alone does not tell.
         save(engine.model, made.path / made.model.card.file, compaction.attributes)
     return made

@@ -23,6 +23,7 @@ SKIPS_ZEROS = False
 SLOW = False
 SAFE = True
 MULTIPLE_OF = 8
+NEEDS_MODEL = True
 
 
 def refuses(order: BuildRequest) -> str | None:

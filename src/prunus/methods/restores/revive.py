@@ -9,8 +9,8 @@ import torch
 from prunus.methods.restores._memory import Memory
 from prunus.types import Masks, State
 
-RELEASES = "when"
-RECALLS = "values"
+RELEASES = "{when}"
+RECALLS = "{values}"
 
 
 def revive(

@@ -6,7 +6,7 @@ from prunus.methods.restores._memory import Memory
 from prunus.types import Masks, State
 
 NEEDS_ROUNDS = True
-REWINDS_TO = "k"
+REWINDS_TO = "{k}"
 
 
 def rewind(state: State, masks: Masks, memory: Memory, *, k: str | int | float = 0) -> State:

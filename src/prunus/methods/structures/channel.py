@@ -19,7 +19,7 @@ from prunus.graph.units import Coupled, coupled_units
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
-HEADS = "heads"
+HEADS = "{heads}"
 
 
 def channel(

@@ -14,7 +14,7 @@ from prunus.errors import InputError
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
-N_OF_M = ("n", "m")
+N_OF_M = ("{n}", "{m}")
 SHORT = r"\s*(?P<n>\d+):(?P<m>\d+)\s*"
 
 

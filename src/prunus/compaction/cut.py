@@ -49,7 +49,11 @@ class IndexCut:
     def kept(self) -> Kept:
         """Kept indices of every parameter and buffer that becomes smaller."""
         tensors = self.analysis.tensors.items()
-        return {n: tuple(map(self.indices, v.dims)) for n, v in tensors if self.changes(v)}
+        return {n: self.left(v) for n, v in tensors if self.changes(v)}
+
+    def left(self, value: Value) -> Indices:
+        """The indices that stay of a tensor."""
+        return tuple(map(self.indices, value.dims))
 
     def indices(self, dim: Dim) -> Tensor | None:
         """The indices of a dimension that stay; ``None``: all."""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from prunus._common import rng as randomness
@@ -26,7 +25,8 @@ from prunus.deployment.build import Builder, Built
 from prunus.deployment.judge import Judge, measured, timed
 from prunus.deployment.store import keep, prepare
 from prunus.deployment.table import Deployment
-from prunus.errors import InputError, did_you_mean, first_line
+from prunus.errors import InputError, did_you_mean
+from prunus.measurement.checks import problem_of
 from prunus.methods import catalog as folders
 from prunus.runtimes import BuildRequest, find, missing
 
@@ -243,16 +243,13 @@ def _refuse_settings(sizes: Sequence[int], *, seconds: float, max_drop: float) -
 
 def _refuse_inputs(model: nn.Module, example: Any, sizes: Sequence[int]) -> None:
     """Run once, so that an example that does not fit is refused before anything is built."""
-    args, kwargs = arguments(example)
-    try:
-        with torch.inference_mode():
-            model(*args, **kwargs)
-    except Exception as error:
-        shapes = [tuple(t.shape) for t in tensors_of((args, kwargs))]
+    inputs = arguments(example)
+    problem = problem_of(model, inputs)
+    if problem is not None:
+        shapes = [tuple(t.shape) for t in tensors_of(inputs)]
         raise InputError(
-            f"example: {type(model).__name__} fails on inputs of shapes {shapes}: "
-            f"{first_line(error)}"
-        ) from error
+            f"example: {type(model).__name__} fails on inputs of shapes {shapes}: {problem}"
+        )
     for size in sizes:
         random_inputs(example, batch=size)
 

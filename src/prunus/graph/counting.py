@@ -56,12 +56,9 @@ def _terms(analysis: Analysis, node: fx.Node) -> Iterator[Term]:
             turned = "transpose" in name or bool(args.get("transposed"))
             space = (x if turned else out).shape
             yield _term(space[0] * math.prod(space[2:]), _pairs(w))
-    elif name in ("matmul", "mm", "bmm", "mv") and isinstance(out, Value):
-        x = value("self") or value("input")
-        if x is not None:
-            yield _term(1, [*_pairs(out), _pairs(x)[-1]])
-    elif name in ("addmm", "baddbmm") and isinstance(out, Value):
-        x = value("mat1") or value("batch1")
+    elif name in ("matmul", "mm", "bmm", "mv", "addmm", "baddbmm") and isinstance(out, Value):
+        own = ("mat1", "batch1") if name in ("addmm", "baddbmm") else ("self", "input")
+        x = value(own[0]) or value(own[1])
         if x is not None:
             yield _term(1, [*_pairs(out), _pairs(x)[-1]])
     elif name == "einsum":

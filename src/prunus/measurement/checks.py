@@ -28,12 +28,12 @@ def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[in
     """
     own = type(model).__name__
     kept: Inputs = pytree.tree_map_only(Tensor, Tensor.clone, arguments(example))
-    problem = _problem(model, kept)
+    problem = problem_of(model, kept)
     if problem is not None:
         raise InputError(f"{name}: {own} does not take this example ({shapes(example)}): {problem}")
     known = next((len(t) for t in tensors_of(example) if t.dim()), None)
     for batch, given in inputs.items():
-        problem = _problem(model, given)
+        problem = problem_of(model, given)
         if problem is None:
             continue
         way_out = (
@@ -47,7 +47,8 @@ def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[in
         )
 
 
-def _problem(model: nn.Module, inputs: Inputs) -> str | None:
+def problem_of(model: nn.Module, inputs: Inputs) -> str | None:
+    """What a model says of inputs that it does not take; ``None`` if it runs."""
     try:
         with torch.inference_mode():
             forward(model, inputs)()

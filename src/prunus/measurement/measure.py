@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus import costs
 from prunus._common import rng as randomness
 from prunus._common.environment import describe
 from prunus._common.inputs import Inputs, one_device, tensors_of
@@ -17,9 +18,7 @@ from prunus._common.timing import Timing, no_denormals
 from prunus._common.timing import threads as fixed_threads
 from prunus.compaction.files.artifact import packed
 from prunus.costs.bytes_ import bytes_
-from prunus.costs.l1 import l1
 from prunus.costs.macs import macs_of_pass
-from prunus.costs.params import nonzero_params, params
 from prunus.errors import InputError, PrunusError
 from prunus.measurement.checks import refuse_misfits
 from prunus.measurement.energy import Energy, estimated_energy, measured_energy
@@ -147,12 +146,9 @@ def _still(model: nn.Module, inputs: Mapping[int, Inputs], masks: Masks | None) 
     batch = min(inputs)
     whole, skipped = macs_of_pass(model, inputs[batch], masks)
     return {
-        "params": params(model),
-        "nonzero_params": nonzero_params(model),
+        **costs.measure(model),
         "macs": _share(whole, batch),
         "macs_if_zeros_skipped": _share(skipped, batch),
-        "l1": l1(model),
-        "bytes": bytes_(model),
         "disk_bytes": _disk_bytes(model, sparse=False),
         "sparse_disk_bytes": _disk_bytes(model, sparse=True),
     }

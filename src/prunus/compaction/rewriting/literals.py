@@ -136,24 +136,13 @@ def _scale(cut: IndexCut, node: fx.Node, named: dict[str, Any]) -> Changed | Non
     return node.target, {**named, "scale": float(query.shape[-1]) ** -0.5}
 
 
+_SIZED = (
+    "view", "_unsafe_view", "expand", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
+    "new_full", "new_empty", "broadcast_to",
+)  # fmt: skip
+
 PATCHES: dict[str, Patcher] = {
-    **{
-        name: _sized("size")
-        for name in (
-            "view",
-            "_unsafe_view",
-            "expand",
-            "zeros",
-            "ones",
-            "full",
-            "empty",
-            "new_zeros",
-            "new_ones",
-            "new_full",
-            "new_empty",
-            "broadcast_to",
-        )
-    },
+    **dict.fromkeys(_SIZED, _sized("size")),
     "reshape": _sized("shape"),
     "unflatten": _unflatten,
     **dict.fromkeys((n for n in SPLITS if n not in ("unbind", "hsplit", "vsplit")), _split),

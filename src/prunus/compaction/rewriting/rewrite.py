@@ -152,7 +152,7 @@ class _Rewriter:
         assert isinstance(known, Value)
         name = next(n for n, v in self.analysis.tensors.items() if v is known)
         if name not in self.tensors:
-            small = take(tensor.detach(), tuple(self.cut.indices(d) for d in known.dims))
+            small = take(tensor.detach(), self.cut.left(known))
             if isinstance(tensor, nn.Parameter):
                 small = nn.Parameter(small, requires_grad=tensor.requires_grad)
             self.tensors[name] = small
@@ -215,7 +215,7 @@ class _Rewriter:
             for want, got, value in pairs:
                 if not isinstance(value, Value):
                     return False
-                want = take(want, tuple(self.cut.indices(x) for x in value.dims))
+                want = take(want, self.cut.left(value))
                 if want.shape != got.shape or not torch.equal(want, got):
                     return False
         return True

@@ -64,7 +64,7 @@ def entering(cut: IndexCut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict
     def left(tensor: Tensor) -> Indices | None:
         for same, value in known.get(tensor.shape, []):
             if same.dtype == tensor.dtype and torch.equal(same, tensor):
-                return tuple(cut.indices(d) for d in value.dims)
+                return cut.left(value)
         return None
 
     return {name: [left(t) for t in tensors_of(call)] for name, call in calls.items()}

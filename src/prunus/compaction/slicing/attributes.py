@@ -71,10 +71,7 @@ def changed(model: nn.Module) -> list[Attribute]:
     found = []
     for path, module in model.named_modules():
         for name, before in vars(module).get(_FIRST, {}).items():
-            after: Any = module
-            for part in name.split("."):
-                after = getattr(after, part)
-            found.append(Attribute(path, name, before, after))
+            found.append(Attribute(path, name, before, attrgetter(name)(module)))
     return found
 
 
@@ -138,17 +135,20 @@ def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
         return {"hidden_size": module.weight_hh.shape[1], "input_size": module.weight_ih.shape[1]}
     if weight is None:
         return {}
-    if isinstance(module, nn.Linear):
-        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
-    if isinstance(module, AnyBatchNorm):
-        return {"num_features": weight.shape[0]}
     if isinstance(module, nn.GroupNorm):
         return {"num_channels": weight.shape[0], "num_groups": groups or module.num_groups}
-    if isinstance(module, nn.Embedding):
-        return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return {"nx": weight.shape[0], "nf": weight.shape[1]}
-    return {}
+    keys = next((keys for kind, keys in _SHAPES.items() if isinstance(module, kind)), ())
+    return dict(zip(keys, weight.shape, strict=False))
+
+
+_SHAPES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("out_features", "in_features"),
+    AnyBatchNorm: ("num_features",),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+}
+"""Modules that remember the sizes of their weights, by dimension."""
 
 
 def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[list[Attribute]]:
@@ -157,13 +157,14 @@ def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[l
     A number is suspect when an operator that the module calls had a literal, or a size, of that
     value, and a smaller one now. Which suspects are guilty is found by trying.
     """
+    modules = dict(model.named_modules(remove_duplicate=False))
     literal = _by_value(_literals(patches))
     sized = _by_value(_sizes(cut))
     suspects: dict[tuple[str, str], Attribute] = {}
     strong: set[str] = set()
     for evidence, sure in ((literal, True), (sized, False)):
         for path, changes in evidence.items():
-            module = _submodule(model, path)
+            module = modules.get(path)
             if module is None or _known(module):
                 continue
             for key, value in vars(module).items():
@@ -232,10 +233,3 @@ def _sizes(cut: IndexCut) -> Evidence:
 
 def _numbers(arguments: Any) -> list[int]:
     return [i for i in pytree.tree_leaves(arguments) if type(i) is int]
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None

@@ -160,6 +160,15 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t, _ in named_tensors(model)}
 
 
+def joined(path: str, name: str) -> str:
+    """The dotted name of what a module at a path calls ``name``.
+
+    >>> joined("head", "weight"), joined("", "weight")
+    ('head.weight', 'weight')
+    """
+    return f"{path}.{name}" if path else name
+
+
 def put_attribute(root: nn.Module, name: str, value: Any, *, persistent: bool = True) -> None:
     """Give a module a parameter, a buffer, or anything else, under a dotted name.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -110,27 +111,23 @@ def _failing(
 
 
 def _broken(case: Case, twin: nn.Module, graphs: Mapping[str, nn.Module]) -> list[str]:
-    """The modules that had been entered when the pass broke, the innermost one last."""
+    """The modules that had been entered when the pass broke, the innermost one last.
+
+    The candidate keeps the hooks: it is the last thing that is asked of it.
+    """
     stack: list[str] = []
-    hooks = []
+
+    def enter(name: str, *_: Any) -> None:
+        stack.append(name)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
     for name, module in twin.named_modules():
-        if _within_any(name, graphs):
-            continue
-
-        def enter(module: nn.Module, args: Any, name: str = name) -> None:
-            stack.append(name)
-
-        def leave(module: nn.Module, args: Any, out: Any) -> None:
-            stack.pop()
-
-        hooks.append(module.register_forward_pre_hook(enter))
-        hooks.append(module.register_forward_hook(leave))
-    try:
-        found = case.check(twin)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return stack if found.problem else []
+        if not _within_any(name, graphs):
+            module.register_forward_pre_hook(partial(enter, name))
+            module.register_forward_hook(leave)
+    return stack if case.check(twin).problem else []
 
 
 def _own_code(case: Case, broken: list[str], tried: Container[str]) -> str | None:

@@ -130,6 +130,18 @@ def module_path(node: fx.Node) -> str:
     return (module_paths(node) or [""])[-1]
 
 
+def written_arguments(operator: Any) -> dict[int, str]:
+    """The places and names of the arguments that an operator writes to, by its schema.
+
+    >>> aten = __import__("torch").ops.aten
+    >>> written_arguments(aten.add_.Tensor), written_arguments(aten.add.Tensor)
+    ({0: 'self'}, {})
+    """
+    known = schema(operator)
+    places = enumerate(known.arguments if known.is_mutable else ())
+    return {i: a.name for i, a in places if a.alias_info and a.alias_info.is_write}
+
+
 def named_arguments(node: fx.Node) -> dict[str, Any]:
     """Arguments by their names in the schema, defaults filled in."""
     found = schema(node.target)

@@ -34,11 +34,11 @@ from prunus._common.torch_internals import (
     below_autograd,
     note_modules,
     pytree,
-    schema,
     set_call,
     storage_key,
 )
 from prunus.errors import InputError
+from prunus.graph.call import written_arguments
 
 aten = torch.ops.aten
 
@@ -334,8 +334,7 @@ def _modules_entered(model: nn.Module) -> Iterator[Stack]:
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that an operator overwrites, by its schema."""
-    places = enumerate(schema(func).arguments)
-    written = [(i, a.name) for i, a in places if a.alias_info and a.alias_info.is_write]
+    written = written_arguments(func).items()
     return tensors_of([args[i] if i < len(args) else kwargs.get(name) for i, name in written])
 
 

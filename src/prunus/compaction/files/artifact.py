@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from prunus._common.files import write_atomically
 from prunus._common.layers import layers_of
-from prunus._common.modules import canonical_names
+from prunus._common.modules import canonical_names, joined
 from prunus.compaction.files.checked_read import LONGEST_HEADER, header_fits, read
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.compaction.files.packed import ROUNDED, Values, pack
@@ -114,7 +114,7 @@ def packed(
             document, own = to_plain(module)
             plain = {k: v for k, v in vars(module).items() if is_plain(k, v)}
             graphs[name] = {"document": document, "attributes": plain}
-            tensors |= {f"{name}.{k}" if name else k: v for k, v in own.items()}
+            tensors |= {joined(name, k): v for k, v in own.items()}
     names = canonical_names(model)
     first = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     inside = tuple(f"{g}." if g else "" for g in graphs)

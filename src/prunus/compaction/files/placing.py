@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.modules import canonical_names
+from prunus._common.modules import canonical_names, joined
 from prunus.compaction.files.unpack import Packed, whole
 from prunus.compaction.rewriting.compact_graph import PLAIN
 from prunus.compaction.slicing.attributes import Attribute
@@ -116,7 +116,7 @@ def places_of(
     inside = tuple(f"{g}." for g in replaced)
     for path, module in model.named_modules(remove_duplicate=False):
         for key, old in (*module._parameters.items(), *module._buffers.items()):
-            full = f"{path}.{key}" if path else key
+            full = joined(path, key)
             if old is None or any(full.startswith(i) for i in inside):
                 continue
             if key in module._non_persistent_buffers_set and names[full] not in tensors:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common.inputs import Inputs, tensors_of
-from prunus._common.modules import canonical_names, shared_copy
+from prunus._common.modules import canonical_names, joined, shared_copy
 from prunus.compaction.cut import IndexCut, same_indices
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
@@ -24,20 +24,15 @@ from prunus.types import Indices, Kept
 def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
     """The arguments with which modules are first called in a forward pass."""
     calls: dict[str, Inputs] = {}
-    model = shared_copy(model)
-    hooks = []
+    model = shared_copy(model)  # with its hooks it is let go
     for name in names:
 
         def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             calls.setdefault(name, (args, kwargs))
 
-        hooks.append(model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        with analysis_mode(model), torch.no_grad():
-            model(*inputs[0], **inputs[1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+        model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+    with analysis_mode(model), torch.no_grad():
+        model(*inputs[0], **inputs[1])
     return calls
 
 
@@ -157,7 +152,7 @@ def within(kept: Kept, names: dict[str, str], module: nn.Module, path: str) -> K
     """Kept indices under the names that tensors have inside a module."""
     own: dict[str, Indices] = {}
     for inner, first in canonical_names(module).items():
-        outer = names.get(f"{path}.{inner}" if path else inner)
+        outer = names.get(joined(path, inner))
         if outer is not None and outer in kept and first == inner:
             own[inner] = kept[outer]
     return own

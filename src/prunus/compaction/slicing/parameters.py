@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from prunus._common.inputs import tensors_of
 from prunus.compaction.cut import same_indices, take
 from prunus.errors import InputError, RunError, did_you_mean
 from prunus.pruning.enforce import real_optimizer
@@ -270,15 +271,4 @@ def _foreign(optimizer: Optimizer) -> Iterator[tuple[object, str, Tensor]]:
         shape = owner.shape if isinstance(owner, Tensor) else None
         for key, value in entry.items() if isinstance(entry, Mapping) else [(owner, entry)]:
             if not isinstance(value, Tensor) or value.shape != shape:
-                yield from ((owner, str(key), t) for t in _tensors(value) if t.numel() > 1)
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+                yield from ((owner, str(key), t) for t in tensors_of(value) if t.numel() > 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
-from prunus._common.modules import canonical_names, drop_caches, take_mode
+from prunus._common.modules import canonical_names, drop_caches, joined, take_mode
 from prunus._common.torch_internals import pre_hooks, refresh_flat_weights, without_fast_path
 from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.slicing.attributes import Attribute
@@ -100,7 +100,7 @@ def adopt(graph: nn.Module, original: nn.Module) -> None:
         for store in (module._parameters, module._buffers):
             store_any: dict[str, Any] = store
             for key in list(store_any):
-                full = _join(path, key)
+                full = joined(path, key)
                 if full in names:
                     store_any[key] = own[names[full]]
 
@@ -112,7 +112,3 @@ def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
             setattr(graph, key, value)
     if isinstance(original, nn.MultiheadAttention):
         without_fast_path(graph)
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key

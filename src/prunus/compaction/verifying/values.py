@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, arguments
-from prunus._common.torch_internals import no_torch_function, pytree, schema, wrapper
+from prunus._common.torch_internals import no_torch_function, pytree, wrapper
 from prunus.compaction.cut import take
+from prunus.graph.call import written_arguments
 from prunus.types import Indices, Kept, Masks
 
 WHOLE = 2**30
@@ -141,8 +142,8 @@ class Lazy(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        places = zip(schema(func).arguments, args, strict=False)
-        if any(isinstance(a, Lazy) and s.alias_info and s.alias_info.is_write for s, a in places):
+        written = written_arguments(func)
+        if any(isinstance(a, Lazy) for i, a in enumerate(args) if i in written):
             raise RuntimeError(f"{func} writes to a parameter, whose values are not held")
         plain = pytree.tree_map_only(Lazy, Lazy.made, (args, kwargs or {}))
         return func(*plain[0], **plain[1])

@@ -13,12 +13,12 @@ from torch.func import functional_call
 
 from prunus._common.inputs import tensors_of
 from prunus._common.modules import shared_copy
-from prunus._common.torch_internals import TorchDispatchMode, pytree, schema
+from prunus._common.torch_internals import TorchDispatchMode, pytree
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.values import Lazy, State
 from prunus.errors import first_line
-from prunus.graph.call import describe
+from prunus.graph.call import describe, written_arguments
 from prunus.graph.labels import Value
 from prunus.graph.trace import Traced, analysis_mode, trace
 
@@ -77,13 +77,7 @@ class Double(TorchDispatchMode):
     """Everything in float64, literals such as ``.to(torch.float32)`` included."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        written = set()
-        if schema(func).is_mutable:
-            written = {
-                i
-                for i, a in enumerate(schema(func).arguments)
-                if a.alias_info and a.alias_info.is_write
-            }
+        written = written_arguments(func)
 
         def wide(value: Any) -> Any:
             if isinstance(value, Tensor) and value.dtype in (

@@ -429,13 +429,13 @@ def test_both_models_are_timed_in_one_run_and_ratios_are_dense_over_pruned(
 
     def planted(functions: dict[str, Any], **settings: Any) -> dict[str, timing.Timing]:
         runs.append((sorted(functions), settings))
-        milliseconds = {"model 1": 2.0, "against 1": 6.0, "model 4": 4.0, "against 4": 20.0}
+        milliseconds = {"model 1": 2.0, "baseline 1": 6.0, "model 4": 4.0, "baseline 4": 20.0}
         return {k: timing.Timing(milliseconds[k], 30.0, 0.01, 9, False) for k in functions}
 
     monkeypatch.setattr("prunus.measurement.latency.interleaved", planted)
     small, dense = nn.Linear(8, 2, bias=False), nn.Linear(8, 8, bias=False)
     found = prunus.measure(small, torch.ones(1, 8), baseline=dense, batch_sizes=(1, 4), seconds=3)
-    assert runs == [(["against 1", "against 4", "model 1", "model 4"], {"seconds": 3})]
+    assert runs == [(["baseline 1", "baseline 4", "model 1", "model 4"], {"seconds": 3})]
     assert found.ratios["latency_ms"] == {"1": 3.0, "4": 5.0}
     assert found.ratios["params"] == found.ratios["macs"] == found.ratios["bytes"] == 4.0
     assert [p.items_per_second for p in found.model.passes] == [500.0, 1000.0]

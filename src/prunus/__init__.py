@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunus import sweep as sweep
     from prunus.compaction.compact import Compact, compact
     from prunus.compaction.files.artifact import save
     from prunus.deployment.deploy import deploy
@@ -12,6 +19,9 @@ if TYPE_CHECKING:
     from prunus.deployment.table import Deployment
     from prunus.errors import InputError, Interrupted, PrunusError, RunError
     from prunus.graph.listing import units
+    from prunus.integrations import hf as hf
+    from prunus.integrations import lightning as lightning
+    from prunus.integrations import tensorboard as tensorboard
     from prunus.measurement.measure import measure
     from prunus.measurement.result import Measurement
     from prunus.progressive.phase import Run
@@ -49,6 +59,13 @@ _HOMES = {
     "RunError": "errors",
     "Interrupted": "errors",
 }
+_MODULES = {
+    "hf": "prunus.integrations.hf",
+    "lightning": "prunus.integrations.lightning",
+    "tensorboard": "prunus.integrations.tensorboard",
+    "sweep": "prunus.sweep",
+}
+"""Modules that are public as well, under their short names."""
 
 __all__ = [
     "Batches",
@@ -79,10 +96,36 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Public names are loaded when they are first used, so that help needs no torch."""
-    import importlib
-
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'prunus' has no attribute '{name}'")
     value = getattr(importlib.import_module(f"prunus.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])
+
+
+class _ShortNames(Loader):
+    """Lets ``from prunus.hf import …`` find ``prunus.integrations.hf``: the same module."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, short = name.rpartition(".")
+        known = package == __name__ and short in _MODULES
+        return ModuleSpec(name, _ShortNames()) if known else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An empty one, until it is replaced."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        short = module.__name__.rpartition(".")[2]
+        sys.modules[module.__name__] = importlib.import_module(_MODULES[short])
+
+
+sys.meta_path.append(_ShortNames)

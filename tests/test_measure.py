@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 import prunus
-from prunus._common import tables as cost_table
 from prunus._common import timing
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved, timing_of
@@ -29,6 +28,7 @@ from prunus.errors import InputError
 from prunus.measurement import energy as energies
 from prunus.measurement import measure as measuring
 from prunus.measurement import meters
+from prunus.measurement import table as cost_table
 from prunus.measurement.memory import memory
 
 FAST = {"batch_sizes": [1], "seconds": 0.01}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from prunus.cli.shared import JSON, says_errors
+from prunus._common.numbers import short
+from prunus._common.tables import Table
+from prunus.cli.shared import JSON, says_errors, show
 from prunus.errors import InputError
 
 
@@ -26,32 +29,21 @@ def compare(folders: tuple[Path, ...], as_json: bool) -> None:
 
     if len(folders) < 2:
         raise InputError("compare needs two runs or more: prunus compare RUN RUN")
-    _print_rows(rows_of(folders), as_json)
-
-
-def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row))
+    rows = rows_of(folders)
+    if not as_json:
+        show(_table(rows))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
     for row in rows:
-        table.add_column(str(row["name"]), justify="right", overflow="fold")
-    for key in rows[0]:
-        if key != "name":
-            table.add_row(key.replace("_", " "), *(_cell(row[key]) for row in rows))
-    Console(highlight=False).print(table)
+        click.echo(json.dumps(row))
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    keys = [key for key in rows[0] if key != "name"]
+    return Table(
+        ("", *(str(row["name"]) for row in rows)),
+        [(key.replace("_", " "), *(_cell(row[key]) for row in rows)) for key in keys],
+    )
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 100 else f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return value if isinstance(value, str) else short(value)

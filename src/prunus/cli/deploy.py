@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, says_errors, set_data
+from prunus.cli.shared import DATA, JSON, says_errors, set_data, show
 from prunus.errors import InputError
 from prunus.methods.catalog import meant, names
 from prunus.methods.traits import trait
@@ -145,10 +145,7 @@ def _of_model(name: str, folder: Path | None, settings: dict[str, Any]) -> Deplo
 def _show(made: Deployment, as_json: bool) -> None:
     import json
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from prunus.deployment.table import cells
+    from prunus.deployment.table import table
 
     if as_json:
         plain = made.to_dict()
@@ -156,17 +153,10 @@ def _show(made: Deployment, as_json: bool) -> None:
             click.echo(json.dumps({"event": "row", **row}))
         click.echo(json.dumps({"event": "deployed", **plain}))
         return
-    head, *rows = cells(made.rows, made.runtime)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i < 3 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print()
-    console.print(table)
-    console.print()
+    click.echo()
+    show(table(made.rows, made.runtime))
+    click.echo()
     for text in made.summary():
-        console.print(text, markup=False, soft_wrap=True)
+        click.echo(text)
     if made.path is not None:
-        console.print(f"kept {made.path}", markup=False, soft_wrap=True)
+        click.echo(f"kept {made.path}")

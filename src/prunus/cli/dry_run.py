@@ -15,6 +15,9 @@ import torch
 
 from prunus import costs
 from prunus._common import rng as randomness
+from prunus._common.numbers import count, metric
+from prunus._common.tables import Table
+from prunus.cli.shared import show
 from prunus.errors import InputError
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.judge import score
@@ -173,11 +176,9 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         return
     whole = sum(total for _, total in plan.counts.values())
     left = sum(kept for kept, _ in plan.counts.values())
-    width = max(len(name) for name in plan.counts)
-    click.secho(f"{'group':<{width}}  {'kept':>12}  {'of':>12}  density", bold=True)
-    for name, (kept, total) in plan.counts.items():
-        click.echo(f"{name:<{width}}  {kept:>12,}  {total:>12,}  {kept / total:.4f}")
-    click.echo(f"{'all in scope':<{width}}  {left:>12,}  {whole:>12,}  {left / whole:.4f}")
+    counts = {**plan.counts, "all in scope": (left, whole)}
+    rows = [(n, count(kept), count(of), metric(kept / of)) for n, (kept, of) in counts.items()]
+    show(Table(("group", "kept", "of", "density"), rows))
     click.echo()
     for name in plan.dense:
         click.echo(f"stays dense   {name} ({plan.why_dense})")

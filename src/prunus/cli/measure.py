@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, says_errors, set_data
+from prunus.cli.shared import DATA, JSON, says_errors, set_data, show
 from prunus.errors import InputError
 from prunus.methods.catalog import meant, names
 
@@ -99,20 +99,10 @@ def _of_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(plain: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from prunus.measurement.table import machine, table
 
-    from prunus._common.tables import machine, rows
-
-    head, *body = rows(plain)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(head):
-        table.add_column(name, justify="left" if i in (0, len(head) - 1) else "right")
-    for row in body:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
-    console.print(machine(plain), markup=False, soft_wrap=True)
+    show(table(plain))
+    click.echo()
+    click.echo(machine(plain))
     for note in plain["warnings"]:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        click.echo(f"note: {note}")

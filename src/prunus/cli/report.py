@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -22,5 +23,5 @@ def report(folder: Path, as_json: bool) -> None:
     """
     from prunus.report.page import write_report
 
-    path = write_report(folder)
-    click.echo(f'{{"event": "report", "path": "{path}"}}' if as_json else str(path))
+    path = str(write_report(folder))
+    click.echo(json.dumps({"event": "report", "path": path}) if as_json else path)

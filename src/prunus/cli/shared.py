@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from prunus._common.packages import lacking
+from prunus._common.tables import Table
 from prunus.errors import InputError, PrunusError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -85,6 +86,12 @@ def set_data(data: Path | None) -> None:
         if not data.is_dir():
             raise InputError(f"--data: there is no folder '{data}'")
         os.environ["PRUNUS_DATA"] = str(data)
+
+
+def show(table: Table) -> None:
+    """Print a table; its head and strong rows are bold on a terminal."""
+    for i, line in enumerate(table.lines()):
+        click.secho(line, bold=i == 0 or i - 1 in table.strong)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data, stoppable
+from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data, show, stoppable
 from prunus.errors import RunError
 
 
@@ -68,18 +68,18 @@ def sweep(
     from prunus.cli import console
     from prunus.sweep import sweep as run_sweep
 
-    show = console.choose(as_json=as_json)
+    shown = console.choose(as_json=as_json)
 
     def watch(event: Mapping[str, Any]) -> None:
         line = None if as_json else _line(event)
-        show(event if line is None else {"event": "note", "text": line})
+        shown(event if line is None else {"event": "note", "text": line})
 
     with stoppable() as stopped:
         try:
             done = run_sweep(recipe, space, stop_hopeless=not no_stop, on_event=watch,
                              should_stop=lambda: bool(stopped), **settings)  # fmt: skip
         finally:
-            show.close()
+            shown.close()
     _print(done, as_json)
     if done.best is None:
         raise RunError("no trial is finished")
@@ -97,21 +97,15 @@ def _line(event: Mapping[str, Any]) -> str | None:
 
 def _print(done: Any, as_json: bool) -> None:
     import json
-    import sys
-
-    from rich.console import Console
 
     from prunus.sweep.summary import summary, table
 
     if as_json:
         click.echo(json.dumps({"event": "sweep", "folder": str(done.folder), **done.to_dict()}))
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print()
-    console.print(table(done))
-    console.print()
+    click.echo()
+    show(table(done))
+    click.echo()
     for line in summary(done):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(
-        f"wrote {done.folder / 'sweep.json'} and pareto.png", markup=False, soft_wrap=True
-    )
+        click.echo(line)
+    click.echo(f"wrote {done.folder / 'sweep.json'} and pareto.png")

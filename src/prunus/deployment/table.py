@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunus._common.numbers import NONE, error, megabytes, metric
+from prunus._common.tables import Table
 from prunus._common.timing import Timing
 from prunus.deployment.module import DeployedModule
 
@@ -123,7 +125,7 @@ class Deployment:
         return cls(rows=rows, model=model, path=path, advice=tuple(plain["advice"]), **own)
 
     def __str__(self) -> str:
-        return "\n".join([*table_lines(self.rows, self.runtime), "", *self.summary()])
+        return "\n".join([*table(self.rows, self.runtime).lines(), "", *self.summary()])
 
     def summary(self) -> list[str]:
         """What the table does not show: the gain, where it was measured, advice, offers."""
@@ -155,36 +157,22 @@ def gain(rows: tuple[RuntimeResult, ...], runtime: str, batch: int) -> float | N
     return min(dense) / own[0].latency[batch].median_ms
 
 
-def cells(rows: tuple[RuntimeResult, ...], chosen: str) -> list[list[str]]:
-    """The table as words, its head first; the chosen row has a star."""
+def table(rows: tuple[RuntimeResult, ...], chosen: str) -> Table:
+    """A row an artifact; the chosen one has a star."""
     batches = sorted({b for r in rows for b in r.latency})
-    times = [f"ms, batch {b}" for b in batches]
-    out = [["", "runtime", "model", *times, "MB", "error", "metric"]]
-    for r in rows:
-        if r.error is None:
-            continue
-        star = "*" if r.model == "pruned" and r.runtime == chosen else ""
-        taken = [f"{r.latency[b].median_ms:.3g}" if b in r.latency else "–" for b in batches]
-        figures = [
-            "–" if r.bytes is None else f"{r.bytes / 1e6:.2f}",
-            _number(r.error, "{:.1e}"),
-            _number(r.metric, "{:.4f}"),
-        ]
-        out.append([star, r.runtime, r.model, *taken, *figures])
-    return out
-
-
-def table_lines(rows: tuple[RuntimeResult, ...], chosen: str) -> list[str]:
-    """The table as lines of text."""
-    table = cells(rows, chosen)
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(
-            word.ljust(width) if i < 3 else word.rjust(width)
-            for i, (word, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    answered = [r for r in rows if r.error is not None]
+    return Table(
+        ("", "runtime", "model", *(f"ms, batch {b}" for b in batches), "MB", "error", "metric"),
+        [
+            (
+                "*" if r.model == "pruned" and r.runtime == chosen else "", r.runtime, r.model,
+                *(f"{r.latency[b].median_ms:.3g}" if b in r.latency else NONE for b in batches),
+                megabytes(r.bytes), error(r.error), metric(r.metric),
+            )
+            for r in answered
+        ],
+        left=(0, 1, 2),
+    )  # fmt: skip
 
 
 def refusals(rows: tuple[RuntimeResult, ...]) -> list[str]:
@@ -194,10 +182,6 @@ def refusals(rows: tuple[RuntimeResult, ...]) -> list[str]:
         if r.refused is not None:
             models.setdefault((r.runtime, r.refused), []).append(r.model)
     return [f"not taken: {name} ({' and '.join(m)}): {why}" for (name, why), m in models.items()]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
 
 
 def write_table(deployment: Deployment, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from prunus._common.numbers import count
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.solve import Heads
 from prunus.graph.units import Coupled, Pinned, coupled_units, pinned_dims
@@ -45,16 +46,18 @@ class Units:
         Args:
             most: dimensions named in a line before the rest is counted.
         """
-        found = [f"{self.total:,} units that can be removed"]
+        found = [f"{count(self.total)} units that can be removed"]
         for kind in self.coupled:
             word = "heads" if kind.head else "units"
-            found.append(f"{len(kind):>7,} {word}  {_places(kind.places, most)}")
+            found.append(_line(len(kind), word, _places(kind.places, most)))
         reasons: dict[str, list[Pinned]] = {}
         for pin in self.pinned:
             reasons.setdefault(pin.why, []).append(pin)
-        found.append(f"{len(self.pinned):,} dimensions that stay")
+        found.append(f"{count(len(self.pinned))} dimensions that stay")
         for why, pins in reasons.items():
-            found.append(f"{len(pins):>7,} stay   {why}: {_places([p.place for p in pins], most)}")
+            found.append(
+                _line(len(pins), "stay", f"{why}: {_places([p.place for p in pins], most)}")
+            )
         for name, number in self.unknown.items():
             found.append(f"no rule for the operator {name} (met {number} times): its operands stay")
         return [*found, *(f"note: {note}" for note in self.notes)]
@@ -95,6 +98,10 @@ def table(model: nn.Module, analysis: Analysis) -> Units:
         how=analysis.traced.how,
         notes=analysis.traced.notes,
     )
+
+
+def _line(number: int, word: str, text: str) -> str:
+    return f"{count(number):>7} {word:<5}  {text}"
 
 
 def _places(places: Sequence[tuple[str, int]], most: int) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunus._common.tables import aligned, machine, rows
 from prunus._common.timing import Timing
 from prunus.measurement.energy import Energy
+from prunus.measurement.table import machine, table
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Measurement:
 
     def __str__(self) -> str:
         plain = self.to_dict()
-        table = aligned(rows(plain))
-        return "\n".join([*table, machine(plain), *(f"note: {w}" for w in self.warnings)])
+        notes = [f"note: {text}" for text in self.warnings]
+        return "\n".join([*table(plain).lines(), machine(plain), *notes])
 
 
 def _ratio(before: float | None, after: float | None) -> float | None:

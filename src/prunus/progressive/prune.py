@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common import rng as randomness
-from prunus._common.distributed import on_rank_zero, rank, release, shared_stop, synchronize
+from prunus._common.distributed import on_rank_zero, release, shared_stop, synchronize
 from prunus._common.metrics import Metric, MetricEstimate
 from prunus._common.modules import detached_copy, keeping_modes
 from prunus.errors import InputError
@@ -23,6 +23,7 @@ from prunus.progressive.guard import direction_warning, last_accepted
 from prunus.progressive.judge import compacted, final_cost, final_masks, score, test_estimate
 from prunus.progressive.latency_target import calibrate_target, latency_verdict, prepared
 from prunus.progressive.loop import all_rounds
+from prunus.progressive.progress import shown
 from prunus.progressive.result import Result
 from prunus.progressive.state import OnEvent, RunContext, RunState, begin
 from prunus.progressive.train import refuse_plain_train
@@ -50,6 +51,7 @@ def prune(
     folder: str | Path | None = None,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] | None = None,
+    progress: bool = True,
 ) -> Result:
     """Prune a model progressively, in place.
 
@@ -74,6 +76,7 @@ def prune(
             same arguments goes on there. Without it nothing is written.
         on_event: called with events (mappings with a key ``event``) as the run goes, on rank 0.
         should_stop: asked between steps; True saves and raises :class:`Interrupted`.
+        progress: whether a terminal or a notebook shows bars; with ``on_event`` none does.
 
     Returns:
         A :class:`Result`; ``result.model`` is the model given, pruned in place. With ``compact``
@@ -122,7 +125,11 @@ def prune(
         refuse_unserved(recipe, example, calibration, loss)
         synchronize(model, "given")
         where = on_rank_zero(lambda: None if folder is None else Path(folder))
-        with _undone_on_error(engine), open_journal(where, engine) as journal:
+        with (
+            _undone_on_error(engine),
+            open_journal(where, engine) as journal,
+            shown(on_event, progress) as hook,
+        ):
             job = RunContext(
                 engine=engine,
                 journal=journal,
@@ -130,7 +137,7 @@ def prune(
                 evaluate=evaluate,
                 evaluate_train=evaluate_train,
                 example=example,
-                on_event=on_event if on_event is not None and rank() == 0 else lambda event: None,
+                on_event=hook,
                 should_stop=shared_stop(should_stop),
                 dense=detached_copy(model) if serves(recipe) else None,
                 again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
@@ -263,7 +270,7 @@ def resume(folder: str | Path, **hooks: Any) -> Result:
 
     Args:
         folder: of the run.
-        hooks: ``on_event`` and ``should_stop`` of :func:`prune`.
+        hooks: ``on_event``, ``should_stop`` and ``progress`` of :func:`prune`.
 
     Raises:
         InputError: if the folder holds no run, or one without a task.

@@ -9,8 +9,10 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from prunus._common import numbers
 from prunus._common.files import write_atomically
 from prunus._common.metrics import MetricEstimate
+from prunus._common.numbers import metric
 from prunus.report.plots import PICTURES, as_png, as_svg, draw
 from prunus.report.record import Record, read_record
 
@@ -54,7 +56,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["figure"] = figure
+    environment.filters |= {n: getattr(numbers, n) for n in ("figure", "error", "megabytes")}
     return environment.get_template("page.html.jinja")
 
 
@@ -93,19 +95,7 @@ def _headline(record: Record) -> str:
     text = f"{good.counted} {good.achieved:.4g}"
     first = record.rounds[0]
     if good.metric is not None and first.metric is not None:
-        text += f", validation {record.metric_name} {good.metric:.4f} (dense {first.metric:.4f})"
+        text += f", validation {record.metric_name} {metric(good.metric)}"
+        text += f" (dense {metric(first.metric)})"
     tested = record.result.get("tested")
     return text if tested is None else f"{text}, test {MetricEstimate.from_dict(tested)}"
-
-
-def figure(value: float | None, digits: int = 4) -> str:
-    """A number for people.
-
-    >>> figure(153128), figure(0.97333333), figure(None), figure(1461.1378)
-    ('153,128', '0.9733', '–', '1,461.1')
-    """
-    if value is None:
-        return "–"
-    if float(value).is_integer() and abs(value) >= 2:
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.{digits}f}"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from prunus._common.files import write_atomically
+from prunus._common.numbers import NONE, count, metric
+from prunus._common.tables import Table
 from prunus.report import why_not
 from prunus.sweep.types import Sweep, Trial
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _ORDER = ("finished", "stopped", "running", "unfinished", "refused", "failed")
 
@@ -43,25 +41,23 @@ def write_summary(done: Sweep, *, picture: bool) -> None:
 
 def table(done: Sweep) -> Table:
     """A row a trial, from the least left to the most; a star marks the front."""
-    from rich.table import Table
-
     fields = list(done.trials[0].values) if done.trials else []
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("")
-    made.add_column("trial", justify="right")
-    for name in (*fields, done.metric_name, "dense", done.left_name, "seconds"):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("state", no_wrap=True)
-    made.add_column("folder", no_wrap=True)
-    for trial in sorted(done.trials, key=_place):
-        starred = trial.number in done.front
-        made.add_row(
-            "*" if starred else "", str(trial.number), *(trial.values[f] for f in fields),
-            *(_figure(x) for x in (trial.metric, trial.dense, trial.left)),
-            f"{trial.seconds:.0f}" if trial.seconds else "–", trial.state, trial.name or "–",
-            style="bold" if starred else None,
-        )  # fmt: skip
-    return made
+    trials = sorted(done.trials, key=_place)
+    head = ("", "trial", *fields, done.metric_name, "dense", done.left_name, "seconds", "state",
+            "folder")  # fmt: skip
+    return Table(
+        head,
+        [
+            (
+                "*" if t.number in done.front else "", str(t.number),
+                *(t.values[f] for f in fields), metric(t.metric), metric(t.dense), metric(t.left),
+                count(t.seconds or None), t.state, t.name or NONE,
+            )
+            for t in trials
+        ],
+        left=(0, len(head) - 2, len(head) - 1),
+        strong=[i for i, t in enumerate(trials) if t.number in done.front],
+    )  # fmt: skip
 
 
 def summary(done: Sweep) -> list[str]:
@@ -81,7 +77,3 @@ def summary(done: Sweep) -> list[str]:
 def _place(trial: Trial) -> tuple[int, float, int]:
     left = 1.0 if trial.left is None else trial.left
     return _ORDER.index(trial.state), left, trial.number
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

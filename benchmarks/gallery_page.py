@@ -6,16 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prunus._common.pictures import FAINT, INK, SERIES, WARM, as_png, figure_of
+from prunus.progressive.picture import metric_against_sparsity
 from prunus.progressive.result import Round
-from prunus.report.plots import (
-    FAINT,
-    INK,
-    SERIES,
-    WARM,
-    as_png,
-    figure_of,
-    metric_against_sparsity,
-)
 
 Rows = Sequence[tuple[Any, dict[str, Any]]]
 

@@ -9,6 +9,11 @@ from html import escape
 _BOLD = ' style="font-weight:bold"'
 
 
+def page(text: str, *elements: str) -> str:
+    """Lines of text, escaped, above HTML elements: how a notebook shows a result."""
+    return f"<div><pre>{escape(text)}</pre>{''.join(elements)}</div>"
+
+
 @dataclass(frozen=True)
 class Table:
     """Words in rows and columns.

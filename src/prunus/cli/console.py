@@ -14,7 +14,7 @@ from prunus._common.numbers import NONE, count, error, metric
 from prunus.cli.shared import show
 from prunus.methods.traits import trait
 from prunus.progressive import progress
-from prunus.progressive.result import Result, Round
+from prunus.progressive.result import Result, Round, rounds_table
 from prunus.runtimes import find
 
 LINE_EVERY = 10.0  # seconds between lines of a log
@@ -119,7 +119,7 @@ class Bars(progress.Bars):
 def summary(result: Result, metric_name: str, report: str | None) -> None:
     """The end of a run: table, metrics, cost, where the report lies."""
     click.echo()
-    show(progress.rounds_table(result.rounds, metric_name))
+    show(rounds_table(result.rounds, metric_name))
     click.echo()
     rows = [
         ("ended", result.reason),

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from prunus import costs
 from prunus._common.modules import detached_copy
+from prunus._common.numbers import count, percent
+from prunus._common.tables import Table, page
 from prunus.compaction.cut import IndexCut, cut_of
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
@@ -62,6 +64,19 @@ class Compact:
         ``sparse`` and ``values`` are those of :func:`prunus.save`.
         """
         return save(self.model, path, self.attributes, sparse=sparse, values=values)
+
+    def __repr__(self) -> str:
+        after = "small.save('model.safetensors'), prunus.deploy(small.model, example=…)"
+        return f"<Compact: {self}\nnext: {after}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        costs = [
+            (key, count(old), count(new), percent(1 - new / old))
+            for key in ("params", "macs", "bytes")
+            if (old := self.before[key]) and (new := self.after[key]) is not None
+        ]
+        return page(repr(self), Table(("", "dense", "compact", "fewer"), costs).html())
 
     def __str__(self) -> str:
         lines = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus._common.numbers import NONE, error, megabytes, metric
-from prunus._common.tables import Table
+from prunus._common.tables import Table, page
 from prunus._common.timing import Timing
 from prunus.deployment.module import DeployedModule
 
@@ -123,6 +123,19 @@ class Deployment:
         own = {k: plain[k] for k in ("runtime", "offers", "threads", "machine")}
         rows = tuple(RuntimeResult.from_dict(r) for r in plain["rows"])
         return cls(rows=rows, model=model, path=path, advice=tuple(plain["advice"]), **own)
+
+    def __repr__(self) -> str:
+        gains = [f"{g:.2f} times as fast as dense at batch {b}" for b, g in self.gains.items()]
+        place = [f"kept in {self.path}"] if self.path is not None else []
+        text = "; ".join([f"in {self.runtime}", *gains, *place])
+        return (
+            f"<Deployment: {text}\n"
+            "next: deployment.model(inputs) runs it; print(deployment) shows every runtime>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the table, and what it does not show."""
+        return page("\n".join(self.summary()), table(self.rows, self.runtime).html())
 
     def __str__(self) -> str:
         return "\n".join([*table(self.rows, self.runtime).lines(), "", *self.summary()])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunus._common.numbers import count, milliseconds, size, times
+from prunus._common.tables import page
 from prunus._common.timing import Timing
 from prunus.measurement.energy import Energy
 from prunus.measurement.table import machine, table
@@ -131,6 +133,24 @@ class Measurement:
             "environment": dict(self.environment),
             "warnings": list(self.warnings),
         }
+
+    def __repr__(self) -> str:
+        return "\n".join([f"<Measurement: {count(self.model.params)} parameters",
+                          *map(self._of, self.model.passes),
+                          "next: print(measurement) shows every cost>"])  # fmt: skip
+
+    def _of(self, cost: PassCost) -> str:
+        """A pass in a line."""
+        factor = self.ratios.get("latency_ms", {}).get(str(cost.batch))
+        beside = "" if factor is None else f", dense ÷ pruned {times(factor)}"
+        text = f"batch {cost.batch}: {milliseconds(cost.latency.median_ms)}{beside}"
+        return f"{text}, {size(cost.peak_bytes)} at the peak"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the table."""
+        plain = self.to_dict()
+        notes = [f"note: {text}" for text in self.warnings]
+        return page("\n".join([machine(plain), *notes]), table(plain).html())
 
     def __str__(self) -> str:
         plain = self.to_dict()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from prunus._common.distributed import rank
 from prunus._common.numbers import metric
-from prunus._common.tables import Table
 from prunus.progressive.result import Round
 from prunus.progressive.state import OnEvent
 
@@ -104,17 +103,3 @@ def _reached(row: Round) -> str:
         return f"sparsity {metric(row.achieved)} (requested {metric(row.requested)})"
     left, aim = metric(1 - row.achieved), metric(1 - row.requested)
     return f"{row.target} {left} of dense (requested {aim})"
-
-
-def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
-    """A row a round."""
-    names = ("requested", "achieved", f"validation {metric_name}", "train − val", "Σ|w|")
-    return Table(
-        ("round", *names, "verdict"),
-        [
-            (str(r.index), *map(metric, (r.requested, r.achieved, r.metric, r.gap)),
-             f"{r.l1:.1f}", r.verdict)
-            for r in rounds
-        ],
-        left=(len(names) + 1,),
-    )  # fmt: skip

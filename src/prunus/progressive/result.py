@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from prunus._common.metrics import MetricEstimate
+from prunus._common.numbers import metric
+from prunus._common.tables import Table, page
 from prunus.types import Masks
 
 
@@ -78,6 +80,20 @@ class Round:
         if self.metric is None or self.train_metric is None:
             return None
         return self.train_metric - self.metric
+
+
+def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
+    """A row a round."""
+    names = ("requested", "achieved", f"validation {metric_name}", "train − val", "Σ|w|")
+    return Table(
+        ("round", *names, "verdict"),
+        [
+            (str(r.index), *map(metric, (r.requested, r.achieved, r.metric, r.gap)),
+             f"{r.l1:.1f}", r.verdict)
+            for r in rounds
+        ],
+        left=(len(names) + 1,),
+    )  # fmt: skip
 
 
 _WRITTEN = {"requested": "asked"}
@@ -149,6 +165,25 @@ class Result:
         runs = [f"runs in {self.deployment.runtime}"] if self.deployment is not None else []
         end = f"sparsity {self.sparsity:.4f} after {len(self.rounds) - 1} rounds: {self.reason}"
         return "\n".join([end, *found, *how, *costs, *runs])
+
+    def __repr__(self) -> str:
+        return f"<Result: {self}\nnext: {self._next()}>"
+
+    def _next(self) -> str:
+        """What one does with it."""
+        if self.deployment is not None:
+            return "result.deployment.model(inputs), print(result.deployment)"
+        return "prunus.deploy(result.model, example=…); every round is in result.rounds"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the end, every round, and the picture where matplotlib is installed."""
+        try:
+            from prunus.progressive.picture import metric_svg
+        except ImportError:
+            return page(repr(self), rounds_table(self.rounds, "metric").html())
+        judged = any(r.metric is not None for r in self.rounds)
+        pictures = [metric_svg(self.rounds, "metric")] if judged else []
+        return page(repr(self), rounds_table(self.rounds, "metric").html(), *pictures)
 
     @property
     def test(self) -> float | None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from prunus.report.plots import FAINT, INK, SERIES, STYLE, WARM, figure_of
+from prunus._common.pictures import FAINT, INK, SERIES, STYLE, WARM, figure_of
 
 Points = Mapping[int, tuple[float, float]]
 """Metric and part left of trials by their number."""

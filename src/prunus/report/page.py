@@ -13,7 +13,8 @@ from prunus._common import numbers
 from prunus._common.files import write_atomically
 from prunus._common.metrics import MetricEstimate
 from prunus._common.numbers import metric
-from prunus.report.plots import PICTURES, as_png, as_svg, draw
+from prunus._common.pictures import as_png, as_svg
+from prunus.report.plots import PICTURES, draw
 from prunus.report.record import Record, read_record
 
 _COUNTED = ("params", "macs", "bytes", "l1")

@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from prunus._common.pictures import COLORS, SERIES, STYLE, figure_of
+from prunus.progressive.picture import counted, metric_against_sparsity
 from prunus.progressive.result import Round
 
-INK = "#010203"  # replaced by currentColor in SVG, so that text is readable on light and dark
-SERIES, FAINT, WARM = "#2b8fbd", "#8c9aa6", "#e0662b"  # told apart by color-blind eyes, too
-_COLORS = (SERIES, WARM, "#1f7a4d", "#7b5ea7", FAINT)
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "prunus",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 Picture = Callable[[Sequence[Round], str], Figure]
-
-
-def metric_against_sparsity(rounds: Sequence[Round], metric_name: str) -> Figure:
-    """Validation (and training) metric of every round; rejected ones as crosses."""
-    figure, axes = figure_of(6.4, 3.6)
-    judged = [r for r in rounds if r.metric is not None]
-    good = sorted((r for r in judged if r.verdict != "rejected"), key=lambda r: r.achieved)
-    bad = [r for r in judged if r.verdict == "rejected"]
-    seen = [r for r in good if r.train_metric is not None]
-    if judged and judged[0].metric is not None:
-        axes.axhline(judged[0].metric, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
-        axes.annotate("dense", (0.0, judged[0].metric), xytext=(3, 4), textcoords="offset points",
-                      fontsize=9)  # fmt: skip
-    if seen:
-        axes.plot([r.achieved for r in seen], [r.train_metric or 0 for r in seen], "o-",
-                  color=FAINT, markersize=3, linewidth=1, label="training")  # fmt: skip
-    axes.plot([r.achieved for r in good], [r.metric or 0 for r in good], "o-", color=SERIES,
-              markersize=5, linewidth=1.8, label="validation")  # fmt: skip
-    if bad:
-        axes.plot([r.achieved for r in bad], [r.metric or 0 for r in bad], "x", color=WARM,
-                  markersize=8, markeredgewidth=2, label="rejected")  # fmt: skip
-    axes.set_xlabel(_counted(rounds))
-    axes.set_ylabel(metric_name)
-    axes.legend(frameon=False, fontsize=9, loc="best")
-    return figure
 
 
 def density_by_group(rounds: Sequence[Round], metric_name: str) -> Figure:
@@ -81,7 +38,7 @@ def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
     good = sorted((r for r in rounds if r.verdict != "rejected"), key=lambda r: r.achieved)
     axes.plot([r.achieved for r in good], [r.l1 for r in good], "o-", color=SERIES, markersize=4)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(_counted(rounds))
+    axes.set_xlabel(counted(rounds))
     axes.set_ylabel("Σ|w|")
     return figure
 
@@ -93,7 +50,7 @@ def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
     names = list(dict.fromkeys(name for r in good for name in r.latency))
     for number, name in enumerate(names):
         points = [(r.latency[name], r.metric or 0) for r in good if name in r.latency]
-        color, marker = _COLORS[number % len(_COLORS)], "osv^D"[number % 5]
+        color, marker = COLORS[number % len(COLORS)], "osv^D"[number % 5]
         axes.plot(*zip(*points, strict=True), f"{marker}-", color=color, markersize=4,
                   linewidth=1.3, label=name)  # fmt: skip
         axes.annotate("dense" if good[0].verdict == "dense" else "", points[0], xytext=(4, 5),
@@ -111,10 +68,6 @@ def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
     return figure
 
 
-def _counted(rounds: Sequence[Round]) -> str:
-    return rounds[-1].counted if rounds else "sparsity"
-
-
 PICTURES: dict[str, tuple[str, Picture]] = {
     "metric": ("Metric against what is removed", metric_against_sparsity),
     "latency": ("Metric against measured latency", metric_against_latency),
@@ -123,40 +76,7 @@ PICTURES: dict[str, tuple[str, Picture]] = {
 }
 
 
-def figure_of(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty picture in the report's style."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-    axes.grid(visible=True, linewidth=0.5, color=INK, alpha=0.15)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
 def draw(name: str, rounds: Sequence[Round], metric_name: str) -> Figure:
     """A picture by its name."""
     with matplotlib.rc_context(STYLE):
         return PICTURES[name][1](rounds, metric_name)
-
-
-def as_svg(figure: Figure, name: str) -> str:
-    """The picture as an SVG element without outside addresses; ids are its own."""
-    out = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
-    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', text, count=1)
-    return text.replace(INK, "currentColor")
-
-
-def as_png(figure: Figure) -> bytes:
-    """The picture for slides and pages, on white."""
-    out = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    return out.getvalue()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from prunus._common.files import write_atomically
 from prunus._common.numbers import NONE, count, metric
-from prunus._common.tables import Table
+from prunus._common.tables import Table, page
 from prunus.report import why_not
 from prunus.sweep.types import Sweep, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ORDER = ("finished", "stopped", "running", "unfinished", "refused", "failed")
 
@@ -17,11 +21,29 @@ def write_summary(done: Sweep, *, picture: bool) -> None:
     """``sweep.json``, and ``pareto.png`` once a trial is finished."""
     data = json.dumps(done.to_dict(), indent=1).encode()
     write_atomically(done.folder / "sweep.json", data)
-    finished = {t.number: t.point for t in done.trials if t.point is not None}
-    if not picture or not finished or why_not() is not None:
-        return
+    if picture and _drawn(done):
+        from prunus._common.pictures import as_png
+
+        write_atomically(done.folder / "pareto.png", as_png(_picture(done)))
+
+
+def notebook_page(done: Sweep) -> str:
+    """What a notebook shows."""
+    pictures = []
+    if _drawn(done):
+        from prunus._common.pictures import as_svg
+
+        pictures = [as_svg(_picture(done), "pareto")]
+    return page("\n".join(summary(done)), table(done).html(), *pictures)
+
+
+def _drawn(done: Sweep) -> bool:
+    """Whether there is a picture: of a finished trial, where matplotlib is installed."""
+    return why_not() is None and any(t.point is not None for t in done.trials)
+
+
+def _picture(done: Sweep) -> Figure:
     from prunus.report.front import draw_front
-    from prunus.report.plots import as_png
 
     stopped = {
         t.number: (t.metric, t.left)
@@ -29,14 +51,13 @@ def write_summary(done: Sweep, *, picture: bool) -> None:
         if t.state == "stopped" and t.metric is not None and t.left is not None
     }
     best = max if done.better == "higher" else min
-    figure = draw_front(
-        finished,
+    return draw_front(
+        {t.number: t.point for t in done.trials if t.point is not None},
         done.front,
         stopped=stopped,
         names=(done.metric_name, done.left_name),
         dense=best((t.dense for t in done.trials if t.dense is not None), default=None),
     )
-    write_atomically(done.folder / "pareto.png", as_png(figure))
 
 
 def table(done: Sweep) -> Table:

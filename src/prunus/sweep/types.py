@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunus._common.numbers import metric
+
 Point = tuple[float, float]
 """A metric, and the part that is left of what the target counts; less left is better."""
 
@@ -85,6 +87,20 @@ class Sweep:
     counts: str
     folder: Path
 
+    def __repr__(self) -> str:
+        best = "none is finished" if self.best is None else _described(self.best, self)
+        after = self.command or "sweep.trials, sweep.front"
+        return (
+            f"<Sweep: {len(self.trials)} trials, {len(self.front)} of them on the front, in "
+            f"{self.folder}\nbest: {best}\nnext: {after}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the table and the picture."""
+        from prunus.sweep.summary import notebook_page
+
+        return notebook_page(self)
+
     @property
     def left_name(self) -> str:
         """What is left, for people."""
@@ -99,3 +115,10 @@ class Sweep:
             "best": None if self.best is None else self.best.number,
             "trials": [t.to_dict() for t in self.trials],
         }
+
+
+def _described(trial: Trial, sweep: Sweep) -> str:
+    """A trial in a line."""
+    values = ", ".join(f"{k}={v}" for k, v in trial.values.items())
+    figures = f"{sweep.metric_name} {metric(trial.metric)}, {sweep.left_name} {metric(trial.left)}"
+    return f"trial {trial.number} ({values}), {figures}"

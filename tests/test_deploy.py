@@ -155,7 +155,7 @@ def test_a_quantized_artifact_is_measured_against_the_quantized_dense_model(plan
                   runtime=("exact", "int8"))  # fmt: skip
     assert (made.runtime, made.gains) == ("int8", {1: 2.5})
     assert "dense model as well: in int8 it takes 2.50 times as long at batch 1;" in said(made)
-    assert "nothing has judged what that costs: give evaluate" in said(made)
+    assert "nothing has measured what that costs: pass evaluate" in said(made)
 
 
 def test_no_good_runtime_is_an_error_with_every_reason(plant: Plant) -> None:

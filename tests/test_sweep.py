@@ -89,7 +89,7 @@ def test_a_grid_runs_each_combination_once_and_ends_with_table_picture_and_comma
         assert row["metric"] == result["metric"]
         assert row["left"] == pytest.approx(1 - float(row["values"]["target"]), abs=0.01)
     assert Path("out/pareto.png").read_bytes().startswith(b"\x89PNG")
-    assert done.output.count("no guard: no trial is stopped before its end") == 1
+    assert done.output.count("no guard: no trial is stopped early") == 1
     starred = [x.split()[1] for x in done.output.splitlines() if x.startswith("*  ")]
     assert [int(n) for n in starred] == json.loads(Path("out/sweep.json").read_text())["front"]
     (line,) = [x for x in done.output.splitlines() if x.startswith("again: prunus run")]
@@ -146,7 +146,7 @@ def test_a_sweep_that_is_asked_to_stop_goes_on_in_the_middle_of_a_trial() -> Non
         return sweep(PYTHON, {"target": [0.3, 0.5]}, task=tiny_task(), folder="out",
                      on_event=watch, **more)  # fmt: skip
 
-    with pytest.raises(prunus.Interrupted, match="goes on"):
+    with pytest.raises(prunus.Interrupted, match="the same command continues in"):
         go(should_stop=lambda: len(judged) == 4)
     assert [r["state"] for r in rows()] == ["finished", "unfinished"]
     done = go()
@@ -359,8 +359,8 @@ def test_a_trial_of_a_dead_machine_is_given_to_another_after_a_while(
         (["target"], r"'target' varies nothing"),
         (["seed=1,2", "seed=3,4"], r"seed is named twice"),
         (["task=null", "target=0.5,0.6"], r"the recipe names no task"),
-        (["task=task.py,digits", "target=0.5"], r"metrics of tasks cannot be set beside"),
-        (["structure=channel", "target=0.5,{max_macs: 0.5}"], r"cannot be set beside each other"),
+        (["task=task.py,digits", "target=0.5"], r"metrics of tasks cannot be compared"),
+        (["structure=channel", "target=0.5,{max_macs: 0.5}"], r"cannot be compared"),
         (["compact=end,every_round"], r"no combination can be run"),
         (["target=0.5,0.6", "--storage", "nosuch://x"], r"--storage: it cannot be opened"),
     ],

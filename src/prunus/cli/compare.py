@@ -19,7 +19,7 @@ from prunus.errors import InputError
 @JSON
 @says_errors
 def compare(folders: tuple[Path, ...], as_json: bool) -> None:
-    """Set two or more runs beside each other.
+    """Compare two or more runs side by side.
 
     \b
     Example:
@@ -28,7 +28,7 @@ def compare(folders: tuple[Path, ...], as_json: bool) -> None:
     from prunus.report.compare import compare as rows_of
 
     if len(folders) < 2:
-        raise InputError("compare needs two runs or more: prunus compare RUN RUN")
+        raise InputError("compare needs at least two runs: prunus compare RUN RUN")
     rows = rows_of(folders)
     if not as_json:
         show(_table(rows))

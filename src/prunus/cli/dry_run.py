@@ -75,8 +75,8 @@ def dry_run(recipe: Recipe) -> Plan:
     notes = ["counts are for weights before training; training moves them between layers"]
     if recipe.target is not None and recipe.target.latency is not None:
         notes.append(
-            "max_latency_ms: how much goes is found by measuring when the run starts, so counts "
-            "and asked say nothing here"
+            "max_latency_ms: how much is removed is found by measuring when the run starts, so "
+            "the counts and the requested sparsity do not apply here"
         )
     if recipe.until_guard:
         most = "" if recipe.rounds is None else f" (at most {recipe.rounds})"

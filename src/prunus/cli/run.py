@@ -37,7 +37,7 @@ def run(
 ) -> None:
     """Train, prune, judge and report, by a RECIPE: a name or a YAML file.
 
-    Started again after a crash, the same command goes on where it was.
+    Run again after a crash, the same command picks up where it left off.
 
     \b
     Examples:
@@ -82,7 +82,7 @@ def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
 def resume(
     folder: Path, data: Path | None, threads: int | None, tensorboard: bool, as_json: bool
 ) -> None:
-    """Go on with the run in FOLDER, to the same answer as if it had not stopped.
+    """Continue the run in FOLDER; the result is the same as if it had never stopped.
 
     \b
     Example:
@@ -109,7 +109,7 @@ def _go(folder: Path, as_json: bool, tensorboard: bool, start: Callable[..., Any
             result, metric_name = start(on_event=watch, should_stop=lambda: bool(stopped))
         except Interrupted:
             show.close()
-            raise Interrupted(f"stopped and saved; go on with: prunus resume {folder}") from None
+            raise Interrupted(f"stopped and saved; continue with: prunus resume {folder}") from None
         except BaseException:
             show.close()
             raise

@@ -29,7 +29,7 @@ from prunus.errors import RunError
     "(default: SQLite in the folder).",
 )
 @click.option("--study", help="Its name in the storage (default: the folder's own).")
-@click.option("--no-stop", is_flag=True, help="Let hopeless trials go on to their end.")
+@click.option("--no-stop", is_flag=True, help="Let hopeless trials run to the end.")
 @DATA
 @THREADS
 @JSON
@@ -49,7 +49,7 @@ def sweep(
     logarithmic where it spans more than a factor of 100, or as :log and :linear say), KEY=VALUE is
     for all. Lists alone are a grid; with a range, trials are proposed by Optuna from those before.
 
-    Each trial is a run of its own. Started again, the same command goes on: finished trials are
+    Each trial is a run of its own. Run again, the same command continues: finished trials are
     skipped, a half-finished one resumes. Several processes, or machines with one --storage, share
     the work.
 

@@ -96,7 +96,7 @@ def write_template(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"'{folder}' cannot be made: {error.strerror}") from None
+        raise InputError(f"'{folder}' cannot be created: {error.strerror}") from None
     write_atomically(paths[0], TASK.encode())
     write_atomically(paths[1], RECIPE.format(task=paths[0]).encode())
     return paths

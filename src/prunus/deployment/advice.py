@@ -38,7 +38,7 @@ def advice(
     gains = {b: g for b in sizes if (g := gain(rows, chosen.runtime, b)) is not None}
     said = [*_speed(model, dense, chosen, gains), *_precision(rows, chosen)]
     if any(t.busy for r in rows for t in r.latency.values()):
-        said.append("the times spread widely: the machine was busy, measure again when it is not")
+        said.append("the timings vary widely: the machine was busy; measure again when it is idle")
     return tuple(said)
 
 
@@ -115,7 +115,7 @@ def _precision(rows: tuple[RuntimeResult, ...], chosen: RuntimeResult) -> list[s
         )
     if chosen.metric is None:
         said.append(
-            f"{chosen.runtime} quantizes, and nothing has judged what that costs: give evaluate"
+            f"{chosen.runtime} quantizes, and nothing has measured what that costs: pass evaluate"
         )
     return said
 

@@ -82,8 +82,7 @@ def _comparable(recipes: list[Recipe]) -> None:
         found = list(dict.fromkeys(of(r) for r in recipes))
         if len(found) > 1:
             raise InputError(
-                f"{what} cannot be set beside each other ({', '.join(map(str, found))}): sweep "
-                "each alone"
+                f"{what} cannot be compared ({', '.join(map(str, found))}): sweep each alone"
             )
 
 

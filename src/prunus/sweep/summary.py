@@ -86,7 +86,9 @@ def summary(done: Sweep) -> list[str]:
     lines = [f"trial {t.number} {t.state}: {t.reason}" for t in done.trials if t.reason]
     elsewhere = sum(t.state == "running" for t in done.trials)
     if elsewhere:
-        lines.append(f"{elsewhere} of the trials run elsewhere; the same command shows them later")
+        lines.append(
+            f"{elsewhere} trials are running elsewhere; run the same command again to see them"
+        )
     if done.best is not None:
         lines.append(f"* no other trial has a better {done.metric_name} with as little left")
         lines.append(f"best: trial {done.best.number}, in {done.folder / (done.best.name or '')}")

@@ -83,7 +83,7 @@ def sweep(
     limit = trials if made.grid or trials is not None else TRIALS
     common = check(recipe, made, trials=limit, task=task, on_event=see)
     if stop_hopeless and not common.guarded:
-        see({"event": "note", "text": "no guard: no trial is stopped before its end"})
+        see({"event": "note", "text": "no guard: no trial is stopped early"})
     if reason := why_not():
         see({"event": "note", "text": f"no pictures: {reason}"})
     identity = short_hash([repr(made), common.first.digest(), code_digests(common.first)])
@@ -107,7 +107,7 @@ def sweep(
         finally:
             write_summary(summary(), picture=True)
         if stopped or halt():
-            raise Interrupted(f"stopped and saved; the same command goes on in '{where}'")
+            raise Interrupted(f"stopped and saved; the same command continues in '{where}'")
         return _reported(summary())
 
 

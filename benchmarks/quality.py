@@ -31,8 +31,9 @@ from torch.nn.utils import prune as torch_prune
 import prunus
 from prunus._common.environment import describe
 from prunus.methods.rates.hold_decay import hold_decay
+from prunus.tasks._files import find_folder
 from prunus.tasks.base import Batches, accuracy, classification_loss
-from prunus.tasks.mnist import SimpleCNN, find_folder, read
+from prunus.tasks.mnist import HOLDS, SimpleCNN, read
 
 HERE = Path(__file__).parent
 CACHE = Path("runs/bench")
@@ -43,11 +44,12 @@ DENSE_ROW = "dense, all 1,000 steps"
 
 def data() -> dict[str, tuple[Tensor, Tensor]]:
     """Training images without the last 5,000, those 5,000, and the test images."""
-    images, classes = read(find_folder(None), "train")
+    place = find_folder("mnist", None, "mnist", HOLDS)
+    images, classes = read(place, "train")
     return {
         "train": (images[:-5000], classes[:-5000]),
         "validation": (images[-5000:], classes[-5000:]),
-        "test": read(find_folder(None), "test"),
+        "test": read(place, "test"),
     }
 
 

@@ -17,8 +17,8 @@ HEAD = """# Gallery
 Each row is one command. It trains (or loads) a network, prunes until it would lose more than 1 % of
 the metric on validation data (or its rounds are at their end), proves the smaller network equal to
 the masked one, builds it in the fastest runtime installed, and judges it there. Start at the row
-nearest to your problem: its task and its recipes are a folder of [`examples`](../examples), found by
-name inside a checkout; [your own](#your-own-model-and-data) is a copy of both.
+nearest to your problem: its task and its recipes are a folder of [`examples`](../examples), found
+by name inside a checkout; [your own](#your-own-model-and-data) is a copy of both.
 
 `PRUNUS_DATA` (or `--data`) names the folder that holds `cifar10`, `movie-reviews`, `speech-digits`
 and `shakespeare`; what each must contain is said in the task's file and in the error message.

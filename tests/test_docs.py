@@ -1,4 +1,4 @@
-"""What README and docs show is true: snippets run or resolve, commands load, links lead somewhere."""
+"""What README and docs show is true: snippets run, commands load, links lead to files."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,48 +34,67 @@ def optional(module: str, name: str, packages: Sequence[str]) -> Any:
         raise InputError(f"{module} is needed here and {what}: {pip_line(packages)}") from error
 
 
-@dataclass(frozen=True)
-class CallbackConfig:
-    """How to prune whatever model a loop turns out to train."""
+class LoopCallback:
+    """What the callbacks for other people's loops have in common.
 
-    recipe: Recipe
-    evaluate: Metric | None
-    calibration: Iterable[Any] | None
-    loss: Callable[[nn.Module, Any], Tensor] | None
-    example: Any
+    Args:
+        recipe: a :class:`Recipe`, the name of one, a file or a mapping.
+        evaluate: ``evaluate(model) -> float`` for the rounds; a guard needs it.
+        calibration: batches for criteria that need gradients.
+        loss: ``(model, batch) -> scalar`` for the same.
+        example: an input (a tuple, a mapping of keyword arguments) for structures found by
+            analysis; the model needs a ``forward`` for these.
+
+    Attributes:
+        pruner: the :class:`prunus.Pruner`, from the beginning of the training on.
+
+    Raises:
+        InputError: for what cannot be pruned in a loop of someone else's, with the reason.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | Mapping[str, Any] | str | Path,
+        *,
+        evaluate: Metric | None = None,
+        calibration: Iterable[Any] | None = None,
+        loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        example: Any = None,
+    ) -> None:
+        self._recipe = Recipe.load(recipe)
+        problem = own_loop_conflict(self._recipe, judged=evaluate is not None)
+        if problem is not None:
+            raise InputError(problem)
+        self._given = {
+            "evaluate": evaluate, "calibration": calibration, "loss": loss, "example": example,
+        }  # fmt: skip
+        self.pruner: Pruner | None = None
+        self._saved: Any = None
+        self._watch: Any = None
 
     @property
-    def shrinks(self) -> bool:
+    def _shrinks(self) -> bool:
         """Whether the model becomes smaller on the way."""
-        return self.recipe.compact == "every_round"
+        return self._recipe.compact == "every_round"
 
-    def pruner(self, model: nn.Module, saved: Mapping[str, Any] | None = None) -> Pruner:
+    def _pruner_of(self, model: nn.Module, saved: Mapping[str, Any] | None = None) -> Pruner:
         """Of a model, which is made as small as it was when it was saved."""
-        made = Pruner(
-            model,
-            self.recipe,
-            evaluate=self.evaluate,
-            calibration=self.calibration,
-            loss=self.loss,
-            example=self.example,
-        )
+        made = Pruner(model, self._recipe, **self._given)
         if saved is not None:
             made.take_shapes(saved)
         return made
 
-    def join(
+    def _join(
         self,
-        pruner: Pruner,
         optimizer: object,
         *,
         steps: int | None,
         per_epoch: int | None,
         saved: Mapping[str, Any] | None,
     ) -> None:
-        """Let a pruner join a loop.
+        """Let the pruner join a loop.
 
         Args:
-            pruner: made by :meth:`pruner`.
             optimizer: of the loop.
             steps: that the loop will take; they are the recipe's where it has no ``retrain``.
             per_epoch: steps in an epoch, if it is known.
@@ -86,43 +104,36 @@ class CallbackConfig:
             InputError: if the loop ends before the recipe, or state and weights do not belong
                 together.
         """
-        own = duration.parse(self.recipe.retrain).value > 0
-        asked = None if own else steps
-        total = in_steps(self.recipe, asked, per_epoch)[1]
+        assert self.pruner is not None
+        own = duration.parse(self._recipe.retrain).value > 0
+        shared = None if own else steps
+        total = in_steps(self._recipe, shared, per_epoch)[1]
         if steps is not None and total is not None and total > steps and saved is None:
             raise InputError(
                 f"steps: the recipe asks for {total} optimizer steps, and the training takes "
                 f"{steps}: train longer, or shorten dense and retrain"
             )
-        pruner.join(optimizer, steps=asked, steps_per_epoch=per_epoch, saved=saved)
+        self.pruner.join(optimizer, steps=shared, steps_per_epoch=per_epoch, saved=saved)
         if saved is not None and saved["enforced"]:
             try:
-                check(pruner.model, pruner.masks)
+                check(self.pruner.model, self.pruner.masks)
             except RunError as error:
                 raise InputError(
                     f"the weights do not belong to the pruner's state that was found: {error}"
                 ) from None
 
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
-def order(
-    recipe: Recipe | Mapping[str, Any] | str | Path,
-    evaluate: Metric | None,
-    calibration: Iterable[Any] | None,
-    loss: Callable[[nn.Module, Any], Tensor] | None,
-    example: Any,
-) -> CallbackConfig:
-    """An order, checked as far as it can be without a model.
+    @property
+    def _ended_by_guard(self) -> bool:
+        """Whether more training would only lead away from what the guard accepted."""
+        pruner = self.pruner
+        return pruner is not None and pruner.done and pruner.recipe.guard is not None
 
-    Raises:
-        InputError: for a recipe that cannot run in a loop of someone else's.
-    """
-    loaded = Recipe.load(recipe)
-    problem = own_loop_conflict(loaded, judged=evaluate is not None)
-    if problem is not None:
-        raise InputError(problem)
-    return CallbackConfig(loaded, evaluate, calibration, loss, example)
-
-
-def ended_by_guard(pruner: Pruner) -> bool:
-    """Whether more training would only lead away from what the guard accepted."""
-    return pruner.done and pruner.recipe.guard is not None
+    def _finish(self) -> None:
+        """Judge a round at work; masks are no longer enforced, removed weights stay zero."""
+        if self.pruner is not None:
+            self.pruner.finish()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunus._common.files import freeze, thaw, write_atomically
-from prunus._common.metrics import Metric
 from prunus.errors import InputError
-from prunus.integrations.callback import ended_by_guard, optional, order
-from prunus.progressive.pruner import Pruner
-from prunus.recipe.schema import Recipe
+from prunus.integrations.callback import LoopCallback, optional
 
 _TrainerCallback: Any = optional("transformers", "TrainerCallback", ["transformers", "accelerate"])
 
@@ -22,7 +19,7 @@ FILE = "prunus.safetensors"
 """What a checkpoint gets beside model and optimizer."""
 
 
-class PruneCallback(_TrainerCallback):
+class PruneCallback(LoopCallback, _TrainerCallback):
     """Prunes the model of a ``transformers.Trainer`` while it trains.
 
     ``Trainer(..., callbacks=[PruneCallback(recipe)])``. The recipe runs at the optimizer's steps,
@@ -31,34 +28,8 @@ class PruneCallback(_TrainerCallback):
     ``trainer.train(resume_from_checkpoint=…)`` goes on from it. Where a guard ends pruning, it
     ends the training.
 
-    Args:
-        recipe: a :class:`Recipe`, the name of one, a file or a mapping.
-        evaluate: ``evaluate(model) -> float`` for the rounds; a guard needs it.
-        calibration: batches for criteria that need gradients.
-        loss: ``(model, batch) -> scalar`` for the same.
-        example: an input (a tuple, a mapping of keyword arguments) for structures found by
-            analysis.
-
-    Attributes:
-        pruner: the :class:`prunus.Pruner`, from the beginning of the training on.
-
-    Raises:
-        InputError: for what cannot be pruned in a Trainer, with the reason.
+    Its arguments are those of :class:`~prunus.integrations.callback.LoopCallback`.
     """
-
-    def __init__(
-        self,
-        recipe: Recipe | Mapping[str, Any] | str | Path,
-        *,
-        evaluate: Metric | None = None,
-        calibration: Iterable[Any] | None = None,
-        loss: Callable[[nn.Module, Any], Tensor] | None = None,
-        example: Any = None,
-    ) -> None:
-        self._order = order(recipe, evaluate, calibration, loss, example)
-        self.pruner: Pruner | None = None
-        self._saved: dict[str, Any] | None = None
-        self._watch: Any = None
 
     def resume(self, model: nn.Module, checkpoint: str | Path) -> None:
         """Make a model as small as that of a checkpoint, so that its weights can be loaded.
@@ -75,11 +46,11 @@ class PruneCallback(_TrainerCallback):
         """
         self._saved = _read(Path(checkpoint))
         self._unwatch()
-        self.pruner = self._order.pruner(model, self._saved["pruner"])
+        self.pruner = self._pruner_of(model, self._saved["pruner"])
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Watch that no smaller model is loaded unprepared."""
-        if self._order.shrinks and model is not None and self._saved is None:
+        if self._shrinks and model is not None and self._saved is None:
             self._watch = model.register_load_state_dict_pre_hook(_refuse_smaller)
 
     def on_train_begin(
@@ -105,10 +76,9 @@ class PruneCallback(_TrainerCallback):
             )
         own = None if saved is None else saved["pruner"]
         if self.pruner is None or self.pruner.model is not model:
-            self.pruner = self._order.pruner(model, own)
+            self.pruner = self._pruner_of(model, own)
         batches = len(train_dataloader) if hasattr(train_dataloader, "__len__") else None
-        self._order.join(
-            self.pruner,
+        self._join(
             optimizer,
             steps=state.max_steps,
             per_epoch=batches and math.ceil(batches / args.gradient_accumulation_steps),
@@ -117,7 +87,7 @@ class PruneCallback(_TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop where the guard did."""
-        if self.pruner is not None and ended_by_guard(self.pruner):
+        if self._ended_by_guard:
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -135,13 +105,7 @@ class PruneCallback(_TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Judge a round at work; masks are no longer enforced, removed weights stay zero."""
-        if self.pruner is not None:
-            self.pruner.finish()
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.remove()
-            self._watch = None
+        self._finish()
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Labels
 from prunus.graph.listing import units
 from prunus.graph.solve import Heads, solve
+from prunus.graph.trace import trace
 from prunus.graph.units import coupled_units
 
 
@@ -395,3 +397,22 @@ def test_on_the_meta_device_shapes_are_compared_and_the_plan_says_so() -> None:
     assert plan.route == "sliced"
     assert plan.notes == ("on the meta device: shapes were compared, values could not be",)
     assert perform(model, plan)[0].weight.shape == (4, 4)
+
+
+def test_a_torch_without_check_guards_exports_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = torch.export.ExportedProgram.module
+    older = lambda self: new(self, check_guards=False)  # noqa: E731  # no such argument up to 2.8
+    if "check_guards" in inspect.signature(new).parameters:
+        monkeypatch.setattr(torch.export.ExportedProgram, "module", older)
+    assert trace(nn.Linear(2, 3), torch.ones(1, 2)).how == "export"
+
+
+def test_our_own_wrong_call_is_not_taken_for_exports_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def module(self: torch.export.ExportedProgram) -> None:
+        raise TypeError("unexpected keyword")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "module", module)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        trace(nn.Linear(2, 3), torch.ones(1, 2))

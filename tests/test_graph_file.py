@@ -274,7 +274,7 @@ class Named(NamedTuple):
     b: list[Tensor]
 
 
-pytree.register_dataclass(Pair)
+torch.export.register_dataclass(Pair)
 
 
 @pytest.mark.parametrize(

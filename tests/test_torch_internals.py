@@ -49,6 +49,8 @@ def _private(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         whole = [f"{node.module}.{a.name}" for a in node.names]
         return [name for name in whole if _hidden(name)]
+    if isinstance(node, ast.keyword):
+        return [node.arg] if node.arg == "check_guards" else []
     if isinstance(node, ast.Constant):
         return [node.value] if isinstance(node.value, str) and node.value in KEYS else []
     if not isinstance(node, ast.Attribute):

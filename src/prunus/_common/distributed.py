@@ -73,7 +73,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     if rank() == 0:
         try:
             told[0] = work()
-        except Exception as error:
+        except Exception as error:  # of the work, to be raised on every rank
             told[1] = error
     dist.broadcast_object_list(told, src=0)
     if told[1] is not None:

@@ -62,7 +62,7 @@ def says_errors(command: Command) -> Command:
             sys.exit(130)
         except BrokenPipeError:
             sys.exit(1)
-        except Exception as error:
+        except Exception as error:  # a fault of ours or of the user's code: one line, no traceback
             if debug:
                 raise
             where = traceback.extract_tb(error.__traceback__)[-1]

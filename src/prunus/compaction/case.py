@@ -125,7 +125,7 @@ def _answers(
         return states, inputs, META, traced_outputs(cut.analysis.traced)
     try:
         return states, inputs, FLOAT64, outputs(model, states[1], inputs)
-    except Exception as error:
+    except Exception as error:  # of the model's code, which may refuse lazy or double tensors
         in_memory = held(states)
         if in_memory is not None:  # some code asks tensors for more than operators do
             return _answers(model, cut, inputs, in_memory)

@@ -90,7 +90,7 @@ def _graph_of(
     kept = within(case.kept, case.cut.analysis.names, module, name)
     try:
         return as_graph(module, calls[name], kept, ends[name])
-    except (InputError, RunError, AssertionError):
+    except (InputError, RunError):
         return None
 
 

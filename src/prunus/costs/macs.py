@@ -66,16 +66,17 @@ def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            warnings.catch_warnings(action="ignore"),  # torch warns of Intel's TF32 flag
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
-            torch.backends.cudnn.flags(enabled=False),
-            counter,
-            torch.no_grad(),
-        ):
-            model(*args, **kwargs)
-    except Exception:  # whatever the model raises
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of Intel's TF32 flag
+            with (
+                sdpa_kernel(SDPBackend.MATH),
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+                counter,
+                torch.no_grad(),
+            ):
+                model(*args, **kwargs)
+    except Exception:  # the model runs: whatever its code raises
         return None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -122,7 +122,7 @@ class Builder:
             inputs = _resized(order, calibration, size)
             try:
                 expected = right(inputs)
-            except Exception:  # a model that knows one batch size
+            except Exception:  # of the model's code, which knows one batch size
                 continue
             others = max(others, error(served.compute(inputs), expected, how=how))
         return own, others
@@ -146,7 +146,7 @@ def _answered(
     """Inputs and eager's answers; as many as the example has, if the model takes no others."""
     try:
         return inputs, right(inputs)
-    except Exception:
+    except Exception:  # of the model's code, which knows one batch size
         batch = next((len(t) for t in order.tensors if t.dim()), 1)
         cut = _resized(order, [inputs], batch)
         return cut, right(cut)

@@ -157,7 +157,7 @@ def open_artifact(folder: str | Path, *, threads: int = 1) -> DeployedModule:
         session = runtime.open_(path, threads=threads)
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # an engine's own, of a file that is damaged or not for it
         raise InputError(f"{card.runtime} cannot open '{path}': {error}") from error
     opened = Session(session.compute, path, card.dynamic, session.notes)
     return DeployedModule(opened, card)

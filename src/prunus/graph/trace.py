@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from prunus._common.inputs import Inputs, arguments, by_name, positional_names
 from prunus._common.modules import evaluating, set_forward, shared_copy
-from prunus._common.torch_internals import pytree, size_hint
+from prunus._common.torch_internals import exported_module, pytree, size_hint
 from prunus.errors import InputError, first_line
 from prunus.graph.recorder import record
 
@@ -74,23 +74,21 @@ def trace(
     args, kwargs = arguments(example) if inputs is None else inputs
     model = shared_copy(model)  # caches that a pass fills stay in the copy
     with analysis_mode(model), torch.no_grad():
-        module = _open_export(model, args, kwargs, closed) if dynamic else None
-        opened = module is not None
-        if module is None:
-            try:
-                module = _export(model, args, kwargs)
-            except Exception as error:  # export raises whatever its parts do
-                return _recorded(model, (args, kwargs), error)
+        opened = _open_export(model, args, kwargs, closed) if dynamic else None
+        program = export(model, args, kwargs) if opened is None else opened
+        if isinstance(program, Exception):
+            return _recorded(model, (args, kwargs), program)
+        module = exported_module(program)
     _inline(module)
     _settle(module)
-    return Traced(module, (args, kwargs), "export", open=opened)
+    return Traced(module, (args, kwargs), "export", open=opened is not None)
 
 
 def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     """The operators of a real pass, where export refused."""
     try:
         module = record(model, *inputs)
-    except Exception as error:  # whatever the model raises
+    except Exception as error:  # the model runs: whatever its code raises
         raise InputError(
             f"{type(model).__name__} cannot be traced with this example, neither by torch.export "
             f"({first_line(refused)}) nor by recording a pass ({first_line(error)})"
@@ -100,21 +98,20 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
 
 
-def export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> ExportedProgram:
-    """torch.export without the graph that it prints when it fails; it raises whatever it raises."""
+def export(
+    model: nn.Module, args: Any, kwargs: Any, shapes: Any = None
+) -> ExportedProgram | Exception:
+    """torch.export's program, or why it refuses; without the graph that it prints then."""
     with contextlib.redirect_stderr(io.StringIO()):
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-
-
-def _export(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> fx.GraphModule:
-    module = export(model, args, kwargs, shapes).module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    return module
+        try:
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # export's own or the model's code's: they have no common type
+            return error
 
 
 def _open_export(
     model: nn.Module, args: Any, kwargs: Any, closed: Sequence[Collection[int]]
-) -> fx.GraphModule | None:
+) -> ExportedProgram | None:
     """With open sizes: of every dimension, else of the first one, else not at all."""
     model = shared_copy(model)
     names = _spell_out(model, args, kwargs)
@@ -137,10 +134,9 @@ def _open_export(
         return dict(zip(names, (*by_position, *by_name.values()), strict=True))
 
     for most in (8, 1):
-        try:
-            return _export(model, args, kwargs, shapes(most))
-        except Exception:  # many models cannot: their code branches on sizes
-            continue
+        program = export(model, args, kwargs, shapes(most))
+        if isinstance(program, ExportedProgram):  # many refuse: their code branches on sizes
+            return program
     return None
 
 

@@ -28,7 +28,7 @@ def optional(module: str, name: str, packages: Sequence[str]) -> Any:
     """
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except Exception as error:  # a broken package raises anything when imported
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         what = "is not installed" if absent else f"fails: {type(error).__name__}: {error}"
         raise InputError(f"{module} is needed here and {what}: {pip_line(packages)}") from error

@@ -118,7 +118,7 @@ def _read(folder: Path) -> dict[str, Any]:
             f"'{path}' is not there, so the pruner cannot go on: resume from a checkpoint that was "
             "saved with PruneCallback; for one outside output_dir call resume(model, folder) first"
         ) from None
-    except Exception as error:
+    except Exception as error:  # of reading damaged bytes: KeyError, ValueError, …
         raise InputError(
             f"'{path}' is damaged ({error}): resume from an earlier checkpoint"
         ) from None

@@ -97,7 +97,7 @@ def _read(path: str | Path, key: str) -> Mapping[str, Any] | None:
     """A callback's state in a checkpoint, read without running code from it."""
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # UnpicklingError, OSError, RuntimeError, …
         raise InputError(
             f"'{path}' cannot be read without running code from it, and the model must become as "
             f"small as it is there: save plain hyperparameters only ({error})"

@@ -217,7 +217,7 @@ def module_at(path: Path) -> ModuleType:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except Exception as error:  # the user's file runs
             del sys.modules[module_name]
             raise InputError(f"'{path}' fails: {type(error).__name__}: {error}") from error
     return sys.modules[module_name]

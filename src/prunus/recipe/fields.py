@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from operator import attrgetter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -146,7 +146,7 @@ class Target(_Frozen):
         return value
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _one(self) -> Target:
         given = [k for k in ENDS if getattr(self, k) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: keep one")

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import ValidationError, model_validator
 
@@ -57,7 +57,7 @@ class Recipe(RecipeFields):
     """
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _goes_together(self) -> Recipe:
         problems = conflicts(self)
         if problems:
             raise ValueError("\n".join(problems))

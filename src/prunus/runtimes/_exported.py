@@ -48,14 +48,13 @@ def exported(order: BuildRequest) -> Exported:
 def _export(order: BuildRequest) -> Exported:
     batch = batch_of(order)
     with analysis_mode(order.model), torch.no_grad(), Plain():
-        try:
-            subject = flat(order)
-            program = None if batch is None else _free(subject, batch)
-            if program is not None:
-                return Exported(_unplaced(program), True, (), subject.names)
-            program = export(subject.model, subject.args, subject.kwargs)
-        except Exception as error:  # export raises whatever its parts do
-            raise InputError(f"torch.export cannot trace it: {first_line(error)}") from error
+        subject = flat(order)
+        free = None if batch is None else _free(subject, batch)
+        if free is not None:
+            return Exported(_unplaced(free), True, (), subject.names)
+        program = export(subject.model, subject.args, subject.kwargs)
+    if isinstance(program, Exception):
+        raise InputError(f"torch.export cannot trace it: {first_line(program)}") from program
     notes = () if batch is None else (f"for a batch of {batch} alone: the model fixes it",)
     return Exported(_unplaced(program), False, notes, subject.names)
 
@@ -92,9 +91,8 @@ def _free(subject: Flat, batch: int) -> ExportedProgram | None:
     shapes = dict(zip(subject.names, map(free, values), strict=True))
     args = tuple(map(grown, subject.args))
     kwargs = {name: grown(value) for name, value in subject.kwargs.items()}
-    try:
-        program = export(subject.model, args, kwargs, shapes)
-    except Exception:  # many models cannot: their code branches on the batch size
+    program = export(subject.model, args, kwargs, shapes)
+    if isinstance(program, Exception):  # many refuse: their code branches on the batch size
         return None
     return program if _is_free(program) else None
 

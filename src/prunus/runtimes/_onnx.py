@@ -67,7 +67,7 @@ def _program(order: BuildRequest) -> ONNXProgram:
             program = torch.onnx.export(
                 made.program, dynamo=True, verbose=False, opset_version=OPSET
             )
-        except Exception as error:
+        except Exception as error:  # the exporter's own, of ten types
             raise InputError(f"ONNX cannot express it: {_reason(error)}") from error
     assert program is not None
     count = len(program.model.graph.inputs)

@@ -119,7 +119,7 @@ def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
                     save_as_external_data=big, all_tensors_to_one_file=big,
                 )  # fmt: skip
             break
-        except Exception as error:
+        except Exception as error:  # onnxruntime's and sympy's, of no common type
             if skip:
                 raise InputError(f"ONNX Runtime cannot prepare it: {first_line(error)}") from error
     graph = onnx.load(path, load_external_data=False).graph

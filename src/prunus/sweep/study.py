@@ -70,7 +70,7 @@ def open_ledger(terms: Terms, folder: Path, storage: str | BaseStorage | None) -
             study = _study(terms, place)
         except InputError:
             raise
-        except Exception as error:
+        except Exception as error:  # Optuna's, or of the database's driver
             text = " ".join(str(error).split())[:200]
             raise InputError(f"--storage: it cannot be opened: {text}") from error
         with held(worker):

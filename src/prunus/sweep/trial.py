@@ -78,7 +78,7 @@ class Trials:
             if isinstance(error.__cause__, OSError):
                 raise
             return Trial(**about, state="failed", reason=_line(error))
-        except Exception as error:
+        except Exception as error:  # the task's code runs: its failure is a row
             return Trial(**about, state="failed", reason=f"{type(error).__name__}: {_line(error)}")
         figures = {**_figures(recipe, result.rounds), "cost": dict(result.cost_after)}
         return Trial(**about, **figures, state="finished")

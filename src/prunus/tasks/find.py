@@ -53,7 +53,7 @@ def find_task(spec: Spec) -> Task:
         raise
     except ModuleNotFoundError as error:
         raise InputError(f"task {spec.name}: {lacking(error)}") from error
-    except Exception as error:
+    except Exception as error:  # the user's function runs
         raise InputError(f"task {spec.name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise InputError(f"task {spec.name} returned {type(task).__name__}, not a prunus.Task")

@@ -81,15 +81,16 @@ def as_graph(
         RunError: if it cannot be rewritten.
     """
     losing = [[d for d, left in enumerate(end or ()) if left is not None] for end in ends]
-    for dynamic in (True, False):
+
+    def made(*, dynamic: bool) -> tuple[fx.GraphModule, bool]:
         traced = trace(module, None, dynamic=dynamic, closed=losing, inputs=inputs)
         analysis = analyze(module, None, open_ends=ends, traced=traced, kept=kept)
-        try:
-            return rewrite(known_cut(analysis, kept)).module, traced.open
-        except RunError:
-            if not dynamic:
-                raise
-    raise AssertionError
+        return rewrite(known_cut(analysis, kept)).module, traced.open
+
+    try:
+        return made(dynamic=True)
+    except RunError:
+        return made(dynamic=False)
 
 
 def whole_graph(

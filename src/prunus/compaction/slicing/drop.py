@@ -166,7 +166,7 @@ def _fits(module: nn.Module, args: Any, kwargs: Any) -> set[str]:
 
     try:
         found = module(*map(other, args), **{k: other(v) for k, v in kwargs.items()})
-    except Exception:  # it wants other numbers, so it is none of these functions
+    except Exception:  # the module wants other numbers, so it is none of these functions
         return set()
     if not isinstance(found, Tensor):
         return set()

@@ -158,7 +158,7 @@ def compare(
     """A compact model against the masked model's outputs."""
     try:
         found = outputs(model, state, inputs, gate)
-    except Exception as error:
+    except Exception as error:  # of the model's code, on shapes that it was not written for
         return Comparison(float("inf"), problem=first_line(error))
     gap, problem = difference(masked, found)
     return Comparison(gap, problem=problem, tolerance=gate.tolerance)
@@ -228,7 +228,7 @@ class _Steps(fx.Interpreter):
         for node in self.graph.nodes:
             try:
                 value = self.run_node(node)
-            except Exception:  # the caller looks at what there is
+            except Exception:  # of an operator on wrong shapes; the caller looks at what there is
                 return
             given = node.op == "placeholder" and isinstance(value, Tensor)
             self.env[node] = value.clone() if given else value  # operators may write to it

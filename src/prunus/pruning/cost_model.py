@@ -67,7 +67,7 @@ def cost_model(
     baseline: float | None = None,
     scored: Collection[str] | None = None,
 ) -> CostModel:
-    """The figure of that name.
+    """The cost model of that name.
 
     Args:
         name: ``sparsity`` (weights in scope), ``params``, ``bytes`` or ``macs``.

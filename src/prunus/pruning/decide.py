@@ -182,7 +182,7 @@ def allocate(
     allocation: Allocation,
     target: float,
     limits: Mapping[Group, Limits],
-    figure: CostModel | None = None,
+    cost_model: CostModel | None = None,
 ) -> Counts:
     """Counts for a sparsity, or the limit that forbids it.
 
@@ -191,13 +191,13 @@ def allocate(
         allocation: how much each group gives.
         target: the part to be removed.
         limits: what must stay.
-        figure: what the target counts, for coupled units.
+        cost_model: what the target counts, for coupled units.
 
     Raises:
         InputError: if more is asked than may be removed.
     """
-    if figure is not None:
-        return _allocate_coupled(units, allocation, target, limits, figure)
+    if cost_model is not None:
+        return _allocate_coupled(units, allocation, target, limits, cost_model)
     cost = Cost(list(units), ranked_sizes(units))
     most = cost({g: limits[g].least for g in units})
     removed = round(target * cost.total) / cost.total
@@ -214,39 +214,39 @@ def _allocate_coupled(
     allocation: Allocation,
     target: float,
     limits: Mapping[Group, Limits],
-    figure: CostModel,
+    cost_model: CostModel,
 ) -> Counts:
     """Counts in whole multiples; a bound on a cost is kept, a sparsity is not passed."""
-    most = most_of(figure, limits)
+    most = most_of(cost_model, limits)
     if target > most + 1e-9:
         raise InputError(
-            f"target: at most {most:.4g} of the dense model's {figure.name} can be removed while "
-            f"every group keeps its least (and multiple_of); {target:.4g} is asked"
+            f"target: at most {most:.4g} of the dense model's {cost_model.name} can be removed "
+            f"while every group keeps its least (and multiple_of); {target:.4g} is asked"
         )
 
-    hardest = figure({g: limits[g].least for g in units})
+    hardest = cost_model({g: limits[g].least for g in units})
 
     def at(asked: float) -> Counts:
-        counts = allocation(units, figure, min(asked, hardest), limits)
+        counts = allocation(units, cost_model, min(asked, hardest), limits)
         return {g: _multiple(g, int(k), limits[g]) for g, k in counts.items()}
 
     found = at(target)
-    if figure.name == "sparsity" or figure(found) >= target - 1e-12:
-        return found if figure.name == "sparsity" else _fill(found, target, limits, figure)
+    if cost_model.name == "sparsity" or cost_model(found) >= target - 1e-12:
+        return found if cost_model.name == "sparsity" else _fill(found, target, limits, cost_model)
     low, high = target, hardest
     best = at(high)
     for _ in range(SEARCH):
         middle = (low + high) / 2
         counts = at(middle)
-        if figure(counts) >= target - 1e-12:
+        if cost_model(counts) >= target - 1e-12:
             high, best = middle, counts
         else:
             low = middle
-    return _fill(best, target, limits, figure)
+    return _fill(best, target, limits, cost_model)
 
 
 def _fill(
-    counts: Counts, target: float, limits: Mapping[Group, Limits], figure: CostModel
+    counts: Counts, target: float, limits: Mapping[Group, Limits], cost_model: CostModel
 ) -> Counts:
     """Keep more units while the bound holds: those that use most of what is left of it."""
     filled = dict(counts)
@@ -255,7 +255,7 @@ def _fill(
         for group, kept in filled.items():
             more = int(kept) + group.multiple_of
             if more <= limits[group].most:
-                gone = figure({**filled, group: more})
+                gone = cost_model({**filled, group: more})
                 if gone >= target - 1e-12 and (best is None or gone < best[0]):
                     best = (gone, group)
         if best is None:
@@ -263,9 +263,9 @@ def _fill(
         filled[best[1]] = int(filled[best[1]]) + best[1].multiple_of
 
 
-def most_of(figure: CostModel, limits: Mapping[Group, Limits]) -> float:
-    """The largest part of a figure that can go."""
-    return figure({g: _multiple(g, limit.least, limit) for g, limit in limits.items()})
+def most_of(cost_model: CostModel, limits: Mapping[Group, Limits]) -> float:
+    """The largest part of a cost that can go."""
+    return cost_model({g: _multiple(g, limit.least, limit) for g, limit in limits.items()})
 
 
 SEARCH = 24

@@ -1,4 +1,4 @@
-"""What a pruner sees of a model: the weights in scope, their units, and what those cost."""
+"""The pruning space of a model: the weights in scope, their units, and what those cost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PruningSpace:
         layers: the weights in scope, in the order of execution.
         groups: their units.
         analysis: what falls together; ``None`` for structures that need none.
-        figure: what the target counts, for coupled units.
+        cost_model: what the target counts, for coupled units.
         weights: the sparsity of coupled units.
         scored: the weights that it counts, by name: those in scope of which a unit can go. What
             is pinned throughout counts neither as removed nor as a whole.
@@ -63,29 +63,29 @@ class PruningSpace:
 
     @property
     def baselines(self) -> dict[str, float]:
-        """The dense model's costs, for a view of a smaller one."""
+        """The dense model's costs, for the space of a smaller one."""
         return {f.name: f.baseline for f in (self.cost_model, self.weights) if f is not None}
 
 
 def build_space(
     model: nn.Module,
     recipe: Recipe,
-    ideas: Methods,
+    methods: Methods,
     example: Any,
     *,
     layers: Sequence[Layer] | None = None,
     dense: PruningSpace | None = None,
     traced: Traced | None = None,
 ) -> PruningSpace:
-    """See a model as a recipe does.
+    """The pruning space of a model as a recipe sees it.
 
     Args:
         model: to be pruned.
         recipe: scope, structure and target.
-        ideas: the functions that the recipe names.
+        methods: the functions that the recipe names.
         example: an input; needed by structures that are found by analysis.
         layers: in scope, where they are known from before the model became smaller.
-        dense: the view of the dense model, then.
+        dense: the space of the dense model, then.
         traced: the model's operators, where they are known.
 
     Raises:
@@ -99,7 +99,7 @@ def build_space(
             ".module, and wrap it anew in each train(model, run)"
         )
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    coupled = _coupled(recipe, ideas, example)
+    coupled = _coupled(recipe, methods, example)
     if layers is None:
         found = _in_scope(model, recipe, example, coupled=coupled)
     else:
@@ -107,29 +107,29 @@ def build_space(
     if recipe.trait("structure", "SPARES_OUTPUT") and not recipe.scope.include:
         found = drop_output_layer(found)
     if not coupled:
-        groups = ideas.structure(found, shapes)
+        groups = methods.structure(found, shapes)
         _refuse_uncoupled(recipe)
         _refuse_target(recipe, groups)
         return PruningSpace(found, groups)
     dims = recipe.trait("structure", "HEADS") == "dims"
     analysis = analyze(model, example, heads="dims" if dims else "whole", traced=traced)
     try:
-        groups = ideas.structure(found, shapes, analysis)
+        groups = methods.structure(found, shapes, analysis)
     except InputError:
         if dense is None:
             raise
         groups = []  # every group is down to its last unit
     groups = _allowed(groups, recipe, analysis, first=dense is None)
     if dense is None:
-        view = _counted(PruningSpace(found, groups, analysis), recipe, model, dense)
-        _refuse_bound(recipe, view)
-        return view
+        space = _counted(PruningSpace(found, groups, analysis), recipe, model, dense)
+        _refuse_bound(recipe, space)
+        return space
     return _counted(PruningSpace(found, _continued(groups, dense), analysis), recipe, model, dense)
 
 
-def _coupled(recipe: Recipe, ideas: Methods, example: Any) -> bool:
+def _coupled(recipe: Recipe, methods: Methods, example: Any) -> bool:
     """Whether the structure asks for the analysis, which needs an example."""
-    coupled = "analysis" in inspect.signature(ideas.structure).parameters
+    coupled = "analysis" in inspect.signature(methods.structure).parameters
     if coupled and example is None:
         raise InputError(
             f"structure {recipe.structure.name} finds what falls together by analyzing a forward "
@@ -157,26 +157,26 @@ def _continued(groups: Sequence[Group], dense: PruningSpace) -> list[Group]:
 
 
 def _counted(
-    view: PruningSpace, recipe: Recipe, model: nn.Module, dense: PruningSpace | None
+    space: PruningSpace, recipe: Recipe, model: nn.Module, dense: PruningSpace | None
 ) -> PruningSpace:
     """With what the target counts; a smaller model's parts are of the dense model's costs."""
-    assert view.analysis is not None
+    assert space.analysis is not None
     known = {} if dense is None else dense.baselines
     name = recipe.target.bound[0] if recipe.target and recipe.target.bound else "sparsity"
-    scored = frozenset(m.name for g in view.groups for m in g.members if m.scored)
+    scored = frozenset(m.name for g in space.groups for m in g.members if m.scored)
     if dense is not None:
         scored = dense.scored
     weights = cost_model(
-        "sparsity", view.groups, view.analysis, model, baseline=known.get("sparsity"),
+        "sparsity", space.groups, space.analysis, model, baseline=known.get("sparsity"),
         scored=scored,
     )  # fmt: skip
     counted = weights
     if name != "sparsity":
-        counted = cost_model(name, view.groups, view.analysis, model, baseline=known.get(name))
-    return dataclasses.replace(view, cost_model=counted, weights=weights, scored=scored)
+        counted = cost_model(name, space.groups, space.analysis, model, baseline=known.get(name))
+    return dataclasses.replace(space, cost_model=counted, weights=weights, scored=scored)
 
 
-def target_of(recipe: Recipe, view: PruningSpace) -> float:
+def target_of(recipe: Recipe, space: PruningSpace) -> float:
     """The part of what the target counts that is to go, 0 to 1.
 
     Raises:
@@ -185,10 +185,10 @@ def target_of(recipe: Recipe, view: PruningSpace) -> float:
     bound = recipe.target.bound if recipe.target is not None else None
     if bound is None or bound[1] < 1:
         return recipe.sparsity
-    assert view.cost_model is not None
-    dense = view.cost_model.baseline
+    assert space.cost_model is not None
+    dense = space.cost_model.baseline
     if bound[0] == "macs":
-        dense /= _batch(view)
+        dense /= _batch(space)
     if bound[1] >= dense:
         raise InputError(
             f"target: max_{bound[0]} {bound[1]:,.0f} is no bound: the dense model has {dense:,.0f}"
@@ -196,10 +196,10 @@ def target_of(recipe: Recipe, view: PruningSpace) -> float:
     return 1 - bound[1] / dense
 
 
-def _batch(view: PruningSpace) -> int:
+def _batch(space: PruningSpace) -> int:
     """Examples in the input that was traced."""
-    assert view.analysis is not None
-    args, kwargs = view.analysis.traced.inputs
+    assert space.analysis is not None
+    args, kwargs = space.analysis.traced.inputs
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.dim()]
     return int(tensors[0].shape[0]) if tensors else 1
 
@@ -249,18 +249,19 @@ def _refuse_target(recipe: Recipe, groups: Sequence[Group]) -> None:
         )
 
 
-def _refuse_bound(recipe: Recipe, view: PruningSpace) -> None:
-    assert view.cost_model is not None
+def _refuse_bound(recipe: Recipe, space: PruningSpace) -> None:
+    assert space.cost_model is not None
     if recipe.until_guard:
         return
-    wanted = target_of(recipe, view)
-    limits = limits_of(view.groups, dict.fromkeys(view.groups))
-    most = most_of(view.cost_model, limits)
+    wanted = target_of(recipe, space)
+    limits = limits_of(space.groups, dict.fromkeys(space.groups))
+    most = most_of(space.cost_model, limits)
     if wanted > most + 1e-9:
         raise InputError(
-            f"target: {wanted:.4g} of the {view.cost_model.name} should go, and at most {most:.4g} "
-            f"can while every group keeps a unit ({sum(g.units for g in view.groups)} units in "
-            f"{len(view.groups)} groups; prunus units shows what is pinned and why)"
+            f"target: {wanted:.4g} of the {space.cost_model.name} should go, and at most "
+            f"{most:.4g} can while every group keeps a unit "
+            f"({sum(g.units for g in space.groups)} units in {len(space.groups)} groups; "
+            "prunus units shows what is pinned and why)"
         )
 
 

@@ -56,6 +56,8 @@ def _private(node: ast.AST) -> list[str]:
     if not isinstance(node, ast.Attribute):
         return []
     path = ast.unparse(node)
+    if path == f"self.{node.attr}":  # an object's own
+        return []
     return [path] if node.attr in PRIVATE or path.endswith("node.hint") or _hidden(path) else []
 
 

@@ -182,6 +182,13 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
     return {"recipe": recipe, "kinds": sorted(set(kinds)), "kills": kills}
 
 
+def warm() -> None:
+    """Import here, once, what every child would: data, and what traces a model."""
+    model = digits(batch=128).model()
+    prunus.units(model, torch.ones(2, 1, 8, 8))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warm()
     print(json.dumps(trial(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))

@@ -44,8 +44,8 @@ bench-structure: $(READY)  # two hours of a core; the opponent's rows: see bench
 	$(BIN)/python benchmarks/structure_speed.py --data $(PRUNUS_DATA)
 
 bench-artifact: $(READY)  # an hour of a core
-	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artefact.jsonl
-	$(BIN)/python benchmarks/artifact.py --table benchmarks/artefact.jsonl
+	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artifact.jsonl
+	$(BIN)/python benchmarks/artifact.py --table benchmarks/artifact.jsonl
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

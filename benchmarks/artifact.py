@@ -1,7 +1,7 @@
 """Artifacts in the runtimes that serve them: latency and bytes of four networks, seven ways.
 
-    python benchmarks/artifact.py --data $PRUNUS_DATA --out artefact.jsonl   (an hour, one thread)
-    python benchmarks/artifact.py --table artefact.jsonl
+    python benchmarks/artifact.py --data $PRUNUS_DATA --out artifact.jsonl   (an hour, one thread)
+    python benchmarks/artifact.py --table artifact.jsonl
 
 A network's variants in one engine (dense, fewer macs, zeros, int8) are timed in turn in one
 process, so that ratios are of one run. Fewer macs are by uniform widths without training, as only

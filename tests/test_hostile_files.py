@@ -520,7 +520,9 @@ def test_whatever_the_header_and_the_manifest_say_it_is_refused_or_has_the_same_
             break
         how = draw.draw(st.sampled_from(["replace", "remove", "repeat", "rename"]))
         if how == "replace":
-            owner[last] = copy.deepcopy(draw.draw(ODD))  # the samples are shared: later edits go into it
+            owner[last] = copy.deepcopy(
+                draw.draw(ODD)
+            )  # the samples are shared: later edits go into it
         elif how == "remove":
             del owner[last]
         elif isinstance(owner, list):

@@ -25,23 +25,20 @@ in generated code are identifiers or in a schema, nothing is allocated.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import keyword
 import math
 import operator
 import re
-import reprlib
-from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from prunus._common import torch_internals as internals
 from prunus._common.modules import Named, named_tensors
-from prunus.errors import InputError
+from prunus.compaction.files.document import fields_of, name_of, of_kind, wrong
+from prunus.compaction.files.structures import NamedStructure, spec_of, tree_of
 from prunus.graph.recorder import assemble
 
 FORMAT = "prunus graph 1"
@@ -60,18 +57,8 @@ _WORDS: dict[str, Mapping[str, Any]] = {
 }
 _TEXTS: dict[str, Any] = {"float": float, "complex": complex, "device": torch.device}
 _LISTS: dict[str, Any] = {"tuple": tuple, "dict": dict, "slice": lambda parts: slice(*parts)}
-_LISTS["class"] = lambda parts: _Class(parts[0], parts[1], [*parts[2]])
-_PLAIN = re.compile(r"(?!__\w*__$)[A-Za-z_]\w*", re.ASCII)
-_PART = re.compile(r"(?!__\w*__$)[\w +/:-]+", re.ASCII)  # nothing that could end a string
+_LISTS["class"] = lambda parts: NamedStructure(parts[0], parts[1], [*parts[2]])
 _DEEPEST = 20  # nested values; Python's own parser ends at 200 brackets
-
-
-class _Class(NamedTuple):
-    """A structure of a class, named and not looked up."""
-
-    name: str
-    keys: list[str] | None
-    parts: list[Any]
 
 
 def to_plain(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -106,19 +93,14 @@ def from_plain(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx
     >>> torch.equal(again(torch.ones(1, 2)), model(torch.ones(1, 2)))
     True
     """
-    written, call, described, nodes = _fields(document, "document", "format call tensors nodes")
+    written, call, described, nodes = fields_of(document, "document", "format call tensors nodes")
     if written != FORMAT:
-        raise _wrong("format", written, f"'{FORMAT}'; a newer prunus may read it")
+        raise wrong("format", written, f"'{FORMAT}'; a newer prunus may read it")
     named = _tensors(described, tensors)
     graph = _graph(nodes, {name for name, _, _ in named})
     if call is not None:
         internals.set_call(graph, *_call(call, graph))
     return assemble(graph, named)
-
-
-def _wrong(where: str, got: Any, allowed: str) -> InputError:
-    shown = got[:80] if isinstance(got, str) else reprlib.repr(got)
-    return InputError(f"graph file, {where}: {shown} cannot be used; allowed: {allowed}")
 
 
 def _left_out(graph: fx.Graph) -> set[fx.Node]:
@@ -139,7 +121,7 @@ def _left_out(graph: fx.Graph) -> set[fx.Node]:
 def _plain_node(node: fx.Node) -> dict[str, Any]:
     where = f"node '{node.name}'"
     if node.op not in _ARITY or (node.op == "placeholder" and node.args):
-        raise _wrong(where, node.op, "operators and inputs without defaults; inline submodules")
+        raise wrong(where, node.op, "operators and inputs without defaults; inline submodules")
     called = node.op == "call_function"
     return {
         "name": node.name,
@@ -156,7 +138,7 @@ def _function_name(target: Any, where: str) -> str:
     for name, function in _FUNCTIONS.items():
         if function is target:
             return name
-    raise _wrong(where, str(target), f"ATen's operators, {', '.join(_FUNCTIONS)}")
+    raise wrong(where, str(target), f"ATen's operators, {', '.join(_FUNCTIONS)}")
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -169,7 +151,7 @@ def _plain(value: Any, where: str) -> Any:
         return {"node": value.name}
     if isinstance(value, list):
         return [again(v) for v in value]
-    if isinstance(value, _Class):
+    if isinstance(value, NamedStructure):
         return {"class": [value.name, value.keys, again(value.parts)]}
     if isinstance(value, tuple):
         return {"tuple": [again(v) for v in value]}
@@ -180,7 +162,7 @@ def _plain(value: Any, where: str) -> Any:
     for kind, of in {**_KINDS, **_TEXTS}.items():
         if isinstance(value, of):
             return {kind: str(value).removeprefix("torch.")}
-    raise _wrong(where, f"{value!r} ({type(value).__name__})", "numbers, text and torch's words")
+    raise wrong(where, f"{value!r} ({type(value).__name__})", "numbers, text and torch's words")
 
 
 def _plain_tensors(module: fx.GraphModule, read: list[str]) -> tuple[dict[str, Any], Any]:
@@ -191,9 +173,9 @@ def _plain_tensors(module: fx.GraphModule, read: list[str]) -> tuple[dict[str, A
     described: dict[str, Any] = {}
     first: dict[int, str] = {}
     for name, (tensor, persistent) in named.items():
-        _name(name, "a tensor", dotted=True)
+        name_of(name, "a tensor", dotted=True)
         if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-            raise _wrong(f"tensor '{name}'", type(tensor).__name__, "dense tensors")
+            raise wrong(f"tensor '{name}'", type(tensor).__name__, "dense tensors")
         parameter = isinstance(tensor, nn.Parameter)
         described[name] = {
             "kind": "parameter" if parameter else "buffer",
@@ -212,65 +194,25 @@ def _plain_call(graph: fx.Graph) -> dict[str, Any] | None:
     if call is None:
         return None
     names, *specs = call
-    inputs, outputs = (spec and _plain(_tree(spec), "call") for spec in specs)
+    inputs, outputs = (spec and _plain(tree_of(spec), "call") for spec in specs)
     return {"names": list(names), "inputs": inputs, "outputs": outputs}
-
-
-def _tree(spec: Any) -> Any:
-    """A pytree's structure as plain values around "*"."""
-    kind, keys, children = internals.spec_parts(spec)
-    parts = [_tree(child) for child in children]
-    if kind is None:
-        return "*"
-    if kind in (list, tuple, deque):
-        return tuple(parts) if kind is tuple else parts
-    if kind is namedtuple:
-        return _Class("named_tuple", list(keys._fields), parts)
-    if kind is defaultdict or (isinstance(keys, list) and [type(k) for k in keys] == [list, list]):
-        kind, keys = dict, keys[kind is defaultdict]  # register_dataclass: fields, those of None
-    if kind in (dict, OrderedDict):
-        return dict(zip(keys, parts, strict=True))
-    plain = isinstance(keys, list) and [type(k) for k in keys] == [str] * len(parts)
-    return _Class(f"{kind.__module__}.{kind.__qualname__}", keys if plain else None, parts)
-
-
-def _of(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, kind):
-        raise _wrong(where, f"a {type(value).__name__}", f"a {kind.__name__}")
-    return value
-
-
-def _fields(value: Any, where: str, keys: str) -> list[Any]:
-    """The values of an object with exactly these keys."""
-    if set(_of(Mapping, value, where)) != set(keys.split()):
-        raise _wrong(where, [*value], f"an object of {keys}")
-    return [value[key] for key in keys.split()]
-
-
-def _name(value: Any, where: str, *, dotted: bool = False) -> str:
-    """A name that may enter generated code."""
-    for part in _of(str, value, where).split(".") if dotted else [_of(str, value, where)]:
-        good = (_PART if dotted else _PLAIN).fullmatch(part)
-        if not good or keyword.iskeyword(part) or value == "self":
-            raise _wrong(where, repr(value), "plain ASCII names")
-    return str(value)
 
 
 def _tensors(described: Any, tensors: Mapping[str, Tensor]) -> list[Named]:
     """What the document describes, each tensor checked against its description."""
-    names = [_name(k, "a tensor", dotted=True) for k in _of(Mapping, described, "tensors")]
+    names = [name_of(k, "a tensor", dotted=True) for k in of_kind(Mapping, described, "tensors")]
     items = described.items()
     tied = {k: d["same_as"] for k, d in items if isinstance(d, Mapping) and [*d] == ["same_as"]}
     built = {k: _tensor(f"tensor '{k}'", d, tensors.get(k)) for k, d in items if k not in tied}
     for name, source in [*tied.items(), *((name, name) for name in tensors)]:
-        if _of(str, source, f"tensor '{name}'") not in built:
-            raise _wrong(f"tensor '{name}'", source, "tensors that are described")
+        if of_kind(str, source, f"tensor '{name}'") not in built:
+            raise wrong(f"tensor '{name}'", source, "tensors that are described")
     return [(name, *built[tied.get(name, name)]) for name in names]
 
 
 def _tensor(where: str, entry: Any, tensor: Tensor | None) -> tuple[Tensor, bool]:
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-        raise _wrong(where, "a missing or sparse one", "dense tensors")
+        raise wrong(where, "a missing or sparse one", "dense tensors")
     real = tensor.is_floating_point() or tensor.is_complex()
     allowed: dict[str, list[Any]] = {
         "kind": ["parameter", "buffer"],
@@ -279,10 +221,10 @@ def _tensor(where: str, entry: Any, tensor: Tensor | None) -> tuple[Tensor, bool
         "requires_grad": [False, True] if real else [False],
         "persistent": [False, True],
     }
-    kind, _, _, learns, persistent = values = _fields(entry, where, " ".join(allowed))
+    kind, _, _, learns, persistent = values = fields_of(entry, where, " ".join(allowed))
     for (key, known), value in zip(allowed.items(), values, strict=True):
         if type(value) is not type(known[0]) or value not in known:
-            raise _wrong(f"{where}, {key}", value, " or ".join(map(str, known)))
+            raise wrong(f"{where}, {key}", value, " or ".join(map(str, known)))
     tensor = tensor.detach()
     return nn.Parameter(tensor, learns) if kind == "parameter" else tensor, persistent
 
@@ -291,21 +233,21 @@ def _graph(nodes: Any, attributes: set[str]) -> fx.Graph:
     """The nodes in order: each reads only those before it, so that there is no cycle."""
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
-    for i, entry in enumerate(_of(list, nodes, "nodes")):
-        name, op, target, args, kwargs = _fields(entry, f"node {i}", "name op target args kwargs")
-        where = f"node {i} '{_name(name, f'node {i}, name')}'"
+    for i, entry in enumerate(of_kind(list, nodes, "nodes")):
+        name, op, target, args, kwargs = fields_of(entry, f"node {i}", "name op target args kwargs")
+        where = f"node {i} '{name_of(name, f'node {i}, name')}'"
         if name in known or (op == "output") != (i == len(nodes) - 1):
-            raise _wrong(where, op, "every name once, and one output, as the last node")
-        args = [_value(v, where, known) for v in _of(list, args, where)]
-        kwargs = {k: _value(v, where, known) for k, v in _of(Mapping, kwargs, where).items()}
-        target = _target(op, _of(str, target, where), attributes, where)
+            raise wrong(where, op, "every name once, and one output, as the last node")
+        args = [_value(v, where, known) for v in of_kind(list, args, where)]
+        kwargs = {k: _value(v, where, known) for k, v in of_kind(Mapping, kwargs, where).items()}
+        target = _target(op, of_kind(str, target, where), attributes, where)
         if target is operator.getitem and not isinstance([*args, None][0], fx.Node):
-            raise _wrong(where, "an item of no node", "a node")
+            raise wrong(where, "an item of no node", "a node")
         _check_arguments(op, target, len(args), set(kwargs), where)
         known[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
     inputs = [node.target for node in known.values() if node.op == "placeholder"]
     if not known or len(set(inputs)) < len(inputs):
-        raise _wrong("nodes", inputs, "an output, and every input once")
+        raise wrong("nodes", inputs, "an output, and every input once")
     return graph
 
 
@@ -314,14 +256,14 @@ def _target(op: Any, target: str, attributes: set[str], where: str) -> Any:
     if op == "get_attr" and target in attributes:
         return target
     if op in ("placeholder", "output"):
-        return _name(target, where)
+        return name_of(target, where)
     if op == "call_function" and target in _FUNCTIONS:
         return _FUNCTIONS[target]
     found = re.fullmatch(r"aten\.(?!from_file\b)(\w+)\.((?!__)\w+)", target, re.ASCII)
     registered = "aten::" + target.removeprefix("aten.").removesuffix(".default")
     if op == "call_function" and found and internals.is_registered(registered):
         return getattr(getattr(torch.ops.aten, found[1]), found[2])
-    raise _wrong(where, f"{op} of '{target}'", f"tensors, ATen's, {', '.join(_FUNCTIONS)}")
+    raise wrong(where, f"{op} of '{target}'", f"tensors, ATen's, {', '.join(_FUNCTIONS)}")
 
 
 def _check_arguments(op: str, target: Any, count: int, names: set[str], where: str) -> None:
@@ -330,7 +272,7 @@ def _check_arguments(op: str, target: Any, count: int, names: set[str], where: s
     known = [argument.name for argument in internals.schema(target).arguments] if called else []
     allowed = range(len(known) + 1) if called else [_ARITY[op]]
     if count not in allowed or not names <= set(known[count:]):
-        raise _wrong(where, f"{count} arguments and {sorted(names)}", f"{allowed} of {known}")
+        raise wrong(where, f"{count} arguments and {sorted(names)}", f"{allowed} of {known}")
 
 
 def _value(value: Any, where: str, known: Mapping[str, fx.Node], depth: int = 0) -> Any:
@@ -349,56 +291,23 @@ def _value(value: Any, where: str, known: Mapping[str, fx.Node], depth: int = 0)
             return _TEXTS[kind](inner)
         if isinstance(inner, list):
             return _LISTS[kind]([again(v) for v in inner])
-    raise _wrong(where, value, f"nodes before this one, the format's values, {_DEEPEST} deep")
+    raise wrong(where, value, f"nodes before this one, the format's values, {_DEEPEST} deep")
 
 
 def _call(call: Any, graph: fx.Graph) -> tuple[list[str], Any, Any]:
     """How the graph is called, checked against its inputs and its output."""
-    names, *trees = _fields(call, "call", "names inputs outputs")
+    names, *trees = fields_of(call, "call", "names inputs outputs")
     into, out = (None if tree is None else _value(tree, "call", {}) for tree in trees)
     if not isinstance(into, tuple) or [type(part) for part in into] != [tuple, dict]:
-        raise _wrong("call, inputs", into, "a tuple of a tuple and a dict")
-    names = [_name(name, "call, names") for name in _of(list, names, "call, names")]
-    [_name(key, "call, inputs") for key in into[1]]
-    inputs, outputs = _spec(into), None if out is None else _spec(out)
+        raise wrong("call, inputs", into, "a tuple of a tuple and a dict")
+    names = [name_of(name, "call, names") for name in of_kind(list, names, "call, names")]
+    [name_of(key, "call, inputs") for key in into[1]]
+    inputs, outputs = spec_of(into), None if out is None else spec_of(out)
     count = sum(node.op == "placeholder" for node in graph.nodes)
     once = len(set(names)) == len(names) == len(into[0]) + len(into[1])
     if not once or inputs.num_leaves != count:
-        raise _wrong("call", f"{names}, {inputs.num_leaves} leaves", f"{count} inputs, each once")
+        raise wrong("call", f"{names}, {inputs.num_leaves} leaves", f"{count} inputs, each once")
     result = graph.output_node().args[0]
     if outputs and not (isinstance(result, (tuple, list)) and len(result) == outputs.num_leaves):
-        raise _wrong("call, outputs", f"{outputs.num_leaves} leaves", "as many as the output has")
+        raise wrong("call, outputs", f"{outputs.num_leaves} leaves", "as many as the output has")
     return names, inputs, outputs
-
-
-def _spec(tree: Any) -> internals.pytree.TreeSpec:
-    """A pytree's structure from what :func:`_tree` made of it."""
-    if tree == "*":
-        return internals.leaf_spec()
-    kind, keys, parts = type(tree), None, tree
-    if isinstance(tree, _Class):
-        (kind, keys), parts = _known_class(tree), tree.parts
-    elif isinstance(tree, dict):
-        keys, parts = list(tree), list(tree.values())
-    elif not isinstance(tree, (tuple, list)):
-        raise _wrong("call", tree, "tuples, lists, dicts and classes around '*'")
-    return internals.pytree.TreeSpec(kind, keys, [_spec(part) for part in parts])
-
-
-def _known_class(tree: _Class) -> tuple[Any, Any]:
-    """A class in memory with the context of its structure; else dict or tuple."""
-    known = {
-        f"{kind.__module__}.{kind.__qualname__}": kind for kind in internals.pytree.SUPPORTED_NODES
-    }
-    kind: Any = known.get(str(tree.name))
-    if tree.keys is None:
-        named = kind in torch.return_types.all_return_types and kind.n_fields == len(tree.parts)
-        return kind if named else tuple, None
-    keys = [_name(key, "call, class") for key in _of(list, tree.keys, "call, class")]
-    if len(set(keys)) != len(tree.parts):
-        raise _wrong("call, class", keys, "a field for each part")
-    if tree.name == "named_tuple":
-        return namedtuple, namedtuple("NamedTuple", keys, rename=True)
-    if dataclasses.is_dataclass(kind) and {f.name for f in dataclasses.fields(kind)} >= set(keys):
-        return kind, keys
-    return dict, keys

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 import prunus
 from prunus._common.layers import Layer
+from prunus._common.torch_internals import lacking
 from prunus.compaction.cut import IndexCut
 from prunus.graph.analysis import Analysis
 from prunus.pruning.scope import find_layers
@@ -25,6 +27,18 @@ NEEDED: dict[str, dict[str, Any]] = {
     "subset": {"neurons": {"*": [1, 0]}},
     "layer": {"modules": ["*"]},
 }
+
+
+def needs(ability: str) -> None:
+    """Skip a test, with the reason, on a torch that cannot do something."""
+    if (reason := lacking(ability)) is not None:
+        pytest.skip(reason)
+
+
+def transformers() -> Any:
+    """The package, where it is installed and works with this torch."""
+    needs("constants in pytrees")
+    return pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 def spec(name: str) -> Spec:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from helpers import transformers
 
 
 class Tied(nn.Module):
@@ -180,18 +181,18 @@ def test_files_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_transformers_model_is_saved_and_opened_by_transformers_itself(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    hf = transformers()
     torch.manual_seed(0)
-    config = transformers.BertConfig(
+    config = hf.BertConfig(
         vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4,
     )  # fmt: skip
-    model = transformers.BertModel(config)
+    model = hf.BertModel(config)
     ids = {"input_ids": torch.tensor([[5, 7, 9], [11, 3, 2]])}
     recipe = {"structure": {"name": "channel", "heads": "stay"}, "target": 0.3,
               "allocation": "uniform", "compact": "end"}  # fmt: skip
     small = prunus.prune(model, recipe, example=ids).model
     assert small.config.intermediate_size < 48
     small.save_pretrained(tmp_path / "small")
-    opened = transformers.BertModel.from_pretrained(tmp_path / "small").eval()
+    opened = hf.BertModel.from_pretrained(tmp_path / "small").eval()
     assert torch.equal(opened(**ids)[0], small.eval()(**ids)[0])

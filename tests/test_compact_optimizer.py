@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from helpers import needs
 from prunus.compaction.slicing.parameters import Indices, refuse_optimizer, shrink
 from prunus.errors import InputError, RunError
 from prunus.pruning.enforce import enforce
@@ -390,6 +391,11 @@ class Preconditioned(torch.optim.SGD):
                 self.state[p]["sides"] = [torch.eye(size) for size in p.shape]
 
 
+def muon(parameters: Any) -> Optimizer:
+    needs("Muon")
+    return torch.optim.Muon(parameters)
+
+
 class Renamed(torch.optim.Adafactor):
     """A subclass under another name is refused as well."""
 
@@ -400,7 +406,7 @@ class Renamed(torch.optim.Adafactor):
     [
         ("Adafactor", torch.optim.Adafactor),
         ("Renamed", Renamed),
-        ("Muon", torch.optim.Muon),
+        ("Muon", muon),
         ("LBFGS", torch.optim.LBFGS),
         ("Preconditioned", Preconditioned),
         ("Adafactor", lambda p: Outer(torch.optim.Adafactor(p))),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import cut_units
+from prunus._common.torch_internals import lacking
 from prunus.compaction.compact import perform
 from prunus.compaction.search import find_plan
 from prunus.errors import InputError
@@ -397,6 +398,15 @@ def test_on_the_meta_device_shapes_are_compared_and_the_plan_says_so() -> None:
     assert plan.route == "sliced"
     assert plan.notes == ("on the meta device: shapes were compared, values could not be",)
     assert perform(model, plan)[0].weight.shape == (4, 4)
+
+
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_a_recurrent_module_is_traced_by_every_torch(recurrent: type[nn.RNNBase]) -> None:
+    traced = trace(recurrent(2, 3), torch.ones(1, 1, 2))
+    refused = lacking("export of recurrent modules")
+    assert traced.how == ("export" if refused is None else "recorder")
+    operators = [str(n.target) for n in traced.module.graph.nodes if n.op == "call_function"]
+    assert f"aten.{recurrent.__name__.lower()}.input" in operators
 
 
 def test_a_torch_without_check_guards_exports_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from helpers import transformers
 from prunus.compaction.files import graph_json as graph_file
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.errors import InputError
@@ -78,12 +79,11 @@ def encoder() -> nn.Module:
 
 
 def bert() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
+    config = transformers().BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=24, max_position_embeddings=32,
     )  # fmt: skip
-    return transformers.BertForMaskedLM(config)  # the decoder is tied to the embeddings
+    return transformers().BertForMaskedLM(config)  # the decoder is tied to the embeddings
 
 
 # A model, positional and keyword arguments.

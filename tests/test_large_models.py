@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers import cut_units
+from helpers import cut_units, transformers
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
@@ -64,21 +64,19 @@ IMAGES, IDS = torch.ones(2, 2, 8, 8), torch.tensor([[5, 7, 9], [11, 3, 2]])
 
 
 def bert() -> tuple[nn.Module, Any]:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.BertConfig(
+    config = transformers().BertConfig(
         vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=4,
     )  # fmt: skip
-    return transformers.BertModel(config), {"input_ids": IDS}
+    return transformers().BertModel(config), {"input_ids": IDS}
 
 
 def llama() -> tuple[nn.Module, Any]:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.LlamaConfig(
+    config = transformers().LlamaConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=31, use_cache=False,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config), {"input_ids": IDS}
+    return transformers().LlamaForCausalLM(config), {"input_ids": IDS}
 
 
 def encoder() -> tuple[nn.Module, Any]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from helpers import tiny_task
+from helpers import needs, tiny_task
 from prunus.errors import InputError
 from prunus.types import Masks
 
@@ -101,6 +101,7 @@ def plain(recipe: Any, **options: Any) -> prunus.Pruner:
 
 
 def hf_trainer(callback: Any, model: nn.Module, *, eval_dataset: Any = None, **changes: Any) -> Any:
+    needs("constants in pytrees")
     from transformers import Trainer, TrainingArguments
 
     values: dict[str, Any] = {
@@ -510,6 +511,7 @@ def _loss(model: nn.Module) -> float:
 
 
 def test_a_transformer_shrinks_inside_a_trainer_and_goes_on_from_its_checkpoint() -> None:
+    needs("constants in pytrees")
     from transformers import BertConfig, BertForSequenceClassification
 
     from prunus.integrations.hf import PruneCallback

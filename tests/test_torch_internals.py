@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import prunus
 from prunus._common import torch_internals as internals
 from prunus._common.torch_internals import pytree
+from prunus.graph.trace import export
 
 aten = torch.ops.aten
 
@@ -272,6 +273,28 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
     assert internals.cxx_compiler_problem() == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("ability", "name"),
+    [("Muon", "torch.optim.Muon"), ("constants in pytrees", "pytree.register_constant")],
+)
+def test_what_a_torch_cannot_do_is_said_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, ability: str, name: str
+) -> None:
+    home, attribute = name.split(".")[-2:]
+    monkeypatch.delattr({"optim": torch.optim, "pytree": pytree}[home], attribute, raising=False)
+    reason = internals.lacking(ability)
+    assert reason is not None
+    assert reason.startswith(f"torch {torch.__version__}: no {name}")
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")
+def test_a_recurrent_module_that_export_refuses_has_a_reason() -> None:
+    found = export(nn.GRU(1, 1), (torch.ones(1, 1, 1),), {})
+    refused = internals.lacking("export of recurrent modules") is not None
+    assert isinstance(found, ValueError if refused else torch.export.ExportedProgram)
+    assert ("_flat_weights" in str(found)) == refused
 
 
 def test_the_version_is_torchs_own() -> None:

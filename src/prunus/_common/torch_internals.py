@@ -8,7 +8,9 @@ dictionaries of a module (``_parameters``, ``_buffers``, ``_modules``) have not 
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -43,6 +45,36 @@ __all__ = [
 def torch_version() -> str:
     """For records of a run; no decision hangs on it."""
     return str(torch.__version__)
+
+
+def lacking(ability: str) -> str | None:
+    """Why this torch cannot do what newer ones can; ``None`` if it can."""
+    can, reason = _ABILITIES[ability]
+    return None if can() else f"torch {torch_version()}: {reason}"
+
+
+@functools.cache
+def _exports_recurrent() -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "The tensor attributes self._flat_weights[0] ... were
+        try:  # assigned during export", an error in torch 2.6
+            torch.export.export(nn.GRU(1, 1), (torch.ones(1, 1, 1),), strict=False)
+        except ValueError:
+            return False
+    return True
+
+
+_ABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
+    "export of recurrent modules": (
+        _exports_recurrent,
+        "torch.export refuses nn.LSTM and nn.GRU; prunus records their forward pass instead",
+    ),
+    "constants in pytrees": (
+        lambda: hasattr(pytree, "register_constant"),
+        "no pytree.register_constant, without which transformers 5 does not import its models",
+    ),
+    "Muon": (lambda: hasattr(torch.optim, "Muon"), "no torch.optim.Muon"),
+}
 
 
 # Operators

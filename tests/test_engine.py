@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,13 @@ from torch import nn
 
 import prunus
 from helpers import quick, tiny_task
+from prunus.methods.catalog import path_of
+from prunus.progressive.folder import FORMER
 from prunus.progressive.pruner import _ELSEWHERE
 
 CRITERION = '''"""Where it stands."""
 import inspect
+import json
 
 FRAMES = []
 
@@ -72,3 +77,36 @@ def test_checkpoints_keep_the_keys_that_they_have_had() -> None:
         "step", "masks", "enforced", "cuts", "running", "shrinks", "start", "recipe", "lengths",
         "steps", "given", "began_at", "rounds",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", FORMER)
+def test_a_task_whose_earlier_runs_go_on_differs_from_its_earlier_file_by_words_alone(
+    task: str,
+) -> None:
+    text = path_of("tasks", task).read_text(encoding="utf-8")
+    lines = text.replace("from prunus.tasks.base import", "from prunus.task import")
+    lines = lines.replace('"""Normalized images', '"""Normalised images').splitlines()
+    own = [i for i, line in enumerate(lines) if line.startswith("from prunus.")]
+    lines[own[0] : own[-1] + 1] = sorted(lines[own[0] : own[-1] + 1])
+    assert hashlib.sha256("\n".join([*lines, ""]).encode()).hexdigest() == FORMER[task]
+
+
+def test_a_run_that_was_begun_with_an_earlier_file_of_its_task_goes_on(tmp_path: Path) -> None:
+    recipe = {"target": 0.5, "dense": "1ep", "retrain": "1ep", "rounds": 1, "seed": 3}
+    stopped: list[int] = []
+
+    def stop() -> bool:
+        stopped.append(1)
+        return len(stopped) > 20
+
+    with pytest.raises(prunus.Interrupted):
+        prunus.prune("digits", {**recipe, "task": "digits"}, folder=tmp_path / "run",
+                     should_stop=stop)  # fmt: skip
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    written["identity"]["code"]["digits"] = FORMER["digits"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+    assert prunus.resume(tmp_path / "run").sparsity == pytest.approx(0.5, abs=1e-3)
+    written["identity"]["code"]["digits"] = "another"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+    with pytest.raises(prunus.InputError, match="other code"):
+        prunus.resume(tmp_path / "run")

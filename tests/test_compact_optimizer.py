@@ -541,6 +541,7 @@ def test_wrapped_for_data_parallelism_a_model_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not:UserWarning")  # torch 2.6
 def test_sharded_parameters_are_refused() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_tensor

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import prunus
+from helpers import needs
 from prunus._common import packages as distributions
 from prunus._common.timing import Timing
 from prunus.cli.main import cli
@@ -593,6 +594,7 @@ def test_torch_compile_says_that_it_finds_no_compiler(
 
 
 def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Module) -> None:
+    needs("constants in pytrees")
     pytest.importorskip("torchao")
     layer = nn.Linear(4, 1)
     layer.weight.data.copy_(torch.tensor([[1.0, -0.5, 0.0, 0.251]]))
@@ -608,6 +610,7 @@ def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Modul
 
 
 def test_torchao_int8_writes_a_file_without_pickles_that_opens_again(sparse: nn.Module) -> None:
+    needs("constants in pytrees")
     pytest.importorskip("torchao")
     example = torch.randn(8, 64)
     made = deploy(sparse, example=example, runtime="torchao_int8", seconds=0.01, folder="kept",
@@ -663,7 +666,8 @@ def test_semi_structured_packs_only_what_linear_layers_alone_read() -> None:
     model = Tied()
     for p in (model.words.weight, model.inner.weight):
         p.data.view(-1, 4)[:, ::2] = 0
-    program = torch.export.export(model, (torch.ones(1, 2, dtype=torch.long),)).module()
+    example = (torch.ones(1, 2, dtype=torch.long),)
+    program = torch.export.export(model, example, strict=False).module()
     assert list(semi_structured._linear_weights(program)) == ["inner.weight"]  # type: ignore[arg-type]
 
 

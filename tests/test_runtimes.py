@@ -21,11 +21,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import helpers
 import prunus
-from helpers import transformers
 from prunus._common import packages as distributions
 from prunus._common.inputs import arguments, leaves_of, tensors_of
 from prunus._common.random_inputs import random_inputs
+from prunus._common.torch_internals import lacking
 from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
 from prunus.deployment.calibration import inputs_of
@@ -51,6 +52,8 @@ def lawful(name: str) -> bool:
 
 
 RUNTIMES = [name for name in EVERY if lawful(name)]
+if lacking("constants in pytrees"):
+    RUNTIMES.remove("torchao_int8")  # which refuses this torch, with its reason
 
 
 def needs(*names: str) -> None:
@@ -58,6 +61,8 @@ def needs(*names: str) -> None:
     for name in names:
         if missing(name):
             pytest.skip(f"{name}: {distributions.pip_line(missing(name))}")
+        if name == "torchao_int8":
+            helpers.needs("constants in pytrees")
 
 
 # --- networks
@@ -108,11 +113,11 @@ class Encoder(nn.Module):
 
 def decoder() -> nn.Module:
     with silent():  # of what transformers imports
-        config = transformers().LlamaConfig(
+        config = helpers.transformers().LlamaConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
             num_key_value_heads=2, vocab_size=40, use_cache=False, bos_token_id=0, eos_token_id=1,
         )  # fmt: skip
-        made: nn.Module = transformers().LlamaForCausalLM(config)
+        made: nn.Module = helpers.transformers().LlamaForCausalLM(config)
     return made
 
 
@@ -597,6 +602,7 @@ def test_an_artifact_of_one_batch_size_answers_others_in_parts(tmp_path: Path) -
 
 
 def test_answers_that_cannot_be_put_together_from_parts_are_found(tmp_path: Path) -> None:
+    helpers.needs("export of recurrent modules")
     time_first = nn.LSTM(4, 4).eval()
     row = builder(torch.randn(5, 2, 4), [], tmp_path).build("torch_export", "time", time_first).row
     assert row.refused == IN_PARTS

@@ -71,7 +71,11 @@ _ABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "constants in pytrees": (
         lambda: hasattr(pytree, "register_constant"),
-        "no pytree.register_constant, without which transformers 5 does not import its models",
+        "no pytree.register_constant, which the models of transformers 5 and torchao ask for",
+    ),
+    "guards in exported programs": (
+        lambda: "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters,
+        "torch.export adds no guards to a program",
     ),
     "Muon": (lambda: hasattr(torch.optim, "Muon"), "no torch.optim.Muon"),
 }
@@ -238,6 +242,7 @@ def aot_compile(program: torch.export.ExportedProgram, path: Path, settings: Any
 
 def aot_load(path: Path) -> Callable[[list[Tensor]], Iterable[Tensor]]:
     """The code of a package as a function of flat tensors; opening runs code from it."""
+    loader = torch._inductor.aoti_load_package(str(path)).loader
     run: Callable[[list[Tensor]], Iterable[Tensor]]
-    run = torch._inductor.aoti_load_package(str(path)).loader.boxed_run
+    run = loader.boxed_run if hasattr(loader, "boxed_run") else loader.run  # torch 2.6 has no boxed
     return run

@@ -13,6 +13,7 @@ from torch import Tensor
 from prunus._common.inputs import tensors_of
 from prunus.runtimes import Answers, BuildRequest, Compute, Session
 from prunus.runtimes._exported import exported, write_pt2
+from prunus.runtimes._silent import silent
 
 NEEDS = ("torch",)
 DEVICES = ("cpu", "cuda")
@@ -42,8 +43,9 @@ def build(order: BuildRequest) -> Session:
 
 def open_(path: Path, *, threads: int) -> Session:
     """Open a ``.pt2``. What is written here has no pickle, but torch reads others that have."""
-    program = torch.export.load(path)
-    return Session(computing(program.module()), path)
+    with silent():  # torch 2.6 warns of the graph that it puts together
+        module = torch.export.load(path).module()
+    return Session(computing(module), path)
 
 
 def computing(module: Any) -> Compute:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from prunus._common.modules import detached_copy
+from prunus._common.torch_internals import lacking
 from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
@@ -40,6 +41,8 @@ def refuses(order: BuildRequest) -> str | None:
             f"it quantizes linear layers, which hold {share:.0%} of the weights here ({LEAST:.0%} "
             "are needed for a gain): take a runtime that quantizes convolutions, onnxruntime_int8"
         )
+    if reason := lacking("constants in pytrees"):
+        return reason
     kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point()}
     odd = kinds - {torch.float32, torch.bfloat16}
     return f"it takes float32 and bfloat16 weights, not {odd.pop()}" if odd else None

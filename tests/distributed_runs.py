@@ -399,7 +399,7 @@ def stopped_and_killed(recipe: Mapping[str, Any], folder: Path, victim: int) -> 
         train(model, run)
 
     try:
-        whole(recipe, folder, **({"stop": stop} if rank() == size() - 1 else {}))
+        whole(recipe, folder, **({"should_stop": stop} if rank() == size() - 1 else {}))
         return "not stopped"
     except prunus.errors.Interrupted:
         (folder / f"stopped-{rank()}").touch()

@@ -84,6 +84,7 @@ def deploy(
             refuses the model, before anything is built; or if no runtime keeps the answers.
         RunError: if the disk refuses the artifact; one that was there before is kept.
 
+    >>> import torch
     >>> made = deploy(nn.Linear(4, 2), example=torch.randn(2, 4), runtime="eager", seconds=0.01)
     >>> made.runtime, made.model(torch.randn(5, 4)).shape
     ('eager', torch.Size([5, 2]))

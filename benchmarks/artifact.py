@@ -127,7 +127,7 @@ def measure(name: str, engine: str, data: Path, batches: list[int]) -> list[dict
     folder = tempfile.TemporaryDirectory()
     for runtime in ENGINES[engine]:
         for label, variant in made.items():
-            if find(runtime).EXACT is False and label == ZEROS:
+            if find(runtime).FACTS.exact is False and label == ZEROS:
                 continue
             place = Path(folder.name) / runtime / str(len(rows))
             place.mkdir(parents=True)
@@ -146,7 +146,7 @@ def measure(name: str, engine: str, data: Path, batches: list[int]) -> list[dict
                 row |= {"error": error(found, right, how="norm"), "bytes": size(session.path),
                         "build_s": round(time.perf_counter() - began, 1),
                         "notes": list(session.notes)}  # fmt: skip
-                if row["error"] > find(runtime).TOLERANCE:
+                if row["error"] > find(runtime).FACTS.tolerance:
                     raise prunus.InputError(f"answers off by {row['error']:.0%}")
                 calls[len(rows)] = session.compute
             except Exception as problem:

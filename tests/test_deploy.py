@@ -33,6 +33,7 @@ from prunus.deployment.module import Manifest
 from prunus.errors import InputError, RunError
 from prunus.runtimes import (
     BuildRequest,
+    Facts,
     Session,
     missing,
     semi_structured,
@@ -46,18 +47,17 @@ from prunus.runtimes.eager import computing
 EXAMPLE = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
 
 
+EXACT = Facts(needs=(), devices=("cpu",), tolerance=0.2)
+INT8 = replace(EXACT, exact=False)
+
+
 @dataclass
 class Fake:
     """A runtime whose answers are eager's, times a factor."""
 
     factor: float = 1.0
-    EXACT: bool = True
-    SKIPS_ZEROS: bool = False
+    FACTS: Facts = EXACT
     refusal: str | None = None
-    NEEDS: tuple[str, ...] = ()
-    DEVICES: tuple[str, ...] = ("cpu",)
-    TOLERANCE: float = 0.2
-    SLOW: bool = False
     built: list[BuildRequest] = field(default_factory=list)
 
     def refuses(self, order: BuildRequest) -> str | None:
@@ -83,7 +83,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
         for module in (call, build, advices):
             monkeypatch.setattr(module, "find", fakes.__getitem__)
         monkeypatch.setattr(call.folders, "names", lambda axis: sorted(fakes))
-        monkeypatch.setattr(call, "missing", lambda name: list(fakes[name].NEEDS))
+        monkeypatch.setattr(call, "missing", lambda name: list(fakes[name].FACTS.needs))
 
         def interleaved(functions: Mapping[str, Any], *, seconds: float) -> dict[str, Timing]:
             found = {}
@@ -151,7 +151,7 @@ def test_the_gain_is_over_the_dense_model_in_its_own_fastest_runtime(plant: Plan
 def test_a_quantized_artifact_is_measured_against_the_quantized_dense_model(plant: Plant) -> None:
     times = {("exact", "pruned", 1): 0.8, ("exact", "dense", 1): 1.0,
              ("int8", "pruned", 1): 0.2, ("int8", "dense", 1): 0.5}  # fmt: skip
-    plant(times, exact=Fake(), int8=Fake(EXACT=False))
+    plant(times, exact=Fake(), int8=Fake(FACTS=INT8))
     made = deploy(small(), example=EXAMPLE, baseline=small(width=64), batch_sizes=(1,),
                   runtime=("exact", "int8"))  # fmt: skip
     assert (made.runtime, made.gains) == ("int8", {1: 2.5})
@@ -205,7 +205,7 @@ def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x).reshape(2, 3)
 
-    plant(int8=Fixed(EXACT=False))
+    plant(int8=Fixed(FACTS=INT8))
     made = deploy(Two(), example=EXAMPLE, calibration=[torch.randn(6, 8)], quantize="int8",
                   batch_sizes=(2,))  # fmt: skip
     assert made.runtime == "int8"
@@ -238,7 +238,7 @@ def test_an_artifact_that_fails_at_a_batch_size_is_not_taken(plant: Plant) -> No
 def test_the_metric_judges_rounded_answers_where_there_is_one(
     plant: Plant, factor: float, judged: bool, taken: bool
 ) -> None:
-    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(factor, EXACT=False))
+    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(factor, INT8))
     made = deploy(small(), example=EXAMPLE, calibration=[EXAMPLE], runtime=("exact", "int8"),
                   evaluate=(lambda model: 0.9) if judged else None)  # fmt: skip
     assert made.runtime == ("int8" if taken else "exact")
@@ -250,7 +250,7 @@ def test_the_metric_judges_rounded_answers_where_there_is_one(
 
 
 def test_quantizing_is_tried_only_where_it_can_be_judged(plant: Plant) -> None:
-    fakes = plant(exact=Fake(), int8=Fake(EXACT=False))
+    fakes = plant(exact=Fake(), int8=Fake(FACTS=INT8))
     deploy(small(), example=EXAMPLE)
     deploy(small(), example=EXAMPLE, evaluate=lambda m: 1.0)
     deploy(small(), example=EXAMPLE, calibration=[EXAMPLE])
@@ -268,7 +268,7 @@ def test_quantizing_is_tried_only_where_it_can_be_judged(plant: Plant) -> None:
 def test_a_quantized_artifact_that_loses_too_much_is_not_taken(
     plant: Plant, better: Any, metric: float, taken: bool
 ) -> None:
-    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(EXACT=False))
+    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(FACTS=INT8))
 
     def evaluate(model: Any) -> float:
         return metric if isinstance(model, prunus.deployment.module.DeployedModule) and (
@@ -285,7 +285,7 @@ def test_a_quantized_artifact_that_loses_too_much_is_not_taken(
 
 
 def test_int8_alone_takes_the_relative_of_the_runtime_named(plant: Plant) -> None:
-    plant(exact=Fake(), exact_int8=Fake(EXACT=False), other=Fake())
+    plant(exact=Fake(), exact_int8=Fake(FACTS=INT8), other=Fake())
     assert deploy(small(), example=EXAMPLE, runtime="exact", quantize="int8").runtime == (
         "exact_int8"
     )
@@ -297,7 +297,7 @@ def test_int8_alone_takes_the_relative_of_the_runtime_named(plant: Plant) -> Non
 
 
 def test_an_evaluation_that_wants_parameters_is_noted_and_does_not_end_it(plant: Plant) -> None:
-    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(EXACT=False))
+    plant({("int8", "pruned", 1): 0.1}, exact=Fake(), int8=Fake(FACTS=INT8))
     made = deploy(small(), example=EXAMPLE, calibration=[EXAMPLE],
                   evaluate=lambda m: float(next(m.parameters()).dim()))  # fmt: skip
     assert made.runtime == "exact"
@@ -322,7 +322,8 @@ def test_single_zeros_are_said_to_gain_nothing(plant: Plant) -> None:
 def test_single_zeros_in_a_runtime_that_skips_them_need_no_advice(plant: Plant) -> None:
     model = small()
     model[0].weight.data.view(-1)[:100] = 0  # type: ignore[index, union-attr, operator]
-    plant({("a", "pruned", 1): 0.5, ("a", "pruned", 16): 0.5}, a=Fake(SKIPS_ZEROS=True))
+    fake = Fake(FACTS=replace(EXACT, skips_zeros=True))
+    plant({("a", "pruned", 1): 0.5, ("a", "pruned", 16): 0.5}, a=fake)
     assert deploy(model, example=EXAMPLE, baseline=small()).advice == ()
 
 
@@ -422,7 +423,7 @@ def test_a_named_runtime_that_refuses_is_an_error_before_anything_is_built(plant
 def test_a_runtime_that_is_missing_comes_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, plant: Plant
 ) -> None:
-    plant(a=Fake(), b=Fake(NEEDS=("bee", "cee")))
+    plant(a=Fake(), b=Fake(FACTS=replace(EXACT, needs=("bee", "cee"))))
     made = deploy(small(), example=EXAMPLE)
     assert made.offers == {"b": "pip install bee cee"}
     assert "not installed: b (pip install bee cee)" in str(made)
@@ -683,7 +684,7 @@ def test_semi_structured_answers_like_eager_on_a_gpu(tmp_path: Path) -> None:
     opened = prunus.load(tmp_path / "made" / "semi_structured", trusted=True)
     for served in (made.model, opened):
         off = (served(example) - model(example)).abs().max() / model(example).abs().max()
-        assert off <= semi_structured.TOLERANCE
+        assert off <= semi_structured.FACTS.tolerance
 
 
 # --- inputs for calibration
@@ -837,9 +838,10 @@ def test_every_runtime_says_what_it_is_and_stands_in_the_docs() -> None:
             continue
         runtime = find_runtime(name)
         assert (runtime.__doc__ or "").strip(), name
-        kinds = (runtime.NEEDS, runtime.DEVICES, runtime.EXACT, runtime.SLOW, runtime.SAFE)
+        facts = runtime.FACTS
+        kinds = (facts.needs, facts.devices, facts.exact, facts.slow, facts.safe)
         assert [type(k) for k in kinds] == [tuple, tuple, bool, bool, bool], name
-        assert runtime.MULTIPLE_OF >= 1
+        assert facts.multiple_of >= 1
 
 
 def test_a_file_that_can_hold_code_is_opened_only_when_it_is_trusted() -> None:

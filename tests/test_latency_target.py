@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def test_widths_are_those_that_the_runtime_computes_well(
         result = prunus.prune(network(), recipe(structure=structure), example=EXAMPLE)
         return [m.out_features for m in result.model.modules() if isinstance(m, nn.Linear)][:-1]
 
-    assert all(w % eager.MULTIPLE_OF == 0 for w in widths()), "of the runtime's own"
-    monkeypatch.setattr(eager, "MULTIPLE_OF", 4)
+    assert all(w % eager.FACTS.multiple_of == 0 for w in widths()), "of the runtime's own"
+    monkeypatch.setattr(eager, "FACTS", replace(eager.FACTS, multiple_of=4))
     assert all(w % 4 == 0 for w in widths())
     fine = widths({"name": "channel", "multiple_of": 1})
     assert any(w % 4 for w in fine), "what the recipe says goes first"

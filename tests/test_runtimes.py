@@ -47,8 +47,8 @@ BATCHES = (1, 2, 5)
 
 def lawful(name: str) -> bool:
     """Runs on a processor and opens without the user's code; builds within a test's time."""
-    slow = folder.constant("runtimes", name, "SLOW")
-    return name != "eager" and not slow and "cpu" in folder.constant("runtimes", name, "DEVICES")
+    facts = folder.constant("runtimes", name, "FACTS")
+    return name != "eager" and not facts.get("slow") and "cpu" in facts["devices"]
 
 
 RUNTIMES = [name for name in EVERY if lawful(name)]
@@ -210,9 +210,9 @@ def test_an_artifact_opened_from_disk_gives_eagers_answers_at_any_batch_size(
         for batch in BATCHES:
             inputs = tensors_of(random_inputs(example, batch=batch, seed=batch))
             far = error(served.compute(inputs), right(inputs),
-                        how="max" if runtime.EXACT else "norm")  # fmt: skip
-            assert far <= runtime.TOLERANCE, (name, batch)
-            assert runtime.EXACT or far > 0, f"{name} does not quantize"
+                        how="max" if runtime.FACTS.exact else "norm")  # fmt: skip
+            assert far <= runtime.FACTS.tolerance, (name, batch)
+            assert runtime.FACTS.exact or far > 0, f"{name} does not quantize"
         done.append(name)
     assert not bool(torch.full((1,), 1e-39).eq(0)), "an engine left this thread without denormals"
     if not done:
@@ -372,7 +372,7 @@ def test_a_runtime_that_is_missing_comes_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(distributions, "_installed", lambda distribution: False)
-    wanted = " ".join(folder.constant("runtimes", name, "NEEDS"))
+    wanted = " ".join(folder.constant("runtimes", name, "FACTS")["needs"])
     with pytest.raises(
         InputError, match=f"^runtime {name} is not installed: pip install {wanted}$"
     ):
@@ -395,7 +395,8 @@ def test_one_extra_installs_what_all_runtimes_need() -> None:
             found = found.union(*others)
         return found
 
-    wanted = {need for name in EVERY for need in folder.constant("runtimes", name, "NEEDS")}
+    every = [folder.constant("runtimes", name, "FACTS")["needs"] for name in EVERY]
+    wanted = {need for needs in every for need in needs}
     assert installs("runtimes") == wanted - {"torch"}
     assert installs("runtimes") < installs("dev")
 
@@ -460,7 +461,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DeployedModule]:
     torch.manual_seed(3)
     place = tmp_path_factory.mktemp("odd")
     built = builder(odd_call(2), [], place)
-    names = [n for n in RUNTIMES if not missing(n) and find(n).EXACT]
+    names = [n for n in RUNTIMES if not missing(n) and find(n).FACTS.exact]
     model = Odd().eval()
     served = {n: reopened(built.build(n, "odd", model), place, "odd") for n in names}
     return {"eager": built.build("eager", "odd", model).served, **served}  # type: ignore[dict-item]
@@ -510,8 +511,8 @@ def test_answers_come_back_as_the_model_puts_them(
     answers, right = found.served(x), model(x)
     assert [path for path, _ in leaves_of(answers)] == [path for path, _ in leaves_of(right)]
     assert type(answers) is type(right)
-    how: Any = "max" if find(name).EXACT else "norm"
-    assert error(tensors_of(answers), tensors_of(right), how=how) <= find(name).TOLERANCE
+    how: Any = "max" if find(name).FACTS.exact else "norm"
+    assert error(tensors_of(answers), tensors_of(right), how=how) <= find(name).FACTS.tolerance
 
 
 @pytest.mark.parametrize("name", ["eager", *RUNTIMES])
@@ -598,7 +599,7 @@ def test_an_artifact_of_one_batch_size_answers_others_in_parts(tmp_path: Path) -
         for batch in BATCHES:
             x = torch.randn(batch, 4)
             far = error(tensors_of(served(x)), tensors_of(model(x)), how="norm")
-            assert far <= max(find(name).TOLERANCE, 1e-5), (name, batch)
+            assert far <= max(find(name).FACTS.tolerance, 1e-5), (name, batch)
 
 
 def test_answers_that_cannot_be_put_together_from_parts_are_found(tmp_path: Path) -> None:

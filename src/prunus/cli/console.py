@@ -164,7 +164,7 @@ def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
         text += f"; batch {batch}: {timing.median_ms:.3g} ms{faster}"
     place = [("artifact", str(made.path))] if made.path is not None else []
     if made.path is not None and not trait("runtimes", made.runtime, "NEEDS_MODEL"):
-        trust = "" if find(made.runtime).SAFE else ", trusted=True"
+        trust = "" if find(made.runtime).FACTS.safe else ", trusted=True"
         place.append(("open it", f"prunus.load('{made.path}'{trust})"))
     return [("runs in", text), *place, *(("note", note) for note in made.advice)]
 

@@ -54,5 +54,5 @@ def _pip(runtime: str) -> str | None:
     from prunus._common.packages import missing, pip_line
     from prunus.methods.catalog import constant
 
-    lacking = missing(constant("runtimes", runtime, "NEEDS"))
+    lacking = missing(constant("runtimes", runtime, "FACTS")["needs"])
     return pip_line(lacking) if lacking else None

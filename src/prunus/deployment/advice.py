@@ -47,7 +47,8 @@ def _speed(
 ) -> list[str]:
     slow = [b for b, g in gains.items() if g < GAIN]
     zeros = zero_fraction(model)
-    if zeros > MANY_ZEROS and not find(chosen.runtime).SKIPS_ZEROS and (slow or dense is None):
+    skipped = find(chosen.runtime).FACTS.skips_zeros
+    if zeros > MANY_ZEROS and not skipped and (slow or dense is None):
         return [_two_four(chosen) if is_two_four(model) else _single_zeros(zeros, chosen)]
     if not slow or dense is None:
         return []

@@ -82,8 +82,9 @@ class Builder:
         runtime = find(name)
         order = BuildRequest(model, self.example, place, threads=self.threads, made=self.made,
                       calibration=self.calibration, batch=self.batches)  # fmt: skip
-        most = APART if self.judged and not runtime.EXACT else runtime.TOLERANCE
-        row = RuntimeResult(name, kind, tolerance=most, exact=runtime.EXACT)
+        exact = runtime.FACTS.exact
+        most = APART if self.judged and not exact else runtime.FACTS.tolerance
+        row = RuntimeResult(name, kind, tolerance=most, exact=exact)
         args, kwargs = order.call
         with torch.inference_mode():
             answers = order.model(*args, **kwargs)
@@ -93,12 +94,12 @@ class Builder:
             return Built(replace(row, refused=refusal))
         try:
             session = runtime.build(order)
-            own, others = self._errors(session, order, how="max" if runtime.EXACT else "norm")
+            own, others = self._errors(session, order, how="max" if exact else "norm")
         except PrunusError as problem:
             return Built(replace(row, refused=str(problem)))
         except Exception as problem:  # an engine's own failure is a row of the table, not the end
             return Built(replace(row, refused=first_line(problem)))
-        found = max(own, others) if runtime.EXACT else own
+        found = max(own, others) if exact else own
         row = replace(row, error=found, bytes=size(session.path), notes=session.notes,
                     build_s=round(time.perf_counter() - began, 2))  # fmt: skip
         wrong = _wrong(row, own, others, dynamic=session.dynamic)
@@ -179,7 +180,6 @@ def size(path: Path | None) -> int | None:
 
 def _device(runtime: Any, order: BuildRequest) -> str | None:
     kinds = {t.device.type for t in (*order.model.parameters(), *order.tensors)}
-    odd = sorted(kinds - set(runtime.DEVICES))
-    if not odd:
-        return None
-    return f"it runs on {' or '.join(runtime.DEVICES)}; the model or its input is on {odd[0]}"
+    own = runtime.FACTS.devices
+    odd = sorted(kinds - set(own))
+    return f"it runs on {' or '.join(own)}; the model or its input is on {odd[0]}" if odd else None

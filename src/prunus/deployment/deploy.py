@@ -94,7 +94,7 @@ def deploy(
     names, offers = candidates(runtime, quantized=_quantized(quantize, evaluate, calibration))
     names = _in_int8(names) if quantize == "int8" else names
     if quantize == "none":
-        names = [n for n in names if find(n).EXACT] or _none_exact(names)
+        names = [n for n in names if find(n).FACTS.exact] or _none_exact(names)
     others, _ = candidates(compare_with, quantized=True) if compare_with else ([], {})
     every = list(dict.fromkeys([*names, *others]))
     with contextlib.ExitStack() as stack:
@@ -167,7 +167,7 @@ def candidates(
     every = folders.names("runtimes")
     offers = {name: pip_line(lacking) for name in every if (lacking := missing(name))}
     installed = [name for name in every if name not in offers]
-    return [n for n in installed if quantized or find(n).EXACT], offers
+    return [n for n in installed if quantized or find(n).FACTS.exact], offers
 
 
 def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> Built:
@@ -203,7 +203,7 @@ def _quantized(quantize: str, evaluate: Metric | None, calibration: Sequence[Any
 
 def _in_int8(names: Sequence[str]) -> list[str]:
     """Those of the runtimes that quantize; for one that does not, its relative of the name."""
-    kept = [n for n in names if not find(n).EXACT]
+    kept = [n for n in names if not find(n).FACTS.exact]
     if kept:
         return kept
     known = folders.names("runtimes")

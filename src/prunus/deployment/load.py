@@ -62,7 +62,7 @@ def load(
         raise InputError(
             f"'{path}' runs in {card.runtime} and needs no model's code: leave model out"
         )
-    if not trusted and not find(card.runtime).SAFE:
+    if not trusted and not find(card.runtime).FACTS.safe:
         raise InputError(
             f"'{path}' is opened by {card.runtime}, and such a file can hold code that runs then: "
             "if you or somebody you trust made it, prunus.load(…, trusted=True)"

@@ -106,13 +106,15 @@ def _entry(path: Path, name: str) -> Entry:
 
 
 def constant(axis: str, name: str, key: str) -> Any:
-    """What a file of a folder assigns to a name, read from its syntax tree.
+    """What a file of a folder assigns to a name, from its syntax tree: of a call, its keywords.
 
-    >>> constant("runtimes", "eager", "NEEDS")
+    >>> constant("runtimes", "eager", "FACTS")["needs"]
     ('torch',)
     """
     for node in _tree(path_of(axis, name)).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == key:
+            if isinstance(node.value, ast.Call):
+                return {k.arg: ast.literal_eval(k.value) for k in node.value.keywords}
             return ast.literal_eval(node.value)
     raise KeyError(f"{path_of(axis, name)} assigns nothing to {key}")
 

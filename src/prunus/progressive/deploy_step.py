@@ -167,10 +167,10 @@ def _sure(runtime: str) -> str:
 
 def _exact(runtime: str) -> list[str]:
     """In float32: the engine that is named, or all that build quickly."""
-    if runtime != "auto" and find(runtime).EXACT:
+    if runtime != "auto" and find(runtime).FACTS.exact:
         return [runtime]
     names, _ = candidates("auto", quantized=False)
-    return [n for n in names if not find(n).SLOW]
+    return [n for n in names if not find(n).FACTS.slow]
 
 
 def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -> None:

@@ -107,7 +107,7 @@ def prepared(recipe: Recipe) -> Recipe:
         "structures", structure.name, "multiple_of"
     ):
         return recipe
-    likes = find(recipe.deploy.runtime).MULTIPLE_OF
+    likes = find(recipe.deploy.runtime).FACTS.multiple_of
     settings = {**structure.settings, "multiple_of": likes}
     structure = Spec.model_validate({"name": structure.name, **settings})
     return recipe.model_copy(update={"structure": structure})

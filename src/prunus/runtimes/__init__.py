@@ -99,30 +99,37 @@ class Session:
     any_shape: bool = False
 
 
-class Runtime(Protocol):
-    """What a file of this folder provides.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a runtime without running it.
 
     Attributes:
-        NEEDS: distributions that must be installed, as pip names them.
-        DEVICES: kinds of device that it runs on.
-        EXACT: whether it computes in the model's own precision; otherwise it quantizes.
-        TOLERANCE: the largest error that is accepted, relative to eager's answers: of exact
+        needs: distributions that must be installed, as pip names them.
+        devices: kinds of device that it runs on.
+        exact: whether it computes in the model's own precision; otherwise it quantizes.
+        tolerance: the largest error that is accepted, relative to eager's answers: of exact
             runtimes max |a − b| ÷ max |b|, of others ‖a − b‖ ÷ ‖b‖ on the calibration inputs.
-        SKIPS_ZEROS: whether single zeros make it faster.
-        SLOW: whether building takes so long that a run leaves it to its end.
-        SAFE: whether a file of anyone's may be opened; otherwise opening it can run code in it.
-        MULTIPLE_OF: widths that it computes well are multiples of this; what lies between costs
+        skips_zeros: whether single zeros make it faster.
+        slow: whether building takes so long that a run leaves it to its end.
+        safe: whether a file of anyone's may be opened; otherwise opening it can run code in it.
+        multiple_of: widths that it computes well are multiples of this; what lies between costs
             as much as the next one, or more.
     """
 
-    NEEDS: tuple[str, ...]
-    DEVICES: tuple[str, ...]
-    EXACT: bool
-    TOLERANCE: float
-    SKIPS_ZEROS: bool
-    SLOW: bool
-    SAFE: bool
-    MULTIPLE_OF: int
+    needs: tuple[str, ...]
+    devices: tuple[str, ...]
+    exact: bool = True
+    tolerance: float = 1e-4
+    skips_zeros: bool = False
+    slow: bool = False
+    safe: bool = False
+    multiple_of: int = 8
+
+
+class Runtime(Protocol):
+    """What a file of this folder provides; ``FACTS`` in literals, as they are read unimported."""
+
+    FACTS: Facts
 
     def refuses(self, order: BuildRequest) -> str | None:
         """Why it cannot run this, in words for a user; ``None`` if it may."""
@@ -140,7 +147,7 @@ def find(name: str) -> Any:
     Raises:
         InputError: if there is none of this name, or what it needs is not installed.
 
-    >>> find("eager").EXACT
+    >>> find("eager").FACTS.exact
     True
     """
     known = folder.names("runtimes")
@@ -154,7 +161,7 @@ def find(name: str) -> Any:
 
 def missing(name: str) -> list[str]:
     """Distributions that a runtime needs and that are not installed; nothing is imported."""
-    return distributions.missing(folder.constant("runtimes", name, "NEEDS"))
+    return distributions.missing(folder.constant("runtimes", name, "FACTS")["needs"])
 
 
 def error(

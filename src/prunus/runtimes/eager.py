@@ -13,16 +13,9 @@ from prunus._common.inputs import tensors_of, with_tensors
 from prunus._common.modules import detached_copy
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
-from prunus.runtimes import Answers, BuildRequest, Compute, Session
+from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
 
-NEEDS = ("torch",)
-DEVICES = ("cpu", "cuda", "mps")
-EXACT = True
-TOLERANCE = 1e-6
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = True
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("torch",), devices=("cpu", "cuda", "mps"), tolerance=1e-6, safe=True)
 NEEDS_MODEL = True
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunus._common.timing import no_denormals
-from prunus.runtimes import Answers, BuildRequest, Compute, Session
+from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
 from prunus.runtimes._onnx import refuses, write_onnx
 
 if TYPE_CHECKING:
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "open_", "refuses"]
 
-NEEDS = ("onnxruntime", "onnx", "onnxscript")
-DEVICES = ("cpu",)
-EXACT = True
-TOLERANCE = 1e-4
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = True
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("onnxruntime", "onnx", "onnxscript"), devices=("cpu",), safe=True)
 
 
 def build(order: BuildRequest) -> Session:

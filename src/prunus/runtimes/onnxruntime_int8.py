@@ -12,20 +12,14 @@ are several times slower there than unsigned ones.
 
 from __future__ import annotations
 
-from prunus.runtimes import BuildRequest, Session, _quantize
+from prunus.runtimes import BuildRequest, Facts, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes.onnxruntime import open_
 
 __all__ = ["build", "open_", "refuses"]
 
-NEEDS = ("onnxruntime", "onnx", "onnxscript")
-DEVICES = ("cpu",)
-EXACT = False
-TOLERANCE = 0.15
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = True
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("onnxruntime", "onnx", "onnxscript"), devices=("cpu",),
+              exact=False, tolerance=0.15, safe=True)  # fmt: skip
 
 KINDS = (*CONVOLUTIONS, *PRODUCTS, "LSTM")
 

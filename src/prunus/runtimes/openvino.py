@@ -20,20 +20,13 @@ from torch import Tensor
 
 from prunus._common.timing import no_denormals
 from prunus.errors import InputError
-from prunus.runtimes import Answers, BuildRequest, Compute, Session, error
+from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session, error
 from prunus.runtimes._onnx import refuses, write_onnx
 from prunus.runtimes.onnxruntime import array
 
 __all__ = ["build", "open_", "refuses"]
 
-NEEDS = ("openvino", "onnx", "onnxscript")
-DEVICES = ("cpu",)
-EXACT = True
-TOLERANCE = 1e-4
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = True
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("openvino", "onnx", "onnxscript"), devices=("cpu",), safe=True)
 
 OFTEN = 3
 """Calls with the same shapes before a program is made for them."""
@@ -76,7 +69,7 @@ def open_(path: Path, *, threads: int) -> Session:
     Raises:
         InputError: if OpenVINO cannot read it.
     """
-    return Session(computing(path, settings_of(threads), tolerance=TOLERANCE), path)
+    return Session(computing(path, settings_of(threads), tolerance=FACTS.tolerance), path)
 
 
 def settings_of(threads: int) -> dict[str, Any]:

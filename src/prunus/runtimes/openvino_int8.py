@@ -14,20 +14,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prunus.runtimes import BuildRequest, Session, _quantize
+from prunus.runtimes import BuildRequest, Facts, Session, _quantize
 from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS
 from prunus.runtimes.openvino import computing, settings_of
 
 __all__ = ["build", "open_", "refuses"]
 
-NEEDS = ("openvino", "onnxruntime", "onnx", "onnxscript")
-DEVICES = ("cpu",)
-EXACT = False
-TOLERANCE = 0.15
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = True
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("openvino", "onnxruntime", "onnx", "onnxscript"), devices=("cpu",),
+              exact=False, tolerance=0.15, safe=True)  # fmt: skip
 
 KINDS = (*CONVOLUTIONS, *PRODUCTS)
 SETTINGS = {"SNIPPETS_MODE": "DISABLE"}

@@ -14,18 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.runtimes import BuildRequest, Session
+from prunus.runtimes import BuildRequest, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes.torch_export import computing
 
-NEEDS = ("torch",)
-DEVICES = ("cuda",)
-EXACT = True
-TOLERANCE = 1e-2  # of half precision
-SKIPS_ZEROS = True
-SLOW = False
-SAFE = False
-MULTIPLE_OF = 64
+FACTS = Facts(
+    needs=("torch",), devices=("cuda",), tolerance=1e-2,  # of half precision
+    skips_zeros=True, multiple_of=64,
+)  # fmt: skip
 
 CAPABILITY = (8, 0)
 """NVIDIA's Ampere, the first with sparse tensor cores."""

@@ -14,17 +14,11 @@ from torch import Tensor
 
 from prunus._common.torch_internals import aot_compile, aot_load, cxx_compiler_problem
 from prunus.graph.trace import analysis_mode
-from prunus.runtimes import Answers, BuildRequest, Compute, Session
+from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
 from prunus.runtimes._exported import exported
 
-NEEDS = ("torch",)
-DEVICES = ("cpu", "cuda")
-EXACT = True
-TOLERANCE = 1e-4
-SKIPS_ZEROS = False
-SLOW = True  # a C++ compiler runs, twenty seconds and more
-SAFE = False
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("torch",), devices=("cpu", "cuda"), slow=True)
+"""Slow: a C++ compiler runs, twenty seconds and more."""
 
 SETTINGS = {"compile_threads": 1}
 """Of the compiler: no processes of its own, which would outlive the build."""

@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 
 from prunus._common.inputs import tensors_of
-from prunus.runtimes import Answers, BuildRequest, Compute, Session
+from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
 
-NEEDS = ("torch",)
-DEVICES = ("cpu", "cuda")
-EXACT = True
-TOLERANCE = 1e-4
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = False
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("torch",), devices=("cpu", "cuda"))
 
 
 def refuses(order: BuildRequest) -> str | None:

@@ -13,19 +13,12 @@ from torch import nn
 
 from prunus._common.modules import detached_copy
 from prunus._common.torch_internals import lacking
-from prunus.runtimes import BuildRequest, Session
+from prunus.runtimes import BuildRequest, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
 from prunus.runtimes.torch_export import open_ as open_program
 
-NEEDS = ("torch", "torchao")
-DEVICES = ("cpu", "cuda")
-EXACT = False
-TOLERANCE = 0.1
-SKIPS_ZEROS = False
-SLOW = False
-SAFE = False
-MULTIPLE_OF = 8
+FACTS = Facts(needs=("torch", "torchao"), devices=("cpu", "cuda"), exact=False, tolerance=0.1)
 
 LEAST = 0.5
 """Share of the weights that linear layers must hold: others stay as they are."""

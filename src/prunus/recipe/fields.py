@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -36,6 +37,12 @@ AXIS = {
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _changed(model: BaseModel) -> dict[str, Any]:
+    """The values that differ from the defaults, and settings that a method alone knows."""
+    fields = type(model).model_fields
+    return {key: v for key, v in model if key not in fields or v != fields[key].default}
 
 
 def _length(value: Any) -> Any:
@@ -69,19 +76,19 @@ class Spec(BaseModel):
 
     @model_serializer
     def to_dict(self) -> Any:
-        """As it is written in a file."""
-        return {"name": self.name, **self.settings} if self.settings else self.name
+        """As it is written in a file: by its name alone where that says all."""
+        more = {key: value for key, value in _changed(self).items() if key != "name"}
+        return {"name": self.name, **more} if more else self.name
+
+
+Patterns = Annotated[tuple[str, ...], PlainSerializer(list)]
 
 
 class Scope(_Frozen):
     """Patterns of parameter or module names."""
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    @model_serializer
-    def _written(self) -> dict[str, list[str]]:
-        return {"include": list(self.include), "exclude": list(self.exclude)}
+    include: Patterns = ()
+    exclude: Patterns = ()
 
 
 class Schedule(Spec):
@@ -90,17 +97,6 @@ class Schedule(Spec):
     start: Length = 0.0
     end: Length = 1.0
     every: Length | None = None
-
-    @model_serializer
-    def to_dict(self) -> Any:
-        """As it is written in a file."""
-        lengths = {
-            key: value
-            for key, field in Schedule.model_fields.items()
-            if (value := getattr(self, key)) != field.default and key != "name"
-        }
-        extra = {**lengths, **self.settings}
-        return {"name": self.name, **extra} if extra else self.name
 
 
 def _milliseconds(value: Any) -> Any:
@@ -154,7 +150,7 @@ class Target(_Frozen):
 
     @model_serializer
     def _written(self) -> Any:
-        given = {k: getattr(self, k) for k in type(self).model_fields if k in self.model_fields_set}
+        given = {key: value for key, value in self if key in self.model_fields_set}
         return given if set(given) - {"sparsity"} else given.get("sparsity", "guard")
 
     @property
@@ -205,7 +201,7 @@ class Deploy(_Frozen):
 
     @model_serializer
     def _written(self) -> Any:
-        given = {k: v for k, v in self if v != type(self).model_fields[k].default}
+        given = _changed(self)
         return given if set(given) - {"runtime"} else self.runtime
 
 
@@ -222,10 +218,7 @@ class Dense(_Frozen):
 
     @model_serializer
     def _written(self) -> Any:
-        plan = self.learning_rate
-        if plan == type(self).model_fields["learning_rate"].default:
-            return self.length
-        return {"length": self.length, "learning_rate": plan.to_dict()}
+        return dict(self) if "learning_rate" in _changed(self) else self.length
 
 
 class RecipeFields(_Frozen):
@@ -309,10 +302,8 @@ class RecipeFields(_Frozen):
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from the defaults, as they are written in a file."""
         usual = RecipeFields().model_dump() | {"schedule": _usual_schedule(self.rounds)}
-        return {
-            "version": self.version,
-            **{key: value for key, value in self.model_dump().items() if value != usual[key]},
-        }
+        changed = {key: value for key, value in self.model_dump().items() if value != usual[key]}
+        return {"version": self.version, **changed}
 
 
 def _usual_schedule(rounds: Any) -> str:

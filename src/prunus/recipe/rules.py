@@ -3,158 +3,155 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 from prunus.methods.catalog import is_own
 from prunus.methods.traits import takes
-from prunus.recipe import duration
+from prunus.recipe.duration import Duration, parse
 from prunus.recipe.fields import RecipeFields
+
+Rule: TypeAlias = tuple[Callable[[RecipeFields], object], str]
+"""What finds settings that cannot go together (else it gives a false value), and a message: the
+reason and the way out, with values of the recipe ``r`` and of what was ``found``."""
 
 
 def conflicts(recipe: RecipeFields) -> list[str]:
-    """A message for each pair of settings that cannot go together."""
-    found = []
-    structure, allocation = recipe.structure.name, recipe.allocation.name
-    units, fixed = recipe.trait("structure", "UNITS"), recipe.trait("structure", "N_OF_M")
-    releases = recipe.trait("restore", "RELEASES")
-    if recipe.rounds is not None and recipe.schedule.every is not None:
-        found.append(
-            "rounds and schedule.every exclude each other: rounds cut once each, every spaces "
-            "the cuts of gradual pruning; leave one out"
-        )
-    if recipe.until_guard and recipe.guard is None:
-        found.append("target: guard needs a guard: add for example guard: {max_drop: 0.01}")
-    if recipe.target is not None and recipe.target.sparsity == 1 and units != "modules":
-        found.append(
-            "target: 1 would remove every weight in scope: write a number below 1 (structure: "
-            "layer alone can take out all, of the modules it names)"
-        )
-    if fixed is not None:
-        n, m = fixed
-        if isinstance(n, int) and isinstance(m, int) and not 0 < n < m:
-            found.append(f"structure: {n}:{m} is no n:m: n of every m are kept, so 0 < n < m")
-        elif recipe.target is not None and not (
-            recipe.target.sparsity is not None
-            and math.isclose(recipe.target.sparsity, recipe.sparsity)
-        ):
-            found.append(
-                f"target: {n}:{m} removes {recipe.sparsity:g} of the eligible weights, no more "
-                "and no less; leave target out"
-            )
-        if not recipe.trait("allocation", "N_OF_M"):
-            found.append(
-                f"allocation: n:m takes the same number from every {m} weights, which is "
-                f"allocation: uniform, not {allocation}"
-            )
-    if recipe.trait("allocation", "WITHIN_NEURONS") and units != "weights":
-        found.append(
-            f"allocation: {allocation} shares out the weights of a neuron; structure {structure} "
-            "removes whole ones: use uniform, global or erk"
-        )
-    found += _about_structure(recipe) + _about_runtime(recipe)
-    if (recipe.trait("restore", "RECALLS"), releases) == ("cut", "before"):
-        found.append(
-            "restore: values cut with when before would undo the cut: use when: after "
-            "(dense–sparse–dense), or values: zero"
-        )
-    if not recipe.in_rounds and (recipe.trait("restore", "NEEDS_ROUNDS") or releases == "after"):
-        found.append(
-            f"restore: {recipe.restore.name} returns after a whole retraining, and gradual "
-            "pruning has one only: set rounds"
-        )
-    untrained = duration.parse(recipe.dense.length).value == 0
-    if untrained and recipe.trait("restore", "REWINDS_TO") is not None:
-        found.append(
-            f"restore: {recipe.restore.name} returns to a step of round 0: set dense, "
-            "for example 10ep"
-        )
-    rate = recipe.learning_rate
-    if untrained and rate is not None and recipe.trait("learning_rate", "NEEDS_DENSE"):
-        found.append(
-            f"learning_rate: {rate.name} repeats the plan of round 0: set dense, e.g. 10ep"
-        )
-    if recipe.limit is not None and duration.parse(recipe.limit).unit == "part":
-        found.append("limit: write a time ('20min') or a length ('30ep', '5000it')")
-    if recipe.last_retrain is not None and (recipe.rounds is None or recipe.until_guard):
-        found.append("last_retrain: which cut is the last is known with rounds only: set rounds")
-    for key in ("dense.length", "retrain", "last_retrain", "snapshot"):
-        value: Any = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value is None:
-            continue
-        parsed = duration.parse(value)
-        if parsed.unit == "min" or (parsed.unit == "part" and parsed.value > 0):
-            found.append(f"{key}: '{value}' is no length of training; write '3ep' or '500it'")
-    for key in ("start", "end", "every"):
-        value = getattr(recipe.schedule, key)
-        if value is not None and duration.parse(value).unit == "min":
-            found.append(f"schedule.{key}: '{value}' is a time; write '3ep', '500it' or a part")
-    first, last = duration.parse(recipe.schedule.start), duration.parse(recipe.schedule.end)
-    if first.unit == last.unit and first.value > last.value:
-        found.append(f"schedule: start {first} lies after end {last}")
-    whole = duration.parse(recipe.retrain)
-    if last.unit == whole.unit != "part" and last.value > whole.value:
-        found.append(f"schedule: end {last} lies after the end of retrain, {whole}")
-    return found
+    """A message for each rule that a recipe breaks."""
+    found = [(broken(recipe), message) for broken, message in RULES]
+    return [message.format(r=recipe, found=it) for it, message in found if it]
 
 
-def _about_structure(recipe: RecipeFields) -> list[str]:
-    """What needs units that can be taken out of the model."""
-    found = []
-    name = recipe.structure.name
-    coupled = takes("structures", name, "analysis")
-    modules = recipe.trait("structure", "UNITS") == "modules"
-    stays = not coupled and (modules or not is_own(name))  # the user's own: said when it is loaded
-    if recipe.compact != "none" and stays and not (modules and recipe.compact == "end"):
-        found.append(
-            f"compact: {recipe.compact} takes whole units out of the model, and structure "
-            f"{recipe.structure.name} only sets weights to zero: use structure: channel or head "
-            "(or layer with compact: end)"
-        )
-    if recipe.target is not None and recipe.target.bound is not None and stays:
-        what = "latency_ms" if recipe.target.latency else recipe.target.bound[0]
-        found.append(
-            f"target: max_{what} bounds what the model costs, and structure "
-            f"{recipe.structure.name} removes zeros that are stored and multiplied all the same: "
-            "use structure: channel or head"
-        )
-    if coupled and not recipe.trait("allocation", "COUPLED"):
-        found.append(
-            f"allocation: {recipe.allocation.name} shares out single weights; structure "
-            f"{recipe.structure.name} removes whole units: use uniform, global or erk"
-        )
-    if recipe.compact == "every_round":
-        if not recipe.in_rounds:
-            found.append(
-                "compact: every_round needs rounds: add for example rounds: 4; gradual pruning "
-                "takes compact: end"
-            )
-        if recipe.trait("restore", "CHANGES"):
-            found.append(
-                f"compact: every_round takes units out for good, and restore: "
-                f"{recipe.restore.name} would bring them back: use restore: keep or compact: end"
-            )
-    return found
+def _length(key: str) -> Rule:
+    def broken(r: RecipeFields) -> bool:
+        length = parse(attrgetter(key)(r) or 0)
+        return length.unit == "min" or (length.unit == "part" and length.value > 0)
+
+    return broken, f"{key}: '{{r.{key}}}' is no length of training; write '3ep' or '500it'"
 
 
-def _about_runtime(recipe: RecipeFields) -> list[str]:
-    """What needs a runtime."""
-    found = []
-    latency = recipe.target.latency if recipe.target is not None else None
-    if latency is not None and (recipe.deploy is None or recipe.deploy.runtime == "auto"):
-        found.append(
-            "target: max_latency_ms is a time in one runtime: name it, for example "
-            "deploy: onnxruntime (prunus list runtimes)"
-        )
-    if latency is not None and recipe.compact == "none":
-        found.append("target: max_latency_ms: zeros take as long as other weights: set compact")
-    if latency is not None and recipe.trait("criterion", "RUNNING"):
-        found.append(
-            "target: max_latency_ms measures before anything is trained, and criterion "
-            f"{recipe.criterion.name} knows nothing then: use fisher or sensitivity"
-        )
-    return found
+def _place(key: str) -> Rule:
+    message = f"schedule.{key}: '{{r.schedule.{key}}}' is a time; write '3ep', '500it' or a part"
+    return lambda r: parse(getattr(r.schedule, key) or 0).unit == "min", message
+
+
+RULES: tuple[Rule, ...] = (
+    (lambda r: r.rounds is not None and r.schedule.every is not None,
+     "rounds and schedule.every exclude each other: rounds cut once each, every spaces "
+     "the cuts of gradual pruning; leave one out"),
+    (lambda r: r.until_guard and r.guard is None,
+     "target: guard needs a guard: add for example guard: {{max_drop: 0.01}}"),
+    (lambda r: r.target and r.target.sparsity == 1 and _units(r) != "modules",
+     "target: 1 would remove every weight in scope: write a number below 1 (structure: "
+     "layer alone can take out all, of the modules it names)"),
+    (lambda r: not _is_n_of_m(r) and _n_of_m(r),
+     "structure: {found[0]}:{found[1]} is no n:m: n of every m are kept, so 0 < n < m"),
+    (lambda r: r.target and _is_n_of_m(r) and _asks_for_more(r) and _n_of_m(r),
+     "target: {found[0]}:{found[1]} removes {r.sparsity:g} of the eligible weights, no more "
+     "and no less; leave target out"),
+    (lambda r: not r.trait("allocation", "N_OF_M") and _n_of_m(r),
+     "allocation: n:m takes the same number from every {found[1]} weights, which is "
+     "allocation: uniform, not {r.allocation.name}"),
+    (lambda r: r.trait("allocation", "WITHIN_NEURONS") and _units(r) != "weights",
+     "allocation: {r.allocation.name} shares out the weights of a neuron; structure "
+     "{r.structure.name} removes whole ones: use uniform, global or erk"),
+    (lambda r: r.compact != "none" and _stays(r)
+     and not (r.compact == "end" and _units(r) == "modules"),
+     "compact: {r.compact} takes whole units out of the model, and structure "
+     "{r.structure.name} only sets weights to zero: use structure: channel or head "
+     "(or layer with compact: end)"),
+    (lambda r: r.target and r.target.bound and _stays(r)
+     and ("latency_ms" if r.target.latency else r.target.bound[0]),
+     "target: max_{found} bounds what the model costs, and structure {r.structure.name} "
+     "removes zeros that are stored and multiplied all the same: use structure: channel or head"),
+    (lambda r: _coupled(r) and not r.trait("allocation", "COUPLED"),
+     "allocation: {r.allocation.name} shares out single weights; structure "
+     "{r.structure.name} removes whole units: use uniform, global or erk"),
+    (lambda r: r.compact == "every_round" and not r.in_rounds,
+     "compact: every_round needs rounds: add for example rounds: 4; gradual pruning "
+     "takes compact: end"),
+    (lambda r: r.compact == "every_round" and r.trait("restore", "CHANGES"),
+     "compact: every_round takes units out for good, and restore: {r.restore.name} would "
+     "bring them back: use restore: keep or compact: end"),
+    (lambda r: _latency(r) and (r.deploy is None or r.deploy.runtime == "auto"),
+     "target: max_latency_ms is a time in one runtime: name it, for example "
+     "deploy: onnxruntime (prunus list runtimes)"),
+    (lambda r: _latency(r) and r.compact == "none",
+     "target: max_latency_ms: zeros take as long as other weights: set compact"),
+    (lambda r: _latency(r) and r.trait("criterion", "RUNNING"),
+     "target: max_latency_ms measures before anything is trained, and criterion "
+     "{r.criterion.name} knows nothing then: use fisher or sensitivity"),
+    (lambda r: _releases(r) == "before" and r.trait("restore", "RECALLS") == "cut",
+     "restore: values cut with when before would undo the cut: use when: after "
+     "(dense–sparse–dense), or values: zero"),
+    (lambda r: not r.in_rounds
+     and (_releases(r) == "after" or r.trait("restore", "NEEDS_ROUNDS")),
+     "restore: {r.restore.name} returns after a whole retraining, and gradual "
+     "pruning has one only: set rounds"),
+    (lambda r: _untrained(r) and r.trait("restore", "REWINDS_TO") is not None,
+     "restore: {r.restore.name} returns to a step of round 0: set dense, for example 10ep"),
+    (lambda r: _untrained(r) and r.learning_rate and r.trait("learning_rate", "NEEDS_DENSE"),
+     "learning_rate: {r.learning_rate.name} repeats the plan of round 0: set dense, e.g. 10ep"),
+    (lambda r: r.limit is not None and parse(r.limit).unit == "part",
+     "limit: write a time ('20min') or a length ('30ep', '5000it')"),
+    (lambda r: r.last_retrain is not None and (r.rounds is None or r.until_guard),
+     "last_retrain: which cut is the last is known with rounds only: set rounds"),
+    *map(_length, ("dense.length", "retrain", "last_retrain", "snapshot")),
+    *map(_place, ("start", "end", "every")),
+    (lambda r: _reversed(r.schedule.start, r.schedule.end),
+     "schedule: start {found[0]} lies after end {found[1]}"),
+    (lambda r: parse(r.retrain).unit != "part" and _reversed(r.schedule.end, r.retrain),
+     "schedule: end {found[0]} lies after the end of retrain, {found[1]}"),
+)  # fmt: skip
+
+
+def _n_of_m(r: RecipeFields) -> Any:
+    """n and m, where exactly n of every m stay; settings that are no numbers are for ``bind``."""
+    fixed = r.trait("structure", "N_OF_M")
+    return fixed if fixed and all(isinstance(k, int) for k in fixed) else None
+
+
+def _is_n_of_m(r: RecipeFields) -> bool:
+    fixed = _n_of_m(r)
+    return fixed is not None and bool(0 < fixed[0] < fixed[1])
+
+
+def _asks_for_more(r: RecipeFields) -> bool:
+    """Whether the target is another than the sparsity that n:m has."""
+    given = None if r.target is None else r.target.sparsity
+    return given is None or not math.isclose(given, r.sparsity)
+
+
+def _units(r: RecipeFields) -> Any:
+    return r.trait("structure", "UNITS")
+
+
+def _coupled(r: RecipeFields) -> bool:
+    return takes("structures", r.structure.name, "analysis")
+
+
+def _stays(r: RecipeFields) -> bool:
+    """Whether zeros stay in the model; of the user's own structure that is said when it loads."""
+    return not _coupled(r) and (_units(r) == "modules" or not is_own(r.structure.name))
+
+
+def _latency(r: RecipeFields) -> object:
+    return r.target and r.target.latency
+
+
+def _releases(r: RecipeFields) -> Any:
+    return r.trait("restore", "RELEASES")
+
+
+def _untrained(r: RecipeFields) -> bool:
+    return parse(r.dense.length).value == 0
+
+
+def _reversed(first: str | float, last: str | float) -> tuple[Duration, Duration] | None:
+    """Both, where the first certainly lies after the last."""
+    one, other = parse(first), parse(last)
+    return (one, other) if one.unit == other.unit and one.value > other.value else None
 
 
 def own_loop_conflict(recipe: RecipeFields, *, judged: bool) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -57,89 +58,51 @@ def plain_name(name: str) -> str:
 def layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
     """The prunable weights that a module itself owns, in the order of its parameters."""
     own = dict(module.named_parameters(recurse=False))
+    prefix = f"{name}." if name else ""
+    for key, kind, biases, more in _weights(name, module, own):
+        yield Layer(
+            name=prefix + key,
+            module=name,
+            kind=kind,
+            shape=tuple(own[key].shape),
+            bias=tuple(prefix + b for b in biases if b in own),
+            **{"neuron": prefix + key, **more},
+        )
+
+
+Row = tuple[str, str, tuple[str, ...], dict[str, Any]]
+"""Name of a weight, its kind, names of biases that may fall with it, and what else is not usual."""
+
+
+def _weights(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> Iterator[Row]:
     if isinstance(module, nn.RNNBase):
-        gates = _GATES[module.mode]
-        for key, weight in own.items():
+        for key in own:
             if key.startswith("weight") and not key.startswith("weight_hr"):
                 tail = key.removeprefix("weight_ih").removeprefix("weight_hh")
-                biases = tuple(f"bias_{side}{tail}" for side in ("ih", "hh"))
-                yield _layer(
-                    name, key, weight, "recurrent", gates=gates, biases=biases, own=own, neuron=tail
-                )
+                more = {"gates": _GATES[module.mode], "neuron": name + tail}
+                yield key, "recurrent", (f"bias_ih{tail}", f"bias_hh{tail}"), more
     elif isinstance(module, nn.RNNCellBase):
-        gates = module.weight_ih.shape[0] // module.hidden_size
+        more = {"gates": len(module.weight_ih) // module.hidden_size, "neuron": f"{name}cell"}
         for key in ("weight_ih", "weight_hh"):
-            yield _layer(
-                name,
-                key,
-                own[key],
-                "recurrent",
-                gates=gates,
-                biases=("bias_ih", "bias_hh"),
-                own=own,
-                neuron="cell",
-            )
+            yield key, "recurrent", ("bias_ih", "bias_hh"), more
     elif isinstance(module, nn.MultiheadAttention):
-        for key, weight in own.items():
-            if key == "in_proj_weight":
-                yield _layer(name, key, weight, "attention", biases=("in_proj_bias",), own=own)
-            elif key.endswith("proj_weight"):
-                yield _layer(name, key, weight, "attention", own=own)
+        for key in own:
+            if key.endswith("proj_weight"):
+                yield key, "attention", ("in_proj_bias",) if key == "in_proj_weight" else (), {}
     else:
         key = "weight_orig" if "weight_orig" in own else "weight"
-        if key in own:
-            yield from _single(name, module, key, own)
+        if key in own and (kind := _kind(module)):
+            yield key, kind[0], ("bias", "bias_orig"), kind[1]
 
 
-def _single(
-    name: str, module: nn.Module, key: str, own: dict[str, nn.Parameter]
-) -> Iterator[Layer]:
-    weight = own[key]
-    biases = ("bias", "bias_orig")
+def _kind(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Of a module with one weight, and how its dimensions differ from a linear layer's."""
     if isinstance(module, nn.Linear):
-        yield _layer(name, key, weight, "linear", biases=biases, own=own)
-    elif isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        yield _layer(
-            name,
-            key,
-            weight,
-            "conv_transpose",
-            out_dim=1,
-            in_dim=0,
-            groups=module.groups,
-            biases=biases,
-            own=own,
-        )
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        yield _layer(name, key, weight, "conv", biases=biases, own=own)
-    elif type(module).__name__ == "Conv1D" and weight.dim() == 2:  # GPT-2's, stored transposed
-        yield _layer(name, key, weight, "linear", out_dim=1, in_dim=0, biases=biases, own=own)
-
-
-def _layer(
-    module: str,
-    key: str,
-    weight: nn.Parameter,
-    kind: str,
-    *,
-    own: dict[str, nn.Parameter],
-    biases: tuple[str, ...] = (),
-    neuron: str = "",
-    out_dim: int = 0,
-    in_dim: int = 1,
-    gates: int = 1,
-    groups: int = 1,
-) -> Layer:
-    prefix = f"{module}." if module else ""
-    return Layer(
-        name=prefix + key,
-        module=module,
-        kind=kind,
-        shape=tuple(weight.shape),
-        out_dim=out_dim,
-        in_dim=in_dim,
-        gates=gates,
-        groups=groups,
-        bias=tuple(prefix + b for b in biases if b in own),
-        neuron=f"{module}{neuron}" if neuron else prefix + key,
-    )
+        return "linear", {}
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return "conv_transpose", {"out_dim": 1, "in_dim": 0, "groups": module.groups}
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return "conv", {}
+    if type(module).__name__ == "Conv1D" and module.weight.dim() == 2:  # GPT-2's, transposed
+        return "linear", {"out_dim": 1, "in_dim": 0}
+    return None

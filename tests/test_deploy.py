@@ -82,7 +82,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     def put(times: Times | None = None, **fakes: Fake) -> dict[str, Fake]:
         for module in (call, build, advices):
             monkeypatch.setattr(module, "find", fakes.__getitem__)
-        monkeypatch.setattr(call.folders, "names", lambda axis: sorted(fakes))
+        monkeypatch.setattr(call.catalog, "names", lambda axis: sorted(fakes))
         monkeypatch.setattr(call, "missing", lambda name: list(fakes[name].FACTS.needs))
 
         def interleaved(functions: Mapping[str, Any], *, seconds: float) -> dict[str, Timing]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def _weights(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> Iter
                 yield key, "attention", ("in_proj_bias",) if key == "in_proj_weight" else (), {}
     else:
         key = "weight_orig" if "weight_orig" in own else "weight"
-        if key in own and (kind := _kind(module)):
+        if key in own and (kind := _kind(module, own[key])):
             yield key, kind[0], ("bias", "bias_orig"), kind[1]
 
 
-def _kind(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
+def _kind(module: nn.Module, weight: Tensor) -> tuple[str, dict[str, Any]] | None:
     """Of a module with one weight, and how its dimensions differ from a linear layer's."""
     if isinstance(module, nn.Linear):
         return "linear", {}
@@ -103,6 +103,6 @@ def _kind(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
         return "conv_transpose", {"out_dim": 1, "in_dim": 0, "groups": module.groups}
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return "conv", {}
-    if type(module).__name__ == "Conv1D" and module.weight.dim() == 2:  # GPT-2's, transposed
+    if type(module).__name__ == "Conv1D" and weight.dim() == 2:  # GPT-2's, transposed
         return "linear", {"out_dim": 1, "in_dim": 0}
     return None

@@ -27,7 +27,7 @@ from prunus.deployment.store import keep, prepare
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, did_you_mean
 from prunus.measurement.checks import problem_of
-from prunus.methods import catalog as folders
+from prunus.methods import catalog
 from prunus.runtimes import BuildRequest, find, missing
 
 
@@ -164,7 +164,7 @@ def candidates(
         for name in wanted:
             find(name)
         return wanted, {}
-    every = folders.names("runtimes")
+    every = catalog.names("runtimes")
     offers = {name: pip_line(lacking) for name in every if (lacking := missing(name))}
     installed = [name for name in every if name not in offers]
     return [n for n in installed if quantized or find(n).FACTS.exact], offers
@@ -206,7 +206,7 @@ def _in_int8(names: Sequence[str]) -> list[str]:
     kept = [n for n in names if not find(n).FACTS.exact]
     if kept:
         return kept
-    known = folders.names("runtimes")
+    known = catalog.names("runtimes")
     relatives = [f"{n}_int8" for n in names if f"{n}_int8" in known]
     for name in relatives:
         find(name)

@@ -1,4 +1,4 @@
-"""The package's own idea folders, read by name; listing them imports no torch."""
+"""The package's own methods, runtimes and tasks, read by name; listing them imports no torch."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PACKAGE = Path(__file__).parent.parent
 AXES = ("structures", "criteria", "allocations", "schedules", "restore", "rates")
 _PLACES = {"restore": "methods.restores", "runtimes": "runtimes", "tasks": "tasks",
            "graph/rules": "graph.rules"}  # fmt: skip
-"""Folders of ideas beside those of ``methods`` that have the name of their axis."""
+"""Folders of the axes that are not those of ``methods`` by the same name."""
 _OTHERS = {"tasks": {"base", "find"}}
-"""Files in a folder of ideas that hold none."""
+"""Files in a folder of methods that hold none."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of an idea folder: its name, first docstring line, source and settings."""
+    """A method's file: its name, first docstring line, source and settings."""
 
     name: str
     line: str
@@ -39,7 +39,7 @@ class Entry:
 
 
 def names(axis: str) -> list[str]:
-    """The ideas of an axis, by file name.
+    """The methods of an axis, by file name.
 
     >>> "magnitude" in names("criteria")
     True
@@ -85,7 +85,7 @@ def _place(axis: str) -> str:
 
 
 def function_of(name: str) -> str:
-    """The function of an idea: its name, with an underscore where Python needs one."""
+    """The function of a method: its name, with an underscore where Python needs one."""
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
@@ -171,7 +171,7 @@ def is_own(name: str) -> bool:
 
 
 def find(axis: str, name: str) -> Callable[..., Any]:
-    """The function of an idea: a name of the axis, or ``path/to/file.py:function``.
+    """The function of a method: a name of the axis, or ``path/to/file.py:function``.
 
     Raises:
         InputError: if there is no such name, file or function.

@@ -55,7 +55,7 @@ Length = Annotated[str | float | int, BeforeValidator(_length)]
 
 
 class Spec(BaseModel):
-    """An idea and its settings: ``magnitude`` or ``{name: magnitude, p: 2}``."""
+    """A method and its settings: ``magnitude`` or ``{name: magnitude, p: 2}``."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str

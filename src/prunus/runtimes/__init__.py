@@ -15,11 +15,11 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunus._common import packages as distributions
+from prunus._common import packages
 from prunus._common.inputs import arguments, tensors_of
 from prunus._common.packages import pip_line
 from prunus.errors import InputError, did_you_mean
-from prunus.methods import catalog as folder
+from prunus.methods import catalog
 
 Answers = list[Tensor]
 T = TypeVar("T")
@@ -150,18 +150,18 @@ def find(name: str) -> Any:
     >>> find("eager").FACTS.exact
     True
     """
-    known = folder.names("runtimes")
+    known = catalog.names("runtimes")
     if name not in known:
         raise InputError(f"there is no runtime '{name}'; {did_you_mean(name, known)}")
     lacking = missing(name)
     if lacking:
         raise InputError(f"runtime {name} is not installed: {pip_line(lacking)}")
-    return importlib.import_module(f"prunus.runtimes.{folder.function_of(name)}")
+    return importlib.import_module(f"prunus.runtimes.{catalog.function_of(name)}")
 
 
 def missing(name: str) -> list[str]:
     """Distributions that a runtime needs and that are not installed; nothing is imported."""
-    return distributions.missing(folder.constant("runtimes", name, "FACTS")["needs"])
+    return packages.missing(catalog.constant("runtimes", name, "FACTS")["needs"])
 
 
 def error(

@@ -1,6 +1,6 @@
 """Statistics that criteria read: one file a signal, a function of the file's name.
 
-``(look: Look) -> {parameter name: tensor}``, each of the parameter's shape.
+``(context) -> {parameter name: tensor}``, each of the parameter's shape.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ def needed(criterion: Callable[..., Tensor]) -> list[str]:
     return wanted
 
 
-def collect(criterion: Callable[..., Tensor], look: SignalContext) -> Callable[[str], Tensor]:
+def collect(criterion: Callable[..., Tensor], context: SignalContext) -> Callable[[str], Tensor]:
     """The criterion as a function from a parameter's name to its scores, a tensor of their own."""
     wanted = needed(criterion)
     values = {}
     for signal in wanted:
         values[signal] = getattr(
             importlib.import_module(f"prunus.methods.signals.{signal}"), signal
-        )(look)
+        )(context)
 
     def score(name: str) -> Tensor:
         given = [values[signal][name] for signal in wanted]
         made: Tensor = criterion(*given)
-        shape = look.parameters[name].shape
+        shape = context.parameters[name].shape
         if not isinstance(made, Tensor) or made.shape != shape:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise InputError(

@@ -13,7 +13,7 @@ from prunus.errors import InputError, RunError
 from prunus.methods.signals import SignalContext
 
 
-def mean_of(look: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+def mean_of(context: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
     """Mean over calibration batches of a statistic of ∂L/∂w, the model in eval mode.
 
     Of several ranks, over the batches of all: Σ over ranks ÷ their number. Summed in float64, so
@@ -23,23 +23,23 @@ def mean_of(look: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Mappi
         InputError: without calibration batches or loss.
         RunError: if a loss is not finite.
     """
-    if look.calibration is None or look.loss is None:
+    if context.calibration is None or context.loss is None:
         raise InputError(
             "this criterion needs gradients: give calibration (batches) and "
             "loss (a function of model and batch)"
         )
-    parameters = list(look.parameters.values())
+    parameters = list(context.parameters.values())
     frozen = [p for p in parameters if not p.requires_grad]
     sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     count, problem = 0, ""
-    model = unwrapped(look.model)
+    model = unwrapped(context.model)
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with evaluating(look.model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(look.seed)
-            for batch in look.calibration:
-                loss = look.loss(model, batch)
+        with evaluating(context.model), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            for batch in context.calibration:
+                loss = context.loss(model, batch)
                 if not bool(torch.isfinite(loss)):
                     problem = f"the loss on a calibration batch is {float(loss.detach())}"
                     break
@@ -58,7 +58,7 @@ def mean_of(look: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Mappi
     total(sums)
     return {
         name: sums.pop(0).div_(batches).to(torch.promote_types(p.dtype, torch.float32))
-        for name, p in look.parameters.items()
+        for name, p in context.parameters.items()
     }
 
 

@@ -12,6 +12,6 @@ from prunus.methods.signals._gradients import mean_of
 CALIBRATION = True
 
 
-def grad(look: SignalContext) -> Mapping[str, Tensor]:
+def grad(context: SignalContext) -> Mapping[str, Tensor]:
     """Mean over batches of ∂L/∂w."""
-    return mean_of(look, lambda g: g)
+    return mean_of(context, lambda g: g)

@@ -12,6 +12,6 @@ from prunus.methods.signals._gradients import mean_of
 CALIBRATION = True
 
 
-def grad_sq(look: SignalContext) -> Mapping[str, Tensor]:
+def grad_sq(context: SignalContext) -> Mapping[str, Tensor]:
     """Mean over batches of (∂L/∂w)²."""
-    return mean_of(look, lambda g: g.square())
+    return mean_of(context, lambda g: g.square())

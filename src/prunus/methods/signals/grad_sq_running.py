@@ -16,22 +16,22 @@ DECAY = 0.99
 """Weight of the past in the running mean: the last hundred steps count."""
 
 
-def grad_sq_running(look: SignalContext) -> Mapping[str, Tensor]:
+def grad_sq_running(context: SignalContext) -> Mapping[str, Tensor]:
     """Exponential mean of g² over the optimizer steps so far, and over the ranks.
 
     Raises:
         InputError: if no step was taken yet, or none gave some weight in scope a gradient: a mean
             of nothing is not zero, and zeros would remove that weight first.
     """
-    if not look.running:
+    if not context.running:
         raise InputError(
             "this criterion reads gradients of the training before the cut, and there was none: "
             "train first (dense: 1ep, or schedule.start above 0), or use fisher with calibration"
         )
-    lacking = [name for name in look.parameters if name not in look.running]
+    lacking = [name for name in context.parameters if name not in context.running]
     if lacking:
         raise InputError(_without(lacking, "had no gradient in the training before the cut"))
-    return mean({name: look.running[name] for name in look.parameters})
+    return mean({name: context.running[name] for name in context.parameters})
 
 
 def refuse_frozen(parameters: Mapping[str, nn.Parameter]) -> None:

@@ -12,23 +12,23 @@ from prunus._common.layers import plain_name
 from prunus.methods.signals import SignalContext
 
 
-def noise(look: SignalContext) -> Mapping[str, Tensor]:
+def noise(context: SignalContext) -> Mapping[str, Tensor]:
     """Uniform in [0, 1); the same on every rank and however often it is asked for."""
-    return _Noise(look)
+    return _Noise(context)
 
 
 class _Noise(Mapping[str, Tensor]):
-    def __init__(self, look: SignalContext) -> None:
-        self._look = look
+    def __init__(self, context: SignalContext) -> None:
+        self._context = context
 
     def __getitem__(self, name: str) -> Tensor:
-        digest = hashlib.sha256(f"{self._look.seed} {plain_name(name)}".encode()).digest()
+        digest = hashlib.sha256(f"{self._context.seed} {plain_name(name)}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        like = self._look.parameters[name]
+        like = self._context.parameters[name]
         return torch.rand(like.shape, generator=generator).to(like.device)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._look.parameters)
+        return iter(self._context.parameters)
 
     def __len__(self) -> int:
-        return len(self._look.parameters)
+        return len(self._context.parameters)

@@ -9,6 +9,6 @@ from torch import Tensor
 from prunus.methods.signals import SignalContext
 
 
-def weight(look: SignalContext) -> Mapping[str, Tensor]:
+def weight(context: SignalContext) -> Mapping[str, Tensor]:
     """w."""
-    return {name: value.detach() for name, value in look.parameters.items()}
+    return {name: value.detach() for name, value in context.parameters.items()}

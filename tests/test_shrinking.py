@@ -168,11 +168,14 @@ def test_a_model_grows_back_while_a_loss_of_the_small_one_is_alive() -> None:
 
 
 def test_tied_and_replaced_modules_grow_back_each_tensor_once() -> None:
+    class Own(nn.MultiheadAttention):
+        """Whose code may be its own, so that only a graph of it can be narrower."""
+
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+            self.attention = Own(8, 4, batch_first=True)
             self.first, self.second, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
             self.second.weight = self.first.weight
 

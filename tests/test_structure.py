@@ -315,7 +315,7 @@ def test_heads_are_removed_whole_and_the_model_keeps_its_class() -> None:
         example=x,
     )  # fmt: skip
     assert result.compaction is not None
-    assert result.compaction.route == "modules"
+    assert result.compaction.route == "attributes"
     assert type(result.model) is Encoder
     attention = result.model.encoder.layers[0].self_attn
     assert attention.in_proj_weight.shape == (24, 16)

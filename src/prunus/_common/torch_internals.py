@@ -219,6 +219,14 @@ def without_fast_path(attention: nn.Module) -> None:
     vars(attention)["_qkv_same_embed_dim"] = False
 
 
+class WithoutFastPath:
+    """The same for all attentions of a class, whatever they hold of their own."""
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return False
+
+
 # The compiler
 
 

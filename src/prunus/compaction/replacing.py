@@ -13,7 +13,8 @@ from prunus._common.inputs import Inputs
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting.submodules import Ends, as_graph, entering, record_calls, within
-from prunus.compaction.slicing.attributes import standard
+from prunus.compaction.slicing.attention import narrowings
+from prunus.compaction.slicing.attributes import Attribute, standard
 from prunus.compaction.slicing.surgery import Surgery
 from prunus.compaction.verifying.verify import Comparison
 from prunus.errors import InputError, RunError
@@ -35,7 +36,8 @@ def modules_replaced(case: Case) -> Replaced | None:
     graphs: dict[str, nn.Module] = {}
     tried: set[str] = set()
     closed: set[str] = set()  # modules whose graphs have no open sizes
-    fixed = standard(case.sliced(), case.rewritten.patches)
+    fixed: list[Attribute] = standard(case.sliced(), case.rewritten.patches)
+    fixed += narrowings(case.model, case.kept)
     for _ in range(MOST_ROUNDS):
         surgery = Surgery(case.kept, tuple(fixed), dict(graphs))
         twin = _operated(case, surgery)

@@ -13,6 +13,7 @@ from prunus.compaction.case import Case, case_of
 from prunus.compaction.cut import IndexCut
 from prunus.compaction.replacing import modules_replaced
 from prunus.compaction.rewriting.submodules import whole_graph
+from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, guesses, standard
 from prunus.compaction.slicing.configs import configured
 from prunus.compaction.slicing.surgery import Surgery, refresh
@@ -23,7 +24,7 @@ from prunus.graph.trace import Traced
 
 ROUTES = {
     "sliced": "the model's own modules, their tensors sliced",
-    "attributes": "the model's own modules, sliced, and numbers that they keep changed",
+    "attributes": "the model's own modules, sliced, and what they know of their sizes changed",
     "modules": "the model's own class; some modules became graphs",
     "graph": "the whole model became a graph",
 }
@@ -99,7 +100,8 @@ def _first_route(case: Case) -> CompactionPlan | None:
 def _modules_kept(case: Case) -> CompactionPlan | None:
     """The first guess at the numbers that modules keep that is right, less what is not needed."""
     twin = case.sliced()
-    fixed = standard(twin, case.rewritten.patches)
+    narrow = narrowings(case.model, case.kept)
+    fixed = [*standard(twin, case.rewritten.patches), *narrow]
     _set(twin, fixed)
     refresh(twin)
     shared = configured(case.model, case.cut)
@@ -111,9 +113,9 @@ def _modules_kept(case: Case) -> CompactionPlan | None:
             found = case.check(twin)
             if found.equal:
                 guilty = _needed(case, twin, guess)
-                route = "attributes" if guilty or _reads(case, twin, told) else "sliced"
+                adapted = narrow or guilty or _reads(case, twin, told)
                 surgery = Surgery(case.kept, (*fixed, *told, *guilty))
-                return CompactionPlan(route, surgery, None, found)
+                return CompactionPlan("attributes" if adapted else "sliced", surgery, None, found)
             _set(twin, guess, back=True)
         _set(twin, told, back=True)
     return None

@@ -1,8 +1,9 @@
 """Compact models on disk: one safetensors file, its manifest in the file's own metadata.
 
 Any safetensors reader opens the tensors under the model's names. The manifest (JSON, under the
-key ``prunus``) holds what slices alone do not say: numbers that modules keep, modules that became
-graphs, names of tied tensors, tensors that are packed. Nothing in it is executed or imported.
+key ``prunus``) holds what slices alone do not say: numbers that modules keep, heads that stay of
+attentions, modules that became graphs, names of tied tensors, tensors that are packed. Nothing in
+it is executed or imported.
 ``docs/file_format.md`` describes the file and has a reader without prunus.
 """
 
@@ -29,6 +30,7 @@ from prunus.compaction.files.placing import (
     check_replaced,
     is_number,
     is_plain,
+    narrow,
     own_memory,
     places_of,
     put,
@@ -36,6 +38,7 @@ from prunus.compaction.files.placing import (
 )
 from prunus.compaction.files.unpack import Packed, unpack, whole
 from prunus.compaction.rewriting.compact_graph import CompactGraph
+from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
 from prunus.compaction.slicing.attributes import Attribute, changed
 from prunus.compaction.slicing.drop import LEFT, Dropped
 from prunus.compaction.slicing.surgery import refresh
@@ -44,9 +47,13 @@ from prunus.errors import InputError, did_you_mean
 FORMAT = "prunus compact 1"
 PACKED_FORMAT = "prunus compact 2"
 """Of files with packed tensors, so that a prunus that cannot open them says so."""
+HEADS_FORMAT = "prunus compact 3"
+"""Of files with narrow attentions, for the same reason."""
 
 _KNOWN = {"format": str, "class": str, "attributes": list, "graphs": dict, "dropped": list,
-          "tied": dict, "sparse": dict}  # fmt: skip
+          "tied": dict, "sparse": dict, "heads": dict}  # fmt: skip
+_LACKING = {FORMAT: {"sparse", "heads"}, PACKED_FORMAT: {"heads"}, HEADS_FORMAT: set()}
+"""Formats, and the keys of the manifest that they have not."""
 
 
 def save(
@@ -121,7 +128,9 @@ def packed(
     for name, tensor in first.items():
         if not any(name.startswith(g) for g in inside):
             tensors[name] = tensor
-    last = {(a.module, a.name): a for a in (*changed(model), *attributes)}
+    heads = {n: m.heads for n, m in model.named_modules() if isinstance(m, NarrowAttention)}
+    numbers = [a for a in attributes if not isinstance(a, Narrowing)]
+    last = {(a.module, a.name): a for a in (*changed(model), *numbers)}
     for attribute in last.values():
         if not is_number(attribute.after):
             raise InputError(
@@ -142,6 +151,8 @@ def packed(
         plain_tensors, entries = pack(plain_tensors, values=values, rounded=rounded)
         if entries:  # else the file is the dense one, byte by byte
             manifest |= {"format": PACKED_FORMAT, "sparse": entries}
+    if heads:
+        manifest = {"sparse": {}, **manifest, "format": HEADS_FORMAT, "heads": heads}
     # One key: the library writes several in a random order, and equal models are equal files.
     return safetensors.torch.save(plain_tensors, {"prunus": json.dumps(manifest)})
 
@@ -210,6 +221,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     dropped = {name: Dropped(what) for name, what in left}
     places = places_of(model, tensors, {**graphs, **dropped})
     attributes = changes(model, manifest["attributes"])
+    attributes += narrow(model, manifest.get("heads", {}), {**graphs, **dropped})
     for name, graph in {**graphs, **dropped}.items():
         model.set_submodule(name, graph)
     writable = own_memory(model)
@@ -240,11 +252,10 @@ def _file(path: Path) -> Path:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     manifest, tensors = read(path)
     written = manifest.get("format") if isinstance(manifest, dict) else None
-    if isinstance(written, str) and written not in (FORMAT, PACKED_FORMAT):
-        raise InputError(
-            f"'{path}' is written as {written[:80]!r}; this reads '{FORMAT}' and '{PACKED_FORMAT}'"
-        )
-    keys = set(_KNOWN) - ({"sparse"} if written == FORMAT else set())
+    if isinstance(written, str) and written not in _LACKING:
+        known = ", ".join(f"'{name}'" for name in _LACKING)
+        raise InputError(f"'{path}' is written as {written[:80]!r}; this reads {known}")
+    keys = set(_KNOWN) - _LACKING.get(str(written), {"heads"})
     if not isinstance(manifest, dict) or set(manifest) != keys:
         raise InputError(f"'{path}' holds a damaged manifest")
     for key, value in manifest.items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunus._common.modules import canonical_names, joined
 from prunus.compaction.files.unpack import Packed, whole
 from prunus.compaction.rewriting.compact_graph import PLAIN
+from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.errors import InputError, did_you_mean
 
@@ -69,6 +70,39 @@ def changes(model: nn.Module, given: list[Any]) -> list[Attribute]:
                 f"{shown(path)} has no attribute {shown(name)} that can become {shown(after)}"
             )
         found.append(Attribute(path, name, before, after))
+    return found
+
+
+def narrow(model: nn.Module, given: dict[str, Any], replaced: Iterable[str]) -> list[Narrowing]:
+    """The attentions of torch's that hold fewer or narrower heads in the file.
+
+    Args:
+        model: still the dense one.
+        given: the heads that stay by module, from anyone.
+        replaced: modules that will not be there.
+
+    Raises:
+        InputError: if a module is not there or is no attention of torch's own, or has not these.
+    """
+    found = []
+    modules = dict(model.named_modules())
+    gone = tuple(f"{name}." for name in replaced)
+    for path, heads in given.items():
+        module = None if f"{path}.".startswith(gone) else modules.get(path)
+        if type(module) not in (nn.MultiheadAttention, NarrowAttention):
+            raise InputError(
+                f"the file does not fit this {type(model).__name__}, which has no "
+                f"nn.MultiheadAttention {shown(path)}"
+            )
+        assert isinstance(module, nn.MultiheadAttention)
+        before = module.heads if isinstance(module, NarrowAttention) else None
+        every = range(module.num_heads) if before is None else before
+        whole_numbers = isinstance(heads, list) and all(type(head) is int for head in heads)
+        if not heads or not whole_numbers or heads != sorted({*heads} & {*every}):
+            raise InputError(
+                f"{shown(path)} has the heads {[*every]}, of which {shown(heads)} cannot stay"
+            )
+        found.append(Narrowing(path, before, tuple(heads)))
     return found
 
 

@@ -181,7 +181,8 @@ def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[l
 
 def _known(module: nn.Module) -> bool:
     """Modules whose attributes :func:`standard` sees to."""
-    return type(module).__module__.startswith("torch.nn.modules") or bool(_facts(module, None))
+    settled = type(module).__module__.startswith(("torch.nn.modules", "prunus.compaction"))
+    return settled or bool(_facts(module, None))
 
 
 def _subsets(strong: set[str], every: set[str]) -> list[set[str]]:

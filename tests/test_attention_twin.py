@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -524,6 +526,32 @@ def test_it_is_saved_and_opened_again(sparse: bool, tmp_path: Path) -> None:
     assert torch.equal(again(x, pad), small(x, pad))
     with pytest.raises(InputError, match="does not fit"):
         prunus.load(path, Encoder(batch_first=True, layers=1).double())
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"encoder.layers.0.self_attn": []},
+        {"encoder.layers.0.self_attn": [3, 1]},
+        {"encoder.layers.0.self_attn": [1, 1]},
+        {"encoder.layers.0.self_attn": [0, 4]},
+        {"encoder.layers.0.self_attn": [True]},
+        {"encoder.layers.0.self_attn": "01"},
+        {"encoder.layers.0": [0]},
+        {"__class__": [0]},
+    ],
+)
+def test_heads_that_a_file_cannot_mean_are_refused(heads: dict[str, Any], tmp_path: Path) -> None:
+    model = Encoder(batch_first=True)
+    path = tmp_path / "model.safetensors"
+    manifest = {
+        "format": "prunus compact 3", "class": "Encoder", "attributes": [], "graphs": {},
+        "dropped": [], "tied": {}, "sparse": {}, "heads": heads,
+    }  # fmt: skip
+    safetensors.torch.save_file(model.state_dict(), path, {"prunus": json.dumps(manifest)})
+    with pytest.raises(InputError, match=r"does not fit|cannot stay"):
+        prunus.load(path, model)
+    assert not any(isinstance(m, NarrowAttention) for m in model.modules())
 
 
 def test_a_training_run_goes_on_with_it_and_grows_back() -> None:

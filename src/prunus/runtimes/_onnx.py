@@ -17,7 +17,6 @@ from prunus.runtimes._silent import silent
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
-NEEDS = ("onnx", "onnxscript")
 OPSET = 18
 INPUTS = frozenset(
     {torch.float32, torch.float64, torch.float16, torch.bool, torch.uint8}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 
 from prunus._common.layers import Layer
 from prunus.errors import InputError
-from prunus.methods.structures._index import along
+from prunus.methods.structures._index import numbering
 from prunus.types import Group, Member
 
 N_OF_M = ("{n}", "{m}")
@@ -46,11 +44,7 @@ def n_m(
 
 
 def _group(layer: Layer, m: int) -> Group:
-    rank = len(layer.shape)
-    kernel = [d for d in range(rank) if d not in (layer.in_dim, layer.out_dim)]
-    vectors, step = [], 1
-    for dim in [layer.in_dim, *reversed(kernel), layer.out_dim]:
-        vectors.append(along(dim, rank, torch.arange(layer.shape[dim]) * step))
-        step *= layer.shape[dim]
+    kernel = [d for d in range(len(layer.shape)) if d not in (layer.in_dim, layer.out_dim)]
+    vectors, count = numbering(layer.shape, [layer.in_dim, *reversed(kernel), layer.out_dim])
     member = Member(layer.name, tuple(vectors))
-    return Group(layer.name, math.prod(layer.shape), (member,), layer.shape, m, balanced=True)
+    return Group(layer.name, count, (member,), layer.shape, m, balanced=True)

@@ -9,7 +9,7 @@ import torch
 
 from prunus._common.layers import Layer, plain_name
 from prunus.errors import InputError, did_you_mean
-from prunus.methods.structures._index import along
+from prunus.methods.structures._index import along, numbering
 from prunus.types import Group, Member
 
 
@@ -60,10 +60,8 @@ def _group(layer: Layer, numbers: Sequence[int]) -> Group:
         raise InputError(
             f"structure subset: {layer.name} has neurons 0 to {rows - 1}; got {list(numbers)}"
         )
-    vectors, step = [], 1
-    for dim in reversed([d for d in range(rank) if d != layer.out_dim]):
-        vectors.append(along(dim, rank, torch.arange(layer.shape[dim]) * step))
-        step *= layer.shape[dim]
+    others = [d for d in range(rank) if d != layer.out_dim]
+    vectors, step = numbering(layer.shape, reversed(others))
     row = torch.full((rows,), -1)
     row[torch.tensor(sorted(numbers))] = torch.arange(len(numbers)) * step
     vectors.append(along(layer.out_dim, rank, row))

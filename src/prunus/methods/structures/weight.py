@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from prunus._common.layers import Layer
-from prunus.methods.structures._index import along
+from prunus.methods.structures._index import numbering
 from prunus.types import Group, Member
 
 
@@ -26,11 +24,6 @@ def single_weights(layer: Layer) -> Group:
     index = None
     if layer.out_dim != 0:
         others = [d for d in range(len(layer.shape)) if d != layer.out_dim]
-        vectors, step = [], 1
-        for dim in [*reversed(others), layer.out_dim]:
-            size = layer.shape[dim]
-            vectors.append(along(dim, len(layer.shape), torch.arange(size) * step))
-            step *= size
-        index = tuple(vectors)
+        index = tuple(numbering(layer.shape, [*reversed(others), layer.out_dim])[0])
     run = count // layer.shape[layer.out_dim]
     return Group(layer.name, count, (Member(layer.name, index),), layer.shape, run)

@@ -58,7 +58,7 @@ def command(*words: str) -> Result:
         (["scope.include=[nothing]"], "nothing"),
         (["scope.exclude=['*']"], "no prunable weights"),
         (["dense=forever"], "forever"),
-        (["retrain=20min"], "no length of training"),
+        (["retrain=20min"], "not a length of training"),
         (["schedule.every=3it"], "exclude each other"),
         (["guard=null", "target=guard"], "needs a guard"),
         (["allocation=threshold"], "theta"),

@@ -62,7 +62,9 @@ def test_a_finished_run_opens_its_artifact_and_builds_none(monkeypatch: pytest.M
     assert re.search(r"^runs in +onnxruntime", again.output, re.MULTILINE)
     assert Path("run/result.json").read_text() == before
     assert "prunus.load('run/deployed/onnxruntime')" in again.output
-    with pytest.raises(InputError, match="holds artifacts: name one, 'run/deployed/onnxruntime'"):
+    with pytest.raises(
+        InputError, match="contains several artifacts: name one, 'run/deployed/onnxruntime'"
+    ):
         prunus.load("run/deployed")
 
 

@@ -136,7 +136,7 @@ def test_weights_that_old_hooks_compute_leave_no_stale_sizes(kind: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "prunus compact 99"}, "is written as"),
+        ({"format": "prunus compact 99"}, "has the format"),
         ({"attributes": [["frozen", "__class__", 3]]}, "no attribute"),
         ({"attributes": [["frozen", "forward", 3]]}, "no attribute"),
         ({"attributes": [["nowhere", "in_features", 3]]}, "no module"),

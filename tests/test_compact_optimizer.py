@@ -476,7 +476,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"last.weight": (None, torch.tensor([-1, 2]))}, r"dimension 1 of 'last\.weight' run from -1"),
     ({"second.bias": (torch.tensor([2, 1]),)}, r"second\.bias' must be ascending"),
     ({"second.bias": (torch.tensor([1, 1]),)}, r"second\.bias' must be ascending, each index once"),
-    ({"second.bias": (SECOND[:0],)}, r"second\.bias' are none: at least one"),
+    ({"second.bias": (SECOND[:0],)}, r"second\.bias' are empty: at least one"),
     ({"second.bias": (torch.ones(6, dtype=torch.bool),)}, r"second\.bias' must be an int64 vector"),
     ({"second.bias": (SECOND[None],)}, r"must be an int64 vector, not .* of shape \(1, 3\)"),
     ({"norm.running_var": (torch.tensor([8]),)}, r"'norm\.running_var' run from 8 to 8"),
@@ -532,7 +532,7 @@ def process_group() -> Iterator[None]:
 @pytest.mark.usefixtures("process_group")
 def test_wrapped_for_data_parallelism_a_model_is_refused() -> None:
     model = nn.parallel.DistributedDataParallel(nn.Linear(3, 2))
-    with pytest.raises(InputError, match="shrink its module, then wrap that again"):
+    with pytest.raises(InputError, match="shrink its module, then wrap it again"):
         shrink(model, None, {"module.weight": (None, torch.tensor([0]))})
     shrink(model.module, None, {"weight": (None, torch.tensor([0]))})
     again = nn.parallel.DistributedDataParallel(model.module)
@@ -549,5 +549,5 @@ def test_sharded_parameters_are_refused() -> None:
     model = nn.Linear(3, 2)
     mesh = init_device_mesh("cpu", (1,))
     model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
-    with pytest.raises(InputError, match="'weight' is sparse or sharded: give the whole"):
+    with pytest.raises(InputError, match="'weight' is sparse or sharded: pass the full"):
         shrink(model, None, {"weight": (None, torch.tensor([0]))})

@@ -118,7 +118,7 @@ def test_takes_the_fastest_runtime_that_keeps_the_answers(plant: Plant) -> None:
     assert made.runtime == "good"
     wrong = made.row("wrong")
     assert wrong is not None
-    assert wrong.refused == "answers differ from eager's by 3.0e-01, allowed are 2e-01"
+    assert wrong.refused == "outputs differ from eager's by 3.0e-01; at most 2e-01 is allowed"
     assert not wrong.latency
 
 
@@ -189,7 +189,7 @@ def test_answers_that_hold_a_number_come_as_tensors_and_a_note_says_so(plant: Pl
     plant(a=Fake())
     made = deploy(Answers(7).eval(), example=EXAMPLE)
     assert isinstance(made.model(EXAMPLE), Tensor)
-    assert "the artifact returns the tensors" in str(made)
+    assert "the artifact returns only the tensors" in str(made)
 
 
 def test_calibration_is_cut_for_a_model_that_knows_one_batch_size(plant: Plant) -> None:
@@ -551,7 +551,7 @@ def test_a_folder_with_other_files_is_not_replaced(plant: Plant) -> None:
     fakes = plant(a=Fake())
     Path("mine/a").mkdir(parents=True)
     Path("mine/a/thesis.txt").write_text("dear reader")
-    with pytest.raises(InputError, match=r"'mine/a' is no artifact .* name another folder"):
+    with pytest.raises(InputError, match=r"'mine/a' is not an artifact .* choose another folder"):
         deploy(small(), example=EXAMPLE, folder="mine")
     assert Path("mine/a/thesis.txt").read_text() == "dear reader"
     assert not fakes["a"].built
@@ -641,7 +641,7 @@ def test_semi_structured_refuses_with_the_next_step(monkeypatch: pytest.MonkeyPa
 
     dense = nn.Linear(64, 32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch finds none here: deploy on a machine that has one" in refusal(dense)
+    assert "torch finds none here: deploy on a machine with one" in refusal(dense)
     with pytest.raises(InputError, match="needs an NVIDIA GPU of compute capability 8"):
         deploy(dense, example=torch.ones(1, 64), runtime="semi_structured")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -722,7 +722,7 @@ def test_inputs_by_place_and_by_name_become_a_mapping() -> None:
 def test_a_loss_that_does_not_call_the_model_is_refused() -> None:
     with pytest.raises(InputError, match="loss does not call the model"):
         inputs_of(small(), lambda m, b: b.sum(), [torch.ones(1)])
-    with pytest.raises(InputError, match="there is no batch"):
+    with pytest.raises(InputError, match="contains no batch"):
         inputs_of(small(), lambda m, b: m(b).sum(), [])
 
 

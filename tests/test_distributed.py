@@ -87,7 +87,7 @@ def test_a_latency_is_measured_by_one_rank_and_believed_by_all(seen: dict[str, A
         ("weights", "RunError: weights given: 'second.weight' differs between rank 0 and rank 1"),
         ("masks", "RunError: masks: '"),
         ("not wrapped", "RunError: weights of round 0: 'first.weight' differs between"),
-        ("evaluate", "InputError: evaluate gave nothing on rank 1"),
+        ("evaluate", "InputError: evaluate gave no number on rank 1"),
         ("calibration", "RunError: the loss on a calibration batch is nan"),
         ("wrapped", "InputError: compact, deploy: DistributedDataParallel keeps copies"),
         ("int8", "InputError: quantize: int8 is judged by evaluate"),

@@ -114,7 +114,7 @@ def test_a_target_of_one_takes_out_all_that_are_named() -> None:
     result = prunus.prune(model, recipe, example=x)
     assert result.sparsity == 1
     assert [isinstance(b, Dropped) for b in result.model.blocks] == [True, True, True, False]
-    with pytest.raises(prunus.InputError, match="layer alone can take out all"):
+    with pytest.raises(prunus.InputError, match="layer can remove all"):
         prunus.prune(blocks_of("relu")[0], {"target": 1, "structure": "channel"}, example=x)
 
 

@@ -171,7 +171,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: changed(entry(dtype="F6_E2M3", shape=[7 * 32 // 6])), "cannot be read"),
     "bytes that are no bool": (
         lambda: changed(lambda h, m: (h["flags"].update(dtype="BOOL"), h["two.bias"].update(
-            dtype="BOOL", shape=[160]))), "said to be bool"),
+            dtype="BOOL", shape=[160]))), "declared bool but"),
     "overlapping tensors": (lambda: changed(swapped), "invalid offset|cannot be read"),
     "an offset beyond the file": (
         lambda: changed(entry(data_offsets=[10**9, 10**9 + 28])), "cannot be read"),
@@ -179,9 +179,9 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a file that ends early": (lambda: valid()[:-1], "cannot be read"),
     "a tensor named twice": (
         lambda: raw(b"{" + ENTRY + b"," + ENTRY + b',"__metadata__":{"prunus":"{}"}}', b"\0" * 4),
-        "'out' stands there twice"),
+        "'out' appears twice"),
     "a key of the metadata twice": (
-        lambda: raw(b'{"__metadata__":{"prunus":"{}","prunus":"[]"}}'), "stands there twice"),
+        lambda: raw(b'{"__metadata__":{"prunus":"{}","prunus":"[]"}}'), "appears twice"),
     # the manifest
     "no manifest": (lambda: raw(b"{" + ENTRY + b"}", b"\0" * 4), "did not write it"),
     "a manifest that is no JSON": (lambda: with_text('"tied"', "tied"), "cannot be read"),
@@ -191,13 +191,13 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_text('"dropped": []', '"dropped": ' + "[" * 50_000 + "]" * 50_000),
         "cannot be read"),
     "a key of the manifest twice": (
-        lambda: with_text('"dropped": []', '"dropped": [], "dropped": []'), "stands there twice"),
+        lambda: with_text('"dropped": []', '"dropped": [], "dropped": []'), "appears twice"),
     "a packed tensor twice": (
-        lambda: with_text('"sparse": {', '"sparse": {"out.weight": {}, '), "stands there twice"),
+        lambda: with_text('"sparse": {', '"sparse": {"out.weight": {}, '), "appears twice"),
     "an unknown key": (lambda: changed(manifest_with(run="rm -r")), "damaged manifest"),
     "a missing key": (lambda: changed(lambda h, m: m.pop("tied")), "damaged manifest"),
     "a key of another kind": (lambda: changed(manifest_with(tied=[1])), "tied is"),
-    "a format of tomorrow": (lambda: changed(manifest_with(format="prunus 9")), "is written as"),
+    "a format of tomorrow": (lambda: changed(manifest_with(format="prunus 9")), "has the format"),
     "a format that is no text": (lambda: changed(manifest_with(format=[2])), "format is"),
     "packed, and said to be dense": (
         lambda: changed(manifest_with(format="prunus compact 1")), "damaged manifest"),
@@ -237,7 +237,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: changed(lambda h, m: h["one.weight#mask"].update(dtype="I8")), "mask torch.int8"),
     "no mask": (lambda: changed(renamed("one.weight#mask", "x")), "has no mask"),
     "no values": (lambda: changed(renamed("one.weight#values", "x")), "has no values"),
-    "a packed tensor that is there": (lambda: changed(twice), "is there twice"),
+    "a packed tensor that is there": (lambda: changed(twice), "is stored twice"),
     "a packed mask of a packed tensor": (lambda: changed(chain), "no mask|no values"),
     "rounded values without a scale": (
         lambda: changed(renamed("one.weight#scale", "x"), "int8"), "with no scale"),
@@ -373,7 +373,7 @@ def test_a_mask_cannot_be_unpacked_from_another() -> None:
 def test_a_one_that_belongs_to_no_element_is_refused() -> None:
     stored = {"w#mask": torch.tensor([0b1001], dtype=torch.uint8), "w#values": torch.ones(2)}
     assert unpack(stored, {"w": {"dtype": "float32", "shape": [4]}})
-    with pytest.raises(prunus.InputError, match="bits behind its 3 elements"):
+    with pytest.raises(prunus.InputError, match="bits beyond its 3 elements"):
         unpack(stored, {"w": {"dtype": "float32", "shape": [3]}})
 
 

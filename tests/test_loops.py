@@ -416,7 +416,7 @@ def test_a_checkpoint_that_does_not_fit_the_pruner_is_refused() -> None:
         other.resume(net(), "elsewhere")
     Path("hf/checkpoint-10").rename("hf/moved")
     Path("hf/checkpoint-20").rename("hf/checkpoint-10")
-    with pytest.raises(InputError, match="of step 20, and the Trainer goes on at 10"):
+    with pytest.raises(InputError, match="from step 20, but the Trainer resumes at 10"):
         hf_trainer(PruneCallback(GRADUAL), net()).train(resume_from_checkpoint="hf/moved")
     moved = PruneCallback(GRADUAL)
     model = net()
@@ -607,9 +607,9 @@ print(callback.pruner.sparsity)
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
-        ({"rounds": 2, "guard": {"max_drop": 0.1}}, "give evaluate"),
+        ({"rounds": 2, "guard": {"max_drop": 0.1}}, "pass evaluate"),
         ({"learning_rate": "hold_decay"}, "learning_rate: null"),
-        ({"structure": "channel", "compact": "end"}, "after the training"),
+        ({"structure": "channel", "compact": "end"}, "after training"),
     ],
 )
 def test_what_a_foreign_loop_cannot_do_is_refused_at_once(recipe: Any, says: str) -> None:
@@ -631,18 +631,18 @@ def test_a_loop_that_is_too_short_for_its_recipe_is_refused() -> None:
     from prunus.integrations.lightning import PruneCallback as Callback
 
     recipe = {"target": 0.5, "rounds": 3, "retrain": "2ep", "dense": "1ep"}
-    says = "asks for 28 optimizer steps, and the training takes 20"
+    says = "needs 28 optimizer steps, but the training takes 20"
     with pytest.raises(InputError, match=says):
         hf_trainer(PruneCallback(recipe), net()).train()
     with pytest.raises(InputError, match=says):
         lit_trainer(Callback(recipe)).fit(lit(), loader())
     model = net()
-    with pytest.raises(InputError, match=r"asks for 6 .* and the loop has 5"):
+    with pytest.raises(InputError, match=r"needs 6 .* but the loop has 5"):
         prunus.Pruner(model, {"target": 0.5, "rounds": 3, "retrain": "2it"}, optimizer_of(model),
                       steps=5)  # fmt: skip
     with pytest.raises(InputError, match="5 are too few"):
         prunus.Pruner(model, {"target": 0.5, "rounds": 9}, optimizer_of(model), steps=5)
-    with pytest.raises(InputError, match="how long each trains"):
+    with pytest.raises(InputError, match="length of each"):
         prunus.Pruner(model, {"target": "guard", "guard": {}}, optimizer_of(model), steps=5,
                       evaluate=accuracy)  # fmt: skip
 
@@ -665,7 +665,7 @@ def test_a_model_that_only_a_graph_can_make_smaller_is_refused_before_training()
     model = Fixed().double()
     before = model.a.weight.clone()
     recipe = {**SHRINKING, "dense": 0}
-    with pytest.raises(InputError, match="another object than your loop trains"):
+    with pytest.raises(InputError, match="a different object from the one your loop trains"):
         prunus.Pruner(model, recipe, optimizer_of(model), steps=12, example=INPUTS[:2])
     assert torch.equal(model.a.weight, before)
 

@@ -617,7 +617,7 @@ def test_what_is_no_finished_run_is_refused_with_the_next_step() -> None:
             "--folder", "run")  # fmt: skip
     Path("run/result.json").unlink()
     done = command("measure", "run")
-    assert (done.exit_code, "go on with: prunus resume run" in done.output) == (2, True)
+    assert (done.exit_code, "resume it with: prunus resume run" in done.output) == (2, True)
     prunus.prune(nn.Linear(10, 10), {"target": 0.5}, folder="python")
     done = command("measure", "python")
     assert (done.exit_code, "was started from Python" in done.output) == (2, True)

@@ -132,8 +132,8 @@ def test_int8_that_loses_too_much_is_not_taken() -> None:
 @pytest.mark.parametrize(
     ("recipe", "more", "words"),
     [
-        ({}, {"example": None, "structure": None}, "give example="),
-        ({"quantize": "int8"}, {"calibration": None}, "give calibration"),
+        ({}, {"example": None, "structure": None}, "pass example="),
+        ({"quantize": "int8"}, {"calibration": None}, "pass calibration"),
         ({"deploy": "fastest"}, {}, "no runtime 'fastest'"),
         ({"quantize": "int4"}, {}, "quantize"),
     ],
@@ -198,5 +198,5 @@ def test_an_engine_that_fails_costs_no_round(monkeypatch: pytest.MonkeyPatch) ->
     assert [r.latency for r in result.rounds] == [{}] * 3
     assert result.deployment is None
     assert result.metric is not None
-    assert "the round is not timed: the engine is gone" in notes
+    assert "the round was not timed: the engine is gone" in notes
     assert "no artifact was made: the engine is gone" in notes

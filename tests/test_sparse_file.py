@@ -182,7 +182,7 @@ def test_values_may_lie_at_any_address(offset: int) -> None:
     [(torch.zeros(3, dtype=torch.uint8), torch.zeros(0), "mask of 2 bytes .* not 3 of"),
      (torch.zeros(2, dtype=torch.int8), torch.zeros(0), "not 2 of torch.int8"),
      (torch.zeros(2, dtype=torch.uint8), torch.zeros(0).double(), "torch.float64"),
-     (torch.ones(2, dtype=torch.uint8), torch.zeros(1), "number of ones than 1")],
+     (torch.ones(2, dtype=torch.uint8), torch.zeros(1), "must have 1 ones")],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_not_expanded(
     mask: Tensor, values: Tensor, message: str
@@ -434,7 +434,7 @@ def test_int8_after_an_infinite_product_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"values": "int8"}, "give sparse=True"),
+    [({"values": "int8"}, "pass sparse=True"),
      ({"sparse": True, "values": "int4"}, "did you mean 'int8'")],
 )  # fmt: skip
 def test_settings_that_say_nothing_are_refused(
@@ -447,7 +447,9 @@ def test_settings_that_say_nothing_are_refused(
 def test_an_attribute_that_is_no_number_is_not_written(tmp_path: Path) -> None:
     from prunus.compaction.slicing.attributes import Attribute
 
-    with pytest.raises(prunus.InputError, match=r"'one\.mode' is 'x'; a file holds numbers"):
+    with pytest.raises(
+        prunus.InputError, match=r"'one\.mode' is 'x'; a file can hold only numbers"
+    ):
         prunus.save(Net(), tmp_path / "m", [Attribute("one", "mode", "y", "x")])
 
 

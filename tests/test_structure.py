@@ -359,7 +359,7 @@ def test_a_compact_model_is_saved_and_opened_without_pickle(
     assert torch.equal(opened(IMAGES), small.model.eval()(IMAGES))
     if not hard_coded:
         assert opened.second.in_channels == small.model.second.in_channels
-        with pytest.raises(prunus.InputError, match="give the dense model"):
+        with pytest.raises(prunus.InputError, match="pass the dense model"):
             prunus.load(path)
         with pytest.raises(prunus.InputError, match="does not fit"):
             prunus.load(path, Encoder())
@@ -386,7 +386,7 @@ def test_a_run_folder_holds_the_compact_model(tmp_path: Path) -> None:
 
 REFUSED = [
     ({"structure": "weight", "compact": "end"}, "use structure: channel or head"),
-    ({"structure": "weight", "target": {"max_macs": 0.5}}, "zeros that are stored"),
+    ({"structure": "weight", "target": {"max_macs": 0.5}}, "zeros, which are stored"),
     ({"structure": "channel", "compact": "every_round"}, "needs rounds"),
     ({"structure": "channel", "target": {"max_macs": 0.5, "sparsity": 0.5}}, "exclude each other"),
     ({"structure": "channel", "allocation": "per_neuron"}, "shares out single weights"),
@@ -396,7 +396,7 @@ REFUSED = [
         "would bring them back",
     ),
     ({"structure": "channel", "target": {"max_macs": 0.0001}}, "at most"),
-    ({"structure": "channel", "target": {"max_macs": 10**9}}, "is no bound"),
+    ({"structure": "channel", "target": {"max_macs": 10**9}}, "is not a bound"),
     ({"structure": "head", "target": 0.5}, "no attention head"),
 ]  # fmt: skip
 
@@ -410,7 +410,7 @@ def test_what_cannot_go_together_is_refused_with_the_reason(
 
 
 def test_structures_found_by_analysis_ask_for_an_example() -> None:
-    with pytest.raises(prunus.InputError, match="give example="):
+    with pytest.raises(prunus.InputError, match="pass example="):
         prunus.prune(Net(), {"structure": "channel"})
 
 
@@ -510,7 +510,7 @@ def test_a_loop_of_ones_own_is_told_to_compact_afterwards() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     recipe = {"structure": "channel", "target": 0.5}
-    with pytest.raises(prunus.InputError, match="after the training"):
+    with pytest.raises(prunus.InputError, match="after training"):
         prunus.Pruner(model, {**recipe, "compact": "end"}, optimizer, steps=4, example=IMAGES)
     pruner = prunus.Pruner(model, recipe, optimizer, steps=4, example=IMAGES)
     for _ in range(4):

@@ -159,7 +159,7 @@ def test_a_part_of_the_images_is_all_that_a_task_sees(part: float, place: Path) 
 
 def test_damaged_archives_and_wrong_sounds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.zip").write_bytes(b"no archive")
-    with pytest.raises(InputError, match="is no zip archive"):
+    with pytest.raises(InputError, match="is not a zip archive"):
         make("cifar10", folder=str(tmp_path))
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         archive.writestr("train/cat/1.jpg", b"no image")

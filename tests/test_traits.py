@@ -90,7 +90,7 @@ def test_a_users_own_restore_can_do_what_revive_does(settings: dict[str, str]) -
 
     same(run("revive"), run(name))
     if "when" in settings:
-        with pytest.raises(ValidationError, match="returns after a whole retraining"):
+        with pytest.raises(ValidationError, match="acts after a whole retraining"):
             run(name, rounds=None, schedule="early")
     else:
         gradual: dict[str, Any] = {"rounds": None, "schedule": "early"}

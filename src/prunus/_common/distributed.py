@@ -110,7 +110,7 @@ def number(own: float | None, name: str) -> float | None:
         return None
     if missing:
         raise InputError(
-            f"{name} gave nothing on rank {missing[0]} and a number on others: give it to all ranks"
+            f"{name} gave no number on rank {missing[0]} but did on others: pass it on every rank"
         )
     values = [value for value in every if value is not None]
     if len(set(values)) == 1:
@@ -221,8 +221,8 @@ def refuse_sharded(model: nn.Module) -> None:
         what = "the model is inside FullyShardedDataParallel"
     if what:
         raise InputError(
-            f"{what}: each rank holds a part of the weights, and pruning sharded models is not "
-            "supported yet: prune under DistributedDataParallel, or before sharding"
+            f"{what}, so each rank holds only part of the weights; sharded models cannot be "
+            "pruned yet: prune under DistributedDataParallel, or before sharding"
         )
 
 

@@ -26,7 +26,7 @@ def hint() -> str:
     """Where the examples are, for a message about an unknown name; empty inside a checkout."""
     if _folder() is not None:
         return ""
-    return "; examples such as cifar10 come with prunus's repository: run inside a checkout of it"
+    return "; examples such as cifar10 are in prunus's repository: run inside a checkout of it"
 
 
 def _files(pattern: str) -> list[Path]:

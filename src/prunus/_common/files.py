@@ -59,8 +59,8 @@ def disk_error(path: Path, error: OSError) -> RunError:
     """What to say when the disk refuses."""
     what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
     return RunError(
-        f"'{path}' could not be written: {what}. What was finished before is kept: make room, "
-        f"then go on with: prunus resume {path.parent}"
+        f"'{path}' could not be written: {what}. Everything finished so far is kept: fix this, "
+        f"then run: prunus resume {path.parent}"
     )
 
 
@@ -99,7 +99,7 @@ def freeze(tree: Any) -> bytes:
             return {"dict": items}
         raise RunError(
             f"the state at {where} is a {type(value).__name__}, which cannot be saved without "
-            "pickle: give objects whose state_dict() holds tensors, numbers and strings"
+            "pickle: pass objects whose state_dict() contains only tensors, numbers and strings"
         )
 
     packed = json.dumps(pack(tree, "state"))

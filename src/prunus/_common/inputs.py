@@ -86,7 +86,7 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
     for name, model in models.items():
         if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
             raise InputError(
-                f"measure takes models (nn.Module, not scripted), and {name} is a "
+                f"measure takes models (nn.Module, not scripted), but {name} is a "
                 f"{type(model).__name__}"
             )
         for tensor in (*model.parameters(), *model.buffers()):
@@ -94,11 +94,13 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
     for tensor in tensors_of(example):
         owners.setdefault(tensor.device, "example")
     if any(device.type == "meta" for device in owners):
-        raise InputError("tensors on the meta device have no values: nothing can be timed there")
+        raise InputError(
+            "tensors on the meta device have no values and cannot be timed: move them to another"
+        )
     if len(owners) > 1:
         places = ", ".join(f"{what} on {device}" for device, what in owners.items())
         raise InputError(
-            f"everything must lie on one device, and there is {places}: move it with .to(device)"
+            f"everything must be on one device, but there is {places}: move it with .to(device)"
         )
     return next(iter(owners), torch.device("cpu"))
 

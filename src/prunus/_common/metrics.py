@@ -91,13 +91,13 @@ def number(value: object, name: str) -> float:
         return float(value.double().mean())
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise InputError(
-            f"{name} returned {type(value).__name__}, not a number: return the metric as float, "
-            "or a tensor with a value for each item"
+            f"{name} returned {type(value).__name__}, not a number: return the metric as a float, "
+            "or a tensor with one value per item"
         )
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} returned no number: {error}") from None
+        raise InputError(f"{name} did not return a number: {error}") from None
 
 
 def bootstrap(items: Tensor, *, draws: int = DRAWS, level: float = LEVEL) -> tuple[float, float]:

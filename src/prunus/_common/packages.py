@@ -77,5 +77,5 @@ _OPTIONAL = {
 def _how(distribution: str, extra: str) -> str:
     return (
         f"{distribution} is not installed: {pip_line([distribution])}, "
-        f"or prunus with its extra '{extra}'"
+        f"or pip install 'prunus[{extra}]'"
     )

@@ -81,7 +81,7 @@ def interleaved(
     (True, True)
     """
     if not functions:
-        raise InputError("there is nothing to time: give at least one function")
+        raise InputError("there is nothing to time: pass at least one function")
     if not (seconds > 0 and 1 <= least <= most):
         raise InputError(
             f"seconds is {seconds}, least {least}, most {most}: seconds must be above 0, and "

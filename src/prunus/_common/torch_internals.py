@@ -71,7 +71,7 @@ _ABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "constants in pytrees": (
         lambda: hasattr(pytree, "register_constant"),
-        "no pytree.register_constant, which the models of transformers 5 and torchao ask for",
+        "no pytree.register_constant, which the models of transformers 5 and torchao need",
     ),
     "guards in exported programs": (
         lambda: "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters,

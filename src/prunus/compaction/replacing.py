@@ -78,7 +78,7 @@ def _without_needless(
     notes = [f"became graphs: {', '.join(sorted(surgery.replaced))}"]
     still = sorted(closed & surgery.replaced.keys())
     if still:
-        notes.append(f"of these take inputs of the example's shape only: {', '.join(still)}")
+        notes.append(f"these take inputs of the example's shape only: {', '.join(still)}")
     return surgery, found, tuple(notes)
 
 

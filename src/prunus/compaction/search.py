@@ -24,7 +24,7 @@ from prunus.graph.trace import Traced
 
 ROUTES = {
     "sliced": "the model's own modules, their tensors sliced",
-    "attributes": "the model's own modules, sliced, and what they know of their sizes changed",
+    "attributes": "the model's own modules, sliced, with the sizes they store updated",
     "modules": "the model's own class; some modules became graphs",
     "graph": "the whole model became a graph",
 }

@@ -136,9 +136,9 @@ def refuse_replacing(plan: CompactionPlan) -> None:
     """
     if plan.graph is not None:
         raise InputError(
-            "compact: every_round: this model's own code holds sizes that cannot be changed, so a "
-            "smaller one would be another object than your loop trains: leave compact out and call "
-            "prunus.compact after the training, or use prunus.prune"
+            "compact: every_round: this model's code contains sizes that cannot be changed, so the "
+            "smaller model would be a different object from the one your loop trains: leave "
+            "compact out and call prunus.compact after training, or use prunus.prune"
         )
 
 

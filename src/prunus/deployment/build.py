@@ -28,16 +28,16 @@ APART = 0.5
 off by about 1. The limit at other batch sizes, as one input alone may be twice as far off as many,
 and everywhere where a metric judges: of a regression about zero much is rounding."""
 IN_PARTS = (
-    "it takes the example's sizes alone, and answers to others cannot be put together from parts: "
-    "the first dimension of every input and answer must be the batch (batch_first=True)"
+    "it takes only the example's sizes, and outputs for others cannot be assembled from parts: "
+    "the first dimension of every input and output must be the batch (batch_first=True)"
 )
 
 NO_ANSWER = (
-    "the model returns no tensor, so that no answers can be compared with its own: let it return "
-    "one (a number or an array is none)"
+    "the model returns no tensor, so no outputs can be compared with its own: let it return a "
+    "tensor, not a number or an array"
 )
 FLAT = (
-    "the model returns more than tensors and None: the artifact returns the tensors, in their order"
+    "the model returns more than tensors and None: the artifact returns only the tensors, in order"
 )
 
 
@@ -137,7 +137,9 @@ def _wrong(row: RuntimeResult, own: float, others: float, *, dynamic: bool) -> s
             if own <= most and not dynamic:
                 return IN_PARTS
             hint = "" if row.exact or limit >= APART else "; with evaluate= the metric judges"
-            return f"answers differ from eager's by {found:.1e}, allowed are {limit:.0e}{hint}"
+            return (
+                f"outputs differ from eager's by {found:.1e}; at most {limit:.0e} is allowed{hint}"
+            )
     return None
 
 

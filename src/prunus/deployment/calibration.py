@@ -54,12 +54,12 @@ def inputs_of(
                 calls.clear()
                 loss(model, batch)
                 if not calls:
-                    raise InputError("loss does not call the model, so its inputs are not known")
+                    raise InputError("loss does not call the model, so its inputs are unknown")
                 found.append(calls[0])
     finally:
         hook.remove()
     if not found:
-        raise InputError("calibration: there is no batch")
+        raise InputError("calibration contains no batch: pass at least one")
     return found
 
 
@@ -73,7 +73,7 @@ def _as_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     unnamed = [name for name in given if name.startswith("args_") and name not in kwargs]
     if unnamed:
         raise InputError(
-            f"loss calls the model with *args and keywords ({', '.join(kwargs)}) at once, which no "
-            "example can say: call it with keywords alone, or with none"
+            f"loss calls the model with both *args and keywords ({', '.join(kwargs)}), which an "
+            "example cannot express: call it with keywords only, or with none"
         )
     return given

@@ -119,7 +119,7 @@ def deploy(
                           judged=evaluate is not None)  # fmt: skip
         built = [builder.build(n, kind, m) for n in every for kind, m in models.items()]
         built = measured(built, judge)
-        on_event("timing, all in turn")
+        on_event("timing all of them in turn")
         built = timed(built, example, sizes, seconds=seconds)
         chosen = choose(built, sizes[0], first=names)
         path = None if folder is None else Path(folder) / chosen.row.runtime
@@ -185,7 +185,7 @@ def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> B
     good = [b for b in own if b.row.good]
     if not good:
         reasons = "; ".join(f"{b.row.runtime}: {b.row.refused}" for b in own)
-        raise InputError(f"no runtime keeps the model's answers: {reasons}")
+        raise InputError(f"no runtime reproduces the model's outputs: {reasons}")
     good = [b for b in good if b.row.runtime in first] or good
     return min(good, key=lambda b: b.row.latency[size].median_ms)
 
@@ -235,7 +235,9 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def _refuse_settings(sizes: Sequence[int], *, seconds: float, max_drop: float) -> None:
     if not sizes or any(not isinstance(b, int) or b < 1 for b in sizes):
-        raise InputError(f"batch_sizes: {list(sizes)} must be one or more whole numbers from 1")
+        raise InputError(
+            f"batch_sizes: {list(sizes)} must be one or more whole numbers, each at least 1"
+        )
     if not seconds > 0:
         raise InputError(f"seconds is {seconds}; it must be above 0")
     if not max_drop >= 0:

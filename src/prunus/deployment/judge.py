@@ -59,7 +59,9 @@ class Judge:
         on_event("evaluating the model")
         right = metric_of(evaluate, model)
         if not abs(right) < float("inf"):
-            raise InputError(f"evaluate returned {right} for the model itself")
+            raise InputError(
+                f"evaluate returned {right} for the model itself: the metric must be finite"
+            )
         return cls(evaluate, right, better, max_drop, on_event)
 
     def worse(self, metric: float) -> bool:

@@ -53,18 +53,18 @@ def load(
         inside = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}")) if name is None else []
         if inside and not (path / "model.safetensors").is_file():
             known = " or ".join(f"'{path / own}'" for own in inside)
-            raise InputError(f"'{path}' holds artifacts: name one, {known}")
+            raise InputError(f"'{path}' contains several artifacts: name one, {known}")
         return load_model(path, model)
     card = read_manifest(folder)
     if trait("runtimes", card.runtime, "NEEDS_MODEL") or name not in (None, card.file):
         return load_model(folder / (name or card.file), model)
     if model is not None:
         raise InputError(
-            f"'{path}' runs in {card.runtime} and needs no model's code: leave model out"
+            f"'{path}' runs in {card.runtime} and does not need the model's code: leave model out"
         )
     if not trusted and not find(card.runtime).FACTS.safe:
         raise InputError(
-            f"'{path}' is opened by {card.runtime}, and such a file can hold code that runs then: "
-            "if you or somebody you trust made it, prunus.load(…, trusted=True)"
+            f"'{path}' is opened by {card.runtime}, and such a file can contain code that then "
+            "runs: if you or someone you trust made it, call prunus.load(…, trusted=True)"
         )
     return open_artifact(folder, threads=threads)

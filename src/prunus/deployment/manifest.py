@@ -64,7 +64,7 @@ class Manifest:
                 continue
             built = f"with {self.fixed[name]}" if name in self.fixed else "without it"
             raise InputError(
-                f"{self.runtime}: {name}={text_of(value)} is not possible, the artifact was built "
+                f"{self.runtime}: {name}={text_of(value)} is not possible: the artifact was built "
                 f"{built}; it takes {self._known()}"
             )
         return tensors_of([given[n] for n in self.arguments])
@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         found = json.loads(path.read_bytes())
         if found["format"] != FORMAT:
-            raise InputError(f"'{path}' is written as '{found['format']}'; this reads '{FORMAT}'")
+            raise InputError(f"'{path}' has the format '{found['format']}'; this reads '{FORMAT}'")
         card = Manifest(
             runtime=str(found["runtime"]),
             file=str(found["file"]),
@@ -125,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"'{folder}' holds no artifact that can be read: {error}") from None
+        raise InputError(f"'{folder}' contains no readable artifact: {error}") from None
     if Path(card.file).name != card.file or card.batch < 1:
         raise InputError(f"'{path}' is damaged: file '{card.file}', batch {card.batch}")
     return card

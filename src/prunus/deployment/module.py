@@ -102,7 +102,9 @@ class DeployedModule(nn.Module):
         """Other kinds and sizes: not every engine looks, and some answer with what lies there."""
         name, wanted = self.card.runtime, self.card.inputs
         if len(inputs) != len(wanted):
-            raise InputError(f"{name}: {len(inputs)} input tensors, built for {len(wanted)}")
+            raise InputError(
+                f"{name} got {len(inputs)} input tensors but was built for {len(wanted)}"
+            )
         for number, (given, (shape, dtype)) in enumerate(zip(inputs, wanted, strict=True)):
             fits = given.dim() == len(shape) and (
                 self.session.any_shape
@@ -112,8 +114,8 @@ class DeployedModule(nn.Module):
                 size = "any" if shape and shape[0] == self.card.batch else str(*shape[:1])
                 sizes = ", ".join((size, *map(str, shape[1:])))
                 raise InputError(
-                    f"{name}: input {number} is {given.dtype} {tuple(given.shape)}; built for "
-                    f"{dtype} ({sizes}), one batch size for all"
+                    f"{name}: input {number} is {given.dtype} {tuple(given.shape)}; it was built "
+                    f"for {dtype} ({sizes}), one batch size for all"
                 )
 
 

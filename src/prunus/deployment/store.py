@@ -31,8 +31,8 @@ def prepare(folder: Path, names: Sequence[str]) -> None:
                 if target.is_dir() and not any(target.iterdir()):
                     continue
                 raise InputError(
-                    f"'{target}' is no artifact (it holds no {MANIFEST}), and would be replaced: "
-                    "name another folder"
+                    f"'{target}' is not an artifact (it has no {MANIFEST}) and would be replaced: "
+                    "choose another folder"
                 )
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write into {folder}")

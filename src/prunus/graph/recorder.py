@@ -145,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         """A placeholder for every leaf of the arguments."""
         for name in kwargs:
             if not name.isidentifier() or keyword.iskeyword(name):
-                raise InputError(f"the argument '{name}' needs a name that Python allows")
+                raise InputError(f"the argument '{name}' needs a name that is valid in Python")
         given = by_name(positional_names(model), (args, kwargs))
         self._arguments = list(given)
         self._in_spec = pytree.tree_structure((args, kwargs))
@@ -355,15 +355,15 @@ def _where(tensor: Tensor) -> tuple[list[int], list[int], int]:
 def _refuse_objects(leaves: Iterable[Any], who: str) -> None:
     for leaf in leaves:
         if not isinstance(leaf, _LITERALS):
-            what = f"{who} a {type(leaf).__name__}, which cannot stand in a graph"
-            raise InputError(f"{what}: tensors, numbers and strings can, also nested")
+            what = f"{who} a {type(leaf).__name__}, which a graph cannot hold"
+            raise InputError(f"{what}: use tensors, numbers and strings, nested or not")
 
 
 def _agrees(again: Callable[[], Any], expected: list[Tensor], notes: list[str]) -> None:
     """Note when the graph, run on the recorded input, does not give the recorded output."""
     try:
         pairs = list(zip(tensors_of(again()), expected, strict=True))
-        why = "gives another answer than the model"
+        why = "gives an output other than the model's"
         same = all(torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in pairs)
     except RuntimeError as error:
         same, why = False, f"fails: {error}"

@@ -110,7 +110,7 @@ class LoopCallback:
         total = in_steps(self._recipe, shared, per_epoch)[1]
         if steps is not None and total is not None and total > steps and saved is None:
             raise InputError(
-                f"steps: the recipe asks for {total} optimizer steps, and the training takes "
+                f"steps: the recipe needs {total} optimizer steps, but the training takes "
                 f"{steps}: train longer, or shorten dense and retrain"
             )
         self.pruner.join(optimizer, steps=shared, steps_per_epoch=per_epoch, saved=saved)
@@ -119,7 +119,7 @@ class LoopCallback:
                 check(self.pruner.model, self.pruner.masks)
             except RunError as error:
                 raise InputError(
-                    f"the weights do not belong to the pruner's state that was found: {error}"
+                    f"the weights do not match the pruner's state that was found: {error}"
                 ) from None
 
     def _unwatch(self) -> None:

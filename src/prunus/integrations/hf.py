@@ -71,8 +71,8 @@ class PruneCallback(LoopCallback, _TrainerCallback):
             saved = _read(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         if saved is not None and saved["step"] != state.global_step:
             raise InputError(
-                f"the pruner's state is of step {saved['step']}, and the Trainer goes on at "
-                f"{state.global_step}: give resume() the folder that resume_from_checkpoint names"
+                f"the pruner's state is from step {saved['step']}, but the Trainer resumes at "
+                f"{state.global_step}: pass resume() the folder that resume_from_checkpoint names"
             )
         own = None if saved is None else saved["pruner"]
         if self.pruner is None or self.pruner.model is not model:
@@ -115,7 +115,7 @@ def _read(folder: Path) -> dict[str, Any]:
         return {"step": tree["step"], "pruner": tree["pruner"]}
     except FileNotFoundError:
         raise InputError(
-            f"'{path}' is not there, so the pruner cannot go on: resume from a checkpoint that was "
+            f"'{path}' does not exist, so the pruner cannot resume: use a checkpoint that was "
             "saved with PruneCallback; for one outside output_dir call resume(model, folder) first"
         ) from None
     except Exception as error:  # of reading damaged bytes: KeyError, ValueError, …

@@ -62,8 +62,8 @@ class PruneCallback(LoopCallback, _Callback):
         self._unwatch()
         if len(trainer.optimizers) != 1:
             raise InputError(
-                f"the module has {len(trainer.optimizers)} optimizers, and which of them trains "
-                "the pruned weights is not known: use prunus.Pruner with that one"
+                f"the module has {len(trainer.optimizers)} optimizers, and it is unknown which of "
+                "them trains the pruned weights: use prunus.Pruner with that one"
             )
         saved, self._saved = self._saved or None, None
         if self.pruner is None:
@@ -99,8 +99,8 @@ def _read(path: str | Path, key: str) -> Mapping[str, Any] | None:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, OSError, RuntimeError, …
         raise InputError(
-            f"'{path}' cannot be read without running code from it, and the model must become as "
-            f"small as it is there: save plain hyperparameters only ({error})"
+            f"'{path}' cannot be read without running code from it, and its sizes are needed to "
+            f"shrink the model: save only plain hyperparameters ({error})"
         ) from None
     found: Mapping[str, Any] | None = tree.get("callbacks", {}).get(key)
     return found or None

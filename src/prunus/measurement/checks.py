@@ -37,9 +37,9 @@ def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[in
         if problem is None:
             continue
         way_out = (
-            "give an example whose integers stay valid when they are drawn anew"
+            "pass an example whose integers stay valid when drawn at random"
             if batch == known
-            else f"give batch_sizes=[{known}], the example's own"
+            else f"pass batch_sizes=[{known}], the example's own"
         )
         raise InputError(
             f"{name}: {own} takes the example, but not random inputs like it in a batch of "

@@ -66,7 +66,7 @@ def measured_energy(
     spent = meter.joules() - before
     if spent <= 0:
         return None
-    how = f"{meter.what}, all that it counts, idle power included"
+    how = f"{meter.what}, everything it counts, idle power included"
     return Energy(1e3 * spent / (calls * batch), measured=True, how=how)
 
 

@@ -110,7 +110,7 @@ def measure(
 def _refuse_sizes(batch_sizes: Sequence[int], seconds: float) -> None:
     if not batch_sizes or any(b < 1 for b in batch_sizes):
         raise InputError(
-            f"batch_sizes is {list(batch_sizes)}: give one or more whole numbers from 1 on"
+            f"batch_sizes is {list(batch_sizes)}: pass one or more whole numbers, each at least 1"
         )
     if len(set(batch_sizes)) < len(batch_sizes):
         raise InputError(f"batch_sizes is {list(batch_sizes)}: name each size once")
@@ -208,20 +208,20 @@ def _warnings(figures: Mapping[str, ModelCost]) -> list[str]:
         sizes = ", ".join(map(str, busy))
         found.append(
             f"the machine was busy while batches of {sizes} were timed: their times spread or "
-            "drifted; measure again when nothing else runs"
+            "drifted; measure again when nothing else is running"
         )
     mine = figures["model"]
     zeros = mine.params - mine.nonzero_params
     if zeros > MANY_ZEROS * mine.params:
         found.append(
-            f"{zeros:,} of {mine.params:,} parameters are zero, and zeros give no speed: they are "
-            "stored and multiplied all the same; prune channels instead (structure: channel, "
-            "compact: end)"
+            f"{zeros:,} of {mine.params:,} parameters are zero, and zeros bring no speedup: they "
+            "are stored and multiplied like other values; prune channels instead (structure: "
+            "channel, compact: end)"
         )
     if any(f.macs is None for f in figures.values()):
-        found.append("MACs are not known: the counter cannot follow a model")
+        found.append("MACs are unknown: the counter cannot trace a model")
     energies = [p.energy for p in passes if p.energy is not None]
     how = sorted({e.how for e in energies if not e.measured})
-    found += [f"energy is estimated from {h}: for comparison alone" for h in how]
+    found += [f"energy is estimated from {h}: for comparison only" for h in how]
     found += sorted({f"energy is measured by {e.how}" for e in energies if e.measured})
     return found

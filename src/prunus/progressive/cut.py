@@ -106,6 +106,6 @@ def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:
             elif own:
                 raise InputError(
                     f"restore: reinitialize: '{name}' ({type(module).__name__}) has parameters of "
-                    "its own and no reset_parameters(): add that method"
+                    "its own but no reset_parameters(): add that method"
                 )
     return dict(twin.state_dict())

@@ -56,7 +56,7 @@ def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, floa
             seconds=SECONDS, baseline=job.dense if dense else None,
         )  # fmt: skip
     except PrunusError as error:  # an engine that fails costs no round
-        job.on_event({"event": "note", "text": f"the round is not timed: {error}"})
+        job.on_event({"event": "note", "text": f"the round was not timed: {error}"})
         return {}
     ms = {(r.runtime, r.model): t.median_ms for r in made.rows for t in r.latency.values()
           if r.good}  # fmt: skip
@@ -182,15 +182,15 @@ def refuse_unserved(recipe: Recipe, example: Any, calibration: Any, loss: Any) -
     if not serves(recipe):
         return
     if example is None:
-        raise InputError("deploy: give example=, an input, from which the artifact is built")
+        raise InputError("deploy: pass example=, an input, from which the artifact is built")
     if recipe.quantize == "int8" and world_size() > 1:
         raise InputError(
-            "quantize: int8 is judged by evaluate in the runtime, and one of several ranks cannot "
-            "do that alone: leave it out, and call prunus.deploy(…, quantize='int8') after the run"
+            "quantize: int8 is judged by evaluate in the runtime, and no rank can do that alone: "
+            "leave it out, and call prunus.deploy(…, quantize='int8') after the run"
         )
     if recipe.quantize == "int8" and (calibration is None or loss is None):
         raise InputError(
-            "quantize: int8 is calibrated on data: give calibration (batches) and loss "
+            "quantize: int8 is calibrated on data: pass calibration (batches) and loss "
             "(a function of model and batch)"
         )
     runtime = "auto" if recipe.deploy is None else recipe.deploy.runtime

@@ -204,7 +204,7 @@ class PruningEngine:
 
     def _memory(self, cut: State) -> Memory:
         def unavailable() -> State:
-            raise InputError("restore: gradual pruning remembers no earlier training")
+            raise InputError("restore: gradual pruning keeps no earlier state to return to")
 
         if self._start_state is None:
             self._start_state = cut

@@ -51,18 +51,18 @@ def open_run(folder: str | Path) -> Finished:
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
-        raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
+        raise InputError(f"'{folder}' contains no run (no recipe.yaml)")
     recipe = Recipe.load(folder / "recipe.yaml")
     model_file, result_file = folder / "model.safetensors", folder / "result.json"
     if recipe.task is None:
         raise InputError(
-            f"the run in '{folder}' was started from Python, so its task is not known: open its "
+            f"the run in '{folder}' was started from Python, so its task is unknown: open its "
             f"model there, prunus.load('{model_file}', model=…)"
         )
     dense_file = folder / DENSE
     if not all(f.is_file() for f in (result_file, model_file, dense_file)):
         raise InputError(
-            f"the run in '{folder}' is not finished; go on with: prunus resume {folder}"
+            f"the run in '{folder}' is not finished; resume it with: prunus resume {folder}"
         )
     task = task_of(recipe)
     with randomness.preserve_rng():
@@ -71,8 +71,7 @@ def open_run(folder: str | Path) -> Finished:
         pruned = load_model(model_file, task.model())
     if task.example is None:
         raise InputError(
-            f"task {recipe.task.name} has no example of an input: let it return "
-            "prunus.Task(…, example=…)"
+            f"task {recipe.task.name} has no example input: let it return prunus.Task(…, example=…)"
         )
     try:
         result = json.loads(result_file.read_text(encoding="utf-8"))

@@ -86,13 +86,13 @@ def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
     path = folder / "run.json"
     if not path.exists():
         if folder.exists() and any(p.name not in (".lock", "snapshots") for p in folder.iterdir()):
-            raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
+            raise InputError(f"'{folder}' contains other files: choose a new folder with --folder")
         return
     try:
         written = json.loads(path.read_text(encoding="utf-8"))["identity"]
         theirs = _since_renamed(written, own)
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"'{path}' cannot be read ({error}): name another folder") from None
+        raise InputError(f"'{path}' cannot be read ({error}): choose another folder") from None
     words = {
         "recipe": "another recipe",
         "code": "other code",
@@ -102,7 +102,7 @@ def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
     differs = [words[key] for key in words if theirs.get(key) != own[key]]
     if differs:
         raise InputError(
-            f"'{folder}' holds the run of {' and '.join(differs)}: name another with --folder, "
+            f"'{folder}' contains a run of {' and '.join(differs)}: choose another with --folder, "
             "or remove it"
         )
 
@@ -157,7 +157,7 @@ def rounds_of(folder: Path) -> list[Round]:
         InputError: if the folder holds no run.
     """
     if not (folder / "run.json").is_file():
-        raise InputError(f"'{folder}' holds no run (no run.json)")
+        raise InputError(f"'{folder}' contains no run (no run.json)")
     events = [e for e in read_events(folder) if e["event"] == "round"]
     found = {e["index"]: Round.from_dict(e) for e in events}
     return [found[i] for i in sorted(found)]
@@ -171,7 +171,7 @@ def recipe_of(folder: str | Path) -> Recipe:
     """
     path = Path(folder) / "recipe.yaml"
     if not path.is_file():
-        raise InputError(f"'{folder}' holds no run (no recipe.yaml)")
+        raise InputError(f"'{folder}' contains no run (no recipe.yaml)")
     recipe = Recipe.load(path)
     if recipe.task is None:
         raise InputError(

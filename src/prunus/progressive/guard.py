@@ -47,7 +47,7 @@ def direction_warning(guard: Guard | None, metric_name: str) -> str | None:
     if guard is None or guard.better == "lower" or not set(words) & set(ERRORS):
         return None
     return (
-        f"the guard takes a higher {metric_name} for better; if a lower one is, say so: "
+        f"the guard assumes that a higher {metric_name} is better; if a lower one is, set "
         "guard.better=lower"
     )
 
@@ -101,7 +101,7 @@ def next_progress(
 def _end(good: Round, target: float) -> str:
     if good.achieved < target - 0.005:
         if good.achieved == 0:
-            return "all rounds are done, and nothing was removed: one unit is more than the target"
+            return "all rounds are done, but nothing was removed: one unit is more than the target"
         return f"all rounds are done, at a sparsity of {good.achieved:.4g}"
     return "the target is reached"
 
@@ -125,7 +125,7 @@ def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None,
     good = last_accepted(rounds)
     before = [r for r in rounds[:-1] if r.verdict in _GOOD]
     if before and rounds[-1] is good and good.achieved <= before[-1].achieved + 1e-12:
-        return None, f"as far as whole units go: {good.achieved:.4g}"
+        return None, f"as far as whole units allow: {good.achieved:.4g}"
     if step < target.smallest:
         return None, f"as far as the guard allows: {good.achieved:.4g}"
     if recipe.rounds is not None and len(rounds) > recipe.rounds:

@@ -46,8 +46,8 @@ def in_steps(recipe: Recipe, steps: int | None, per_epoch: int | None) -> tuple[
     if steps is not None and not retrain:
         if rounds is None:
             raise InputError(
-                "retrain: how many rounds there will be is not known with target: guard: say how "
-                "long each trains, for example retrain: 500it"
+                "retrain: with target: guard, the number of rounds is not known in advance: set "
+                "the length of each, for example retrain: 500it"
             )
         first = rounds if not last or rounds == 1 else rounds - 1
         left = steps - dense - (last if rounds > 1 else 0)
@@ -55,15 +55,15 @@ def in_steps(recipe: Recipe, steps: int | None, per_epoch: int | None) -> tuple[
         last = last or left - retrain * (rounds - 1)
     if retrain < 1:
         raise InputError(
-            f"steps: {'nothing says' if steps is None else f'{steps} are too few to say'} over how "
-            f"many optimizer steps to prune (dense has {dense}): give for example steps=1000, or "
-            "retrain in the recipe"
+            f"steps: {'unknown' if steps is None else f'{steps} are too few'} (dense has {dense}):"
+            " pass the optimizer steps to prune over, for example steps=1000, or set retrain in "
+            "the recipe"
         )
     total = None if rounds is None else dense + retrain * (rounds - 1) + (last or retrain)
     if steps is not None and total is not None and total > steps:
         raise InputError(
-            f"steps: the recipe asks for {total} (dense {dense}, then {rounds} rounds of {retrain}"
-            f"{f', the last of {last}' if last else ''}), and the loop has {steps}: shorten retrain"
+            f"steps: the recipe needs {total} (dense {dense}, then {rounds} rounds of {retrain}"
+            f"{f', the last of {last}' if last else ''}), but the loop has {steps}: shorten retrain"
         )
     lengths = (dense, retrain, last if recipe.in_rounds else 0)
     return with_lengths(recipe, lengths), total
@@ -227,6 +227,6 @@ def _rewind_step(recipe: Recipe) -> int | None:
     k = duration.parse(back).steps(whole=whole)
     if k > whole:
         raise InputError(
-            f"restore: {recipe.restore.name}: k is step {k}, and round 0 has {whole} only"
+            f"restore: {recipe.restore.name}: k is step {k}, but round 0 has only {whole}"
         )
     return k

@@ -43,14 +43,16 @@ class Journal:
             self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(
-                f"'{folder}' cannot be written ({error.strerror}): name another with --folder"
+                f"'{folder}' cannot be written ({error.strerror}): choose another with --folder"
             ) from error
         if fcntl is not None:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 self.close()
-                raise InputError(f"another run is at work in '{folder}'") from None
+                raise InputError(
+                    f"another run is using '{folder}': wait until it ends, or choose another folder"
+                ) from None
         return read_events(folder, mend=True)
 
     def close(self) -> None:

@@ -216,7 +216,7 @@ def _dropped(job: RunContext) -> Compaction | None:
     if not emptied(engine.model, engine.masks):
         return None
     if job.example is None:
-        raise InputError("compact: give example=, an input, so that the result can be verified")
+        raise InputError("compact: pass example=, an input, so that the result can be verified")
     drops = find_drops(engine.model, engine.masks, job.example)
     engine.dropped = take_out(engine.model, drops.left)
     left = {name for name, _ in engine.model.named_parameters()}

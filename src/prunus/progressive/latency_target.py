@@ -138,7 +138,7 @@ def calibrate_target(job: RunContext, when: str) -> bool:
     else:
         known = []
     if not known:
-        job.on_event({"event": "note", "text": "measuring how much to remove for the latency"})
+        job.on_event({"event": "note", "text": "measuring how much to remove to meet the latency"})
         with _Clock(job) as clock:
             found = clock.found(*target.latency)
         job.journal.write("latency", when=when, **asdict(found))
@@ -173,11 +173,11 @@ def latency_verdict(recipe: Recipe, made: Deployment | None) -> str:
                   for m in ("pruned", "dense"))  # fmt: skip
     batch = recipe.deploy.batch
     if own is None or batch not in own.latency:
-        return "the latency of the artifact is not known"
+        return "the latency of the artifact is unknown"
     ms, most = own.latency[batch].median_ms, bound[0]
     if bound[1]:
         if dense is None or batch not in dense.latency:
-            return "the latency of the dense model is not known"
+            return "the latency of the dense model is unknown"
         most *= dense.latency[batch].median_ms
     word = "kept" if ms <= most else "missed by the finished artifact"
     return f"max_latency_ms is {word}: {ms:.3g} ms of at most {most:.3g} in {recipe.deploy.runtime}"
@@ -226,8 +226,8 @@ class _Clock:
             wanted = f"{bound:g} of dense" if relative else f"{bound:g} ms"
             raise InputError(
                 f"target: max_latency_ms: {wanted} is out of reach in {self.how.runtime}: with "
-                f"{most:.1%} fewer macs, all that can go, the best found is {ms:.3g} ms, dense "
-                f"{dense:.3g}; a larger batch, another runtime or structure: layer may do more"
+                f"{most:.1%} fewer macs, the most that can go, the best found is {ms:.3g} ms, "
+                f"dense {dense:.3g}; try a larger batch, another runtime or structure: layer"
             ) from None
         return Found(part, *seen[part], measured)
 

@@ -132,7 +132,7 @@ class Run:
                 if self.must_stop():
                     return
             if self.batch == 0:
-                raise InputError("the training loader is empty (an iterator that was used up?)")
+                raise InputError("the training loader is empty (an exhausted iterator?)")
             if self.done == before and resume_at == 0:
                 raise RunError(
                     "train took no optimizer step in a whole epoch: call optimizer.step() on the "

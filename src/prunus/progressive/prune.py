@@ -175,8 +175,8 @@ def _without_training(recipe: Recipe, evaluate: Metric | None) -> Recipe:
     values = {k: v for k, v in recipe.to_dict().items() if k not in ("dense", "learning_rate")}
     if recipe.trait("restore", "CHANGES"):
         raise InputError(
-            f"restore: {recipe.restore.name} is about retraining, and no train was given: "
-            "give train(model, run), or use restore: keep"
+            f"restore: {recipe.restore.name} is about retraining, but no train was given: "
+            "pass train(model, run), or use restore: keep"
         )
     if evaluate is None:
         values = {**values, "schedule": "one_shot", "rounds": 1}
@@ -190,11 +190,11 @@ def _check(
     """What can be known before work starts."""
     refuse_plain_train(engine, train)
     if recipe.guard is not None and evaluate is None:
-        raise InputError("guard: nothing to judge with: give evaluate(model) -> float, or no guard")
+        raise InputError("guard: nothing to judge with: pass evaluate(model) -> float, or no guard")
     if train is not None and not recipe.in_rounds and duration.parse(recipe.retrain).value == 0:
         raise InputError(
-            "retrain: gradual pruning cuts inside retraining, and its length is 0: set for "
-            "example retrain: 10ep, or rounds: 1 to cut once without retraining"
+            "retrain: gradual pruning cuts during retraining, but its length is 0: set, for "
+            "example, retrain: 10ep, or rounds: 1 to cut once without retraining"
         )
     trained = train is not None and (
         duration.parse(recipe.dense.length).value > 0 or not recipe.in_rounds
@@ -202,7 +202,7 @@ def _check(
     if engine.selector.reads_training and not trained:
         raise InputError(
             f"criterion {recipe.criterion.name} reads the gradients of the training before a cut, "
-            "and there is none before the first: set dense, or use fisher with calibration"
+            "but there is none before the first: set dense, or use fisher with calibration"
         )
 
 

@@ -190,7 +190,7 @@ class Pruner:
         """Why pruning ended; empty while it goes on."""
         if self._rounds is not None:
             return self._rounds.at.reason
-        return "the schedule is at its end" if self.done else ""
+        return "the schedule is finished" if self.done else ""
 
     def finish(self) -> None:
         """End pruning with the training: judge a round at work, take the hooks off."""
@@ -244,8 +244,7 @@ class Pruner:
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
         if saved["recipe"] != self._digest:
             raise InputError(
-                "this state was saved by a pruner with another recipe: give that recipe again, or "
-                "start from the beginning"
+                "this state was saved by a pruner with another recipe: use that one, or start over"
             )
 
     def __getattr__(self, name: str) -> Any:
@@ -263,13 +262,19 @@ _ELSEWHERE = {
         "it is 'achieved' now": ("reached",),
         "it is 'reason' now": ("why",),
         "a loop is joined by Pruner(…, optimizer) or join()": ("attach", "begin"),
-        "finish() takes the hooks off": ("detach",),
+        "finish() removes the hooks": ("detach",),
         "rounds[-1] has it, once a round was judged": ("densities", "l1", "counts_in"),
         "prunus.units(model, example) shows what can go": ("layers", "groups", "view", "space"),
         "prunus.prune(model, recipe) cuts at once": ("cut", "choose", "counts"),
         "state_dict() and load_state_dict() hold all of it": ("state", "load"),
         "load_state_dict() refuses the state of another recipe": ("refuse_other",),
-        "it is what you gave": ("optimizer", "evaluate", "calibration", "loss", "example"),
+        "it is the argument that you gave": (
+            "optimizer",
+            "evaluate",
+            "calibration",
+            "loss",
+            "example",
+        ),
         "it is internal now": _INTERNAL,
     }.items()
     for name in names
@@ -280,6 +285,6 @@ _ELSEWHERE = {
 def _refuse_several_processes() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise InputError(
-            "compact: every_round: what wraps the model in several processes keeps buckets of "
-            "the old sizes: leave it out, and call prunus.compact after the training"
+            "compact: every_round: the wrapper of a model in several processes keeps buckets of "
+            "the old sizes: leave compact out, and call prunus.compact after training"
         )

@@ -78,7 +78,7 @@ class Selector:
         reads = self.recipe.trait("criterion", "CALIBRATION")
         if reads and (self.calibration is None or self.loss is None):
             raise InputError(
-                f"criterion {self.recipe.criterion.name} needs gradients: give calibration "
+                f"criterion {self.recipe.criterion.name} needs gradients: pass calibration "
                 "(batches) and loss (a function of model and batch); magnitude needs neither"
             )
         if self.reads_training:

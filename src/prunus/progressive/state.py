@@ -141,7 +141,7 @@ def begin(job: RunContext) -> RunState:
     """The position from which a run goes on: its newest good snapshot, or the start."""
     tree = job.journal.latest()
     for problem in job.journal.damaged:
-        job.on_event({"event": "note", "text": f"{problem}; the last good one before is used"})
+        job.on_event({"event": "note", "text": f"{problem}; the last good one before it is used"})
     if tree is None:
         at = RunState()
         at.blobs["start"] = job.journal.store("start", blob(job.engine.state()))
@@ -158,7 +158,7 @@ def begin(job: RunContext) -> RunState:
         text = f"saved by {saved} processes, resumed by {now}: the bits will differ"
         job.on_event({"event": "note", "text": text})
     if at.phase == "end":
-        job.on_event({"event": "note", "text": "this run is finished; here is what it ended with"})
+        job.on_event({"event": "note", "text": "this run is finished; here is its result"})
         return at
     job.journal.write("resumed", step=at.step, round=at.index, time=time.time())
     job.on_event({"event": "note", "text": f"resumed in round {at.index}"})

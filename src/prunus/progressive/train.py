@@ -63,9 +63,14 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
     finally:
         run.end()
     if run.optimizer is None:
-        raise InputError("train(model, run) never called run.attach(optimizer)")
+        raise InputError(
+            "train(model, run) never called run.attach(optimizer): call it before training"
+        )
     if run.done == 0:
-        raise RunError("train took no optimizer step: iterate run.batches(loader) and step")
+        raise RunError(
+            "train took no optimizer step: iterate over run.batches(loader) and call "
+            "optimizer.step()"
+        )
     at.step += run.done
     at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
     at.optimizer = _optimizer_state(run.optimizer)
@@ -119,7 +124,7 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
         if rewinds and run.done == 1 and rewind_step() > run.steps:
             raise InputError(
                 f"restore: {recipe.restore.name}: k is step {rewind_step()}, "
-                f"and round 0 has {run.steps} only"
+                f"but round 0 has only {run.steps}"
             )
         if rewinds and run.done == rewind_step():
             assert run.optimizer is not None
@@ -182,15 +187,15 @@ def refuse_plain_train(engine: PruningEngine, train: Callable[..., Any] | None) 
     elif recipe.learning_rate is not None:
         reason = "the recipe's learning_rate drives the optimizer"
     elif revives(engine, "before") or revives(engine, "after"):
-        reason = f"{recipe.restore.name} switches the masks off for a part of the training"
+        reason = f"{recipe.restore.name} switches the masks off for part of the training"
     elif recipe.compact == "every_round":
         reason = "the optimizer's state must be sliced with the model"
     elif engine.selector.reads_training:
         reason = f"{recipe.criterion.name} reads the gradients of the training"
     if reason:
         raise InputError(
-            f"train(model) cannot be used with this recipe: {reason}. Take train(model, run), "
-            "call run.attach(optimizer) and iterate run.batches(loader)"
+            f"train(model) cannot be used with this recipe: {reason}. Use train(model, run), "
+            "call run.attach(optimizer) and iterate over run.batches(loader)"
         )
 
 
@@ -218,6 +223,6 @@ def _train_plainly(job: RunContext, at: RunState) -> None:
     if steps == 0:
         raise RunError(
             "train changed nothing: no optimizer step touched a pruned weight of this model "
-            "(does it train a copy, or end at once?)"
+            "(does it train a copy, or return immediately?)"
         )
     at.step += steps

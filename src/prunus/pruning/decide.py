@@ -56,8 +56,8 @@ class LazyUnits(Mapping[Group, Tensor]):
         """By what is left of each unit, those removed already last."""
         if group not in self._finite and not _finite(scores):
             raise RunError(
-                f"the criterion gave NaN or infinite scores for {group.name}: look for NaN or "
-                "infinity in its weights and gradients"
+                f"the criterion gave NaN or infinite scores for {group.name}: check its weights "
+                "and gradients for NaN and infinity"
             )
         self._finite.add(group)
         density = self._density.get(group)
@@ -221,7 +221,7 @@ def _allocate_coupled(
     if target > most + 1e-9:
         raise InputError(
             f"target: at most {most:.4g} of the dense model's {cost_model.name} can be removed "
-            f"while every group keeps its least (and multiple_of); {target:.4g} is asked"
+            f"while every group keeps its least (and multiple_of); {target:.4g} was requested"
         )
 
     hardest = cost_model({g: limits[g].least for g in units})

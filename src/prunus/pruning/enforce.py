@@ -36,7 +36,7 @@ def real_optimizer(optimizer: object) -> Optimizer:
     if name in _REFUSED:
         raise InputError(f"{name} cannot be used while pruning: {_REFUSED[name]}; use SGD or Adam")
     if not isinstance(optimizer, Optimizer):
-        raise InputError(f"'{name}' is no torch.optim.Optimizer")
+        raise InputError(f"'{name}' is not a torch.optim.Optimizer")
     return optimizer
 
 
@@ -77,8 +77,8 @@ class Enforcer:
             if weight.requires_grad:
                 if weight in self._zero and id(weight) not in held:
                     raise InputError(
-                        f"'{name}' is pruned and trainable, and the optimizer does not hold it: "
-                        "build the optimizer from the parameters of this very model"
+                        f"'{name}' is pruned and trainable, but the optimizer does not have it: "
+                        "build the optimizer from the parameters of this model"
                     )
                 hook = weight.register_post_accumulate_grad_hook(self._mask_gradient)
                 self._handles.append(hook)

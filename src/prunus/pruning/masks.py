@@ -30,7 +30,7 @@ def match_names(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
             mask.expand(shape)
         except RuntimeError:
             raise InputError(
-                f"the mask of '{name}' is {tuple(mask.shape)}, the parameter {tuple(shape)}"
+                f"the mask of '{name}' is {tuple(mask.shape)}, but the parameter is {tuple(shape)}"
             ) from None
         matched[full] = mask
     return matched

@@ -145,8 +145,8 @@ def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
     if "parametrizations" in layer.name.split(".") and not coupled:
         owner = layer.name.split(".parametrizations.")[0]
         raise InputError(
-            f"'{owner}' is parametrized: its weight is computed from other tensors, and a mask on "
-            f"those is no mask on it; call torch.nn.utils.parametrize.remove_parametrizations "
+            f"'{owner}' is parametrized: its weight is computed from other tensors, and masking "
+            f"those does not mask it; call torch.nn.utils.parametrize.remove_parametrizations "
             f"first, or leave it out with scope.exclude: ['{owner}.*']"
         )
     if hasattr(module, "weight_g") and hasattr(module, "weight_v") and not coupled:
@@ -157,7 +157,9 @@ def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
             f"merge_and_unload() first, {out}"
         )
     if type(weight).__name__ in ("Params4bit", "Int8Params") or hasattr(weight, "quant_state"):
-        raise InputError(f"{where} is quantized ({type(weight).__name__}): prune before, {out}")
+        raise InputError(
+            f"{where} is quantized ({type(weight).__name__}): prune before quantizing, {out}"
+        )
     if not weight.is_floating_point():
         raise InputError(
             f"{where} is {weight.dtype}: only floating-point weights are pruned; {out}"

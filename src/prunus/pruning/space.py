@@ -95,8 +95,8 @@ def build_space(
     changes = recipe.compact != "none" or recipe.deploy is not None or recipe.quantize != "none"
     if changes and isinstance(model, WRAPPERS):
         raise InputError(
-            f"compact, deploy: {type(model).__name__} keeps copies of the old sizes: give its "
-            ".module, and wrap it anew in each train(model, run)"
+            f"compact, deploy: {type(model).__name__} keeps copies of the old sizes: pass its "
+            ".module, and wrap it again in each train(model, run)"
         )
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     coupled = _coupled(recipe, methods, example)
@@ -132,8 +132,8 @@ def _coupled(recipe: Recipe, methods: Methods, example: Any) -> bool:
     coupled = "analysis" in inspect.signature(methods.structure).parameters
     if coupled and example is None:
         raise InputError(
-            f"structure {recipe.structure.name} finds what falls together by analyzing a forward "
-            "pass: give example=, an input (or a tuple, or a mapping of keyword arguments)"
+            f"structure {recipe.structure.name} finds coupled units by analyzing a forward pass: "
+            "pass example=, an input (or a tuple, or a mapping of keyword arguments)"
         )
     return coupled
 
@@ -191,7 +191,8 @@ def target_of(recipe: Recipe, space: PruningSpace) -> float:
         dense /= _batch(space)
     if bound[1] >= dense:
         raise InputError(
-            f"target: max_{bound[0]} {bound[1]:,.0f} is no bound: the dense model has {dense:,.0f}"
+            f"target: max_{bound[0]} {bound[1]:,.0f} is not a bound: the dense model has "
+            f"only {dense:,.0f}"
         )
     return 1 - bound[1] / dense
 
@@ -214,8 +215,7 @@ def _allowed(
     kept = [g for g in groups if stays.isdisjoint(g.classes or ())]
     if first and groups and not kept:
         raise InputError(
-            "scope.exclude touches every unit: whatever falls together with an excluded "
-            "parameter stays"
+            "scope.exclude touches every unit: whatever is coupled with an excluded parameter stays"
         )
     return kept
 
@@ -225,8 +225,8 @@ def _refuse_uncoupled(recipe: Recipe) -> None:
     bound = recipe.target is not None and recipe.target.bound is not None
     if bound or (recipe.compact != "none" and recipe.trait("structure", "UNITS") != "modules"):
         raise InputError(
-            f"structure {recipe.structure.name} takes no analysis, so its units cannot be taken "
-            "out: give it a third parameter, analysis, or leave compact and bounds out"
+            f"structure {recipe.structure.name} takes no analysis, so its units cannot be "
+            "removed: give it a third parameter, analysis, or leave compact and bounds out"
         )
 
 
@@ -258,7 +258,7 @@ def _refuse_bound(recipe: Recipe, space: PruningSpace) -> None:
     most = most_of(space.cost_model, limits)
     if wanted > most + 1e-9:
         raise InputError(
-            f"target: {wanted:.4g} of the {space.cost_model.name} should go, and at most "
+            f"target: {wanted:.4g} of the {space.cost_model.name} should go, but at most "
             f"{most:.4g} can while every group keeps a unit "
             f"({sum(g.units for g in space.groups)} units in {len(space.groups)} groups; "
             "prunus units shows what is pinned and why)"

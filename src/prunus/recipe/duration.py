@@ -36,14 +36,14 @@ class Duration:
         if self.unit == "ep":
             if per_epoch is None:
                 raise InputError(
-                    f"'{self}' counts epochs, and how many steps an epoch has is not known here: "
+                    f"'{self}' is in epochs, but the number of steps in an epoch is unknown here: "
                     "give the length in steps, for example '500it', or a loader that has a len()"
                 )
             return round(self.value * per_epoch)
         if self.unit == "part" and whole is not None:
             return round(self.value * whole)
         raise InputError(
-            f"'{self}' is no length of training: write epochs ('3ep') or steps ('500it')"
+            f"'{self}' is not a length of training: write epochs ('3ep') or steps ('500it')"
         )
 
 
@@ -59,11 +59,11 @@ def parse(text: str | int | float) -> Duration:
     Duration(value=1.5, unit='min')
     """
     if isinstance(text, bool):
-        raise InputError(f"a length cannot be {text}: write for example '3ep', '500it' or 0.2")
+        raise InputError(f"a length cannot be {text}: write, for example, '3ep', '500it' or 0.2")
     match = _FORM.fullmatch(str(text))
     if match is None:
         raise InputError(
-            f"'{text}' is no length: write epochs ('3ep'), steps ('500it'), "
+            f"'{text}' is not a length: write epochs ('3ep'), steps ('500it'), "
             "minutes ('20min') or a part from 0 to 1"
         )
     value, unit = float(match[1]), match[2] or "part"

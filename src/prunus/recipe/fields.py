@@ -109,7 +109,9 @@ def _milliseconds(value: Any) -> Any:
     except ValueError:
         found = 0.0
     if not text.endswith("ms") or not 0 < found < math.inf:
-        raise ValueError(f"'{value}' is no time: write for example '0.4ms', or 0.5 for half dense")
+        raise ValueError(
+            f"'{value}' is not a time: write, for example, '0.4ms', or 0.5 for half of dense"
+        )
     return f"{found:g}ms"
 
 
@@ -138,14 +140,16 @@ class Target(_Frozen):
         if value == "guard":
             return {}
         if isinstance(value, str):
-            raise ValueError("write a sparsity such as 0.9, or 'guard' for as far as it allows")
+            raise ValueError(
+                "write a sparsity such as 0.9, or 'guard' to go as far as the guard allows"
+            )
         return value
 
     @model_validator(mode="after")
     def _one(self) -> Target:
         given = [k for k in ENDS if getattr(self, k) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other: keep one")
+            raise ValueError(f"{' and '.join(given)} cannot be combined: keep one")
         return self
 
     @model_serializer

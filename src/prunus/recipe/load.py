@@ -55,9 +55,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml().load(path.read_text(encoding="utf-8"))
     except (YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"'{path}' is no YAML file: {' '.join(str(error).split())}") from None
+        raise InputError(f"'{path}' is not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"'{path}' should hold keys and values, such as target: 0.9")
+        raise InputError(f"'{path}' should contain keys and values, such as target: 0.9")
     return {str(k): v for k, v in values.items()}
 
 
@@ -69,7 +69,7 @@ def change(values: dict[str, Any], written: str) -> None:
     """
     key, equals, text = written.partition("=")
     if not equals or not key:
-        raise InputError(f"'{written}' is no change: write key=value, for example target=0.95")
+        raise InputError(f"'{written}' is not a change: write key=value, for example target=0.95")
     try:
         value = yaml().load(text)
     except (YAMLError, ValueError) as error:

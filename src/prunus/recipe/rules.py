@@ -28,7 +28,7 @@ def _length(key: str) -> Rule:
         length = parse(attrgetter(key)(r) or 0)
         return length.unit == "min" or (length.unit == "part" and length.value > 0)
 
-    return broken, f"{key}: '{{r.{key}}}' is no length of training; write '3ep' or '500it'"
+    return broken, f"{key}: '{{r.{key}}}' is not a length of training; write '3ep' or '500it'"
 
 
 def _place(key: str) -> Rule:
@@ -38,15 +38,15 @@ def _place(key: str) -> Rule:
 
 RULES: tuple[Rule, ...] = (
     (lambda r: r.rounds is not None and r.schedule.every is not None,
-     "rounds and schedule.every exclude each other: rounds cut once each, every spaces "
+     "rounds and schedule.every cannot be combined: rounds cut once each, every spaces "
      "the cuts of gradual pruning; leave one out"),
     (lambda r: r.until_guard and r.guard is None,
-     "target: guard needs a guard: add for example guard: {{max_drop: 0.01}}"),
+     "target: guard needs a guard: add, for example, guard: {{max_drop: 0.01}}"),
     (lambda r: r.target and r.target.sparsity == 1 and _units(r) != "modules",
-     "target: 1 would remove every weight in scope: write a number below 1 (structure: "
-     "layer alone can take out all, of the modules it names)"),
+     "target: 1 would remove every weight in scope: write a number below 1 (only "
+     "structure: layer can remove all, of the modules it names)"),
     (lambda r: not _is_n_of_m(r) and _n_of_m(r),
-     "structure: {found[0]}:{found[1]} is no n:m: n of every m are kept, so 0 < n < m"),
+     "structure: {found[0]}:{found[1]} is not an n:m: n of every m are kept, so 0 < n < m"),
     (lambda r: r.target and _is_n_of_m(r) and _asks_for_more(r) and _n_of_m(r),
      "target: {found[0]}:{found[1]} removes {r.sparsity:g} of the eligible weights, no more "
      "and no less; leave target out"),
@@ -64,15 +64,15 @@ RULES: tuple[Rule, ...] = (
     (lambda r: r.target and r.target.bound and _stays(r)
      and ("latency_ms" if r.target.latency else r.target.bound[0]),
      "target: max_{found} bounds what the model costs, and structure {r.structure.name} "
-     "removes zeros that are stored and multiplied all the same: use structure: channel or head"),
+     "leaves zeros, which are stored and multiplied as before: use structure: channel or head"),
     (lambda r: _coupled(r) and not r.trait("allocation", "COUPLED"),
      "allocation: {r.allocation.name} shares out single weights; structure "
      "{r.structure.name} removes whole units: use uniform, global or erk"),
     (lambda r: r.compact == "every_round" and not r.in_rounds,
-     "compact: every_round needs rounds: add for example rounds: 4; gradual pruning "
+     "compact: every_round needs rounds: add, for example, rounds: 4; gradual pruning "
      "takes compact: end"),
     (lambda r: r.compact == "every_round" and r.trait("restore", "CHANGES"),
-     "compact: every_round takes units out for good, and restore: {r.restore.name} would "
+     "compact: every_round removes units for good, but restore: {r.restore.name} would "
      "bring them back: use restore: keep or compact: end"),
     (lambda r: _latency(r) and (r.deploy is None or r.deploy.runtime == "auto"),
      "target: max_latency_ms is a time in one runtime: name it, for example "
@@ -80,15 +80,15 @@ RULES: tuple[Rule, ...] = (
     (lambda r: _latency(r) and r.compact == "none",
      "target: max_latency_ms: zeros take as long as other weights: set compact"),
     (lambda r: _latency(r) and r.trait("criterion", "RUNNING"),
-     "target: max_latency_ms measures before anything is trained, and criterion "
-     "{r.criterion.name} knows nothing then: use fisher or sensitivity"),
+     "target: max_latency_ms measures before anything is trained, when criterion "
+     "{r.criterion.name} has nothing to read: use fisher or sensitivity"),
     (lambda r: _releases(r) == "before" and r.trait("restore", "RECALLS") == "cut",
      "restore: values cut with when before would undo the cut: use when: after "
      "(dense–sparse–dense), or values: zero"),
     (lambda r: not r.in_rounds
      and (_releases(r) == "after" or r.trait("restore", "NEEDS_ROUNDS")),
-     "restore: {r.restore.name} returns after a whole retraining, and gradual "
-     "pruning has one only: set rounds"),
+     "restore: {r.restore.name} acts after a whole retraining, and gradual "
+     "pruning has only one: set rounds"),
     (lambda r: _untrained(r) and r.trait("restore", "REWINDS_TO") is not None,
      "restore: {r.restore.name} returns to a step of round 0: set dense, for example 10ep"),
     (lambda r: _untrained(r) and r.learning_rate and r.trait("learning_rate", "NEEDS_DENSE"),
@@ -96,13 +96,13 @@ RULES: tuple[Rule, ...] = (
     (lambda r: r.limit is not None and parse(r.limit).unit == "part",
      "limit: write a time ('20min') or a length ('30ep', '5000it')"),
     (lambda r: r.last_retrain is not None and (r.rounds is None or r.until_guard),
-     "last_retrain: which cut is the last is known with rounds only: set rounds"),
+     "last_retrain: only with rounds is the last cut known: set rounds"),
     *map(_length, ("dense.length", "retrain", "last_retrain", "snapshot")),
     *map(_place, ("start", "end", "every")),
     (lambda r: _reversed(r.schedule.start, r.schedule.end),
-     "schedule: start {found[0]} lies after end {found[1]}"),
+     "schedule: start {found[0]} is after end {found[1]}"),
     (lambda r: parse(r.retrain).unit != "part" and _reversed(r.schedule.end, r.retrain),
-     "schedule: end {found[0]} lies after the end of retrain, {found[1]}"),
+     "schedule: end {found[0]} is after the end of retrain, {found[1]}"),
 )  # fmt: skip
 
 
@@ -164,18 +164,18 @@ def own_loop_conflict(recipe: RecipeFields, *, judged: bool) -> str | None:
     if recipe.compact == "end":
         return (
             "compact: end would replace the model under your loop: leave it out, and "
-            "call prunus.compact(model, pruner.masks, example) after the training"
+            "call prunus.compact(model, pruner.masks, example) after training"
         )
     if recipe.deploy is not None or recipe.quantize != "none":
         return (
-            "deploy and quantize are of a finished model: leave them out, and call "
-            "prunus.deploy(model, example=…) after the training"
+            "deploy and quantize apply to a finished model: leave them out, and call "
+            "prunus.deploy(model, example=…) after training"
         )
     if recipe.guard is not None and not judged:
-        return "a guard needs something to judge with: give evaluate(model) -> float, or no guard"
+        return "a guard needs something to judge with: pass evaluate(model) -> float, or no guard"
     if recipe.learning_rate is not None or not recipe.trait("dense.learning_rate", "CONSTANT"):
         return (
-            "learning_rate: the scheduler of your loop sets the rate, and a recipe's plan beside "
-            "it would be undone: leave it out (learning_rate: null), or use prunus.prune"
+            "learning_rate: the scheduler of your loop sets the rate and would override the "
+            "recipe's plan: leave it out (learning_rate: null), or use prunus.prune"
         )
     return None

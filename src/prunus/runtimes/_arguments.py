@@ -33,14 +33,16 @@ def calibration_of(order: BuildRequest) -> list[list[Tensor]]:
         given = by_name(known, arguments(item))
         lacking = [name for name in wanted if not tensors_of(given.get(name))]
         if lacking:
-            raise InputError(f"calibration: number {number} lacks '{lacking[0]}' of the example")
+            raise InputError(
+                f"calibration: input {number} lacks '{lacking[0]}', which the example has"
+            )
         found.append(tensors_of([given[name] for name in wanted]))
     fitting = [f for f in found if _kinds(f) == _kinds(order.tensors)]
     if found and not fitting:
         have, want = ([str(tuple(t.shape)) for t in ts] for ts in (found[0], order.tensors))
         raise InputError(
-            f"calibration: its inputs are {', '.join(have)}, the example's {', '.join(want)}: give "
-            "inputs of the same kinds and, but for the batch, of the same sizes"
+            f"calibration: its inputs are {', '.join(have)}, the example's {', '.join(want)}: pass "
+            "inputs of the same types and, except for the batch, the same sizes"
         )
     return fitting
 

@@ -55,7 +55,7 @@ def _export(order: BuildRequest) -> Exported:
         program = export(subject.model, subject.args, subject.kwargs)
     if isinstance(program, Exception):
         raise InputError(f"torch.export cannot trace it: {first_line(program)}") from program
-    notes = () if batch is None else (f"for a batch of {batch} alone: the model fixes it",)
+    notes = () if batch is None else (f"for a batch of {batch} only: the model fixes it",)
     return Exported(_unplaced(program), False, notes, subject.names)
 
 

@@ -39,10 +39,10 @@ def refuses(order: BuildRequest) -> str | None:
     kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point() or p.is_complex()}
     odd = sorted(str(k) for k in kinds - {torch.float32, torch.float64})
     if odd:
-        return f"its kernels take float32, the weights are {odd[0]}: call model.float() first"
+        return f"its kernels take float32, but the weights are {odd[0]}: call model.float() first"
     for number, given in enumerate(order.tensors):
         if given.dtype not in INPUTS:
-            return f"it takes no {given.dtype}, and input {number} is: give float32"
+            return f"it does not take {given.dtype}, which input {number} is: pass float32"
     return None
 
 
@@ -71,7 +71,7 @@ def _program(order: BuildRequest) -> ONNXProgram:
     assert program is not None
     count = len(program.model.graph.inputs)
     if count != len(made.names):  # answers would be of inputs in the wrong places
-        raise InputError(f"the exporter kept {count} of the inputs {', '.join(made.names)}")
+        raise InputError(f"the exporter kept only {count} of the inputs {', '.join(made.names)}")
     _strip(program)
     return program
 

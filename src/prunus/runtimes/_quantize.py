@@ -37,7 +37,7 @@ BETWEEN = (
 EXTRA = {"WeightSymmetric": True, "MatMulConstBOnly": True}
 BIG = 1_500_000_000
 """Bytes from which on weights lie in a file of their own; one file holds at most 2 GB."""
-GIVE = "it rounds by the ranges that inputs show: give calibration, inputs like the example"
+GIVE = "it rounds by the ranges found in inputs: pass calibration, inputs like the example"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def refuses(order: BuildRequest, kinds: Sequence[str], *, calibrates: bool) -> s
     census = of_modules(order.model)
     refusal = onnx_file.refuses(order)
     if any(p.dtype is torch.float64 for p in order.model.parameters()):
-        refusal = "it quantizes float32, the weights are torch.float64: call model.float() first"
+        refusal = (
+            "it quantizes float32, but the weights are torch.float64: call model.float() first"
+        )
     if refusal or not census.layers:  # a graph is counted when it is built
         return refusal
     lacking = not order.calibration and (calibrates or census.convolutional)
@@ -174,7 +176,7 @@ def dynamic(given: Ready, path: Path) -> str:
             use_external_data_format=_is_big(given.path),
         )  # fmt: skip
     round_tables(path, external=_is_big(given.path))
-    return "dynamic int8, ranges taken from every input as it comes"
+    return "dynamic int8, ranges taken from each input as it arrives"
 
 
 def _reader(names: Sequence[str], batches: Sequence[Sequence[Tensor]]) -> Any:

@@ -32,7 +32,9 @@ def build(order: BuildRequest) -> Session:
 
 def open_(path: Path, *, threads: int) -> Session:
     """Never: the file holds tensors, and the code that they belong to is the user's."""
-    raise InputError(f"'{path}' holds a model's tensors: prunus.load('{path}', model=…) opens it")
+    raise InputError(
+        f"'{path}' contains a model's tensors: open it with prunus.load('{path}', model=…)"
+    )
 
 
 def computing(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Compute:

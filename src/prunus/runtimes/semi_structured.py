@@ -34,7 +34,7 @@ def refuses(order: BuildRequest) -> str | None:
     """Machines without such a GPU, models of another precision, weights that are not 2:4."""
     needs = "it needs an NVIDIA GPU of compute capability 8.0 (Ampere) or newer"
     if not torch.cuda.is_available():
-        return f"{needs}, and torch finds none here: deploy on a machine that has one"
+        return f"{needs}, and torch finds none here: deploy on a machine with one"
     found = torch.cuda.get_device_capability()
     if found < CAPABILITY:
         return f"{needs}; this one has {found[0]}.{found[1]}"

@@ -50,7 +50,7 @@ def open_zip(task: str, path: Path) -> zipfile.ZipFile:
     except FileNotFoundError:
         raise InputError(f"task {task}: there is no '{path}'") from None
     except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"task {task}: '{path}' is no zip archive: {error}") from None
+        raise InputError(f"task {task}: '{path}' is not a zip archive: {error}") from None
 
 
 def read_text(task: str, path: Path, encoding: str = "utf-8") -> str:
@@ -87,5 +87,5 @@ def load_weights(task: str, model: nn.Module, path: Path) -> nn.Module:
         raise InputError(f"task {task}: '{path}' does not fit its model: {error}") from None
     lacking = [k for k in lacking if not k.endswith("num_batches_tracked")]
     if lacking or unknown:
-        raise InputError(f"task {task}: '{path}' lacks {lacking} and has {unknown} too many")
+        raise InputError(f"task {task}: '{path}' lacks {lacking} and has unknown {unknown}")
     return model

@@ -57,7 +57,7 @@ class Batches:
     def __init__(self, *tensors: Tensor, size: int, shuffle: bool) -> None:
         if len({len(t) for t in tensors}) != 1 or len(tensors[0]) == 0:
             raise InputError(
-                f"Batches needs as many items of each, got {[len(t) for t in tensors]}"
+                f"Batches needs tensors of equal length, got {[len(t) for t in tensors]}"
             )
         if size < 1:
             raise InputError(f"the batch size is {size}; it must be at least 1")

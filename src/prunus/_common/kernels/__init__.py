@@ -81,12 +81,12 @@ def expand(mask: Tensor, values: Tensor, out: Tensor) -> Tensor:
     length = (out.numel() + 7) // 8
     if mask.dtype != torch.uint8 or mask.numel() != length or values.dtype != out.dtype:
         raise ValueError(
-            f"{out.numel()} elements of {out.dtype} have a mask of {length} bytes and such values, "
-            f"not {mask.numel()} of {mask.dtype} and {values.dtype}"
+            f"{out.numel()} elements of {out.dtype} take a mask of {length} bytes and values of "
+            f"the same type, not {mask.numel()} of {mask.dtype} and {values.dtype}"
         )
     compiled = plain and getattr(kernels, "expand", None) is not None
     if not (_expand_compiled if compiled else _expand_plainly)(mask, values, out):
-        raise ValueError(f"the mask has another number of ones than {values.numel()}, its values")
+        raise ValueError(f"the mask must have {values.numel()} ones, one for each value")
     return out
 
 

@@ -96,7 +96,7 @@ def save(
     if not header_fits(data):
         raise InputError(
             f"the names and graphs of this {type(model).__name__} need a header of "
-            f"{int.from_bytes(data[:8], 'little')} bytes; {LONGEST_HEADER} are allowed"
+            f"{int.from_bytes(data[:8], 'little')} bytes; at most {LONGEST_HEADER} are allowed"
         )
     write_atomically(path, data)
     return path
@@ -134,8 +134,8 @@ def packed(
     for attribute in last.values():
         if not is_number(attribute.after):
             raise InputError(
-                f"'{attribute.module}.{attribute.name}' is {attribute.after!r}; a file holds "
-                "numbers and tuples of numbers"
+                f"'{attribute.module}.{attribute.name}' is {attribute.after!r}; a file can hold "
+                "only numbers and tuples of numbers"
             )
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -169,7 +169,7 @@ def _check_rounding(sparse: bool, values: str | None) -> None:
     if values is not None and values not in ROUNDED:
         raise InputError(f"values: {values!r} is unknown: {did_you_mean(str(values), ROUNDED)}")
     if values is not None and not sparse:
-        raise InputError(f"values={values!r} rounds what is packed: give sparse=True as well")
+        raise InputError(f"values={values!r} rounds only packed tensors: pass sparse=True as well")
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -207,7 +207,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         name = manifest["class"][:80]
         name = name if name.isidentifier() else "model"
         raise InputError(
-            f"'{path}' holds the tensors of a {name}, whose code is yours: give the "
+            f"'{path}' contains the tensors of a {name} but not its code: pass the "
             f"dense model, load(path, model={name}(…))"
         )
     tensors = unpack(stored, manifest.get("sparse", {}))
@@ -243,10 +243,10 @@ def _file(path: Path) -> Path:
         return file
     if (path / "run.json").is_file():
         raise InputError(
-            f"the run in '{path}' has not finished, so there is no model yet: go on with "
+            f"the run in '{path}' has not finished, so there is no model yet: resume it with "
             f"prunus resume {path}"
         )
-    raise InputError(f"'{path}' is no run's folder: it holds no {file.name}; give a file")
+    raise InputError(f"'{path}' is not a run folder (it has no {file.name}): pass a file")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -254,13 +254,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     written = manifest.get("format") if isinstance(manifest, dict) else None
     if isinstance(written, str) and written not in _LACKING:
         known = ", ".join(f"'{name}'" for name in _LACKING)
-        raise InputError(f"'{path}' is written as {written[:80]!r}; this reads {known}")
+        raise InputError(f"'{path}' has the format {written[:80]!r}; this reads {known}")
     keys = set(_KNOWN) - _LACKING.get(str(written), {"heads"})
     if not isinstance(manifest, dict) or set(manifest) != keys:
-        raise InputError(f"'{path}' holds a damaged manifest")
+        raise InputError(f"'{path}' has a damaged manifest")
     for key, value in manifest.items():
         if not isinstance(value, _KNOWN[key]):
-            raise InputError(f"'{path}' holds a damaged manifest: {key} is {reprlib.repr(value)}")
+            raise InputError(f"'{path}' has a damaged manifest: {key} is {reprlib.repr(value)}")
     return manifest, tensors
 
 
@@ -277,7 +277,7 @@ def _dropped(entries: list[Any]) -> list[tuple[Any, str]]:
 
 def _graph(entry: Any, tensors: Mapping[str, Tensor | Packed]) -> CompactGraph:
     if not isinstance(entry, dict) or not isinstance(entry.get("attributes"), dict):
-        raise InputError("the manifest holds a damaged graph")
+        raise InputError("the manifest contains a damaged graph")
     opened = from_plain(entry.get("document", {}), {k: whole(t) for k, t in tensors.items()})
     graph = CompactGraph(opened, opened.graph)
     for key, value in entry["attributes"].items():

@@ -59,7 +59,7 @@ def _header_length(path: Path) -> int:
         start = file.read(8)
     if not header_fits(start):
         length = int.from_bytes(start, "little")
-        raise ValueError(f"its header claims {length} bytes; {LONGEST_HEADER} are allowed")
+        raise ValueError(f"its header claims {length} bytes; at most {LONGEST_HEADER} are allowed")
     return int.from_bytes(start, "little")
 
 
@@ -80,11 +80,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{twice[:80]!r} stands there twice")
+        raise ValueError(f"{twice[:80]!r} appears twice")
     return found
 
 
 def _check_bools(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
-            raise ValueError(f"the tensor {name[:80]!r} is said to be bool, and is not")
+            raise ValueError(f"the tensor {name[:80]!r} is declared bool but is not")

@@ -206,7 +206,7 @@ def _tensors(described: Any, tensors: Mapping[str, Tensor]) -> list[Named]:
     built = {k: _tensor(f"tensor '{k}'", d, tensors.get(k)) for k, d in items if k not in tied}
     for name, source in [*tied.items(), *((name, name) for name in tensors)]:
         if of_kind(str, source, f"tensor '{name}'") not in built:
-            raise wrong(f"tensor '{name}'", source, "tensors that are described")
+            raise wrong(f"tensor '{name}'", source, "the tensors that the file describes")
     return [(name, *built[tied.get(name, name)]) for name in names]
 
 
@@ -242,7 +242,7 @@ def _graph(nodes: Any, attributes: set[str]) -> fx.Graph:
         kwargs = {k: _value(v, where, known) for k, v in of_kind(Mapping, kwargs, where).items()}
         target = _target(op, of_kind(str, target, where), attributes, where)
         if target is operator.getitem and not isinstance([*args, None][0], fx.Node):
-            raise wrong(where, "an item of no node", "a node")
+            raise wrong(where, "an item of something else", "a node")
         _check_arguments(op, target, len(args), set(kwargs), where)
         known[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
     inputs = [node.target for node in known.values() if node.op == "placeholder"]

@@ -114,7 +114,7 @@ def _round(name: str, tensor: Tensor, values: Values, dim: int) -> tuple[Tensor,
     if target != torch.int8:
         small = tensor.to(target)
         if bool((small.isinf() & tensor.isfinite()).any()):
-            raise _too_large(name, tensor, f"{values} ends at {torch.finfo(target).max:g}")
+            raise _too_large(name, tensor, f"{values} goes up to {torch.finfo(target).max:g}")
         return small, None
     real = tensor.float()
     others = [d for d in range(tensor.dim()) if d != dim]
@@ -128,6 +128,5 @@ def _round(name: str, tensor: Tensor, values: Values, dim: int) -> tuple[Tensor,
 def _too_large(name: str, tensor: Tensor, why: str) -> InputError:
     largest = tensor.abs().amax().item()
     return InputError(
-        f"'{name}' reaches {largest:g}, which cannot be rounded ({why}): save it as it is, "
-        "without values"
+        f"'{name}' reaches {largest:g}, which cannot be rounded ({why}): save it without values"
     )

@@ -54,7 +54,7 @@ def changes(model: nn.Module, given: list[Any]) -> list[Attribute]:
     modules = dict(model.named_modules())
     for entry in given:
         if not isinstance(entry, list) or len(entry) != 3:
-            raise InputError("the manifest holds a damaged attribute")
+            raise InputError("the manifest contains a damaged attribute")
         path, name, after = entry
         if not isinstance(path, str) or path not in modules:
             near = did_you_mean(path[:80], modules) if isinstance(path, str) else "names are text"

@@ -85,7 +85,7 @@ def unpack(stored: Mapping[str, Tensor], entries: Mapping[str, Any]) -> dict[str
     for name, entry in entries.items():
         parts = [f"{name}#{part}" for part in ("mask", "values", "scale")]
         if name in stored:
-            raise _damaged(name, "is there twice, packed and as it is")
+            raise _damaged(name, "is stored twice, packed and unpacked")
         dtype, shape = _claim(name, entry)
         for part in parts[:2]:
             if part not in stored:
@@ -139,7 +139,7 @@ def _check(name: str, packed: Packed) -> None:
             f"not torch.uint8 ({length},)",
         )
     if count % 8 and int(mask[-1]) >> count % 8:
-        raise _damaged(name, f"has a mask with bits behind its {count} elements")
+        raise _damaged(name, f"has a mask with bits beyond its {count} elements")
     ones = native.ones(mask)
     if tuple(values.shape) != (ones,):
         raise _damaged(name, f"has {ones} ones in its mask and values {tuple(values.shape)}")

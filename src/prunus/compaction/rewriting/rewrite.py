@@ -63,7 +63,7 @@ def rewrite(cut: IndexCut, tensors: Mapping[str, Tensor] | None = None) -> Rewri
             sliced from the traced model.
 
     Raises:
-        RunError: naming an operator that cannot be written for the smaller shapes.
+        RunError: naming an operator that cannot be rewritten for the smaller shapes.
     """
     return _Rewriter(cut, dict(tensors or {})).all()
 
@@ -232,7 +232,7 @@ class _Rewriter:
         assert isinstance(source, fx.Node)
         moved = _one_dim_move(node, x, out)
         if moved is None:
-            raise RunError(f"{describe(node)} cannot be written for the smaller shapes")
+            raise RunError(f"{describe(node)} cannot be rewritten for the smaller shapes")
         dim, index = moved
         stays = self.cut.stays(x.dims[dim])
         kept_out = self.cut.indices(out.dims[dim])

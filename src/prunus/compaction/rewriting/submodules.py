@@ -139,7 +139,7 @@ def cut_from_kept(analysis: Analysis, kept: Kept) -> IndexCut:
     found = cut.kept()
     for name in analysis.tensors:
         if not _same(found.get(name), kept.get(name)):
-            raise RunError(f"'{name}' falls together with more than what was removed")
+            raise RunError(f"'{name}' is coupled with more than what was removed")
     return cut
 
 

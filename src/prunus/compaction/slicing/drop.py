@@ -119,7 +119,7 @@ def find_drops(model: nn.Module, masks: Masks, example: Any) -> DropPlan:
         found = without(left)
     if not left or not found.equal:
         raise InputError(
-            "no emptied module can be taken out: without its weights it must give zeros of its "
+            "no emptied module can be removed: without its weights it must return zeros of its "
             "input's shape, as a residual branch does, or its input, as a block with a skip "
             "connection does; name such modules in structure: {name: layer, modules: [...]}"
         )

@@ -18,7 +18,7 @@ from prunus.pruning.enforce import real_optimizer
 from prunus.types import Indices, Kept
 
 _FACTORED = "it keeps statistics of whole rows and columns, which mix kept and removed weights"
-_MATRIX = "it transforms the update of a whole matrix, so weights do not have a state of their own"
+_MATRIX = "it transforms the update of a whole matrix, so no weight has a state of its own"
 _REFUSED = {
     "adafactor": _FACTORED,
     "sm3": _FACTORED,
@@ -28,7 +28,7 @@ _REFUSED = {
     "galore": _MATRIX,
     "kfac": _MATRIX,
     "lbfgs": "it keeps past steps of all parameters in one vector",
-    "zeroredundancy": "it keeps its state in parts on other ranks",
+    "zeroredundancy": "it keeps parts of its state on other ranks",
 }
 _ADVICE = (
     "use SGD, Adam or AdamW, or shrink without an optimizer and build a new one for the smaller "
@@ -58,9 +58,9 @@ def refuse_optimizer(optimizer: Optimizer) -> None:
     >>> refuse_optimizer(torch.optim.Adafactor(nn.Linear(2, 2).parameters()))
     Traceback (most recent call last):
     ...
-    prunus.errors.InputError: Adafactor cannot go on with smaller parameters: it keeps statistics \
-of whole rows and columns, which mix kept and removed weights; use SGD, Adam or AdamW, or shrink \
-without an optimizer and build a new one for the smaller parameters
+    prunus.errors.InputError: Adafactor cannot continue with smaller parameters: it keeps \
+statistics of whole rows and columns, which mix kept and removed weights; use SGD, Adam or AdamW, \
+or shrink without an optimizer and build a new one for the smaller parameters
     """
     for layer in _layers(optimizer):
         _refuse(layer, _names(layer))
@@ -147,7 +147,7 @@ def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise InputError(
             "DistributedDataParallel keeps buckets of the old sizes: shrink its module, then wrap "
-            "that again"
+            "it again"
         )
     known: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
     known |= model.named_parameters(remove_duplicate=False)
@@ -161,8 +161,8 @@ def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
         first = cuts.setdefault(id(known[name]), _Cut(name, known[name], indices))
         if not same_indices(first.indices, indices):
             raise InputError(
-                f"'{first.name}' and '{name}' are one tensor and keep different indices: give "
-                "the same for both, or one name only"
+                f"'{first.name}' and '{name}' are one tensor but keep different indices: pass "
+                "the same for both, or name only one"
             )
     return {key: cut for key, cut in cuts.items() if any(k is not None for k in cut.indices)}
 
@@ -170,13 +170,13 @@ def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
 def _check(name: str, tensor: Tensor, indices: Indices) -> None:
     """The indices fit the tensor, and the tensor can be sliced."""
     if is_lazy(tensor):
-        raise InputError(f"'{name}' has no shape yet: run the model once before")
+        raise InputError(f"'{name}' has no shape yet: run the model once first")
     if tensor.layout != torch.strided or hasattr(tensor, "device_mesh"):
-        raise InputError(f"'{name}' is sparse or sharded: give the whole, dense tensor")
+        raise InputError(f"'{name}' is sparse or sharded: pass the full, dense tensor")
     if len(indices) != tensor.dim():
         raise InputError(
-            f"'{name}' has {tensor.dim()} dimensions, the kept indices are for {len(indices)}: "
-            "give one entry per dimension, None where all stay"
+            f"'{name}' has {tensor.dim()} dimensions, but the kept indices are for {len(indices)}: "
+            "pass one entry per dimension, None where all stay"
         )
     for dim, (size, index) in enumerate(zip(tensor.shape, indices, strict=True)):
         if index is not None and (wrong := _wrong(index, size)):
@@ -187,11 +187,11 @@ def _wrong(index: Tensor, size: int) -> str | None:
     if index.dtype != torch.int64 or index.dim() != 1:
         return f"must be an int64 vector, not {index.dtype} of shape {tuple(index.shape)}"
     if not len(index):
-        return "are none: at least one must stay"
+        return "are empty: at least one must stay"
     if bool((index[1:] <= index[:-1]).any()):
         return "must be ascending, each index once"
     if int(index[0]) < 0 or int(index[-1]) >= size:
-        return f"run from {int(index[0])} to {int(index[-1])}; allowed are 0 to {size - 1}"
+        return f"run from {int(index[0])} to {int(index[-1])}; 0 to {size - 1} are allowed"
     return None
 
 
@@ -199,7 +199,7 @@ def _sliced(name: str, tensor: Tensor, indices: Indices) -> Tensor:
     try:
         return take(tensor.detach(), indices)
     except (RuntimeError, TypeError) as error:
-        raise RunError(f"{name} cannot be sliced, nothing was changed: {error}") from error
+        raise RunError(f"{name} cannot be sliced; nothing was changed: {error}") from error
 
 
 def resize(parameter: nn.Parameter, value: Tensor) -> None:
@@ -252,7 +252,7 @@ def _names(optimizer: Optimizer) -> dict[int, str]:
 
 
 def _refuse(optimizer: Optimizer, names: Mapping[int, str]) -> None:
-    start = f"{type(optimizer).__name__} cannot go on with smaller parameters"
+    start = f"{type(optimizer).__name__} cannot continue with smaller parameters"
     for base in type(optimizer).__mro__:
         for word, why in _REFUSED.items():
             if word in base.__name__.lower():

@@ -45,7 +45,7 @@ FLOAT64 = Gate()
 OWN_TYPE = Gate(
     1e-4,
     wide=False,
-    note="an operator knows no float64: compared in the model's own type, within 1e-4",
+    note="an operator does not support float64: compared in the model's own type, within 1e-4",
 )
 META = Gate(note="on the meta device: shapes were compared, values could not be")
 
@@ -121,7 +121,7 @@ def traced_outputs(traced: Traced) -> list[Tensor]:
 def difference(expected: list[Tensor], found: list[Tensor]) -> tuple[float, str | None]:
     """Largest difference relative to the largest value, or what makes them incomparable."""
     if not expected:
-        return float("inf"), "the model returns no tensor, so that nothing can be compared"
+        return float("inf"), "the model returns no tensor, so nothing can be compared"
     if len(expected) != len(found):
         return float("inf"), f"{len(found)} outputs instead of {len(expected)}"
     worst = 0.0

@@ -57,7 +57,7 @@ def needed(criterion: Callable[..., Tensor]) -> list[str]:
         if signal not in names("signals"):
             known = did_you_mean(signal, names("signals"))
             name = getattr(criterion, "__name__", "?")
-            raise InputError(f"criterion {name} asks for a signal '{signal}'; {known}")
+            raise InputError(f"criterion {name} asks for an unknown signal '{signal}'; {known}")
     return wanted
 
 

@@ -25,7 +25,7 @@ def mean_of(context: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Ma
     """
     if context.calibration is None or context.loss is None:
         raise InputError(
-            "this criterion needs gradients: give calibration (batches) and "
+            "this criterion needs gradients: pass calibration (batches) and "
             "loss (a function of model and batch)"
         )
     parameters = list(context.parameters.values())
@@ -54,7 +54,7 @@ def mean_of(context: SignalContext, statistic: Callable[[Tensor], Tensor]) -> Ma
             raise RunError(problem)
     batches = sum(count for count, _ in ranks)
     if batches == 0:
-        raise InputError("calibration holds no batch (an iterator that was used up? give a list)")
+        raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
     total(sums)
     return {
         name: sums.pop(0).div_(batches).to(torch.promote_types(p.dtype, torch.float32))

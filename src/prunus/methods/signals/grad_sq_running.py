@@ -25,7 +25,7 @@ def grad_sq_running(context: SignalContext) -> Mapping[str, Tensor]:
     """
     if not context.running:
         raise InputError(
-            "this criterion reads gradients of the training before the cut, and there was none: "
+            "this criterion reads gradients from the training before the cut, but there was none: "
             "train first (dense: 1ep, or schedule.start above 0), or use fisher with calibration"
         )
     lacking = [name for name in context.parameters if name not in context.running]

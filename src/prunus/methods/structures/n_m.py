@@ -38,7 +38,7 @@ def n_m(
     if not fits:
         widths = ", ".join(f"{la.name} has {la.shape[la.in_dim]}" for la in layers)
         raise InputError(
-            f"structure {n}:{m}: no layer in scope has an input width that {m} divides ({widths})"
+            f"structure {n}:{m}: no layer in scope has an input width divisible by {m} ({widths})"
         )
     return [_group(layer, m) for layer in fits]
 

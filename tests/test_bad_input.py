@@ -59,7 +59,7 @@ def command(*words: str) -> Result:
         (["scope.exclude=['*']"], "no prunable weights"),
         (["dense=forever"], "forever"),
         (["retrain=20min"], "not a length of training"),
-        (["schedule.every=3it"], "exclude each other"),
+        (["schedule.every=3it"], "cannot be combined"),
         (["guard=null", "target=guard"], "needs a guard"),
         (["allocation=threshold"], "theta"),
         (["allocation={name: threshold, theta: -1}"], "theta"),

@@ -163,8 +163,8 @@ def test_a_run_that_goes_on_measures_nothing_again(clock: list[float], tmp_path:
         ({"deploy": None}, "name it, for example deploy: onnxruntime"),
         ({"deploy": "auto"}, "name it, for example deploy: onnxruntime"),
         ({"compact": "none"}, "set compact"),
-        ({"target": {"max_latency_ms": "soon"}}, "write for example '0.4ms'"),
-        ({"target": {"max_latency_ms": 0.5, "max_macs": 0.5}}, "exclude each other"),
+        ({"target": {"max_latency_ms": "soon"}}, "write, for example, '0.4ms'"),
+        ({"target": {"max_latency_ms": 0.5, "max_macs": 0.5}}, "cannot be combined"),
         ({"deploy": "onnxruntim"}, "onnxruntime"),
     ],
 )

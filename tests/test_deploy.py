@@ -161,7 +161,7 @@ def test_a_quantized_artifact_is_measured_against_the_quantized_dense_model(plan
 
 def test_no_good_runtime_is_an_error_with_every_reason(plant: Plant) -> None:
     plant(a=Fake(2.0), b=Fake(refusal="it is Tuesday"))
-    with pytest.raises(InputError, match=r"a: answers differ.*; b: it is Tuesday"):
+    with pytest.raises(InputError, match=r"a: outputs differ.*; b: it is Tuesday"):
         deploy(small(), example=EXAMPLE)
 
 
@@ -245,7 +245,7 @@ def test_the_metric_judges_rounded_answers_where_there_is_one(
     refused = made.row("int8").refused  # type: ignore[union-attr]
     if not taken:
         assert refused is not None
-        assert "answers differ" in refused
+        assert "outputs differ" in refused
         assert ("with evaluate= the metric judges" in refused) == (not judged)
 
 
@@ -847,7 +847,7 @@ def test_every_runtime_says_what_it_is_and_stands_in_the_docs() -> None:
 def test_a_file_that_can_hold_code_is_opened_only_when_it_is_trusted() -> None:
     deploy(nn.Linear(3, 2), example=torch.ones(2, 3), runtime="torch_export", seconds=0.01,
            folder="kept")  # fmt: skip
-    with pytest.raises(InputError, match=r"can hold code.*trusted=True"):
+    with pytest.raises(InputError, match=r"can contain code.*trusted=True"):
         prunus.load("kept/torch_export")
     with pytest.raises(InputError, match="trusted=True"):
         prunus.load("kept/torch_export/model.pt2")

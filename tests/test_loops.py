@@ -412,7 +412,7 @@ def test_a_checkpoint_that_does_not_fit_the_pruner_is_refused() -> None:
     other = PruneCallback({**GRADUAL, "target": 0.5})
     with pytest.raises(InputError, match="another recipe"):
         hf_trainer(other, net()).train(resume_from_checkpoint="hf/checkpoint-10")
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="does not exist"):
         other.resume(net(), "elsewhere")
     Path("hf/checkpoint-10").rename("hf/moved")
     Path("hf/checkpoint-20").rename("hf/checkpoint-10")

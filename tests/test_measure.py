@@ -610,7 +610,7 @@ def test_a_model_of_ones_own_is_measured_alone() -> None:
 def test_what_is_no_finished_run_is_refused_with_the_next_step() -> None:
     Path("empty").mkdir()
     done = command("measure", "empty")
-    assert (done.exit_code, "holds no run" in done.output) == (2, True)
+    assert (done.exit_code, "contains no run" in done.output) == (2, True)
     done = command("measure", "digit")
     assert (done.exit_code, "did you mean 'digits'" in done.output) == (2, True)
     command("run", "iterative", "dense=1ep", "retrain=1ep", "rounds=1", "guard=null",

@@ -107,7 +107,7 @@ def test_a_command_says_which_extra_it_needs(words: str, extra: str, what: str) 
     done = command(words, extra)
     assert done.returncode not in (0, None)
     assert what in done.stderr
-    assert f"or pip install 'prunus[{extra}]'" in done.stderr
+    assert f"or install prunus with its extra '{extra}'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -351,7 +351,7 @@ class Reads(nn.Module):
         ("mask", [], ["aten.is_nonzero read integers in the model"]),
         ("shape", [], []),
         ("constant", [], []),
-        ("behind", ["run again on the recorded input, the graph gives an output other than"], []),
+        ("behind", ["run again on the recorded input, the graph gives an output other"], []),
     ],
 )
 def test_what_no_longer_follows_the_input_is_noted(

@@ -363,7 +363,7 @@ def test_wrong_answers_are_found_and_the_artifact_is_not_taken(
 
     monkeypatch.setattr(torch_export, "computing", faulty)
     model, example = nn.Linear(4, 2), torch.randn(2, 4)
-    with pytest.raises(InputError, match="torch_export: answers differ from eager's by"):
+    with pytest.raises(InputError, match="torch_export: outputs differ from eager's by"):
         deploy(model, example=example, runtime="torch_export", seconds=0.01)
 
 
@@ -559,7 +559,7 @@ def test_keywords_count_by_name_and_not_by_their_order(odd: dict[str, DeployedMo
     ({"first": torch.ones(0, 4)}, r"input 0 is torch.float32 \(0, 4\)"),
     ({"extra": [torch.randn(3, 4), None]}, r"input 4 is .* \(3, 4\); .* one batch size for all"),
     ({"ids": None}, "'ids' is missing; it takes first, unused, scale, ids, extra"),
-    ({"labels": torch.ones(2)}, "labels=<Tensor> is not possible, .* built without it"),
+    ({"labels": torch.ones(2)}, "labels=<Tensor> is not possible: .* built without it"),
     ({"flag": False}, "flag=False is not possible: the artifact was built with True"),
 ])  # fmt: skip
 def test_inputs_that_an_artifact_was_not_built_for_are_refused(

@@ -399,7 +399,7 @@ def test_half_precision_models_open_in_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "values", "message"),
-    [(1e6, "float16", r"'one\.weight' reaches 1e\+06.*ends at 65504"),
+    [(1e6, "float16", r"'one\.weight' reaches 1e\+06.*goes up to 65504"),
      (3.4e38, "bfloat16", "cannot be rounded"), (torch.inf, "int8", "needs finite values"),
      (torch.nan, "int8", "needs finite values")],
 )  # fmt: skip
@@ -470,7 +470,7 @@ def test_a_run_that_pruned_weights_leaves_a_packed_file_and_its_folder_opens(
 
 
 def test_a_folder_without_a_model_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(prunus.InputError, match="no run's folder"):
+    with pytest.raises(prunus.InputError, match="not a run folder"):
         prunus.load(tmp_path, Net())
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(prunus.InputError, match=f"prunus resume {re.escape(str(tmp_path))}"):

@@ -388,7 +388,7 @@ REFUSED = [
     ({"structure": "weight", "compact": "end"}, "use structure: channel or head"),
     ({"structure": "weight", "target": {"max_macs": 0.5}}, "zeros, which are stored"),
     ({"structure": "channel", "compact": "every_round"}, "needs rounds"),
-    ({"structure": "channel", "target": {"max_macs": 0.5, "sparsity": 0.5}}, "exclude each other"),
+    ({"structure": "channel", "target": {"max_macs": 0.5, "sparsity": 0.5}}, "cannot be combined"),
     ({"structure": "channel", "allocation": "per_neuron"}, "shares out single weights"),
     (
         {"structure": "channel", "compact": "every_round", "rounds": 2, "dense": "1ep",

@@ -389,7 +389,7 @@ def test_another_sweep_in_the_folder_is_refused() -> None:
 def test_without_optuna_it_is_refused_with_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributions, "missing", lambda names: list(names))
     done = shell("target=0.3,0.5", code=2)
-    assert "pip install optuna, or prunus with its extra 'sweep'" in done.output
+    assert "pip install optuna, or install prunus with its extra 'sweep'" in done.output
     assert not Path("out").exists()
 
 

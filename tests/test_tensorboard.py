@@ -121,5 +121,5 @@ def test_without_the_package_it_is_refused_before_work_with_the_pip_line(
     monkeypatch.setattr(distributions, "missing", lambda names: list(names))
     done = CliRunner().invoke(cli, [*WORDS, "--folder", "run", "--tensorboard"])
     assert done.exit_code == 2
-    assert "pip install tensorboard, or prunus with its extra 'tensorboard'" in done.output
+    assert "pip install tensorboard, or install prunus with its extra 'tensorboard'" in done.output
     assert not Path("run").exists()

@@ -97,7 +97,7 @@ def number(value: object, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} did not return a number: {error}") from None
+        raise InputError(f"{name} returned no number: {error}") from None
 
 
 def bootstrap(items: Tensor, *, draws: int = DRAWS, level: float = LEVEL) -> tuple[float, float]:

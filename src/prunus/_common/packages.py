@@ -54,7 +54,7 @@ def lacking(error: ModuleNotFoundError) -> str:
     """What to install, after the import of a package failed.
 
     >>> lacking(ModuleNotFoundError("No module named 'PIL'", name="PIL"))
-    "pillow is not installed: pip install pillow, or prunus with its extra 'tasks'"
+    "pillow is not installed: pip install pillow, or install prunus with its extra 'tasks'"
     >>> lacking(ModuleNotFoundError("No module named 'mine'", name="mine"))
     "No module named 'mine'"
     """
@@ -77,5 +77,5 @@ _OPTIONAL = {
 def _how(distribution: str, extra: str) -> str:
     return (
         f"{distribution} is not installed: {pip_line([distribution])}, "
-        f"or pip install 'prunus[{extra}]'"
+        f"or install prunus with its extra '{extra}'"
     )

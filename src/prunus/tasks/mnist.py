@@ -86,7 +86,7 @@ def _idx(folder: Path, name: str) -> Tensor:
         rank = raw[3]
         shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
         if raw[:3] != b"\0\0\x08" or not shape:
-            raise ValueError("it does not hold bytes in IDX format")
+            raise ValueError("no IDX file of bytes")
         return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * rank).view(shape)
     except (OSError, EOFError, ValueError, IndexError, RuntimeError) as error:
-        raise InputError(f"'{path}' is not an IDX file: {error}") from error
+        raise InputError(f"'{path}' is no IDX file: {error}") from error

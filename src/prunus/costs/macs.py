@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus._common.inputs import Inputs, arguments
+from prunus._common.inputs import Inputs, arguments, tensors_of
 from prunus._common.torch_internals import pytree
 from prunus.types import Masks
 
@@ -32,6 +32,9 @@ def macs(model: nn.Module, example: Any, masks: Masks) -> tuple[int | None, int 
     inputs = arguments(example)
     first = pytree.tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, inputs)
     counted = _on_meta(model, first)
+    batches = {t.shape[0] for t in tensors_of(inputs) if t.dim()}
+    if counted is None and len(batches) > 1:  # nodes and edges of one graph: no items
+        counted = _on_meta(model, inputs)
     return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
 
 
@@ -55,8 +58,8 @@ def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
         twin = copy.deepcopy(model).to("meta").eval()
         with counter, torch.no_grad():
             twin(*args, **kwargs)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError):
-        return None  # it reads values, which meta tensors lack: counted in a pass for real
+    except Exception:  # of the model's code: reads values, which meta tensors lack, or a slice
+        return None
     return counter
 
 

@@ -18,6 +18,7 @@ from prunus._common.torch_internals import pytree, schema
 from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
 from prunus.graph.labels import Dim, Fixed, Labels, Value
 from prunus.graph.rules import Rule, all_rules
+from prunus.graph.rules.fourier import PAIRS
 from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
@@ -28,7 +29,7 @@ _IGNORED = frozenset(
     {"_assert_tensor_metadata", "sym_size", "_assert_scalar", "sym_constrain_range",
      "sym_constrain_range_for_size", "sym_numel", "sym_stride"}
 )  # fmt: skip
-_TABLES = frozenset({*MOVES, *SPLITS, *COPIES} - {"copy"})
+_TABLES = frozenset({*MOVES, *SPLITS, *COPIES, *PAIRS} - {"copy"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Analysis:
         known: the labels of every node.
         tensors: the labels of every parameter and buffer, by its first name in the model.
         names: every name of a tensor to that first one.
+        read: that first name, of every node that reads a tensor.
         solved: the classes of labels.
         unknown: operators without a rule, and how often.
         heads: the policy at attention sites.
@@ -50,6 +52,7 @@ class Analysis:
     known: dict[fx.Node, Known]
     tensors: dict[str, Value]
     names: dict[str, str]
+    read: dict[fx.Node, str]
     solved: Solved
     unknown: Counter[str]
     heads: Heads
@@ -94,6 +97,7 @@ def analyze(
         known=walk.known,
         tensors=walk.tensors,
         names=walk.names,
+        read=walk.read,
         solved=solve(walk.labels, heads),
         unknown=walk.unknown,
         heads=heads,
@@ -123,6 +127,7 @@ class _Walk:
         self.tensors: dict[str, Value] = {}
         self.unknown: Counter[str] = Counter()
         self.names = canonical_names(model)
+        self.read: dict[fx.Node, str] = {}
         self._parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
         self._by_identity: dict[int, str] = {}
         self._rules = rules()
@@ -163,9 +168,11 @@ class _Walk:
         name = self.names.get(target, self._by_identity.get(id(tensor), target))
         self._by_identity.setdefault(id(tensor), name)
         self._tables.add(node)
+        self.read[node] = name
         if name not in self.tensors:
             shape = tuple(int(n) for n in tensor.shape)
-            masked = target in self._parameters and tensor.is_floating_point()
+            real = tensor.is_floating_point() or tensor.is_complex()
+            masked = target in self._parameters and real
             self.tensors[name] = Value(self.labels.made(shape), (masked,) * len(shape), shape)
             if self.kept is not None:
                 self._decided(self.tensors[name], self.kept.get(name))
@@ -247,7 +254,8 @@ class _Walk:
                     self.labels.used.append(dim)
 
     def _follow(self, node: fx.Node, source: fx.Node) -> None:
-        self._views[node] = source
+        if _may_share(node):
+            self._views[node] = source
         if source in self._tables:
             self._tables.add(node)
 
@@ -271,6 +279,13 @@ class _Walk:
             for dim in value.dims:
                 if not isinstance(dim, Fixed):
                     self.labels.pin(dim[~used[dim]], "not read with this example")
+
+
+def _may_share(node: fx.Node) -> bool:
+    """Whether a result may stand on its operand's memory: dropout does, which does nothing here."""
+    found = schema(node.target)
+    aliased = found is None or any(r.alias_info for r in found.returns)
+    return aliased or "dropout" in base_name(node)
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from torch import fx
 from prunus.graph.analysis import Analysis
 from prunus.graph.call import base_name, named_arguments
 from prunus.graph.labels import Dim, Value
+from prunus.graph.rules.contraction import spelled_out
 from prunus.graph.rules.recurrent import GATES
 
 
@@ -84,11 +85,15 @@ def _recurrent(analysis: Analysis, node: fx.Node, args: Any) -> Iterator[Term]:
 
 
 def _einsum(analysis: Analysis, args: Any) -> Iterator[Term]:
-    left = str(args["equation"]).replace(" ", "").split("->")[0]
+    values = [analysis.known.get(node) for node in args["tensors"]]
+    if not all(isinstance(v, Value) for v in values):
+        return
+    left, _ = spelled_out(
+        str(args["equation"]), [len(v.shape) for v in values if isinstance(v, Value)]
+    )
     letters: dict[str, tuple[Dim, int]] = {}
-    for names, node in zip(left.split(","), args["tensors"], strict=True):
-        value = analysis.known.get(node)
-        if isinstance(value, Value) and "." not in names:
+    for names, value in zip(left.split(","), values, strict=True):
+        if isinstance(value, Value):
             for letter, pair in zip(names, _pairs(value), strict=True):
                 if letters.get(letter, (None, 1))[1] == 1:
                     letters[letter] = pair

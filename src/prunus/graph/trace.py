@@ -65,13 +65,14 @@ def trace(
         inputs: positional and keyword arguments, instead of an example.
 
     Raises:
-        InputError: if the model cannot be traced, with the reason.
+        InputError: if the model cannot be traced, with the reason; scripted modules cannot.
 
     >>> traced = trace(nn.Linear(2, 3), torch.ones(1, 2))
     >>> [str(n.target) for n in traced.module.graph.nodes if n.op == "call_function"]
     ['aten.linear.default']
     """
     args, kwargs = arguments(example) if inputs is None else inputs
+    _refuse_scripted(model)
     model = shared_copy(model)  # caches that a pass fills stay in the copy
     with analysis_mode(model), torch.no_grad():
         opened = _open_export(model, args, kwargs, closed) if dynamic else None
@@ -82,6 +83,17 @@ def trace(
     _inline(module)
     _settle(module)
     return Traced(module, (args, kwargs), "export", open=opened is not None)
+
+
+def _refuse_scripted(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            which = f"'{name}'" if name else "the model"
+            raise InputError(
+                f"{which} is a torch.jit.ScriptModule: compiled code "
+                "can be neither traced nor sliced. Prune the model as it was before "
+                "torch.jit.script or torch.jit.trace, and script the smaller one"
+            )
 
 
 def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:

@@ -150,7 +150,7 @@ class _Rewriter:
             return self._copied(node)
         known = self.analysis.known[node]
         assert isinstance(known, Value)
-        name = next(n for n, v in self.analysis.tensors.items() if v is known)
+        name = self.analysis.read[node]
         if name not in self.tensors:
             small = take(tensor.detach(), self.cut.left(known))
             if isinstance(tensor, nn.Parameter):

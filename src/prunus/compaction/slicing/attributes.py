@@ -122,7 +122,11 @@ def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
         hidden, inputs = (current(module, f"weight_{side}_l0") for side in ("hh", "ih"))
         assert hidden is not None
         assert inputs is not None
-        return {"hidden_size": hidden.shape[1], "input_size": inputs.shape[1]}
+        sizes = {"hidden_size": hidden.shape[1], "input_size": inputs.shape[1]}
+        narrow = current(module, "weight_hr_l0")  # an LSTM whose outputs are narrower than it
+        if narrow is not None:
+            sizes |= {"proj_size": narrow.shape[0], "hidden_size": narrow.shape[1]}
+        return sizes
     weight = current(module, "weight")
     if isinstance(module, AnyConv) and weight is not None:
         number = module.groups if groups is None else groups
@@ -145,6 +149,8 @@ def _facts(module: nn.Module, groups: int | None) -> dict[str, Any]:
 
 _SHAPES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("out_features", "in_features"),
+    nn.Bilinear: ("out_features", "in1_features", "in2_features"),
+    nn.PReLU: ("num_parameters",),
     AnyBatchNorm: ("num_features",),
     nn.Embedding: ("num_embeddings", "embedding_dim"),
 }

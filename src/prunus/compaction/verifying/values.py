@@ -87,8 +87,8 @@ def random_like(example: Any, seed: int = 0) -> Inputs:
     def fresh(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.numel() == 0 or value.is_meta:
             return value
-        if value.is_floating_point():
-            made = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        if value.is_floating_point() or value.is_complex():
+            made = torch.randn(value.shape, generator=generator, dtype=_wide(value.dtype))
             return made.to(value.device)
         if value.dtype is torch.bool or int(value.min()) == int(value.max()):
             return value
@@ -183,11 +183,11 @@ class _Values:
 
     def made(self, kept: Indices | None = None) -> Tensor:
         """The values of all indices, or of those that stay."""
-        if not self.own.is_floating_point():
+        if not self.own.is_floating_point() and not self.own.is_complex():
             return self.own if kept is None else take(self.own, kept)
         early = kept is not None and self.noise is None and self.fill is None
         part = take(self.own, kept) if early and kept is not None else self.own
-        values = part.double()
+        values = part.to(_wide(part.dtype))
         if self.noise is not None and not values.is_meta:
             values = self.noise(values)
         if self.mask is not None:
@@ -216,13 +216,18 @@ def _varied(name: str, tensor: Tensor, parameter: bool, draws: _Draws) -> _Value
     return _Values(tensor, parameter)
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
 def _filled(values: Tensor, kept: Tensor, draw: Callable[[], Tensor]) -> Tensor:
     """Random numbers, of the size of what is kept, in place of what is removed."""
     if values.is_meta:
         return values
     left = values.masked_select(kept)
     spread = float(left.std()) if left.numel() > 1 else 0.1
-    return values.masked_scatter(~kept, draw().to(values.device) * max(spread, 1e-3))
+    drawn = draw().to(values.device, values.dtype)
+    return values.masked_scatter(~kept, drawn * max(spread, 1e-3))
 
 
 class _Draws:

@@ -26,6 +26,9 @@ TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
 
 
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
 @dataclass(frozen=True)
 class Gate:
     """How two models are compared.
@@ -74,7 +77,7 @@ class Comparison:
 
 
 class Double(TorchDispatchMode):
-    """Everything in float64, literals such as ``.to(torch.float32)`` included."""
+    """Everything in float64, literals such as ``.to(torch.float32)`` included; complex likewise."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         written = written_arguments(func)
@@ -84,10 +87,13 @@ class Double(TorchDispatchMode):
                 torch.float32, torch.float16, torch.bfloat16
             ):  # fmt: skip
                 return value.double()
-            return torch.float64 if value is torch.float32 else value
+            if isinstance(value, Tensor) and value.dtype is torch.complex64:
+                return value.to(torch.complex128)
+            return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
         widened = [a if i in written else pytree.tree_map(wide, a) for i, a in enumerate(args)]
-        return func(*widened, **pytree.tree_map(wide, kwargs or {}))
+        result = func(*widened, **pytree.tree_map(wide, kwargs or {}))
+        return result if tensors_of((args, kwargs)) else pytree.tree_map(wide, result)
 
 
 def outputs(

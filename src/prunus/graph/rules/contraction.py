@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from string import ascii_lowercase, ascii_uppercase
+
 from prunus.graph.call import Call, Found
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.rules.pointwise import along, line_up
@@ -27,7 +30,10 @@ def _rows(x: Value, bias: Value | None) -> list[bool]:
 
 def matmul(call: Call) -> Found:
     """Batches of matrices, matrices and vectors."""
-    x, w = call.value("self", "input"), call.value("other", "mat2", "vec", "tensor")
+    x, w = (
+        call.value("self", "input", "sparse"),
+        call.value("other", "mat2", "vec", "tensor", "dense"),
+    )
     if x is None or w is None:
         return None
     return _product(call, x, w)
@@ -62,14 +68,12 @@ def addmm(call: Call) -> Found:
 
 def einsum(call: Call) -> Found:
     """Letters that repeat fall together; those that vanish are summed over."""
-    equation = str(call["equation"]).replace(" ", "")
-    values = [call.of(n) for n in call["tensors"]]
-    if "." in equation or "->" not in equation or any(v is None for v in values):
+    values = [v for n in call["tensors"] if (v := call.of(n)) is not None]
+    if len(values) != len(call["tensors"]):
         return None
-    left, right = equation.split("->")
+    left, right = spelled_out(str(call["equation"]), [len(v.dims) for v in values])
     places: dict[str, list[tuple[Value, int]]] = {}
     for letters, value in zip(left.split(","), values, strict=True):
-        assert value is not None
         if len(set(letters)) != len(letters):
             return None
         for d, letter in enumerate(letters):
@@ -84,6 +88,44 @@ def einsum(call: Call) -> Found:
     dims = [places[letter][0][0].dims[places[letter][0][1]] for letter in right]
     zero = [any(v.zero[d] for v, d in places[letter]) for letter in right]
     return call.result(dims, zero)
+
+
+def spelled_out(equation: str, ranks: Sequence[int]) -> tuple[str, str]:
+    """Both sides of an einsum, with letters in place of ``...`` and a right side if it has none.
+
+    >>> spelled_out("...i, oi -> ...o", [3, 2])
+    ('ABi,oi', 'ABo')
+    >>> spelled_out("ij,jk", [2, 2])
+    ('ij,jk', 'ik')
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    own = [len(letters.replace("...", "")) for letters in left.split(",")]
+    most = max((r - n for r, n in zip(ranks, own, strict=True)), default=0)
+    spare = [c for c in ascii_uppercase + ascii_lowercase if c not in equation][:most]
+    many = [
+        letters.replace("...", "".join(spare[len(spare) - (rank - n) :]))
+        for letters, rank, n in zip(left.split(","), ranks, own, strict=True)
+    ]
+    if not arrow:
+        letters = left.replace(",", "").replace("...", "")
+        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    return ",".join(many), right.replace("...", "".join(spare))
+
+
+def bilinear(call: Call) -> Found:
+    """y[…, o] = Σ x[…, i]·w[o, i, j]·z[…, j] + b[o]."""
+    x, z, w, b = (call.value(k) for k in ("input1", "input2", "weight", "bias"))
+    if x is None or z is None or w is None:
+        return None
+    for i, value in enumerate((x, z), start=1):
+        call.summed((value, len(value.dims) - 1), (w, i), what="a sum")
+    rows = [call.labels.join(*pair) for pair in zip(x.dims[:-1], z.dims[:-1], strict=True)]
+    zero, out = w.zero[0], w.dims[0]
+    if b is not None:
+        call.labels.tie(out, b.dims[0])
+        zero = zero and b.zero[0]
+    made_zero = [p or q for p, q in zip(_rows(x, b), _rows(z, b), strict=True)]
+    return call.result([*rows, out], [*made_zero, zero])
 
 
 def grouped_matmul(call: Call) -> Found:
@@ -102,9 +144,11 @@ def grouped_matmul(call: Call) -> Found:
 RULES = {
     "grouped_mm_fallback": grouped_matmul,  # transformers
     "_grouped_mm": grouped_matmul,
+    "bilinear": bilinear,
     "linear": linear,
     "matmul": matmul,
     "mm": matmul,
+    "_sparse_mm": matmul,
     "bmm": matmul,
     "mv": matmul,
     "dot": matmul,

@@ -20,6 +20,15 @@ def embedding(call: Call) -> Found:
     return call.result([*dims, w.dims[1]], [*(False for _ in dims), w.zero[1]])
 
 
+def renorm(call: Call) -> Found:
+    """Rows that are longer than allowed are scaled in place: masked numbers add no length."""
+    w = call.value("self")
+    if w is None:
+        return None
+    call.labels.pin(w.dims[0], f"{call.where}: rows are looked up")
+    return w
+
+
 def index(call: Call) -> Found:
     """x[:, numbers, …] with tensors of numbers in one or more neighboring places."""
     x, numbers = call.value("self"), call["indices"]
@@ -166,6 +175,7 @@ def one_hot(call: Call) -> Found:
 
 RULES = {
     "embedding": embedding,
+    "embedding_renorm": renorm,
     "embedding_bag": embedding_bag,
     "_embedding_bag": embedding_bag,
     "_embedding_bag_forward_only": embedding_bag,

@@ -20,8 +20,9 @@ MOVES = (
     *SHAPED, *EXPANDED, "permute", "transpose", "t", "unsqueeze", "squeeze", "flatten",
     "unflatten", "select", "slice", "narrow", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "repeat", "repeat_interleave", "roll", "pad", "constant_pad_nd", "movedim",
-    "moveaxis", "unfold", "im2col", "swapaxes", "swapdims", "numpy_T", "mT", "adjoint", "tile",
-    "rot90", "tril", "triu", "diagonal", "_reshape_alias", "squeeze_copy",
+    "moveaxis", "unfold", "im2col", "swapaxes", "swapdims", "numpy_T", "mT", "mH", "matrix_H",
+    "adjoint", "tile", "fft_fftshift", "fft_ifftshift", "rot90", "tril", "triu", "diagonal",
+    "_reshape_alias", "squeeze_copy",
 )  # fmt: skip
 SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split",
           "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit")  # fmt: skip

@@ -17,14 +17,16 @@ SUMS = frozenset({"add", "sub", "subtract", "maximum", "minimum", "lerp", "hypot
 COPIES = frozenset(
     {"to", "_to_copy", "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "dropout",
      "feature_dropout", "native_dropout", "type_as", "float", "copy", "alpha_dropout",
-     "dropout1d", "dropout2d", "dropout3d"}
+     "dropout1d", "dropout2d", "dropout3d", "real", "imag", "conj", "_conj", "conj_physical",
+     "_conj_physical", "resolve_conj", "resolve_neg", "_neg_view"}
 )  # fmt: skip
 OTHERS = frozenset(
-    {"where", "masked_fill", "softplus", "hardtanh", "relu6", "gelu", "threshold", "prelu", "elu",
+    {"where", "masked_fill", "softplus", "hardtanh", "relu6", "gelu", "threshold", "elu",
      "celu", "selu", "leaky_relu", "nan_to_num", "clamp", "clamp_min", "clamp_max", "logical_or",
      "logical_not", "rsub", "fill", "hardswish", "hardsigmoid", "mish", "silu", "zero", "relu",
      "__or__", "__xor__", "__ior__", "bitwise_or", "bitwise_xor", "rrelu", "logit", "pow",
-     "log_sigmoid", "addcmul", "addcdiv", "isin", "hardshrink", "softshrink", "erf", "bernoulli"}
+     "log_sigmoid", "addcmul", "addcdiv", "isin", "hardshrink", "softshrink", "erf", "bernoulli",
+     "complex", "polar", "angle"}
 )  # fmt: skip
 
 
@@ -87,9 +89,11 @@ def _zero(call: Call, e: int, shape: tuple[int, ...]) -> bool:
         return zero(call["self"]) and (zero(call["tensor1"]))
     if name == "copy":
         return zero(call["src"])
+    if name == "polar":
+        return zero(call["abs"])
+    if name == "complex":
+        return zero(call["real"]) and zero(call["imag"])
     if name in COPIES and nodes:
-        return zero(nodes[0])
-    if name == "prelu":
         return zero(nodes[0])
     if len(nodes) == 1:
         return zero(nodes[0]) and _keeps_zero(call, nodes[0])
@@ -115,4 +119,15 @@ def _keeps_zero(call: Call, operand: fx.Node) -> bool:
     return isinstance(result, Tensor) and not bool(torch.count_nonzero(result))
 
 
-RULES = dict.fromkeys(PRODUCTS | QUOTIENTS | SUMS | COPIES | OTHERS, pointwise)
+def prelu(call: Call) -> Found:
+    """A slope for each index of dimension 1, or one for all."""
+    x, slope = call.value("self"), call.value("weight")
+    if x is None or slope is None:
+        return None
+    dims = list(x.dims)
+    if slope.shape != (1,):
+        dims[1] = call.labels.join(dims[1], slope.dims[0])
+    return call.result(dims, x.zero)
+
+
+RULES = dict.fromkeys(PRODUCTS | QUOTIENTS | SUMS | COPIES | OTHERS, pointwise) | {"prelu": prelu}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prunus.graph.call import Call, Found
-from prunus.graph.labels import Array, Dim, Fixed, Value
+from prunus.graph.labels import Dim, Fixed, Value
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -23,55 +23,78 @@ def recurrent(call: Call) -> Found:
     packed = call.value("data") is not None
     x = call.value("data") if packed else call.value("input")
     start = call["hx"]
-    starts = [call.of(n) for n in (start if isinstance(start, (list, tuple)) else [start])]
-    weights = [call.of(n) for n in call["params"]]
-    if x is None or any(v is None for v in (*starts, *weights)):
+    given = start if isinstance(start, (list, tuple)) else [start]
+    starts = [v for n in given if (v := call.of(n)) is not None]
+    weights = [v for n in call["params"] if (v := call.of(n)) is not None]
+    if x is None or len(starts) < len(given) or len(weights) < len(call["params"]):
         return None
     per = 4 if call["has_biases"] else 2
     layers, ways = int(call["num_layers"]), 2 if call["bidirectional"] else 1
-    hidden: Dim = call.labels.join(*(s.dims[-1] for s in starts if s is not None))
-    inputs, size = x.dims[-1], 0
-    for layer in range(layers):
-        for way in range(ways):
-            own = weights[(layer * ways + way) * per :][:per]
-            size = _one(call, own, inputs, hidden, gates)
-        joined = _twice(hidden, size, ways, call)
-        inputs = joined
-    zero = all(s is not None and s.zero[-1] for s in starts)
-    return _outputs(call, x, inputs, hidden, zero)
+    projected = len(weights) > layers * ways * per  # an LSTM whose outputs are narrower than it
+    per += projected
+    width: Dim = call.labels.join(*(s.dims[-1] for s in starts[projected:]))
+    hidden = starts[0].dims[-1] if projected else width
+    inputs = x.dims[-1]
+    for i in range(layers * ways):
+        own = weights[i * per :][:per]
+        _one(call, own[: per - projected], inputs, hidden, (width, gates))
+        if projected:  # hidden state = w·(what would be the hidden state)
+            call.labels.tie(hidden, own[-1].dims[0])
+            call.labels.tie(width, own[-1].dims[1])
+        if (i + 1) % ways == 0:
+            inputs = hidden if isinstance(hidden, Fixed) else np.tile(hidden, ways)
+    zero = [s.zero[-1] for s in starts]
+    return _outputs(call, x, inputs, [hidden, width], zero if projected else [all(zero)] * 2)
 
 
-def _one(call: Call, own: Sequence[Any], inputs: Dim, hidden: Dim, gates: int) -> int:
+def _one(call: Call, own: Sequence[Any], inputs: Dim, hidden: Dim, rows: tuple[Dim, int]) -> None:
     """One layer in one direction: rows of both weights are gates × units."""
     w_in, w_hidden, biases = own[0], own[1], own[2:]
-    size = w_hidden.shape[1]
     call.labels.tie(inputs, w_in.dims[1])
     call.labels.tie(hidden, w_hidden.dims[1])
-    rows = hidden if isinstance(hidden, Fixed) else np.tile(hidden, gates)
+    width, gates = rows
+    every = width if isinstance(width, Fixed) else np.tile(width, gates)
     for part in (w_in, w_hidden, *biases):
-        call.labels.tie(rows, part.dims[0])
-    return int(size)
+        call.labels.tie(every, part.dims[0])
 
 
-def _twice(hidden: Dim, size: int, ways: int, call: Call) -> Dim:
-    if isinstance(hidden, Fixed):
-        return hidden
-    found: Array = np.tile(hidden, ways)
-    return found
-
-
-def _outputs(call: Call, x: Value, out: Dim, hidden: Dim, zero: bool) -> Found:
+def _outputs(call: Call, x: Value, out: Dim, states: Sequence[Dim], zero: Sequence[bool]) -> Found:
     """(sequence, last hidden state[, last cell state])."""
-    sequence = call.result([*x.dims[:-1], out], [*(False for _ in x.dims[:-1]), zero], call.out[0])
-    states = [
-        call.result(
-            [*(Fixed(f"{call.where}: layers, directions and batch") for _ in t.shape[:-1]), hidden],
-            [*(False for _ in t.shape[:-1]), zero],
-            t,
-        )
-        for t in call.out[1:]
+    batch = [False] * (len(x.dims) - 1)
+    sequence = call.result([*x.dims[:-1], out], [*batch, zero[0]], call.out[0])
+    where = Fixed(f"{call.where}: layers, directions and batch")
+    last = [
+        call.result([*(where for _ in t.shape[:-1]), dim], [*(False for _ in t.shape[:-1]), z], t)
+        for t, dim, z in zip(call.out[1:], states, zero, strict=False)
     ]
-    return [sequence, *states]
+    return [sequence, *last]
+
+
+def pack(call: Call) -> Found:
+    """Sequences of their own lengths, the steps of all of them behind each other."""
+    x = call.value("input")
+    if x is None:
+        return None
+    why = f"{call.where}: steps and batch"
+    for dim in x.dims[:2]:
+        call.labels.pin(dim, why)
+    data, sizes = call.out
+    rest = [Fixed(why), *x.dims[2:]], [False, *x.zero[2:]]
+    return [call.result(*rest, data), call.fixed(why, sizes)]
+
+
+def pad(call: Call) -> Found:
+    """The same backwards, with a value behind the end of each."""
+    x = call.value("data")
+    if x is None:
+        return None
+    why = f"{call.where}: steps and batch"
+    call.labels.pin(x.dims[0], why)
+    padded, lengths = call.out
+    filled = call["padding_value"] == 0
+    zero = [False, False, *(z and filled for z in x.zero[1:])]
+    dims: list[Dim] = [Fixed(why), Fixed(why), *x.dims[1:]]
+    return [call.result(dims, zero, padded), call.fixed(why, lengths)]
 
 
 def cell(call: Call) -> Found:
@@ -85,7 +108,8 @@ def cell(call: Call) -> Found:
     states = [s for s in starts if s is not None]
     hidden: Dim = call.labels.join(*(s.dims[-1] for s in states))
     hidden = call.labels.join(hidden, own[1].dims[1])
-    _one(call, [w for w in own if w is not None], x.dims[-1], hidden, GATES[call.name[:-5]])
+    weights = [w for w in own if w is not None]
+    _one(call, weights, x.dims[-1], hidden, (hidden, GATES[call.name[:-5]]))
     batch = call.labels.join(*(v.dims[0] for v in (x, *states))) if len(x.dims) > 1 else None
     dims = [hidden] if batch is None else [batch, hidden]
     zero = [*(False for _ in dims[1:]), all(s.zero[-1] for s in states)]
@@ -94,4 +118,8 @@ def cell(call: Call) -> Found:
     return [call.result(dims, zero, t) for t in call.out]
 
 
-RULES = dict.fromkeys(GATES, recurrent) | {f"{name}_cell": cell for name in GATES}
+RULES = (
+    dict.fromkeys(GATES, recurrent)
+    | {f"{name}_cell": cell for name in GATES}
+    | {"_pack_padded_sequence": pack, "_pad_packed_sequence": pad}
+)

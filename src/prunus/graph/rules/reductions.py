@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunus.graph.call import Call, Found
@@ -18,6 +19,13 @@ MIXES = frozenset(
 KEEPS = frozenset(
     {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "sort",
      "argsort", "topk", "logcumsumexp", "cummax", "cummin", "renorm", "_safe_softmax", "diff"}
+)  # fmt: skip
+
+
+STAY_ZERO = SUMS | frozenset(
+    {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "prod", "any",
+     "all", "median", "count_nonzero", "aminmax", "cumsum", "cumprod", "flip", "sort", "topk",
+     "cummax", "cummin", "renorm", "diff"}
 )  # fmt: skip
 
 
@@ -47,7 +55,8 @@ def reduction(call: Call) -> Found:
             for d, dim in enumerate(x.dims)
             if same or d not in over
         ]
-        stays = call.name in SUMS or call.name in ("mean", "cumsum", "flip", "amax", "amin")
+        numbers = out.is_floating_point() or out.is_complex() or out.dtype is torch.bool
+        stays = call.name in STAY_ZERO and (numbers or call.name == "count_nonzero")
         zero = [
             stays and z and d not in over for d, z in enumerate(x.zero) if same or d not in over
         ]

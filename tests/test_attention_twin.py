@@ -405,6 +405,7 @@ def test_nested_tensors_leave_zeros_where_the_masked_encoder_leaves_them() -> No
     assert gap(*hidden) < 1e-10
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_narrow_feedforward_keeps_the_fast_path_and_is_right_there() -> None:
     model = randomized(Encoder(batch_first=True))
     x, pad = torch.randn(2, 5, 6, dtype=F64), padding(2, 5)

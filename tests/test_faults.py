@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers import cut_units
+from prunus._common.inputs import arguments
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.compaction.search import find_plan
+from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import random_like, small_state, values_for_test
 from prunus.compaction.verifying.verify import (
     Comparison,
@@ -71,7 +73,7 @@ class Case:
         masks = masks_of(self.cut, dict(self.model.named_parameters()))
         _, self.masked = values_for_test(self.model, masks)
         self.small = dict(small_state(self.masked, self.kept, self.cut.analysis.names))
-        self.inputs = random_like(EXAMPLE)
+        self.inputs = random_like(arguments(EXAMPLE))
         self.expected = outputs(self.model, self.masked, self.inputs)
         self.compact = perform(copy.deepcopy(self.model), find_plan(self.model, self.cut, EXAMPLE))
 
@@ -85,7 +87,7 @@ class Case:
         return cut_units(analysis, np.concatenate(gone))
 
     def compared(self) -> Comparison:
-        return compare(self.expected, self.compact, self.small, self.inputs)
+        return compare((self.expected, {}), self.compact, self.small, Use("", self.inputs))
 
     def place(self) -> str | None:
         """The first operator that differs."""

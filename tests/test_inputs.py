@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunus._common.inputs import (
     arguments,
     by_name,
+    every_example,
     leaves_of,
     map_tensors,
     tensors_of,
@@ -134,7 +135,10 @@ def test_arguments_keep_their_order_and_number_under_names(args: Any, kwargs: An
     assert list(named)[: min(2, len(args))] == ["x", "y"][: len(args)]
     assert arguments(dict(named)) == ((), named)
     assert arguments(tuple(args)) == (tuple(args), {})
-    assert arguments(args) == ((args,), {})
+    assert arguments((args,)) == ((args,), {})
+    if args:  # a list is one of examples
+        assert every_example(args) == [((a,), {}) for a in args]
+        assert arguments(args) == ((args[0],), {})
 
 
 @given(NESTED, st.integers(1, 3))

@@ -25,12 +25,34 @@ Rebuild = Callable[[list[Any]], Any]
 _LEAVES = (Tensor, nn.Module, type, Enum, FunctionType, MethodType, ModuleType, torch.Size)
 
 
+def every_example(example: Any) -> list[Inputs]:
+    """The arguments of each example: a list holds several, everything else is one.
+
+    A model whose argument is itself a list is given a tuple: ``([first, second],)``.
+
+    Raises:
+        InputError: for an empty list.
+
+    >>> every_example([1, {"mask": 3}])
+    [((1,), {}), ((), {'mask': 3})]
+    """
+    if not isinstance(example, list):
+        return [arguments(example)]
+    if not example:
+        raise InputError("example is an empty list: give an input, or a list of examples")
+    return [arguments(one) for one in example]
+
+
 def arguments(example: Any) -> Inputs:
     """An example as arguments: a mapping by keyword, a tuple by position, else the only one.
+
+    Of a list of examples it is the first one.
 
     >>> arguments((1, 2)), arguments({"mask": 3})
     (((1, 2), {}), ((), {'mask': 3}))
     """
+    if isinstance(example, list):
+        return every_example(example)[0]
     if isinstance(example, Mapping):
         return (), dict(example)
     return (example if isinstance(example, tuple) else (example,)), {}
@@ -44,6 +66,16 @@ def positional_names(model: nn.Module) -> list[str]:
     """
     parameters = inspect.signature(model.forward).parameters.values()
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def defaults_of(model: nn.Module) -> dict[str, Any]:
+    """What the arguments of ``forward`` are when they are left out.
+
+    >>> defaults_of(nn.Transformer(4, 2))["tgt_mask"] is None
+    True
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def by_name(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -27,6 +28,8 @@ from torch.nn.modules.batchnorm import _NormBase as AnyBatchNorm
 from torch.nn.modules.conv import _ConvNd as AnyConv
 from torch.nn.modules.conv import _ConvTransposeNd as AnyTransposedConv
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.printers import PythonPrinter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
@@ -134,6 +137,48 @@ def size_hint(size: int | torch.SymInt) -> int:
 def is_open(size: int | torch.SymInt) -> bool:
     """Whether a size stayed a symbol: one that was settled may still be a ``SymInt``."""
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
+
+
+def open_sizes(module: fx.GraphModule) -> tuple[list[tuple[int | str, ...]], list[str]] | None:
+    """Sizes of an exported graph's inputs, and what the trace took for granted of open ones.
+
+    Returns:
+        Of each tensor that goes in, its sizes: numbers, or Python expressions in the names of
+        symbols; and conditions in these names. ``None`` if some condition is about no input.
+    """
+    tensors = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    sizes = [size for t in tensors if isinstance(t, Tensor) for size in t.shape]
+    symbolic: list[Any] = [size for size in sizes if is_open(size)]
+    if not symbolic:
+        return [tuple(int(n) for n in t.shape) for t in tensors if isinstance(t, Tensor)], []
+    env = symbolic[0].node.shape_env
+    known = {symbol for size in symbolic for symbol in size.node.expr.free_symbols}
+    named = {symbol for symbol in known if any(size.node.expr == symbol for size in symbolic)}
+    conditions = []
+    for guard in env.guards:
+        true = env.simplify(guard.expr)
+        if true.is_Boolean and not true.free_symbols:
+            continue
+        if not true.free_symbols <= named:
+            return None
+        conditions.append(_printed(true))
+    for symbol in sorted(named, key=str):
+        bounds = env.var_to_range[symbol]
+        conditions.append(f"{symbol} >= {int(bounds.lower)}")
+        if int_oo != bounds.upper and bounds.upper < sys.maxsize - 1:
+            conditions.append(f"{symbol} <= {int(bounds.upper)}")
+
+    def printed(size: Any) -> int | str:
+        return _printed(size.node.expr) if is_open(size) else int(size)
+
+    if known != named:
+        return None
+    found = [tuple(map(printed, t.shape)) for t in tensors if isinstance(t, Tensor)]
+    return found, list(dict.fromkeys(conditions))
+
+
+def _printed(expression: Any) -> str:
+    return str(PythonPrinter().doprint(expression))
 
 
 # How a graph is called: fx keeps it in its code generator

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, arguments, every_example
 from prunus._common.modules import detached_copy
-from prunus._common.torch_internals import pytree
 from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting.rewrite import Rewritten, rewrite
 from prunus.compaction.slicing.parameters import slices
+from prunus.compaction.verifying.everywhere import Everywhere
+from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
     State,
     held,
@@ -45,6 +49,7 @@ class Case:
         kept: indices that stay of the model's own tensors; constants of the code are sliced in
             graphs alone.
         inputs: random ones like the example.
+        examples: random ones like each example, in its own types.
         gate: how answers are compared.
         expected: the masked model's answers.
         effect: how far the dense model's are from them.
@@ -58,6 +63,7 @@ class Case:
     cut: IndexCut
     kept: Kept
     inputs: Inputs
+    examples: Sequence[Inputs]
     gate: Gate
     expected: list[Tensor]
     effect: float
@@ -67,18 +73,24 @@ class Case:
     rewritten: Rewritten
 
     def check(self, model: nn.Module) -> Comparison:
-        """Compare a candidate with the masked model."""
-        found = compare(self.expected, model, self.small, self.inputs, self.gate)
+        """Compare a candidate with the masked model in the pass that was traced."""
+        found = compare((self.expected, {}), model, self.small, Use("", self.inputs), self.gate)
         return replace(found, effect=self.effect)
+
+    def check_everywhere(self, model: nn.Module) -> Comparison:
+        """Compare it in every use that the masked model has."""
+        return self.everywhere.check(model, self.small, self.check(model))
+
+    @functools.cached_property
+    def everywhere(self) -> Everywhere:
+        """The masked model's other uses."""
+        sliced = partial(small_state, kept=self.kept, names=self.cut.analysis.names)
+        return Everywhere(self.model, self.masked, self.examples, self.gate, sliced)
 
     def sliced(self) -> nn.Module:
         """The model's modules with the smaller tensors; those that stay whole are its own."""
         own = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
         return detached_copy(self.model, own | self.slices)
-
-    def plain_inputs(self) -> Inputs:
-        """The random inputs in the model's own type."""
-        return _typed(self.inputs, self.cut)
 
     def named_slices(self) -> dict[str, Tensor]:
         """The smaller tensors by name."""
@@ -91,13 +103,13 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     Args:
         model: dense, or with the masks of the cut applied.
         cut: what goes.
-        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        example: an input, a tuple of inputs, a mapping of keyword arguments, or a list of these.
         whole: bytes of parameters and buffers above which float64 is never held.
     """
     kept = {n: k for n, k in cut.kept().items() if n in cut.analysis.names}
     masks = masks_of(cut, dict(model.named_parameters()))
     states = values_for_test(model, masks, whole=whole)
-    states, inputs, gate, expected = _answers(model, cut, random_like(example), states)
+    states, inputs, gate, expected = _answers(model, cut, random_like(arguments(example)), states)
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
@@ -107,6 +119,7 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
         cut=cut,
         kept=kept,
         inputs=inputs,
+        examples=[random_like(one, own_type=True) for one in every_example(example)],
         gate=gate,
         expected=expected,
         effect=effect,
@@ -133,18 +146,8 @@ def _answers(
             raise
         why = first_line(error, kind=False)  # an operator without float64
         gate = replace(OWN_TYPE, note=f"{OWN_TYPE.note} ({why})")
-        inputs = _typed(inputs, cut)
+        inputs = random_like(cut.analysis.traced.inputs, own_type=True)
         return states, inputs, gate, outputs(model, states[1], inputs, gate)
-
-
-def _typed(inputs: Inputs, cut: IndexCut) -> Inputs:
-    """Inputs in the types of those that the model was traced with."""
-    typed: Inputs = pytree.tree_map(
-        lambda new, old: new.to(old.dtype) if isinstance(new, Tensor) else new,
-        inputs,
-        cut.analysis.traced.inputs,
-    )
-    return typed
 
 
 def _named(model: nn.Module, small: dict[int, Tensor]) -> dict[str, Tensor]:

@@ -21,11 +21,11 @@ from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
 from prunus.compaction.search import ROUTES, CompactionPlan, find_plan
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
-from prunus.compaction.slicing.surgery import adopt
+from prunus.compaction.slicing.surgery import adopt, plain_attributes
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
+from prunus.graph.passes import trace_all
 from prunus.graph.solve import Heads
-from prunus.graph.trace import trace
 from prunus.pruning.masks import apply, match_names
 from prunus.types import Kept, Masks
 
@@ -130,7 +130,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
     before = costs.measure(model, example)
     twin = detached_copy(model)
     apply(twin, masks)
-    plan = replace(find_plan(twin, cut, example), traced=None)  # which holds slices of its own
+    plan = replace(find_plan(twin, cut, example), traced=())  # which holds slices of its own
     small = perform(twin, plan)
     return Compact(
         model=small,
@@ -148,7 +148,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
 
 def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> IndexCut:
     """The units that masks remove, by the policy at attention that removes more."""
-    traced = trace(model, example)
+    traced = trace_all(model, example)
     policies: tuple[Heads, ...] = ("whole", "dims") if heads is None else (heads,)
     cuts = [
         cut_of(analyze(model, example, heads=policy, traced=traced), masks) for policy in policies
@@ -171,5 +171,6 @@ def perform(
         return model
     shrink(model, optimizer, plan.surgery.kept)
     adopt(plan.graph, model)
+    plain_attributes(plan.graph, model)
     take_mode_of_operators(plan.graph, model)
     return plan.graph

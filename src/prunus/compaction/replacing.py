@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
-from prunus.compaction.rewriting.submodules import Ends, as_graph, entering, record_calls, within
+from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
+from prunus.compaction.rewriting.submodules import (
+    Called,
+    as_graph,
+    entering,
+    record_calls,
+    whole_graph,
+    within,
+)
 from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, standard
 from prunus.compaction.slicing.surgery import Surgery
 from prunus.compaction.verifying.verify import Comparison
 from prunus.errors import InputError, RunError
 from prunus.graph.call import module_path
+from prunus.graph.passes import Modes
+from prunus.graph.trace import Traced
 
 SIMPLE = (nn.Linear, AnyConv, AnyBatchNorm, nn.Embedding,
           nn.LayerNorm, nn.GroupNorm, nn.Sequential, nn.ModuleList, nn.ModuleDict)  # fmt: skip
@@ -35,27 +45,23 @@ def modules_replaced(case: Case) -> Replaced | None:
     """Replace the innermost modules that fail, then what encloses them, until all is right."""
     graphs: dict[str, nn.Module] = {}
     tried: set[str] = set()
-    closed: set[str] = set()  # modules whose graphs have no open sizes
     fixed: list[Attribute] = standard(case.sliced(), case.rewritten.patches)
     fixed += narrowings(case.model, case.kept)
     for _ in range(MOST_ROUNDS):
         surgery = Surgery(case.kept, tuple(fixed), dict(graphs))
         twin = _operated(case, surgery)
-        found = case.check(twin)
-        if found.equal:
-            return _without_needless(case, surgery, found, closed)
+        if case.check(twin).equal:
+            return _without_needless(case, surgery)
         wanted = [n for n in _failing(case, twin, graphs, tried) if n and n not in tried]
         if not wanted:
             return None
-        calls = record_calls(case.model, wanted, case.plain_inputs())
-        ends = entering(case.cut, calls, case.plain_inputs())
+        calls = _calls(case, wanted)
         for name in sorted(wanted, key=len):
             tried.add(name)
-            made = None if _within_any(name, graphs) else _graph_of(case, name, calls, ends)
+            made = None if _within_any(name, graphs) else _graph_of(case, name, calls[name])
             if made is not None:
                 graphs = {n: g for n, g in graphs.items() if not n.startswith(f"{name}.")}
-                graphs[name], opened = made
-                closed |= set() if opened else {name}
+                graphs[name] = made
     return None
 
 
@@ -65,35 +71,89 @@ def _operated(case: Case, surgery: Surgery) -> nn.Module:
     return twin
 
 
-def _without_needless(
-    case: Case, surgery: Surgery, found: Comparison, closed: set[str]
-) -> Replaced:
-    """Put back whatever module the model can do with."""
+def _without_needless(case: Case, surgery: Surgery) -> Replaced | None:
+    """Put back whatever module the model can do with; the rest must hold in every use."""
     for name in sorted(surgery.replaced):
         fewer = {n: g for n, g in surgery.replaced.items() if n != name}
         smaller = replace(surgery, replaced=fewer)
-        again = case.check(_operated(case, smaller))
-        if again.equal:
-            surgery, found = smaller, again
+        if case.check(_operated(case, smaller)).equal:
+            surgery = smaller
+    found = case.check_everywhere(_operated(case, surgery))
+    if not found.equal:
+        return None
     notes = [f"became graphs: {', '.join(sorted(surgery.replaced))}"]
-    still = sorted(closed & surgery.replaced.keys())
+    still = sorted(n for n, g in surgery.replaced.items() if not _is_open(g))
     if still:
         notes.append(f"these take inputs of the example's shape only: {', '.join(still)}")
-    return surgery, found, tuple(notes)
+    return surgery, found, (*notes, *refusals(found))
 
 
-def _graph_of(
-    case: Case, name: str, calls: Mapping[str, Inputs], ends: Mapping[str, Ends]
-) -> tuple[nn.Module, bool] | None:
-    """The graph of a module, and whether it takes inputs of other sizes."""
-    if name not in calls:
+def refusals(found: Comparison) -> tuple[str, ...]:
+    """What a model that holds graphs refuses, for its user."""
+    names = "; ".join(found.refusals)
+    return (f"refused when called, since no example covers it: {names}",) if names else ()
+
+
+def _is_open(graph: nn.Module) -> bool:
+    return isinstance(graph, CompactGraph) and any(p.guard.open for p in graph.passes)
+
+
+def _calls(case: Case, names: Sequence[str]) -> dict[str, list[Called]]:
+    """How modules are called with each example, in eval and in train mode."""
+    calls: dict[str, list[Called]] = {name: [] for name in names}
+    for inputs in case.examples:
+        traced = next(t for t in case.cut.analysis.passes if fits(t, inputs))
+        as_given = record_calls(case.model, names, inputs)
+        ends = entering(case.cut, traced, as_given, inputs)
+        in_mode = {False: as_given, True: _or_nothing(case.model, names, inputs)}
+        for training, found in in_mode.items():
+            for name, call in found.items():
+                if len(tensors_of(call)) == len(ends.get(name, ())):
+                    calls[name].append(Called(call, ends[name], training))
+    return calls
+
+
+def _or_nothing(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, Inputs]:
+    """The calls of a pass in train mode, where the model has one."""
+    try:
+        return record_calls(model, names, inputs, training=True)
+    except Exception:  # of the model's code: targets that are missing, a batch of one item
+        return {}
+
+
+def fits(traced: Traced, inputs: Inputs) -> bool:
+    """Whether this is the pass in eval mode of these inputs."""
+    return not traced.training and isinstance(traced.guard.arranged(*inputs), list)
+
+
+def _graph_of(case: Case, name: str, calls: Sequence[Called]) -> CompactGraph | None:
+    """The graph of a module, with a pass for each kind of call."""
+    if not calls:
         return None
     module = case.model.get_submodule(name)
     kept = within(case.kept, case.cut.analysis.names, module, name)
     try:
-        return as_graph(module, calls[name], kept, ends[name])
+        return as_graph(module, calls, kept)
     except (InputError, RunError):
         return None
+
+
+def opened_graph(case: Case) -> CompactGraph:
+    """The whole model as a graph of open sizes.
+
+    Raises:
+        InputError, RunError: if it cannot be.
+    """
+    calls = [Called(inputs, (), mode) for inputs in case.examples for mode in (False, True)]
+    return whole_graph(case.model, calls, case.kept, case.named_slices())
+
+
+def closed_graph(case: Case) -> CompactGraph:
+    """The whole model as a graph of the example's sizes."""
+    graph = describe_as(case.rewritten.module, case.model)
+    modes = Modes.of(case.model, case.examples[0])
+    trained = any(p.training for p in graph.passes)
+    return eval_alone(graph) if modes.problem or (modes.numbers and not trained) else graph
 
 
 def _failing(

@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from prunus._common.modules import shared_copy
 from prunus.compaction.case import Case, case_of
 from prunus.compaction.cut import IndexCut
-from prunus.compaction.replacing import modules_replaced
-from prunus.compaction.rewriting.submodules import whole_graph
+from prunus.compaction.replacing import closed_graph, modules_replaced, opened_graph, refusals
+from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
 from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, guesses, standard
 from prunus.compaction.slicing.configs import configured
@@ -40,7 +39,7 @@ class CompactionPlan:
         graph: the smaller graph, for that route.
         comparison: how masked and compact model compared.
         notes: what a user should know.
-        traced: the smaller model's operators, so that it need not be traced again.
+        traced: the smaller model's passes, so that it need not be traced again.
     """
 
     route: str
@@ -48,7 +47,7 @@ class CompactionPlan:
     graph: fx.GraphModule | None
     comparison: Comparison
     notes: tuple[str, ...] = ()
-    traced: Traced | None = None
+    traced: tuple[Traced, ...] = ()
 
 
 def find_plan(
@@ -76,13 +75,9 @@ def find_plan(
     found = _first_route(case) if case.kept else CompactionPlan("sliced", Surgery({}), None, graph)
     if found is None and not graph.equal:
         _fail(case, graph)
-    found = found or _whole(case, graph)
-    module: nn.Module = case.rewritten.module
-    if found.graph is module:  # training switches the one, the analysis reads the other
-        module = shared_copy(module)
-    assert isinstance(module, fx.GraphModule)
-    notes = (*traced.notes, *([case.gate.note] if case.gate.note else []), *found.notes)
-    return replace(found, notes=notes, traced=replace(traced, module=module))
+    found = found or _whole(case)
+    notes = (*cut.analysis.notes, *([case.gate.note] if case.gate.note else []), *found.notes)
+    return replace(found, notes=notes, traced=case.rewritten.traced)
 
 
 def _first_route(case: Case) -> CompactionPlan | None:
@@ -111,6 +106,7 @@ def _modules_kept(case: Case) -> CompactionPlan | None:
         for guess in trials[: 3 if told else None]:
             _set(twin, guess)
             found = case.check(twin)
+            found = case.check_everywhere(twin) if found.equal else found
             if found.equal:
                 guilty = _needed(case, twin, guess)
                 adapted = narrow or guilty or _reads(case, twin, told)
@@ -127,7 +123,7 @@ def _needed(case: Case, twin: nn.Module, guess: list[Attribute]) -> list[Attribu
     for name in dict.fromkeys(a.name for a in guess):
         own = [a for a in guess if a.name == name]
         _set(twin, own, back=True)
-        if case.check(twin).equal:
+        if case.check_everywhere(twin).equal:
             needed = [a for a in needed if a.name != name]
         else:
             _set(twin, own)
@@ -137,7 +133,7 @@ def _needed(case: Case, twin: nn.Module, guess: list[Attribute]) -> list[Attribu
 def _reads(case: Case, twin: nn.Module, told: list[Attribute]) -> bool:
     """Whether the model's code needs the new sizes in its configuration."""
     _set(twin, told, back=True)
-    return bool(told) and not case.check(twin).equal
+    return bool(told) and not case.check_everywhere(twin).equal
 
 
 def _set(twin: nn.Module, attributes: Iterable[Attribute], *, back: bool = False) -> None:
@@ -145,17 +141,27 @@ def _set(twin: nn.Module, attributes: Iterable[Attribute], *, back: bool = False
         attribute.set(twin, back=back)
 
 
-def _whole(case: Case, known: Comparison) -> CompactionPlan:
-    """The whole graph, of open sizes where that one is as right."""
+def _whole(case: Case) -> CompactionPlan:
+    """The whole graph, of open sizes where that one is as right.
+
+    Raises:
+        RunError: if neither equals the masked model in every use.
+    """
     try:
-        graph, opened = whole_graph(case.model, case.plain_inputs(), case.kept, case.named_slices())
-        found = case.check(graph)
+        graph = opened_graph(case)
+        take_mode_of_operators(graph, case.model)
+        found = case.check_everywhere(graph)
     except (InputError, RunError):
-        opened = False
-    if not opened or not found.equal:
-        graph, found, opened = case.rewritten.module, known, False
-    notes = () if opened else ("the graph takes inputs of the example's shape only",)
-    return CompactionPlan("graph", Surgery(case.kept), graph, found, notes)
+        found = None
+    if found is None or not found.equal:
+        graph = closed_graph(case)
+        take_mode_of_operators(graph, case.model)
+        found = case.check_everywhere(graph)
+    if not found.equal:
+        _fail(case, found)
+    closed = not any(p.guard.open for p in graph.passes)
+    notes = ("the graph takes inputs of the example's shape only",) if closed else ()
+    return CompactionPlan("graph", Surgery(case.kept), graph, found, (*notes, *refusals(found)))
 
 
 def _fail(case: Case, found: Comparison) -> None:

@@ -33,7 +33,7 @@ class ShrinkStep:
         modules: that were replaced.
         tensors: shapes of parameters before.
         buffers: the buffers themselves, by every name.
-        traced: the operators of the smaller model, on its own parameters.
+        traced: the passes of the smaller model, on its own parameters.
     """
 
     plan: CompactionPlan
@@ -43,7 +43,7 @@ class ShrinkStep:
     modules: Mapping[str, nn.Module]
     tensors: Mapping[str, torch.Size]
     buffers: Mapping[str, Tensor]
-    traced: Traced | None
+    traced: tuple[Traced, ...]
 
     @property
     def kept(self) -> Kept:
@@ -74,8 +74,8 @@ def shrink(
     buffers = dict(model.named_buffers(remove_duplicate=False))
     modules = {n: model.get_submodule(n) for n in plan.surgery.replaced}
     small = perform(model, plan, optimizer)
-    if plan.traced is not None:
-        adopt(plan.traced.module, small)
+    for traced in plan.traced:
+        adopt(traced.module, small)
     return ShrinkStep(
         plan=plan,
         units=cut.units(),

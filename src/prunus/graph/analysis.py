@@ -17,18 +17,22 @@ from prunus._common.modules import canonical_names
 from prunus._common.torch_internals import pytree, schema
 from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
 from prunus.graph.labels import Dim, Fixed, Labels, Value
+from prunus.graph.passes import trace_all
 from prunus.graph.rules import Rule, all_rules
 from prunus.graph.rules.fourier import PAIRS
 from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
-from prunus.graph.trace import Traced, trace
+from prunus.graph.trace import Traced
 from prunus.types import Kept
 
 _IGNORED = frozenset(
     {"_assert_tensor_metadata", "sym_size", "_assert_scalar", "sym_constrain_range",
      "sym_constrain_range_for_size", "sym_numel", "sym_stride"}
 )  # fmt: skip
+Ends = Sequence[Sequence[Tensor | None] | None]
+"""Of each tensor that enters a module, by dimension, the indices that stay; ``None``: unknown."""
+
 _TABLES = frozenset({*MOVES, *SPLITS, *COPIES, *PAIRS} - {"copy"})
 
 
@@ -37,7 +41,7 @@ class Analysis:
     """What falls together in a model.
 
     Attributes:
-        traced: its operators.
+        passes: its operators, pass by pass: eval mode with the first example comes first.
         known: the labels of every node.
         tensors: the labels of every parameter and buffer, by its first name in the model.
         names: every name of a tensor to that first one.
@@ -48,7 +52,7 @@ class Analysis:
         spared: dimensions of parameters that are sliced, but not masked.
     """
 
-    traced: Traced
+    passes: tuple[Traced, ...]
     known: dict[fx.Node, Known]
     tensors: dict[str, Value]
     names: dict[str, str]
@@ -58,25 +62,35 @@ class Analysis:
     heads: Heads
     spared: frozenset[tuple[str, int]] = frozenset()
 
+    @property
+    def traced(self) -> Traced:
+        """The first pass."""
+        return self.passes[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the passes take as given."""
+        return tuple(dict.fromkeys(note for traced in self.passes for note in traced.notes))
+
 
 def analyze(
     model: nn.Module,
     example: Any,
     *,
     heads: Heads = "whole",
-    open_ends: Sequence[Sequence[Tensor | None] | None] | None = None,
-    traced: Traced | None = None,
+    open_ends: Sequence[Ends] | None = None,
+    traced: Sequence[Traced] = (),
     kept: Kept | None = None,
 ) -> Analysis:
     """Find what falls together in a model.
 
     Args:
         model: on any device, meta too.
-        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        example: an input, a tuple of inputs, a mapping of keyword arguments, or a list of these.
         heads: at attention sites, whole heads go or the same dimensions of every head.
-        open_ends: for a module inside a model, whose inputs and outputs may lose indices: of each
-            tensor that enters, by dimension, the indices that stay; ``None``: unknown.
-        traced: the model's operators, if they were traced before.
+        open_ends: for a module inside a model, whose inputs and outputs may lose indices: pass by
+            pass, of each tensor that enters, by dimension, the indices that stay.
+        traced: the model's passes, if they were traced before.
         kept: a cut that is known: by tensor and dimension the indices that stay (``None``: all).
             What can be removed is then no more than that, and sites are decided by it.
 
@@ -87,13 +101,13 @@ def analyze(
     >>> bool(found.solved.free(found.tensors["0.weight"].dims[0]).all())
     True
     """
-    traced = trace(model, example) if traced is None else traced
-    walk = _Walk(model, traced, open_ends, kept)
-    for node in traced.module.graph.nodes:
-        walk.step(node)
+    passes = tuple(traced) or trace_all(model, example)
+    walk = _Walk(model, kept)
+    for number, one in enumerate(passes):
+        walk.follow(one, None if open_ends is None else open_ends[number])
     walk.pin_unread_rows()
     return Analysis(
-        traced=traced,
+        passes=passes,
         known=walk.known,
         tensors=walk.tensors,
         names=walk.names,
@@ -116,12 +130,9 @@ class _Walk:
     def __init__(
         self,
         model: nn.Module,
-        traced: Traced,
-        open_ends: Sequence[Sequence[Tensor | None] | None] | None,
         kept: Kept | None,
     ) -> None:
-        self.traced, self.open, self.kept = traced, open_ends is not None, kept
-        self._ends = iter(open_ends or ())
+        self.kept = kept
         self.labels, self.memo = Labels(), Memo()
         self.known: dict[fx.Node, Known] = {}
         self.tensors: dict[str, Value] = {}
@@ -133,6 +144,13 @@ class _Walk:
         self._rules = rules()
         self._views: dict[fx.Node, fx.Node] = {}
         self._tables: set[fx.Node] = set()
+
+    def follow(self, traced: Traced, ends: Ends | None) -> None:
+        """One pass; all share the labels of parameters and buffers."""
+        self.traced, self.open = traced, ends is not None
+        self._ends = iter(ends or ())
+        for node in traced.module.graph.nodes:
+            self.step(node)
 
     def step(self, node: fx.Node) -> None:
         """One node."""

@@ -108,8 +108,17 @@ class Call:
 
 def base_name(node: fx.Node) -> str:
     """The name of a node's operator, without overload and in-place underscore."""
-    found = schema(node.target)
-    name = str(node.target) if found is None else str(found.name).split("::")[1]
+    return operator_name(node.target)
+
+
+def operator_name(operator: Any) -> str:
+    """The name of an operator, without overload and in-place underscore.
+
+    >>> operator_name(__import__("torch").ops.aten.add_.Tensor)
+    'add'
+    """
+    found = schema(operator)
+    name = str(operator) if found is None else str(found.name).split("::")[1]
     return name if name.startswith("__") else name.rstrip("_")
 
 

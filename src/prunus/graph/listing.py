@@ -96,7 +96,7 @@ def table(model: nn.Module, analysis: Analysis) -> Units:
         pinned=pinned_dims(analysis, names),
         unknown=dict(analysis.unknown),
         how=analysis.traced.how,
-        notes=analysis.traced.notes,
+        notes=analysis.notes,
     )
 
 

@@ -8,17 +8,26 @@ import logging
 import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from prunus._common.inputs import Inputs, arguments, by_name, positional_names
-from prunus._common.modules import evaluating, set_forward, shared_copy
-from prunus._common.torch_internals import exported_module, pytree, size_hint
+from prunus._common.inputs import (
+    Inputs,
+    arguments,
+    by_name,
+    defaults_of,
+    map_tensors,
+    positional_names,
+    tensors_of,
+)
+from prunus._common.modules import detached_copy, keeping_modes, set_forward, shared_copy
+from prunus._common.torch_internals import exported_module, open_sizes, pytree, size_hint
 from prunus.errors import InputError, first_line
+from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.recorder import record
 
 
@@ -31,14 +40,21 @@ class Traced:
         inputs: positional and keyword arguments of the pass.
         how: ``export`` or ``recorder``.
         notes: what the graph takes as given that another input might change.
-        open: whether it takes inputs of other sizes.
+        guard: the calls that the graph holds for.
+        training: whether the model was in train mode.
     """
 
     module: fx.GraphModule
     inputs: Inputs
     how: str
+    guard: Guard
     notes: tuple[str, ...] = ()
-    open: bool = False
+    training: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the graph takes inputs of other sizes."""
+        return self.guard.open
 
     def tensor(self, node: fx.Node) -> Tensor | None:
         """The tensor that a ``get_attr`` node names, if it is one."""
@@ -53,16 +69,18 @@ def trace(
     dynamic: bool = False,
     closed: Sequence[Collection[int]] = (),
     inputs: Inputs | None = None,
+    training: bool = False,
 ) -> Traced:
-    """Trace a model in eval mode; its mode is put back.
+    """Trace a model; its mode is put back.
 
     Args:
         model: on any device, meta too.
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         dynamic: keep batch size and lengths open where the model allows it, so that the graph
-            serves other inputs too.
+            serves other inputs too; an example of one item is traced with two.
         closed: of each tensor among the inputs, dimensions that are not open even then.
         inputs: positional and keyword arguments, instead of an example.
+        training: in train mode, not in eval mode.
 
     Raises:
         InputError: if the model cannot be traced, with the reason; scripted modules cannot.
@@ -71,18 +89,97 @@ def trace(
     >>> [str(n.target) for n in traced.module.graph.nodes if n.op == "call_function"]
     ['aten.linear.default']
     """
-    args, kwargs = arguments(example) if inputs is None else inputs
+    inputs = arguments(example) if inputs is None else inputs
     _refuse_scripted(model)
     model = shared_copy(model)  # caches that a pass fills stay in the copy
-    with analysis_mode(model), torch.no_grad():
-        opened = _open_export(model, args, kwargs, closed) if dynamic else None
-        program = export(model, args, kwargs) if opened is None else opened
+    with analysis_mode(model, training=training), torch.no_grad():
+        opened = _opened(model, inputs, closed) if dynamic else None
+        if opened is not None:
+            return replace(opened, training=training)
+        program = export(model, *inputs)
         if isinstance(program, Exception):
-            return _recorded(model, (args, kwargs), program)
+            return replace(_recorded(model, inputs, program), training=training)
         module = exported_module(program)
+        guard = _guard(model, inputs)
     _inline(module)
     _settle(module)
-    return Traced(module, (args, kwargs), "export", open=opened is not None)
+    return Traced(module, inputs, "export", guard, training=training)
+
+
+def _guard(
+    model: nn.Module,
+    inputs: Inputs,
+    sizes: Sequence[Sequence[Size]] | None = None,
+    conditions: Sequence[str] = (),
+) -> Guard:
+    return guard_of(positional_names(model), defaults_of(model), inputs, sizes, conditions)
+
+
+def _opened(model: nn.Module, inputs: Inputs, closed: Sequence[Collection[int]]) -> Traced | None:
+    """The graph of open sizes, and what is known of them; ``None`` where none can be had."""
+    inputs = _two_items(model, inputs)
+    program = _open_export(model, *inputs, closed)
+    if program is None:
+        return None
+    module = exported_module(program)
+    known = open_sizes(module)
+    if known is None or len(known[0]) != len(tensors_of(inputs)):
+        return None
+    guard = _guard(model, inputs, *known)
+    _inline(module)
+    _settle(module)
+    return Traced(module, inputs, "export", _down_to_one(model, module, inputs, guard))
+
+
+def _two_items(model: nn.Module, inputs: Inputs) -> Inputs:
+    """A batch of one twice over, where the model takes that: a size of 1 cannot be open."""
+    leading = [len(t) for t in tensors_of(inputs) if t.dim()]
+    if not leading or leading[0] != 1:
+        return inputs
+    twice = map_tensors(lambda t: torch.cat([t, t]) if t.dim() and len(t) == 1 else t, inputs)
+    before, after = _answers(model, inputs), _answers(model, twice)
+    if before is None or after is None or len(before) != len(after):
+        return inputs
+    grown = [(a.shape[:1], b.shape[:1]) for a, b in zip(before, after, strict=True)]
+    return twice if any(a != b for a, b in grown) else inputs
+
+
+def _down_to_one(model: nn.Module, module: nn.Module, inputs: Inputs, guard: Guard) -> Guard:
+    """A guard that lets sizes be 1 where graph and model agree there: export takes none for it."""
+    for symbol in guard.places():
+        lower = f"{symbol} >= 2"
+        less = replace(guard, conditions=tuple(c for c in guard.conditions if c != lower))
+        small = guard.narrowed(inputs, symbol)
+        if less == guard or small is None or not isinstance(_arranged(less, small), list):
+            continue
+        wanted, found = _answers(model, small), _answers(module, small)
+        if wanted is not None and found is not None and _agree(wanted, found):
+            guard = less
+    return guard
+
+
+def _arranged(guard: Guard, inputs: Inputs) -> list[Any] | str:
+    return guard.arranged(*inputs)
+
+
+def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
+    """What a model answers; ``None`` if it raises."""
+    try:
+        if model.training:  # statistics are written
+            model = detached_copy(model, {id(p): p for p in model.parameters()})
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            args, kwargs = map_tensors(Tensor.clone, inputs)
+            return tensors_of(model(*args, **kwargs))
+    except Exception:  # of the model's code, on sizes that it was not written for
+        return None
+
+
+def _agree(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    pairs = list(zip(wanted, found, strict=False))
+    same = len(wanted) == len(found) and all(a.shape == b.shape for a, b in pairs)
+    return same and all(
+        a.is_meta or torch.allclose(a, b, 1e-3, 1e-5, equal_nan=True) for a, b in pairs
+    )
 
 
 def _refuse_scripted(model: nn.Module) -> None:
@@ -107,7 +204,8 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
         ) from error
     notes: Any = vars(module)
     given = f"torch.export refused ({first_line(refused)}), so one pass was recorded"
-    return Traced(module, inputs, "recorder", (given, *notes["notes"], *notes["executed"]))
+    noted = (given, *notes["notes"], *notes["executed"])
+    return Traced(module, inputs, "recorder", _guard(model, inputs), noted)
 
 
 def export(
@@ -212,11 +310,20 @@ def _is_module(module: fx.GraphModule, argument: Any) -> bool:
 
 
 @contextlib.contextmanager
-def analysis_mode(model: nn.Module) -> Iterator[None]:
-    """A model as it is analyzed: eval mode, no cache among its outputs, no fused fast path."""
+def analysis_mode(
+    model: nn.Module, *, training: bool = False, fast: bool = False
+) -> Iterator[None]:
+    """A model as it is analyzed: no cache among its outputs, no fused fast path, and eval mode.
+
+    Args:
+        model: its mode and configuration are put back.
+        training: train mode instead; modules that are frozen in eval mode inside a model that
+            trains stay so.
+        fast: with its cache and fast path, as users call it.
+    """
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True]
-    fast = torch.backends.mha.get_fastpath_enabled()
+    caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True and not fast]
+    enabled = torch.backends.mha.get_fastpath_enabled()
     log = logging.getLogger("torch")
     level = log.level
     own = vars(model)
@@ -226,14 +333,18 @@ def analysis_mode(model: nn.Module) -> Iterator[None]:
         log.setLevel(logging.CRITICAL)
         for config in caching:
             config.use_cache = False
-        torch.backends.mha.set_fastpath_enabled(False)
-        with evaluating(model), warnings.catch_warnings():
+        torch.backends.mha.set_fastpath_enabled(fast and enabled)
+        with keeping_modes(model), warnings.catch_warnings():
+            frozen = [m for m in model.modules() if model.training and not m.training]
+            model.train(training)
+            for module in frozen:
+                module.training = False
             warnings.simplefilter("ignore")
             yield
     finally:
         if casts is not None:
             own["forward"] = casts
         log.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mha.set_fastpath_enabled(enabled)
         for config in caching:
             config.use_cache = True

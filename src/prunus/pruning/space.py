@@ -75,7 +75,7 @@ def build_space(
     *,
     layers: Sequence[Layer] | None = None,
     dense: PruningSpace | None = None,
-    traced: Traced | None = None,
+    traced: Sequence[Traced] = (),
 ) -> PruningSpace:
     """The pruning space of a model as a recipe sees it.
 
@@ -86,7 +86,7 @@ def build_space(
         example: an input; needed by structures that are found by analysis.
         layers: in scope, where they are known from before the model became smaller.
         dense: the space of the dense model, then.
-        traced: the model's operators, where they are known.
+        traced: the model's passes, where they are known.
 
     Raises:
         InputError: if nothing can be pruned as asked.

@@ -279,7 +279,7 @@ def _graph(entry: Any, tensors: Mapping[str, Tensor | Packed]) -> CompactGraph:
     if not isinstance(entry, dict) or not isinstance(entry.get("attributes"), dict):
         raise InputError("the manifest contains a damaged graph")
     opened = from_plain(entry.get("document", {}), {k: whole(t) for k, t in tensors.items()})
-    graph = CompactGraph(opened, opened.graph)
+    graph = opened if isinstance(opened, CompactGraph) else CompactGraph(opened, opened.graph)
     for key, value in entry["attributes"].items():
         if is_plain(key, value) and not hasattr(graph, key):
             setattr(graph, key, value)

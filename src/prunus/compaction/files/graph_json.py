@@ -38,10 +38,15 @@ from torch import Tensor, fx, nn
 from prunus._common import torch_internals as internals
 from prunus._common.modules import Named, named_tensors
 from prunus.compaction.files.document import fields_of, name_of, of_kind, wrong
+from prunus.compaction.files.guards import guard_from, plain_guard
 from prunus.compaction.files.structures import NamedStructure, spec_of, tree_of
+from prunus.compaction.rewriting.compact_graph import CompactGraph, GraphPass
 from prunus.graph.recorder import assemble
 
 FORMAT = "prunus graph 1"
+GUARDED_FORMAT = "prunus graph 2"
+"""Of graphs that say which calls they hold for."""
+
 _ARITHMETIC = "add sub mul truediv floordiv mod eq ne lt le gt ge getitem"
 _FUNCTIONS: dict[str, Any] = {
     **{f"operator.{name}": getattr(operator, name) for name in _ARITHMETIC.split()},
@@ -74,12 +79,23 @@ def to_plain(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]
     >>> [node["target"] for node in document["nodes"]], sorted(tensors)
     (['weight', 'bias', 'input', 'aten.linear.default', 'output'], ['bias', 'weight'])
     """
-    left_out = _left_out(module.graph)
-    nodes = [_plain_node(n) for n in module.graph.nodes if n not in left_out]
-    read = [node["target"] for node in nodes if node["op"] == "get_attr"]
+    passes = module.passes if isinstance(module, CompactGraph) else ()
+    graphs = [_plain_graph(graph) for graph in ([p.graph for p in passes] or [module.graph])]
+    read = [n["target"] for graph in graphs for n in graph["nodes"] if n["op"] == "get_attr"]
     described, tensors = _plain_tensors(module, read)
-    call = _plain_call(module.graph)
-    return {"format": FORMAT, "call": call, "tensors": described, "nodes": nodes}, tensors
+    if not passes:
+        return {"format": FORMAT, "tensors": described, **graphs[0]}, tensors
+    guarded = [
+        {"training": one.training, "guard": plain_guard(one.guard), **graph}
+        for one, graph in zip(passes, graphs, strict=True)
+    ]
+    return {"format": GUARDED_FORMAT, "tensors": described, "passes": guarded}, tensors
+
+
+def _plain_graph(graph: fx.Graph) -> dict[str, Any]:
+    left_out = _left_out(graph)
+    nodes = [_plain_node(n) for n in graph.nodes if n not in left_out]
+    return {"call": _plain_call(graph), "nodes": nodes}
 
 
 def from_plain(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -93,14 +109,40 @@ def from_plain(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx
     >>> torch.equal(again(torch.ones(1, 2)), model(torch.ones(1, 2)))
     True
     """
+    if of_kind(Mapping, document, "document").get("format") == GUARDED_FORMAT:
+        return _guarded(document, tensors)
     written, call, described, nodes = fields_of(document, "document", "format call tensors nodes")
     if written != FORMAT:
         raise wrong("format", written, f"'{FORMAT}'; a newer prunus may read it")
     named = _tensors(described, tensors)
+    return assemble(_called(call, nodes, named), named)
+
+
+def _called(call: Any, nodes: Any, named: list[Named]) -> fx.Graph:
     graph = _graph(nodes, {name for name, _, _ in named})
     if call is not None:
         internals.set_call(graph, *_call(call, graph))
-    return assemble(graph, named)
+    return graph
+
+
+def _guarded(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CompactGraph:
+    """A module of several passes, each with the calls that it holds for."""
+    _, described, entries = fields_of(document, "document", "format tensors passes")
+    named = _tensors(described, tensors)
+    passes = []
+    for i, entry in enumerate(of_kind(list, entries, "passes")):
+        where = f"pass {i}"
+        training, guard, call, nodes = fields_of(entry, where, "training guard call nodes")
+        if training is not None and type(training) is not bool:
+            raise wrong(f"{where}, training", training, "true, false or null")
+        graph = _called(call, nodes, named)
+        passes.append(GraphPass(graph, guard_from(guard, graph, where), training))
+    if not passes:
+        raise wrong("passes", "none", "one or more")
+    opened = assemble(passes[0].graph, named)
+    module = CompactGraph(opened, opened.graph)
+    module.take_passes(passes, opened)
+    return module
 
 
 def _left_out(graph: fx.Graph) -> set[fx.Node]:

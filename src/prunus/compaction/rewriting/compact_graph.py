@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
-from prunus._common.torch_internals import copy_hooks
+from prunus._common.modules import put_attribute
+from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
+from prunus.errors import InputError
 from prunus.graph.call import base_name, module_path
+from prunus.graph.guard import Guard
+from prunus.graph.passes import TRAINING_FLAGS
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """One way through a module.
+
+    Attributes:
+        graph: its operators.
+        guard: the calls that they hold for.
+        training: the mode that they hold for; ``None``: both, by the operators' own flags.
+    """
+
+    graph: fx.Graph
+    guard: Guard
+    training: bool | None = None
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """The same operators, called alike."""
+    made = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        new[node] = made.node_copy(node, new.__getitem__)
+    copy_call(made, graph)
+    return made
 
 
 class CompactGraph(fx.GraphModule):
-    """A graph that stands in for a module of the user's, with the plain attributes of that one.
+    """Graphs that stand in for a module of the user's, with the plain attributes of that one.
 
-    It was traced in eval mode; ``train()`` switches its dropout, batch norms and recurrent layers
-    as it would have switched the modules that they came from.
+    Each is one pass through the module's code. A call takes the first one that holds for its
+    arguments and the mode, and is refused where none does. ``train()`` switches dropout, batch
+    norms and recurrent layers as it would have switched the modules that they came from.
+
+    Attributes:
+        passes: all of them; the graph of the first one is this module's ``graph``.
+        stands_for: the class of the module, for messages.
+        methods: other methods of that class, which a graph does not have.
     """
+
+    passes: tuple[GraphPass, ...] = ()
+    stands_for: str = ""
+    methods: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return repr(self)
@@ -28,6 +70,30 @@ class CompactGraph(fx.GraphModule):
     def extra_repr(self) -> str:
         """The number of operators: the code itself is in ``code``."""
         return f"{sum(n.op == 'call_function' for n in self.graph.nodes)} operators"
+
+    def take_passes(self, passes: Sequence[GraphPass], root: nn.Module) -> None:
+        """Answer by these; the first one's graph becomes this module's own.
+
+        Args:
+            passes: the first is the one whose graph this module was made of.
+            root: holds the tensors that the others read.
+        """
+        first = replace(passes[0], graph=self.graph)
+        for one in passes[1:]:
+            for node in one.graph.nodes:
+                if node.op == "get_attr" and not _has(self, str(node.target)):
+                    _copy_place(self, root, str(node.target))
+        vars(self)["passes"] = (first, *passes[1:])
+        self.recompile()
+
+    def recompile(self) -> Any:
+        """Compile the graphs; calls go through the guards."""
+        code = super().recompile()
+        vars(self)["_compiled"] = {}
+        if self.passes:
+            generated = type(self).forward
+            type(self).forward = _guarded(generated)
+        return code
 
     def train(self, mode: bool = True) -> CompactGraph:
         """Training or eval mode, for the operators that know the difference.
@@ -45,30 +111,132 @@ class CompactGraph(fx.GraphModule):
             self.recompile()
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        if name in self.methods:
+            raise AttributeError(
+                f"{self.stands_for}.{name} is not there: the compact model is a graph of its "
+                "forward alone. Call it on the dense model, or prune with a scope that leaves "
+                "out what made a graph necessary (prunus.units shows the units)"
+            )
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            kind = self.stands_for or "model"
+            raise AttributeError(f"the graph of this {kind} has no attribute {name!r}") from None
+
     def __deepcopy__(self, memo: Any) -> CompactGraph:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own old class
             made = super().__deepcopy__(memo)
         for key, value in vars(self).items():
-            if type(value) in PLAIN and key not in vars(made):
-                setattr(made, key, value)
+            if key not in vars(made) and (type(value) in PLAIN or key in ("methods",)):
+                setattr(made, key, copy.deepcopy(value, memo))
         copy_hooks(made, self)
         made.training = self.training
         assert isinstance(made, CompactGraph)
+        if self.passes:
+            passes = [replace(p, graph=copied(p.graph)) for p in self.passes]
+            made.take_passes(passes, copy.deepcopy(_Holder(self), memo).root)
         return made
+
+
+class _Holder(nn.Module):
+    """A graph's tensors and the modules that hold them, to be copied with what else is copied."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.root = nn.Module()
+        for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            vars(self.root)[store] = vars(graph)[store]
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    try:
+        operator.attrgetter(name)(module)
+    except AttributeError:
+        return False
+    return True
+
+
+def _copy_place(module: nn.Module, root: nn.Module, name: str) -> None:
+    """Let a module hold what another holds under a dotted name."""
+    path, _, last = name.rpartition(".")
+    persistent = last not in root.get_submodule(path)._non_persistent_buffers_set
+    put_attribute(module, name, operator.attrgetter(name)(root), persistent=persistent)
+
+
+def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that takes the pass which holds for a call."""
+
+    def forward(self: CompactGraph, *args: Any, **kwargs: Any) -> Any:
+        problem = ""
+        for number, one in enumerate(self.passes):
+            if one.training is not None and one.training is not self.training:
+                continue
+            values = one.guard.arranged(args, kwargs)
+            if isinstance(values, str):
+                problem = problem or values
+            elif number == 0:
+                return generated(self, *values)
+            else:
+                return _run(self, number, values)
+        raise InputError(_refusal(self, problem))
+
+    return forward
+
+
+def _run(module: CompactGraph, number: int, values: Sequence[Any]) -> Any:
+    """A further pass, flat in and flat out, on the module's own tensors."""
+    one = module.passes[number]
+    compiled = vars(module)["_compiled"]
+    if number not in compiled:
+        flat = copied(one.graph)
+        flat.set_codegen(fx.graph.CodeGen())
+        compiled[number] = type(fx.GraphModule(module, flat)).forward
+    call = call_of(one.graph)
+    leaves = [leaf for value in values for leaf in pytree.tree_leaves(value)]
+    if len(leaves) != sum(node.op == "placeholder" for node in one.graph.nodes):
+        leaves = [leaf for leaf in leaves if leaf is not None]  # some exports leave these out
+    found = compiled[number](module, *leaves)
+    return found if call is None else pytree.tree_unflatten(list(found), call[2])
+
+
+def _refusal(module: CompactGraph, problem: str) -> str:
+    what = f"the compact {module.stands_for or 'model'} is a graph"
+    if not problem:
+        mode = "train" if module.training else "eval"
+        return (
+            f"{what} that was not traced in {mode} mode, since the model could not run there with "
+            f"the example that was given: {_REMEDY}"
+        )
+    return f"{what} of the calls that it was traced with, and this is another: {problem}. {_REMEDY}"
+
+
+_REMEDY = "Give an example of every kind of call when you prune or compact: example=[first, second]"
 
 
 PLAIN = (int, float, bool, str, type(None))
 """Attributes that enclosing code may ask a replaced module for."""
 
 
-MODES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5, "lstm": 6,
-         "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip
-"""Operators with a training flag, and its place among their arguments."""
-
-
 FROZEN = "frozen"
 """Key of a node's ``meta``: its module was in eval mode inside one that trains."""
+
+
+def describe_as(graph: CompactGraph, original: nn.Module) -> CompactGraph:
+    """Let a graph know whose place it takes, and what of that it lacks."""
+    kind = type(original)
+    own = {n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n, None))}
+    vars(graph)["stands_for"] = kind.__name__
+    vars(graph)["methods"] = tuple(sorted(own - set(dir(nn.Module)) - set(dir(CompactGraph))))
+    return graph
+
+
+def eval_alone(graph: CompactGraph) -> CompactGraph:
+    """Let passes of both modes hold in eval mode alone."""
+    passes = [replace(p, training=False) if p.training is None else p for p in graph.passes]
+    vars(graph)["passes"] = tuple(passes)
+    return graph
 
 
 def take_mode_of_operators(graph: nn.Module, original: nn.Module) -> None:
@@ -100,16 +268,18 @@ def _outwards(path: str) -> Iterator[str]:
     yield ""
 
 
-def _flagged(graph: fx.GraphModule) -> list[tuple[fx.Node, int]]:
+def _flagged(module: fx.GraphModule) -> list[tuple[fx.Node, int]]:
     """Operators with a flag that ``train()`` switches, and its place."""
-    found = [(node, _flag(node)) for node in graph.graph.nodes]
+    passes = module.passes if isinstance(module, CompactGraph) else ()
+    graphs = [p.graph for p in passes if p.training is not False] or [module.graph]
+    found = [(node, _flag(node)) for graph in graphs for node in graph.nodes]
     return [(node, place) for node, place in found if place is not None]
 
 
 def _flag(node: fx.Node) -> int | None:
     """The place of a flag that ``train()`` switches; without statistics a norm has no eval mode."""
     name = base_name(node) if node.op == "call_function" else ""
-    place = MODES.get(name)
+    place = TRAINING_FLAGS.get(name)
     if place is None or len(node.args) <= place or (name == "batch_norm" and node.args[3] is None):
         return None
     return place

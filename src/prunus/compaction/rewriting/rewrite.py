@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import copy_call, origin, pytree, schema
 from prunus.compaction.cut import IndexCut, take
-from prunus.compaction.rewriting.compact_graph import CompactGraph
+from prunus.compaction.rewriting.compact_graph import CompactGraph, GraphPass, copied
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.errors import RunError
 from prunus.graph.call import base_name, describe, named_arguments
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.rules.movement import MOVES, SPLITS
+from prunus.graph.trace import Traced
 
 aten = torch.ops.aten
 
@@ -46,12 +47,14 @@ class Rewritten:
     Attributes:
         module: the graph with its sliced tensors under the model's names.
         patches: literals that changed.
-        nodes: of the original graph to those of the new one.
+        nodes: of the original graphs to those of the new ones.
+        traced: the passes of the smaller model, for the next analysis.
     """
 
-    module: fx.GraphModule
+    module: CompactGraph
     patches: tuple[Patch, ...]
     nodes: Mapping[fx.Node, fx.Node]
+    traced: tuple[Traced, ...]
 
 
 def rewrite(cut: IndexCut, tensors: Mapping[str, Tensor] | None = None) -> Rewritten:
@@ -65,28 +68,36 @@ def rewrite(cut: IndexCut, tensors: Mapping[str, Tensor] | None = None) -> Rewri
     Raises:
         RunError: naming an operator that cannot be rewritten for the smaller shapes.
     """
-    return _Rewriter(cut, dict(tensors or {})).all()
+    rewriter = _Rewriter(cut, dict(tensors or {}))
+    passes = [rewriter.rewritten(traced) for traced in cut.analysis.passes]
+    module = CompactGraph(rewriter.root, passes[0].graph)
+    module.take_passes(passes, rewriter.root)
+    module.training = passes[0].training is True
+    smaller = [
+        replace(traced, module=fx.GraphModule(rewriter.root, copied(one.graph)).eval())
+        for one, traced in zip(passes, cut.analysis.passes, strict=True)
+    ]
+    return Rewritten(module, tuple(rewriter.patches), rewriter.new, tuple(smaller))
 
 
 class _Rewriter:
     def __init__(self, cut: IndexCut, tensors: dict[str, Tensor]) -> None:
         self.cut, self.analysis = cut, cut.analysis
         self.tensors = tensors
-        self.graph = fx.Graph()
         self.root = nn.Module()
         self.new: dict[fx.Node, fx.Node] = {}
         self.patches: list[Patch] = []
         self.lookups = 0
 
-    def all(self) -> Rewritten:
-        old = self.analysis.traced.module
-        for node in old.graph.nodes:
+    def rewritten(self, traced: Traced) -> GraphPass:
+        """One pass; all share the root and its tensors."""
+        self.graph, self.traced = fx.Graph(), traced
+        for node in traced.module.graph.nodes:
             self.new[node] = self._one(node)
-        copy_call(self.graph, old.graph)
+        copy_call(self.graph, traced.module.graph)
         self.graph.lint()
-        module = CompactGraph(self.root, self.graph)
-        module.training = False
-        return Rewritten(module, tuple(self.patches), self.new)
+        both = not any(p.training is not traced.training for p in self.analysis.passes)
+        return GraphPass(self.graph, traced.guard, None if both else traced.training)
 
     def _one(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
@@ -143,9 +154,9 @@ class _Rewriter:
 
     def _attribute(self, node: fx.Node) -> fx.Node:
         target = str(node.target)
-        tensor = self.analysis.traced.tensor(node)
+        tensor = self.traced.tensor(node)
         if tensor is None:
-            whole = operator.attrgetter(target)(self.analysis.traced.module)
+            whole = operator.attrgetter(target)(self.traced.module)
             put_attribute(self.root, target, whole)
             return self._copied(node)
         known = self.analysis.known[node]

@@ -3,53 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, tensors_of
-from prunus._common.modules import canonical_names, joined, shared_copy
+from prunus._common.modules import canonical_names, detached_copy, joined
 from prunus.compaction.cut import IndexCut, same_indices
+from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Value
-from prunus.graph.trace import analysis_mode, trace
+from prunus.graph.passes import Modes, apart
+from prunus.graph.trace import Traced, analysis_mode, trace
 from prunus.types import Indices, Kept
 
 
-def record_calls(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, Inputs]:
-    """The arguments with which modules are first called in a forward pass."""
-    calls: dict[str, Inputs] = {}
-    model = shared_copy(model)  # with its hooks it is let go
-    for name in names:
+@dataclass(frozen=True)
+class Called:
+    """A call of a module in a pass of the whole model.
 
-        def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            calls.setdefault(name, (args, kwargs))
+    Attributes:
+        inputs: its arguments.
+        ends: of each tensor that enters the indices that stay; ``None``: unknown.
+        training: whether the model was in train mode.
+    """
 
-        model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
-    with analysis_mode(model), torch.no_grad():
-        model(*inputs[0], **inputs[1])
-    return calls
+    inputs: Inputs
+    ends: Ends
+    training: bool = False
 
 
 Ends = Sequence[Indices | None]
 """Of each tensor that enters a module the indices that stay; ``None``: unknown."""
 
 
-def entering(cut: IndexCut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict[str, Ends]:
+def record_calls(
+    model: nn.Module, names: Iterable[str], inputs: Inputs, *, training: bool = False
+) -> dict[str, Inputs]:
+    """The arguments with which modules are first called in a forward pass."""
+    calls: dict[str, Inputs] = {}
+    model = detached_copy(model, {id(p): p for p in model.parameters()})  # it is let go
+    for name in names:
+
+        def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            calls.setdefault(name, (args, kwargs))
+
+        model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+    noise = torch.random.fork_rng(devices=[])
+    with noise, analysis_mode(model, training=training), torch.no_grad():
+        model(*inputs[0], **inputs[1])
+    return calls
+
+
+def entering(
+    cut: IndexCut, traced: Traced, calls: Mapping[str, Inputs], inputs: Inputs
+) -> dict[str, Ends]:
     """What a cut leaves of the tensors that enter modules: they are found by their values.
 
     Args:
         cut: of the whole model.
+        traced: the pass in which the modules are called.
         calls: the arguments of modules in a pass of the dense model.
         inputs: of that pass.
     """
     with torch.no_grad():
-        values = every_value(cut.analysis.traced.module, inputs)
+        values = every_value(traced.module, inputs)
     known: dict[torch.Size, list[tuple[Tensor, Value]]] = {}
     for node, tensor in values.items():
         value = cut.analysis.known.get(node)
@@ -65,48 +89,71 @@ def entering(cut: IndexCut, calls: Mapping[str, Inputs], inputs: Inputs) -> dict
     return {name: [left(t) for t in tensors_of(call)] for name, call in calls.items()}
 
 
-def as_graph(
-    module: nn.Module, inputs: Inputs, kept: Kept, ends: Ends
-) -> tuple[fx.GraphModule, bool]:
-    """A module as a smaller graph that takes the same arguments, and whether of other sizes too.
+def as_graph(module: nn.Module, calls: Sequence[Called], kept: Kept) -> CompactGraph:
+    """A module as a smaller graph that takes the same calls, of other sizes too where it can.
 
     Args:
         module: the dense one.
-        inputs: with which it is called.
+        calls: in eval and in train mode; each kind becomes a pass.
         kept: by names within the module.
-        ends: what is left of the tensors that enter it.
 
     Raises:
         InputError: if it cannot be traced by itself.
         RunError: if it cannot be rewritten.
     """
-    losing = [[d for d, left in enumerate(end or ()) if left is not None] for end in ends]
-
-    def made(*, dynamic: bool) -> tuple[fx.GraphModule, bool]:
-        traced = trace(module, None, dynamic=dynamic, closed=losing, inputs=inputs)
-        analysis = analyze(module, None, open_ends=ends, traced=traced, kept=kept)
-        return rewrite(known_cut(analysis, kept)).module, traced.open
-
     try:
-        return made(dynamic=True)
+        return _graph(module, calls, kept, within_model=True)
     except RunError:
-        return made(dynamic=False)
+        return _graph(module, calls, kept, within_model=True, dynamic=False)
 
 
 def whole_graph(
-    model: nn.Module, inputs: Inputs, kept: Kept, tensors: Mapping[str, Tensor]
-) -> tuple[fx.GraphModule, bool]:
-    """The whole model as a smaller graph, and whether it takes inputs of other sizes.
+    model: nn.Module, calls: Sequence[Called], kept: Kept, tensors: Mapping[str, Tensor]
+) -> CompactGraph:
+    """The whole model as a smaller graph that takes inputs of other sizes where it can.
 
     Args:
         model: the dense one.
-        inputs: with which it is traced.
+        calls: in eval and in train mode; each kind becomes a pass.
         kept: indices that stay, by the first name of each tensor.
         tensors: what is sliced already, by the same names.
     """
-    traced = trace(model, None, dynamic=True, inputs=inputs)
-    analysis = analyze(model, None, traced=traced, kept=kept)
-    return rewrite(known_cut(analysis, kept), tensors).module, traced.open
+    return _graph(model, calls, kept, tensors)
+
+
+def _graph(
+    module: nn.Module,
+    calls: Sequence[Called],
+    kept: Kept,
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    within_model: bool = False,
+    dynamic: bool = True,
+) -> CompactGraph:
+    modes = Modes.of(module, next(c.inputs for c in calls if not c.training))
+    wanted: list[Called] = []
+    traced: list[Traced] = []
+    for call in calls:
+        if call.training and (modes.problem or not modes.numbers):
+            continue
+        known = (t for t in traced if t.training is call.training)
+        if not any(isinstance(t.guard.arranged(*call.inputs), list) for t in known):
+            closed = [[d for d, i in enumerate(end or ()) if i is not None] for end in call.ends]
+            wanted.append(call)
+            traced.append(
+                trace(
+                    module,
+                    None,
+                    dynamic=dynamic,
+                    closed=closed,
+                    inputs=call.inputs,
+                    training=call.training,
+                )
+            )
+    ends = [c.ends for c in wanted] if within_model else None
+    analysis = analyze(module, None, open_ends=ends, traced=apart(module, traced), kept=kept)
+    graph = describe_as(rewrite(known_cut(analysis, kept), tensors).module, module)
+    return eval_alone(graph) if modes.problem else graph
 
 
 def known_cut(analysis: Analysis, kept: Kept) -> IndexCut:

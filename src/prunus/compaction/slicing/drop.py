@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus._common.inputs import arguments, every_example
 from prunus._common.modules import shared_copy
+from prunus.compaction.verifying.everywhere import Everywhere
+from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import State, random_like, values_for_test
 from prunus.compaction.verifying.verify import (
+    FLOAT64,
     TOLERANCE,
     Comparison,
     compare,
@@ -101,17 +105,19 @@ def find_drops(model: nn.Module, masks: Masks, example: Any) -> DropPlan:
         InputError: if there is none: what is left of a module gives neither zeros nor its input.
     """
     names = emptied(model, masks)
-    inputs = random_like(example)
+    inputs = random_like(arguments(example))
+    examples = [random_like(one, own_type=True) for one in every_example(example)]
     dense, masked = values_for_test(model, masks)
     expected = outputs(model, masked, inputs)
     effect = difference(outputs(model, dense, inputs), expected)[0]
     left = _left(model, names, masked, inputs)
+    everywhere = Everywhere(model, masked, examples, FLOAT64)
 
     def without(chosen: Mapping[str, str]) -> Comparison:
         candidate = shared_copy(model)
         take_out(candidate, chosen)
-        found = compare(expected, candidate, masked, inputs)
-        return Comparison(found.error, effect, found.problem)
+        found = compare((expected, {}), candidate, masked, Use("", inputs))
+        return replace(everywhere.check(candidate, masked, found), effect=effect)
 
     found = without(left)
     if not found.equal:

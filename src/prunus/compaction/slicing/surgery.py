@@ -48,7 +48,7 @@ class Surgery:
         for name, module in self.replaced.items():
             before[name] = model.get_submodule(name)
             adopt(module, before[name])
-            _plain_attributes(module, before[name])
+            plain_attributes(module, before[name])
             take_mode_of_operators(module, before[name])
             model.set_submodule(name, module)
         refresh(model)
@@ -105,10 +105,18 @@ def adopt(graph: nn.Module, original: nn.Module) -> None:
                     store_any[key] = own[names[full]]
 
 
-def _plain_attributes(graph: nn.Module, original: nn.Module) -> None:
-    """Numbers, words and flags that enclosing code may ask a replaced module for."""
+def plain_attributes(graph: nn.Module, original: nn.Module) -> None:
+    """Numbers, words, flags and lists of them that code may ask a replaced module for."""
     for key, value in vars(original).items():
-        if type(value) in PLAIN and key not in vars(graph):
+        if key not in vars(graph) and _is_plain(value):
             setattr(graph, key, value)
     if isinstance(original, nn.MultiheadAttention):
         without_fast_path(graph)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    return type(value) in PLAIN

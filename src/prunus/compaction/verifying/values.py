@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, arguments
+from prunus._common.inputs import Inputs
 from prunus._common.torch_internals import no_torch_function, pytree, wrapper
 from prunus.compaction.cut import take
 from prunus.graph.call import written_arguments
@@ -80,8 +80,14 @@ def small_state(state: State, kept: Kept, names: Mapping[str, str]) -> State:
     return small
 
 
-def random_like(example: Any, seed: int = 0) -> Inputs:
-    """Random inputs of an example's shapes: normal values, integers within the example's range."""
+def random_like(inputs: Inputs, seed: int = 0, *, own_type: bool = False) -> Inputs:
+    """Random inputs of an example's shapes: normal values, integers that the example has.
+
+    Args:
+        inputs: positional and keyword arguments.
+        seed: of the random numbers.
+        own_type: real numbers in the type that they have there, not in float64.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def fresh(value: Any) -> Any:
@@ -89,15 +95,13 @@ def random_like(example: Any, seed: int = 0) -> Inputs:
             return value
         if value.is_floating_point() or value.is_complex():
             made = torch.randn(value.shape, generator=generator, dtype=_wide(value.dtype))
-            return made.to(value.device)
+            return made.to(value.device, value.dtype if own_type else made.dtype)
         if value.dtype is torch.bool or int(value.min()) == int(value.max()):
             return value
-        low, high = int(value.min()), int(value.max())
-        made = torch.randint(low, high + 1, value.shape, generator=generator, dtype=value.dtype)
-        return made.to(value.device)
+        place = torch.randint(value.numel(), value.shape, generator=generator)
+        return value.flatten()[place.to(value.device)]
 
-    args, kwargs = arguments(example)
-    return pytree.tree_map(fresh, (args, kwargs))  # type: ignore[no-any-return]
+    return pytree.tree_map(fresh, inputs)  # type: ignore[no-any-return]
 
 
 class Lazy(Tensor):

@@ -16,14 +16,21 @@ from prunus._common.modules import shared_copy
 from prunus._common.torch_internals import TorchDispatchMode, pytree
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.rewrite import Rewritten
+from prunus.compaction.verifying.uses import Use, step_by_step
 from prunus.compaction.verifying.values import Lazy, State
-from prunus.errors import first_line
-from prunus.graph.call import describe, written_arguments
+from prunus.errors import InputError, first_line
+from prunus.graph.call import describe, operator_name, written_arguments
 from prunus.graph.labels import Value
 from prunus.graph.trace import Traced, analysis_mode, trace
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
+
+TRAINING_TOLERANCE = 1e-7
+"""The same in train mode, where statistics of a small batch divide by small numbers."""
+
+Answers = tuple[list[Tensor], dict[str, Tensor]]
+"""Outputs of a model, and its buffers after a pass in train mode."""
 
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -50,6 +57,7 @@ OWN_TYPE = Gate(
     wide=False,
     note="an operator does not support float64: compared in the model's own type, within 1e-4",
 )
+AS_CALLED = Gate(1e-2, wide=False)
 META = Gate(note="on the meta device: shapes were compared, values could not be")
 
 
@@ -63,12 +71,16 @@ class Comparison:
         effect: the same between masked and dense model: near zero, equality says nothing.
         problem: why there is no comparison (an exception, other outputs), or ``None``.
         tolerance: for the error.
+        refused: whether the compact model itself says that it does not take this call.
+        refusals: uses that it refuses, each with the reason.
     """
 
     error: float
     effect: float = 0.0
     problem: str | None = None
     tolerance: float = TOLERANCE
+    refused: bool = False
+    refusals: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -96,21 +108,81 @@ class Double(TorchDispatchMode):
         return result if tensors_of((args, kwargs)) else pytree.tree_map(wide, result)
 
 
+class Still(TorchDispatchMode):
+    """Noise made constant, so that models of different sizes meet the same."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operator_name(func)
+        if name == "native_dropout":
+            rate = 1 - float(args[1])
+            return args[0] / max(rate, 1e-9), torch.ones_like(args[0], dtype=torch.bool)
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        seeded = kwargs.get("generator") is not None  # by whoever asks: the same in all models
+        if name in _NOISE and isinstance(found, Tensor) and not seeded:
+            written = written_arguments(func)
+            found = found.fill_(_NOISE[name]) if written else torch.full_like(found, _NOISE[name])
+        return found
+
+
+_NOISE = {"randn": 0.5, "rand": 0.5, "randn_like": 0.5, "rand_like": 0.5, "normal": 0.5,
+          "uniform": 0.5, "bernoulli": 1, "exponential": 1, "multinomial": 0, "randint": 0,
+          "randint_like": 0, "poisson": 1, "log_normal": 1, "cauchy": 0.5}  # fmt: skip
+"""Operators of chance, and the number that each gives while answers are compared."""
+
+
 def outputs(
     model: nn.Module, state: State, inputs: tuple[Any, Any], gate: Gate = FLOAT64
 ) -> list[Tensor]:
     """A model's outputs with these values in place of its own, in float64 or its own type."""
+    return answers(model, state, Use("", inputs), gate)[0]
+
+
+def answers(
+    model: nn.Module, state: State, use: Use, gate: Gate = FLOAT64
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """A model's outputs in some use, and the buffers that training leaves."""
     if gate is META and not isinstance(model, fx.GraphModule):
-        return traced_outputs(trace(model, None, inputs=inputs))  # eager code may ask for values
+        traced = trace(model, None, inputs=use.inputs)  # eager code may ask for values
+        return traced_outputs(traced), {}
     tensors = (*model.named_parameters(), *model.named_buffers())  # tied ones once
     own = {
         k: state[k] if gate.wide else _typed(state[k], v.dtype) for k, v in tensors if k in state
     }
-    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+    buffers = dict(model.named_buffers())
+    if use.training:
+        own |= {k: _held(v).clone() for k, v in own.items() if k in buffers}
+    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, use.inputs)
     model = shared_copy(model)  # a pass may fill caches
-    with torch.no_grad(), analysis_mode(model), Double() if gate.wide else contextlib.nullcontext():
-        found = [_held(t) for t in tensors_of(functional_call(model, own, args, kwargs))]
-    return [t for t in found if t.is_floating_point() or t.is_complex()] or found
+    caller = _Decoder(model) if use.steps else model
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.set_grad_enabled(use.gradient))
+        stack.enter_context(analysis_mode(model, training=use.training, fast=use.fast or use.steps))
+        if not use.fast:  # fused paths are taken under no mode
+            stack.enter_context(Still())
+        if gate.wide:
+            stack.enter_context(Double())
+        torch.manual_seed(0)
+        prefix = "model." if use.steps else ""
+        values = {prefix + k: v for k, v in own.items()}
+        found = [_held(t) for t in tensors_of(functional_call(caller, values, args, kwargs))]
+    real = [t.detach() for t in found if t.is_floating_point() or t.is_complex()]
+    real = real[:1] if use.fast else real  # behind it come caches, which may lose heads
+    trained = {k: v for k, v in own.items() if k in buffers and v.is_floating_point()}
+    return real or found, trained if use.training else {}
+
+
+class _Decoder(nn.Module):
+    """A decoder that is called token by token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return step_by_step(self.model, (args, kwargs))
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,19 +227,24 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def compare(
-    masked: list[Tensor],
+    masked: Answers,
     model: nn.Module,
     state: State,
-    inputs: tuple[Any, Any],
+    use: Use,
     gate: Gate = FLOAT64,
 ) -> Comparison:
-    """A compact model against the masked model's outputs."""
+    """A compact model against the masked model's outputs, and the buffers that training left."""
     try:
-        found = outputs(model, state, inputs, gate)
+        found, buffers = answers(model, state, use, gate)
+    except InputError as error:  # a guard of ours
+        return Comparison(float("inf"), problem=first_line(error, kind=False), refused=True)
     except Exception as error:  # of the model's code, on shapes that it was not written for
         return Comparison(float("inf"), problem=first_line(error))
-    gap, problem = difference(masked, found)
-    return Comparison(gap, problem=problem, tolerance=gate.tolerance)
+    both = sorted(buffers.keys() & masked[1].keys())
+    expected = [*masked[0], *(masked[1][k] for k in both)]
+    gap, problem = difference(expected, [*found, *(buffers[k] for k in both)])
+    tolerance = gate.tolerance if not use.training else max(gate.tolerance, TRAINING_TOLERANCE)
+    return Comparison(gap, problem=problem, tolerance=tolerance)
 
 
 def first_difference(

@@ -1,0 +1,252 @@
+"""A compact model in every use: it answers as the masked model does, or it says that it cannot."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import prunus
+from prunus import InputError
+from prunus._common.inputs import tensors_of
+from prunus.graph.guard import expression, guard_of
+from prunus.graph.passes import Modes, trace_all
+
+HALF = {"structure": "channel", "allocation": "uniform", "target": 0.5}
+
+
+def pruned(model: nn.Module, example: Any) -> tuple[nn.Module, prunus.Compact]:
+    """The masked model and the compact one, in eval mode."""
+    masked: Any = prunus.prune(copy.deepcopy(model).eval(), HALF, example=example)
+    return masked.model, prunus.compact(model, masked.masks, example)
+
+
+def same(one: Any, other: Any) -> bool:
+    pairs = list(zip(tensors_of(one), tensors_of(other), strict=True))
+    return bool(pairs) and all(torch.allclose(a, b, 1e-4, 1e-5) for a, b in pairs)
+
+
+class Scaled(nn.Module):
+    """A number, an optional tensor and a size that the code writes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(8, 32), nn.Linear(32, 24), nn.Linear(24, 3)
+        self.classes = ["one", "two", "three"]
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x)).view(-1, 32)
+
+    def forward(self, x: Tensor, scale: float = 1.0, add: Tensor | None = None) -> Tensor:
+        h = self.features(x) * scale
+        if add is not None:
+            h = h + add
+        return self.out(F.relu(self.b(h)))
+
+
+class Within(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(8, 8), Scaled()
+
+    def forward(self, x: Tensor, scale: float = 1.0, add: Tensor | None = None) -> Tensor:
+        return self.inner(F.relu(self.first(x)), scale, add)
+
+
+class Sized(nn.Module):
+    """Another way through the code for large pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.f, self.out = nn.Linear(256, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.c(x))
+        if x.shape[-1] > 12:
+            h = F.max_pool2d(F.relu(self.d(h)), 2) * 2
+        return self.out(F.relu(self.f(F.adaptive_avg_pool2d(h, 4).view(-1, 256))))
+
+
+class BatchMean(nn.Module):
+    """The size of the batch is a divisor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(8, 32), nn.Linear(32, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.b(F.relu(self.a(x)).view(-1, 32)))
+        return self.out(h - h.sum(0, keepdim=True) / x.shape[0])
+
+
+class Auxiliary(nn.Module):
+    """A second head, noise and a moving average while it trains."""
+
+    def __init__(self, literal: bool) -> None:
+        super().__init__()
+        self.literal = literal
+        self.f, self.g = nn.Linear(12, 32), nn.Dropout(0.5)
+        self.out, self.aux = nn.Linear(32, 4), nn.Linear(32, 4)
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Any:
+        h = F.relu(self.f(x))
+        h = h.view(-1, 32) if self.literal else h
+        out = self.out(self.g(h))
+        if not self.training:
+            return out
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(0.1 * out.mean(0))
+        return out, self.aux(h)
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("model", [Scaled(), Within()], ids=["whole", "inner"])
+@pytest.mark.parametrize(
+    "call",
+    [{"scale": 2.0}, {"add": torch.ones(4, 1)}, {"scale": 2}],
+    ids=["number", "tensor", "int"],
+)
+def test_a_call_of_another_kind_is_refused_by_name(model: nn.Module, call: Any) -> None:
+    masked, small = pruned(model, X)
+    assert small.route in ("graph", "modules")
+    assert same(masked(X[:1]), small.model(X[:1]))
+    assert same(masked(X, 1.0, add=None), small.model(X, 1.0, add=None))
+    with pytest.raises(InputError, match=f"{next(iter(call))} is .*example=\\[first, second\\]"):
+        small.model(X, **call)
+
+
+def test_each_example_becomes_a_pass_of_one_module() -> None:
+    more = {"x": X, "add": torch.ones(4, 1)}
+    masked, small = pruned(Scaled(), [X, more, {"x": X, "scale": 2.0}])
+    assert small.route == "graph"
+    assert same(masked(X), small.model(X))
+    assert same(masked(X, add=torch.full((4, 1), 3.0)), small.model(X, add=torch.full((4, 1), 3.0)))
+    assert same(masked(X, 2.0), small.model(X, scale=2.0))
+    assert len(small.model.state_dict()) == len(masked.state_dict())
+    with pytest.raises(InputError, match=r"scale is 3\.0"):
+        small.model(X, 3.0)
+    twin = copy.deepcopy(small.model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+    assert not same(twin(**more), small.model(**more))
+    assert same(masked(**more), small.model(**more))
+
+
+def test_what_a_graph_holds_for_is_in_the_file(tmp_path: Path) -> None:
+    model = Auxiliary(literal=True)
+    x = torch.randn(4, 12)
+    masked, small = pruned(model, x)
+    opened = prunus.load(small.save(tmp_path / "small.safetensors"))
+    assert same(masked(x), opened(x))
+    masked.train(), opened.train()
+    for module in masked.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert len(opened(x)) == 2
+    assert same(masked(x)[1], opened(x)[1])
+    with pytest.raises(InputError, match="x has size 11 in dimension 1, and had 12"):
+        opened(x[:, :11])
+
+
+def test_a_size_that_chose_the_way_is_refused_beyond_it() -> None:
+    masked, small = pruned(Sized(), torch.randn(2, 3, 8, 8))
+    for shape in ((1, 3, 8, 8), (5, 3, 8, 8), (2, 3, 10, 11)):
+        x = torch.randn(shape)
+        assert same(masked(x), small.model(x))
+    with pytest.raises(InputError, match=r"x.shape\[3\] <= 12 does not hold"):
+        small.model(torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_an_example_of_any_batch_serves_all_batches(batch: int) -> None:
+    masked, small = pruned(BatchMean(), X[:batch])
+    assert small.route == "graph"
+    for n in (1, 2, 3, 4):
+        assert same(masked(X[:n]), small.model(X[:n]))
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_what_only_training_runs_is_there_and_falls_together(literal: bool) -> None:
+    x = torch.randn(6, 12)
+    masked, small = pruned(Auxiliary(literal), x)
+    assert small.model.aux.weight.shape[1] < 32
+    masked.train(), small.model.train()
+    out, aux = small.model(x)
+    assert out.shape == aux.shape
+    assert same(masked(x)[1], aux)
+    assert not torch.equal(small.model(x)[0], small.model(x)[0])  # dropout is at work
+    before = small.model.average.clone()
+    small.model(x)
+    assert not torch.equal(before, small.model.average)
+    masked.eval(), small.model.eval()
+    assert same(masked(x), small.model(x))
+
+
+def test_methods_that_a_graph_lacks_are_named_and_plain_attributes_stay() -> None:
+    _, small = pruned(Scaled(), X)
+    assert small.model.classes == ["one", "two", "three"]
+    with pytest.raises(AttributeError, match=r"Scaled\.features is not there"):
+        small.model.features(X)
+    with pytest.raises(AttributeError, match="the graph of this Scaled"):
+        small.model.other  # noqa: B018
+
+
+def test_a_training_pass_is_followed_only_where_it_differs() -> None:
+    plain = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
+    assert Modes.of(plain, ((torch.randn(3, 4),), {})) == Modes()
+    assert [t.training for t in trace_all(plain, torch.randn(3, 4))] == [False]
+    own = Auxiliary(literal=False)
+    before = own.average.clone()
+    assert [t.training for t in trace_all(own, torch.randn(3, 12))] == [False, True]
+    assert torch.equal(own.average, before)
+    failing = Modes.of(plain, ((torch.randn(1, 4),), {})).problem  # statistics of one item
+    assert failing is not None
+    assert "more than 1 value per channel" in failing
+
+
+def test_what_cannot_train_as_the_example_says_is_refused_in_train_mode() -> None:
+    class Targets(Scaled):
+        def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:  # type: ignore[override]
+            if self.training and target is None:
+                raise ValueError("targets are needed")
+            return super().forward(x)
+
+    _, small = pruned(Targets(), X)
+    assert small.route == "graph"
+    with pytest.raises(InputError, match="not traced in train mode"):
+        small.model.train()(X)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_guard_takes_what_was_traced_and_says_what_is_another(sizes: Any, data: Any) -> None:
+    guard = guard_of(["x", "flag"], {"flag": None}, ((torch.zeros(sizes),), {"flag": True}))
+    assert isinstance(guard.arranged((torch.ones(sizes), True), {}), list)
+    place = data.draw(st.integers(0, len(sizes) - 1))
+    other = [n + (d == place) for d, n in enumerate(sizes)]
+    assert guard.arranged((torch.zeros(other), True), {}) == (
+        f"x has size {other[place]} in dimension {place}, and had {sizes[place]}"
+    )
+    assert guard.arranged((torch.zeros(sizes),), {}) == "flag is None, and was True"
+    whole = guard.arranged((torch.zeros(sizes).long(), True), {})
+    assert whole == "x is a tensor of integers, and was a tensor of floats"
+
+
+@pytest.mark.parametrize(
+    "text", ["__import__('os')", "s0.real", "(" * 99, "9**9**9", "s0[0]", "f(1)"]
+)
+def test_sizes_from_a_file_are_arithmetic_alone(text: str) -> None:
+    with pytest.raises(InputError, match="no arithmetic of sizes"):
+        expression(text)

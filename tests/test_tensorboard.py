@@ -15,7 +15,7 @@ from prunus._common import packages as distributions
 from prunus.cli.main import cli
 from prunus.integrations.tensorboard import scalars, writer
 from prunus.progressive import prune as call
-from prunus.progressive.folder import rounds_of
+from prunus.progressive.record import Record
 
 WORDS = ["run", "iterative", "dense=2ep", "retrain=1ep", "rounds=2", "guard={max_drop: 0.5}"]
 
@@ -34,7 +34,7 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """The same from the journal."""
     rows: dict[str, list[tuple[int, float]]] = {}
-    for row in rounds_of(folder):
+    for row in Record(folder).rounds:
         for tag, value in scalars(row).items():
             rows.setdefault(tag, []).append((row.step, pytest.approx(value, rel=1e-6)))
     return rows | {"recipe/text_summary": [(0, 0.0)]}

@@ -58,12 +58,7 @@ class AsJson:
     def finish(self, result: Result, metric_name: str, report: str | None) -> None:
         values = {
             "event": "result",
-            "metric_name": metric_name,
-            "metric": result.metric,
-            "test": result.test,
-            "tested": None if result.test_metric is None else result.test_metric.to_dict(),
-            "sparsity": result.sparsity,
-            "why": result.reason,
+            **result.figures(metric_name),
             "folder": None if result.folder is None else str(result.folder),
             "report": report,
         }

@@ -21,6 +21,7 @@ from prunus.cli.shared import show
 from prunus.errors import InputError
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.judge import score
+from prunus.progressive.result import counted
 from prunus.pruning.decide import Cost
 from prunus.recipe import duration
 from prunus.recipe.fields import Spec
@@ -107,16 +108,11 @@ def dry_run(recipe: Recipe) -> Plan:
         seconds=seconds,
         cost=dict(costs.measure(model, task.example)),
         notes=notes,
-        counted=_counted(engine),
+        counted=counted(engine.counts_in),
         **(
             {} if engine.space.analysis is None else {"why_dense": "prunus units says what pins it"}
         ),
     )
-
-
-def _counted(engine: PruningEngine) -> str:
-    name = engine.counts_in
-    return "sparsity" if name == "sparsity" else f"part of the {name} removed"
 
 
 def _reachable(engine: PruningEngine) -> float:

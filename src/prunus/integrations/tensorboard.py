@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from prunus._common.packages import require
-from prunus.progressive.folder import rounds_of
 from prunus.progressive.journal import read_events
+from prunus.progressive.record import Record
 from prunus.progressive.result import Round
 
 FOLDER = "tensorboard"
@@ -28,7 +28,7 @@ class Writer:
         if event["event"] == "judged":
             row: Round = event["row"]
             if self._board is None:
-                before = [r for r in rounds_of(self.folder) if r.index < row.index]
+                before = [r for r in Record(self.folder).rounds if r.index < row.index]
                 self._open([*before, row], row.step if self._written else 0)
             else:
                 self._write(row)
@@ -47,7 +47,7 @@ class Writer:
     def close(self) -> None:
         """Let the file go; a run that was judged before anything was written gets all rounds."""
         if self._board is None and read_events(self.folder) and not self._written:
-            self._open(rounds_of(self.folder), 0)
+            self._open(Record(self.folder).rounds, 0)
         if self._board is not None:
             self._board.close()
             self._board = None
@@ -62,7 +62,7 @@ class Writer:
 
         self._board = SummaryWriter(str(self.folder / FOLDER), purge_step=step)
         if step == 0:
-            recipe = (self.folder / "recipe.yaml").read_text(encoding="utf-8")
+            recipe = Record(self.folder).yaml
             self._board.add_text("recipe", f"```yaml\n{recipe}```", 0)
         for row in rounds:
             if row.step >= step:
@@ -108,7 +108,7 @@ def scalars(row: Round) -> dict[str, float]:
         "pruning/achieved": row.achieved,
         "pruning/sparsity": row.sparsity,
         "pruning/l1": row.l1,
-        "pruning/accepted": float(row.verdict != "rejected"),
+        "pruning/accepted": float(row.accepted),
         **costs,
         **{f"density/{name}": value for name, value in row.densities.items()},
         **{f"latency_ms/{name}": value for name, value in row.latency.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from prunus.deployment.module import open_artifact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, PrunusError
 from prunus.methods.traits import trait
+from prunus.progressive.record import Record
 from prunus.progressive.result import Compaction
 from prunus.progressive.state import RunContext
 from prunus.recipe.fields import Deploy
@@ -101,10 +101,9 @@ def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:
 def _kept(job: RunContext) -> Deployment | None:
     """What the run ended with when it was finished, if its artifact opens without the model."""
     folder = job.journal.folder
-    ended = any(e["event"] == "end" for e in job.journal.events)
-    if folder is None or not ended or not (folder / "result.json").is_file():
+    if folder is None or not any(e["event"] == "end" for e in job.journal.events):
         return None
-    made = json.loads((folder / "result.json").read_text(encoding="utf-8"))["deployment"]
+    made = Record(folder).result.get("deployment")
     if made is None or trait("runtimes", made["runtime"], "NEEDS_MODEL"):
         return None
     path = folder / "deployed" / made["runtime"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import nn
@@ -15,31 +12,25 @@ from prunus._common import rng as randomness
 from prunus.compaction.files.artifact import load as load_model
 from prunus.errors import InputError
 from prunus.progressive.folder import DENSE
+from prunus.progressive.record import Record
 from prunus.pruning.masks import put_back
-from prunus.recipe.schema import Recipe
 from prunus.tasks.base import Task
 from prunus.tasks.find import task_of
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a finished run leaves.
+class Finished(Record):
+    """A finished run with its models.
 
     Attributes:
-        folder: of the run.
         task: of the run, made anew.
         dense: the model of round 0, in eval mode.
         pruned: the run's model, in eval mode.
-        result: the contents of result.json.
-        recipe: of the run.
     """
 
-    folder: Path
     task: Task
     dense: nn.Module
     pruned: nn.Module
-    result: Mapping[str, Any]
-    recipe: Recipe
 
 
 def open_run(folder: str | Path) -> Finished:
@@ -50,17 +41,14 @@ def open_run(folder: str | Path) -> Finished:
             from Python (its task is not known); or if the task has no example.
     """
     folder = Path(folder)
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(f"'{folder}' contains no run (no recipe.yaml)")
-    recipe = Recipe.load(folder / "recipe.yaml")
-    model_file, result_file = folder / "model.safetensors", folder / "result.json"
+    recipe = Record(folder).recipe
+    model_file, dense_file = folder / "model.safetensors", folder / DENSE
     if recipe.task is None:
         raise InputError(
             f"the run in '{folder}' was started from Python, so its task is unknown: open its "
             f"model there, prunus.load('{model_file}', model=…)"
         )
-    dense_file = folder / DENSE
-    if not all(f.is_file() for f in (result_file, model_file, dense_file)):
+    if not all(f.is_file() for f in (folder / "result.json", model_file, dense_file)):
         raise InputError(
             f"the run in '{folder}' is not finished; resume it with: prunus resume {folder}"
         )
@@ -73,8 +61,4 @@ def open_run(folder: str | Path) -> Finished:
         raise InputError(
             f"task {recipe.task.name} has no example input: let it return prunus.Task(…, example=…)"
         )
-    try:
-        result = json.loads(result_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"'{result_file}' cannot be read: {error}") from None
-    return Finished(folder, task, dense, pruned, result, recipe)
+    return Finished(folder, task, dense, pruned)

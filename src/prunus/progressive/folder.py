@@ -20,8 +20,9 @@ from prunus.errors import InputError
 from prunus.methods.catalog import digest as file_digest
 from prunus.methods.catalog import find
 from prunus.progressive.engine import PruningEngine
-from prunus.progressive.journal import Journal, read_events
-from prunus.progressive.result import Result, Round
+from prunus.progressive.journal import Journal
+from prunus.progressive.record import Record
+from prunus.progressive.result import Result
 from prunus.recipe.resolve import code_digests
 from prunus.recipe.schema import Recipe
 
@@ -133,12 +134,7 @@ def write_result(
     save(result.model, folder / "model.safetensors", attributes, sparse=True)
     files.write_atomically(folder / "masks.safetensors", files.save_tensors(dict(result.masks)))
     summary = {
-        "metric_name": metric_name,
-        "metric": result.metric,
-        "test": result.test,
-        "tested": None if result.test_metric is None else result.test_metric.to_dict(),
-        "sparsity": result.sparsity,
-        "why": result.reason,
+        **result.figures(metric_name),
         "compaction": None
         if small is None
         else {k: getattr(small, k) for k in ("route", "units", "error", "effect", "notes")},
@@ -150,29 +146,13 @@ def write_result(
     files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
 
 
-def rounds_of(folder: Path) -> list[Round]:
-    """The rounds of a run, finished or not; of repeated ones the last.
-
-    Raises:
-        InputError: if the folder holds no run.
-    """
-    if not (folder / "run.json").is_file():
-        raise InputError(f"'{folder}' contains no run (no run.json)")
-    events = [e for e in read_events(folder) if e["event"] == "round"]
-    found = {e["index"]: Round.from_dict(e) for e in events}
-    return [found[i] for i in sorted(found)]
-
-
 def recipe_of(folder: str | Path) -> Recipe:
     """The recipe of a run of a task.
 
     Raises:
         InputError: if the folder holds no run, or one without a task.
     """
-    path = Path(folder) / "recipe.yaml"
-    if not path.is_file():
-        raise InputError(f"'{folder}' contains no run (no recipe.yaml)")
-    recipe = Recipe.load(path)
+    recipe = Record(Path(folder)).recipe
     if recipe.task is None:
         raise InputError(
             f"the run in '{folder}' was started from Python: call prunus.prune again with the "

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prunus.progressive.result import Round
+from prunus.progressive.result import Round, last_accepted
 from prunus.recipe.fields import Guard, Target
 from prunus.recipe.schema import Recipe
-
-_GOOD = ("dense", "accepted", "not judged")
 
 
 def accepts(guard: Guard | None, metric: float | None, dense: float | None) -> bool:
@@ -52,11 +50,6 @@ def direction_warning(guard: Guard | None, metric_name: str) -> str | None:
     )
 
 
-def last_accepted(rounds: Sequence[Round]) -> Round:
-    """The newest round that was not rejected."""
-    return next(r for r in reversed(rounds) if r.verdict in _GOOD)
-
-
 def next_progress(
     rounds: Sequence[Round], recipe: Recipe, asks: Callable[[float], float]
 ) -> tuple[float | None, str]:
@@ -76,11 +69,8 @@ def next_progress(
     total = recipe.rounds or 1
     smallest = (recipe.target or Target()).smallest
     good = last_accepted(rounds)
-    step = 1.0 / total
-    for previous in rounds[1:]:
-        if previous.verdict == "rejected":
-            step /= 2
-    if rounds[-1].verdict == "rejected":
+    step = _halved(1.0 / total, rounds)
+    if not rounds[-1].accepted:
         if not recipe.in_rounds:
             return None, "the guard rejected the pruned model: the dense one is the result"
         if step < smallest:
@@ -96,6 +86,11 @@ def next_progress(
     # Steps of 1/3 add up to 0.999…: the last one is the end itself.
     progress = good.progress + step
     return (1.0 if progress > 1 - 1e-9 else progress), ""
+
+
+def _halved(step: float, rounds: Sequence[Round]) -> float:
+    """A step after the rejections so far."""
+    return step / 2.0 ** sum(not r.accepted for r in rounds)
 
 
 def _end(good: Round, target: float) -> str:
@@ -118,12 +113,10 @@ def _caught_up(rounds: Sequence[Round], recipe: Recipe, target: float) -> bool:
 
 def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None, str]:
     assert recipe.target is not None
-    step, target = recipe.target.step, recipe.target
-    for previous in rounds[1:]:
-        if previous.verdict == "rejected":
-            step /= 2
+    target = recipe.target
+    step = _halved(target.step, rounds)
     good = last_accepted(rounds)
-    before = [r for r in rounds[:-1] if r.verdict in _GOOD]
+    before = [r for r in rounds[:-1] if r.accepted]
     if before and rounds[-1] is good and good.achieved <= before[-1].achieved + 1e-12:
         return None, f"as far as whole units allow: {good.achieved:.4g}"
     if step < target.smallest:

@@ -21,9 +21,9 @@ from prunus.compaction.slicing.parameters import refuse_optimizer
 from prunus.errors import InputError, RunError
 from prunus.progressive.cut import restore, revives
 from prunus.progressive.deploy_step import round_latency
-from prunus.progressive.guard import accepts, last_accepted
+from prunus.progressive.guard import accepts
 from prunus.progressive.phase import Budget
-from prunus.progressive.result import Compaction, Round
+from prunus.progressive.result import Compaction, Round, last_accepted
 from prunus.progressive.state import RunContext, RunState, model_state, put_back
 from prunus.pruning.masks import apply, check, finite
 from prunus.pruning.masks import put_back as put_tensors

@@ -15,8 +15,8 @@ def metric_against_sparsity(rounds: Sequence[Round], metric_name: str) -> Figure
     """Validation (and training) metric of every round; rejected ones as crosses."""
     figure, axes = figure_of(6.4, 3.6)
     judged = [r for r in rounds if r.metric is not None]
-    good = sorted((r for r in judged if r.verdict != "rejected"), key=lambda r: r.achieved)
-    bad = [r for r in judged if r.verdict == "rejected"]
+    good = sorted((r for r in judged if r.accepted), key=lambda r: r.achieved)
+    bad = [r for r in judged if not r.accepted]
     seen = [r for r in good if r.train_metric is not None]
     if judged and judged[0].metric is not None:
         axes.axhline(judged[0].metric, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)

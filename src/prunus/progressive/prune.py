@@ -19,12 +19,12 @@ from prunus.progressive.builtin import trainer
 from prunus.progressive.deploy_step import refuse_unserved, serve, serves
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.folder import open_journal, recipe_of, write_result
-from prunus.progressive.guard import direction_warning, last_accepted
+from prunus.progressive.guard import direction_warning
 from prunus.progressive.judge import compacted, final_cost, final_masks, score, test_estimate
 from prunus.progressive.latency_target import calibrate_target, latency_verdict, prepared
 from prunus.progressive.loop import all_rounds
 from prunus.progressive.progress import shown
-from prunus.progressive.result import Result
+from prunus.progressive.result import Result, last_accepted
 from prunus.progressive.state import OnEvent, RunContext, RunState, begin
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.masks import copy_of, put_back

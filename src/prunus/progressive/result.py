@@ -56,7 +56,7 @@ class Round:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that journals and ``--json`` have for them."""
-        return {_WRITTEN.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        return as_written(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Round:
@@ -66,13 +66,22 @@ class Round:
         >>> made.to_dict()["asked"], Round.from_dict(made.to_dict()) == made
         (0.4, True)
         """
-        fields = {_WRITTEN.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
-        return cls(**{fields[key]: value for key, value in plain.items() if key in fields})
+        return cls(**as_named(cls, plain))
 
     @property
     def counted(self) -> str:
         """What requested and achieved are parts of, for people."""
-        return "sparsity" if self.target == "sparsity" else f"part of the {self.target} removed"
+        return counted(self.target)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the run goes on from it."""
+        return self.verdict != "rejected"
+
+    @property
+    def removed(self) -> float:
+        """Removed weights ÷ weights in scope."""
+        return self.achieved if self.sparsity is None else self.sparsity
 
     @property
     def gap(self) -> float | None:
@@ -80,6 +89,16 @@ class Round:
         if self.metric is None or self.train_metric is None:
             return None
         return self.train_metric - self.metric
+
+
+def last_accepted(rounds: Sequence[Round]) -> Round:
+    """The newest round that was not rejected."""
+    return next(r for r in reversed(rounds) if r.accepted)
+
+
+def counted(target: str) -> str:
+    """What a target counts, for people."""
+    return target if target == "sparsity" else f"part of the {target} removed"
 
 
 def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
@@ -96,8 +115,19 @@ def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
     )  # fmt: skip
 
 
-_WRITTEN = {"requested": "asked"}
-"""Attributes that are written under another name."""
+_WRITTEN = {"requested": "asked", "reason": "why"}
+"""Attributes that run folders and ``--json`` have under another name."""
+
+
+def as_written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of attributes under the names that run folders have for them."""
+    return {_WRITTEN.get(name, name): value for name, value in values.items()}
+
+
+def as_named(kind: type[Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a dataclass from such values; what it does not know is left out."""
+    names = {_WRITTEN.get(f.name, f.name): f.name for f in dataclasses.fields(kind)}
+    return {names[key]: value for key, value in plain.items() if key in names}
 
 
 @dataclass(frozen=True)
@@ -193,6 +223,15 @@ class Result:
     @property
     def sparsity(self) -> float:
         """Removed weights ÷ weights in scope."""
-        kept = [r for r in self.rounds if r.verdict != "rejected"]
-        last = kept[-1]
-        return last.achieved if last.sparsity is None else last.sparsity
+        return last_accepted(self.rounds).removed
+
+    def figures(self, metric_name: str) -> dict[str, Any]:
+        """What it comes to, as result.json and ``--json`` begin."""
+        return {
+            "metric_name": metric_name,
+            "metric": self.metric,
+            "test": self.test,
+            "tested": None if self.test_metric is None else self.test_metric.to_dict(),
+            "sparsity": self.sparsity,
+            "why": self.reason,
+        }

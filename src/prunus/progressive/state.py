@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from prunus._common.metrics import Metric
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import Journal
 from prunus.progressive.phase import Budget
-from prunus.progressive.result import Round
+from prunus.progressive.result import Round, as_named, as_written
 from prunus.recipe import duration
 from prunus.types import State
 
@@ -71,25 +70,18 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that run folders have for them; no tensors."""
         own = {k: v for k, v in vars(self).items() if k not in ("rounds", "blobs", "optimizer")}
-        written = {_WRITTEN.get(name, name): value for name, value in own.items()}
-        return {**written, "rounds": [r.to_dict() for r in self.rounds]}
+        return {**as_written(own), "rounds": [r.to_dict() for r in self.rounds]}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> RunState:
         """What :meth:`to_dict` gave."""
-        names = {_WRITTEN.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
-        made = cls(**{names[key]: value for key, value in plain.items()})
-        made.rounds = [Round.from_dict(r) for r in plain["rounds"]]
-        return made
+        rounds = [Round.from_dict(r) for r in plain["rounds"]]
+        return cls(**{**as_named(cls, plain), "rounds": rounds})
 
     @property
     def index(self) -> int:
         """The number of the round at work."""
         return len(self.rounds)
-
-
-_WRITTEN = {"requested": "asked", "reason": "why"}
-"""Attributes that run folders know by another name."""
 
 
 def blob(state: State) -> dict[str, Any]:

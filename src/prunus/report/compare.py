@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus.progressive.result import Round
-from prunus.report.record import Record, read_record
+from prunus.progressive.record import Record
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -16,7 +15,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         InputError: if a folder holds no run.
     """
-    return [_row(read_record(folder)) for folder in folders]
+    return [_row(Record(folder)) for folder in folders]
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def _row(record: Record) -> dict[str, Any]:
     return {
         "name": record.name,
         "state": record.result.get("why", "not finished"),
-        "sparsity": None if good is None else _sparsity(good),
+        "sparsity": None if good is None else good.removed,
         "dense_metric": dense,
         "metric": metric,
         "metric_minus_dense": None if metric is None or dense is None else metric - dense,
@@ -38,11 +37,7 @@ def _row(record: Record) -> dict[str, Any]:
         "macs": cost.get("macs"),
         "bytes": cost.get("bytes"),
         "rounds": max(0, len(record.rounds) - 1),
-        "rejected": sum(r.verdict == "rejected" for r in record.rounds),
+        "rejected": sum(not r.accepted for r in record.rounds),
         "steps": record.rounds[-1].step if record.rounds else 0,
         "seconds": sum(r.seconds for r in record.rounds),
     }
-
-
-def _sparsity(good: Round) -> float:
-    return good.achieved if good.sparsity is None else good.sparsity

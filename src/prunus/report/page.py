@@ -14,8 +14,8 @@ from prunus._common.files import write_atomically
 from prunus._common.metrics import MetricEstimate
 from prunus._common.numbers import metric
 from prunus._common.pictures import as_png, as_svg
+from prunus.progressive.record import Record
 from prunus.report.plots import PICTURES, draw
-from prunus.report.record import Record, read_record
 
 _COUNTED = ("params", "macs", "bytes", "l1")
 _THEORETICAL = ("nonzero_params", "macs_if_zeros_skipped")
@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         InputError: if the folder holds no run.
     """
-    record = read_record(folder)
+    record = Record(folder)
     pictures = []
     for name, (title, _) in PICTURES.items():
         if name in ("metric", "latency") and all(r.metric is None for r in record.rounds):

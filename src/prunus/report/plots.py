@@ -10,15 +10,14 @@ from matplotlib.ticker import FuncFormatter
 
 from prunus._common.pictures import COLORS, SERIES, STYLE, figure_of
 from prunus.progressive.picture import counted, metric_against_sparsity
-from prunus.progressive.result import Round
+from prunus.progressive.result import Round, last_accepted
 
 Picture = Callable[[Sequence[Round], str], Figure]
 
 
 def density_by_group(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Kept weights of each group of the last accepted round."""
-    good = next((r for r in reversed(rounds) if r.verdict != "rejected"), None)
-    densities = dict(good.densities) if good is not None else {}
+    densities = dict(last_accepted(rounds).densities) if rounds else {}
     figure, axes = figure_of(6.4, 0.9 + 0.28 * max(1, len(densities)))
     names = list(densities)
     axes.barh(range(len(names)), [densities[n] for n in names], color=SERIES, height=0.62)
@@ -35,7 +34,7 @@ def density_by_group(rounds: Sequence[Round], metric_name: str) -> Figure:
 def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Σ|w| against sparsity."""
     figure, axes = figure_of(6.4, 2.6)
-    good = sorted((r for r in rounds if r.verdict != "rejected"), key=lambda r: r.achieved)
+    good = sorted((r for r in rounds if r.accepted), key=lambda r: r.achieved)
     axes.plot([r.achieved for r in good], [r.l1 for r in good], "o-", color=SERIES, markersize=4)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(counted(rounds))
@@ -46,7 +45,7 @@ def complexity(rounds: Sequence[Round], metric_name: str) -> Figure:
 def metric_against_latency(rounds: Sequence[Round], metric_name: str) -> Figure:
     """Validation metric of every accepted round against its measured latency, by runtime."""
     figure, axes = figure_of(6.4, 3.6)
-    good = [r for r in rounds if r.latency and r.metric is not None and r.verdict != "rejected"]
+    good = [r for r in rounds if r.latency and r.metric is not None and r.accepted]
     names = list(dict.fromkeys(name for r in good for name in r.latency))
     for number, name in enumerate(names):
         points = [(r.latency[name], r.metric or 0) for r in good if name in r.latency]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import InputError, Interrupted, RunError
-from prunus.progressive.folder import rounds_of
-from prunus.progressive.guard import allowed_drop, last_accepted
+from prunus.progressive.guard import allowed_drop
 from prunus.progressive.prune import Source, prune
-from prunus.progressive.result import Result, Round
+from prunus.progressive.record import Record
+from prunus.progressive.result import Result, Round, last_accepted
 from prunus.progressive.state import OnEvent
 from prunus.recipe.resolve import folder_name
 from prunus.recipe.schema import Recipe
@@ -70,7 +70,7 @@ class Trials:
         except Interrupted:
             if not beaten:
                 raise
-            return Trial(**about, **_figures(recipe, rounds_of(where)), state="stopped",
+            return Trial(**about, **_figures(recipe, Record(where).rounds), state="stopped",
                          reason=beaten[0])  # fmt: skip
         except InputError as error:
             return Trial(**about, state="refused", reason=_line(error))
@@ -88,7 +88,7 @@ class Trials:
             self.on_event(event)
             if event["event"] == "judged" and self.finished is not None:
                 row = event["row"]
-                rounds = [*(r for r in rounds_of(where) if r.index < row.index), row]
+                rounds = [*(r for r in Record(where).rounds if r.index < row.index), row]
                 by = hopeless(rounds, recipe, self.finished())
                 if by is not None:
                     beaten.append(
@@ -120,7 +120,7 @@ def _figures(recipe: Recipe, rounds: Sequence[Round]) -> dict[str, Any]:
         "course": [
             (r.step, r.metric, 1 - r.achieved)
             for r in rounds
-            if r.metric is not None and r.verdict != "rejected"
+            if r.metric is not None and r.accepted
         ],
         "seconds": sum(r.seconds for r in rounds),
     }

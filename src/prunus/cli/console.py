@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
@@ -14,20 +14,22 @@ from prunus._common.numbers import NONE, count, error, metric
 from prunus.cli.shared import show
 from prunus.methods.traits import trait
 from prunus.progressive import progress
-from prunus.progressive.result import Result, Round, rounds_table
+from prunus.progressive.result import Result, rounds_table
 from prunus.runtimes import find
 
 LINE_EVERY = 10.0  # seconds between lines of a log
 
 
-class Show(Protocol):
-    """Something that shows a run."""
+class Show:
+    """Something that shows a run, event by event."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """One event of the run."""
 
     def finish(self, result: Result, metric_name: str, report: str | None) -> None:
         """The end."""
+        self.close()
+        summary(result, metric_name, report)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -44,15 +46,14 @@ def choose(*, as_json: bool) -> Show:
     return Bars(Console(highlight=False))
 
 
-class AsJson:
+class AsJson(Show):
     """One JSON object a line."""
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
             return
-        row = {**event}
-        if isinstance(row.get("row"), Round):
-            row = {"event": "judged", **row["row"].to_dict()}
+        judged = event["event"] == "judged"
+        row = {"event": "judged", **event["row"].to_dict()} if judged else event
         print(json.dumps(row), flush=True)
 
     def finish(self, result: Result, metric_name: str, report: str | None) -> None:
@@ -64,11 +65,8 @@ class AsJson:
         }
         print(json.dumps(values), flush=True)
 
-    def close(self) -> None:
-        """Nothing to do."""
 
-
-class Lines:
+class Lines(Show):
     """Plain lines for logs: one a round, and now and then one while training."""
 
     def __init__(self) -> None:
@@ -96,19 +94,9 @@ class Lines:
         text = f"  round {event['round']}: step {event['done']} of {event['steps']}"
         print(f"{text}, {left:.0f} s left" if steps else text, flush=True)
 
-    def finish(self, result: Result, metric_name: str, report: str | None) -> None:
-        summary(result, metric_name, report)
 
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class Bars(progress.Bars):
+class Bars(progress.Bars, Show):
     """A bar for each training, a line for each judged round."""
-
-    def finish(self, result: Result, metric_name: str, report: str | None) -> None:
-        self.close()
-        summary(result, metric_name, report)
 
 
 def summary(result: Result, metric_name: str, report: str | None) -> None:

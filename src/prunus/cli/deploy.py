@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, says_errors, set_data, show
+from prunus.cli.shared import DATA, JSON, model_of, says_errors, set_data, show, timing_options
 from prunus.errors import InputError
-from prunus.methods.catalog import meant, names
 from prunus.methods.traits import trait
 
 if TYPE_CHECKING:
@@ -28,17 +28,10 @@ BATCHES = 8
     "--runtime", "runtimes", multiple=True, default=("auto",), show_default=True,
     help="A name (prunus list runtimes), or auto for all; may be given several times.",
 )  # fmt: skip
-@click.option(
-    "--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 16),
-    show_default="1 and 16", help="Sizes to time; the first decides. May be given several times.",
-)  # fmt: skip
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Processor threads."
+@timing_options(
+    batch="Sizes to time; the first decides. May be given several times.",
+    seconds="Of timing, for each artifact and batch size.",
 )
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True,
-    help="Of timing, for each artifact and batch size.",
-)  # fmt: skip
 @click.option(
     "--max-drop", type=click.FloatRange(0), default=0.01, show_default=True,
     help="Of the metric, that int8 may cost.",
@@ -75,10 +68,14 @@ def deploy(
     set_data(data)
     if "auto" in runtimes and len(runtimes) > 1:
         raise InputError("--runtime: auto stands for all of them; name it alone, or name others")
+
+    def say(text: str) -> None:
+        click.echo(json.dumps({"event": "note", "text": text}) if as_json else f"… {text}")
+
     settings |= {
         "runtime": "auto" if "auto" in runtimes else runtimes,
         "batch_sizes": batches,
-        "on_event": _says(as_json),
+        "on_event": say,
     }
     if Path(run).is_dir():
         made, kept = _of_run(Path(run), folder, settings), Path(run) / WRITTEN
@@ -89,16 +86,8 @@ def deploy(
         click.echo(f"wrote {kept}")
 
 
-def _says(as_json: bool) -> Any:
-    import json
-
-    def say(text: str) -> None:
-        click.echo(json.dumps({"event": "note", "text": text}) if as_json else f"… {text}")
-
-    return say
-
-
 def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deployment:
+    from prunus._common.files import write_atomically
     from prunus.deployment.calibration import inputs_of
     from prunus.deployment.deploy import deploy as deploy_model
     from prunus.deployment.table import write_table
@@ -118,33 +107,22 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
         **settings,
     )
     if trait("runtimes", made.runtime, "NEEDS_MODEL") and made.path is not None:
-        _copy(run / "model.safetensors", made.path)
+        # The run's own file instead: it says, too, which numbers of modules became smaller.
+        write_atomically(made.path / "model.safetensors", (run / "model.safetensors").read_bytes())
     write_table(made, run / WRITTEN)
     return made
 
 
-def _copy(file: Path, folder: Path) -> None:
-    """The run's own file instead: it says, too, which numbers of modules became smaller."""
-    from prunus._common.files import write_atomically
-
-    write_atomically(folder / "model.safetensors", file.read_bytes())
-
-
 def _of_model(name: str, folder: Path | None, settings: dict[str, Any]) -> Deployment:
     from prunus.deployment.deploy import deploy as deploy_model
-    from prunus.tasks.find import find_model
 
-    if ".py" not in name and name not in names("tasks"):
-        raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
-    model, example = find_model(name)
+    model, example = model_of(name)
     if example is None:
         raise InputError(f"{name} has no example of an input: return (model, example)")
     return deploy_model(model, example=example, folder=folder, **settings)
 
 
 def _show(made: Deployment, as_json: bool) -> None:
-    import json
-
     from prunus.deployment.table import table
 
     if as_json:

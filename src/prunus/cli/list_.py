@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from prunus.cli.shared import JSON, says_errors
@@ -21,8 +23,6 @@ def list_(axis: str | None, as_json: bool) -> None:
       prunus list criteria
       prunus list runtimes
     """
-    import json
-
     from prunus.errors import did_you_mean
     from prunus.methods.catalog import AXES, entries, recipe_entries
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, says_errors, set_data, show
-from prunus.errors import InputError
-from prunus.methods.catalog import meant, names
+from prunus.cli.shared import DATA, JSON, model_of, says_errors, set_data, show, timing_options
+
+if TYPE_CHECKING:
+    from prunus.measurement.result import Measurement
 
 WRITTEN = "measure.json"
 """The file that a run's folder gets; the report reads it."""
@@ -17,35 +19,15 @@ WRITTEN = "measure.json"
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.option(
-    "--batch",
-    "batches",
-    type=click.IntRange(1),
-    multiple=True,
-    default=(1, 16),
-    show_default="1 and 16",
-    help="Items of a pass; may be given several times.",
-)
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Processor threads."
-)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Time for each model and batch.",
+@timing_options(
+    batch="Items of a pass; may be given several times.",
+    seconds="Time for each model and batch.",
 )
 @DATA
 @JSON
 @says_errors
 def measure(
-    run: str,
-    batches: tuple[int, ...],
-    threads: int,
-    seconds: float,
-    data: Path | None,
-    as_json: bool,
+    run: str, batches: tuple[int, ...], data: Path | None, as_json: bool, **settings: Any
 ) -> None:
     """Measure size, latency, memory and energy of a RUN's model beside the dense one.
 
@@ -59,43 +41,31 @@ def measure(
       prunus measure my/model.py:make --json
     """
     set_data(data)
-    settings = {"batch_sizes": batches, "threads": threads, "seconds": seconds}
-    if Path(run).is_dir():
-        plain = _of_run(Path(run), settings)
+    from prunus.measurement.measure import measure as measure_model
+
+    settings["batch_sizes"] = batches
+    folder = Path(run) if Path(run).is_dir() else None
+    if folder is None:
+        found = measure_model(*model_of(run), **settings)
     else:
-        plain = _of_model(run, settings)
+        found = _of_run(folder, settings)
     if as_json:
-        import json
-
-        click.echo(json.dumps(plain))
+        click.echo(json.dumps(found.to_dict()))
         return
-    _print(plain)
-    if Path(run).is_dir():
-        click.echo(f"wrote {Path(run) / WRITTEN}")
+    _print(found.to_dict())
+    if folder is not None:
+        click.echo(f"wrote {folder / WRITTEN}")
 
 
-def _of_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    import json
-
+def _of_run(folder: Path, settings: dict[str, Any]) -> Measurement:
     from prunus._common.files import write_atomically
     from prunus.measurement.measure import measure as measure_model
     from prunus.progressive.finished import open_run
 
     done = open_run(folder)
     found = measure_model(done.pruned, done.task.example, baseline=done.dense, **settings)
-    plain = found.to_dict()
-    write_atomically(folder / WRITTEN, json.dumps(plain, indent=1).encode())
-    return plain
-
-
-def _of_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    from prunus.measurement.measure import measure as measure_model
-    from prunus.tasks.find import find_model
-
-    if ".py" not in name and name not in names("tasks"):
-        raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
-    model, example = find_model(name)
-    return measure_model(model, example, **settings).to_dict()
+    write_atomically(folder / WRITTEN, json.dumps(found.to_dict(), indent=1).encode())
+    return found
 
 
 def _print(plain: dict[str, Any]) -> None:

@@ -108,11 +108,9 @@ def _go(folder: Path, as_json: bool, tensorboard: bool, start: Callable[..., Any
         try:
             result, metric_name = start(on_event=watch, should_stop=lambda: bool(stopped))
         except Interrupted:
-            show.close()
             raise Interrupted(f"stopped and saved; continue with: prunus resume {folder}") from None
-        except BaseException:
+        finally:
             show.close()
-            raise
     show.finish(result, metric_name, _report(folder))
 
 

@@ -40,6 +40,19 @@ THREADS = click.option(
 )  # fmt: skip
 
 
+def timing_options(*, batch: str, seconds: str) -> Callable[[Command], Command]:
+    """What all that takes the time of a model asks for, with the help of two of the options."""
+    options = (
+        click.option("--batch", "batches", type=click.IntRange(1), multiple=True,
+                     default=(1, 16), show_default="1 and 16", help=batch),
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
+                     help="Processor threads."),
+        click.option("--seconds", type=click.FloatRange(0, min_open=True), default=1.0,
+                     show_default=True, help=seconds),
+    )  # fmt: skip
+    return lambda command: functools.reduce(lambda c, option: option(c), options[::-1], command)
+
+
 def says_errors(command: Command) -> Command:
     """One clear message and the exit code; a traceback with --debug alone."""
 
@@ -86,6 +99,20 @@ def set_data(data: Path | None) -> None:
         if not data.is_dir():
             raise InputError(f"--data: there is no folder '{data}'")
         os.environ["PRUNUS_DATA"] = str(data)
+
+
+def model_of(name: str) -> tuple[Any, Any]:
+    """Model and example of a task, or of a function in a Python file.
+
+    Raises:
+        InputError: if it is neither, nor the folder of a run.
+    """
+    from prunus.methods.catalog import meant, names
+    from prunus.tasks.find import find_model
+
+    if ".py" not in name and name not in names("tasks"):
+        raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
+    return find_model(name)
 
 
 def show(table: Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,6 @@ def _line(event: Mapping[str, Any]) -> str | None:
 
 
 def _print(done: Any, as_json: bool) -> None:
-    import json
-
     from prunus.sweep.summary import summary, table
 
     if as_json:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,6 @@ def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: 
       prunus units my/model.py:make --heads dims
     """
     set_data(data)
-    import json
-    from dataclasses import asdict
-
     from prunus.graph.listing import units as units_of
     from prunus.tasks.find import find_model
 

@@ -56,7 +56,7 @@ def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, floa
             seconds=SECONDS, baseline=job.dense if dense else None,
         )  # fmt: skip
     except PrunusError as error:  # an engine that fails costs no round
-        job.on_event({"event": "note", "text": f"the round was not timed: {error}"})
+        job.note(f"the round was not timed: {error}")
         return {}
     ms = {(r.runtime, r.model): t.median_ms for r in made.rows for t in r.latency.values()
           if r.good}  # fmt: skip
@@ -94,7 +94,7 @@ def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:
         return found[0] if found else None
     except PrunusError as error:
         job.journal.write("not deployed", why=str(error))
-        job.on_event({"event": "note", "text": f"no artifact was made: {error}"})
+        job.note(f"no artifact was made: {error}")
         return None
 
 
@@ -138,7 +138,7 @@ def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
         max_drop=_allowed(job),
         batch_sizes=tuple(dict.fromkeys((how.batch, 16))),
         threads=how.threads,
-        on_event=lambda text: job.on_event({"event": "note", "text": f"deploy: {text}"}),
+        on_event=lambda text: job.note(f"deploy: {text}"),
     )
     if (
         made.path is not None

@@ -104,8 +104,7 @@ def reject_again(job: RunContext, at: RunState, limit: Budget) -> None:
     at.phase = "next"
     _roll_back(job, at)
     job.journal.write("round", **made.to_dict())
-    text = f"round {made.index} would cut what round {made.index - 1} cut: not tried again"
-    job.on_event({"event": "note", "text": text})
+    job.note(f"round {made.index} would cut what round {made.index - 1} cut: not tried again")
     job.on_event({"event": "judged", "row": made, "of": job.engine.recipe.rounds})
 
 

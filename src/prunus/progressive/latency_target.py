@@ -138,11 +138,11 @@ def calibrate_target(job: RunContext, when: str) -> bool:
     else:
         known = []
     if not known:
-        job.on_event({"event": "note", "text": "measuring how much to remove to meet the latency"})
+        job.note("measuring how much to remove to meet the latency")
         with _Clock(job) as clock:
             found = clock.found(*target.latency)
         job.journal.write("latency", when=when, **asdict(found))
-        job.on_event({"event": "note", "text": summary(found)})
+        job.note(summary(found))
         known = job.journal.events[-1:]
     engine.target = known[-1]["part"]
     return True

@@ -143,7 +143,7 @@ def prune(
                 again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
             )
             if (text := direction_warning(recipe.guard, metric_name)) is not None:
-                job.on_event({"event": "note", "text": text})
+                job.note(text)
             if not journal.events:
                 score(evaluate, model, "evaluate")
             at = begin(job)

@@ -78,7 +78,7 @@ class Record:
     def _held(self, name: str) -> Path:
         path = self.folder / name
         if not path.is_file():
-            raise InputError(f"'{self.folder}' holds no run (no {name})")
+            raise InputError(f"'{self.folder}' contains no run (no {name})")
         return path
 
     def _json(self, name: str) -> dict[str, Any]:

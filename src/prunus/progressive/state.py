@@ -46,6 +46,10 @@ class RunContext:
     def model(self) -> nn.Module:
         return self.engine.model
 
+    def note(self, text: str) -> None:
+        """Tell who watches."""
+        self.on_event({"event": "note", "text": text})
+
 
 @dataclass
 class RunState:
@@ -119,13 +123,9 @@ def save(job: RunContext, at: RunState, limit: Budget) -> None:
         "rng": gather(randomness.state()),
         "threads": torch.get_num_threads(),
     }
+    seconds = round(at.seconds, 3)
     job.journal.snapshot(
-        tree,
-        keep=keep,
-        round=at.index,
-        phase=at.phase,
-        step=at.step,
-        seconds=round(at.seconds, 3),
+        tree, keep=keep, round=at.index, phase=at.phase, step=at.step, seconds=seconds
     )
 
 
@@ -133,7 +133,7 @@ def begin(job: RunContext) -> RunState:
     """The position from which a run goes on: its newest good snapshot, or the start."""
     tree = job.journal.latest()
     for problem in job.journal.damaged:
-        job.on_event({"event": "note", "text": f"{problem}; the last good one before it is used"})
+        job.note(f"{problem}; the last good one before it is used")
     if tree is None:
         at = RunState()
         at.blobs["start"] = job.journal.store("start", blob(job.engine.state()))
@@ -147,11 +147,10 @@ def begin(job: RunContext) -> RunState:
     randomness.set_state(randomness.of_this_rank(tree["rng"]))
     saved, now = len(tree["rng"]), world_size()
     if saved != now:
-        text = f"saved by {saved} processes, resumed by {now}: the bits will differ"
-        job.on_event({"event": "note", "text": text})
+        job.note(f"saved by {saved} processes, resumed by {now}: the bits will differ")
     if at.phase == "end":
-        job.on_event({"event": "note", "text": "this run is finished; here is its result"})
+        job.note("this run is finished; here is its result")
         return at
     job.journal.write("resumed", step=at.step, round=at.index, time=time.time())
-    job.on_event({"event": "note", "text": f"resumed in round {at.index}"})
+    job.note(f"resumed in round {at.index}")
     return at

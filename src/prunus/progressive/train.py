@@ -51,12 +51,8 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
         rate=rate,
         data_seed=recipe.seed,
     )
-    run.epoch, run.per_epoch, run.saved, run.carried = (
-        at.epoch,
-        at.per_epoch,
-        at.saved,
-        at.optimizer,
-    )
+    run.epoch, run.per_epoch = at.epoch, at.per_epoch
+    run.saved, run.carried = at.saved, at.optimizer
     _watch_training(job, at, limit, run, dense)
     try:
         job.train(engine.model, run)
@@ -131,15 +127,9 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
             share_buffers(job.model)
             state = job.engine.state(_optimizer_state(run.optimizer))
             at.blobs["rewind"] = job.journal.store("rewind", blob(state))
-        job.on_event(
-            {
-                "event": "step",
-                "round": at.index,
-                "done": run.done,
-                "steps": run.steps,
-                "sparsity": None if dense else job.engine.sparsity,
-            }
-        )
+        sparsity = None if dense else job.engine.sparsity
+        job.on_event({"event": "step", "round": at.index, "done": run.done, "steps": run.steps,
+                      "sparsity": sparsity})  # fmt: skip
 
     def on_boundary(run: Run) -> None:
         every = max(1, duration.parse(recipe.snapshot).steps(per_epoch=run.per_epoch))

@@ -11,6 +11,7 @@ from torch import Tensor
 from prunus._common.topk import count, keep_largest, keep_largest_by_run
 from prunus.errors import InputError, RunError
 from prunus.pruning.cost_model import CostModel
+from prunus.pruning.masks import all_finite
 from prunus.pruning.units import member_mask, unit_alive, unit_scores
 from prunus.types import Allocation, Counts, Group, Limits, Masks
 
@@ -54,7 +55,7 @@ class LazyUnits(Mapping[Group, Tensor]):
 
     def _ranked(self, group: Group, scores: Tensor) -> Tensor:
         """By what is left of each unit, those removed already last."""
-        if group not in self._finite and not _finite(scores):
+        if group not in self._finite and not all_finite(scores):
             raise RunError(
                 f"the criterion gave NaN or infinite scores for {group.name}: check its weights "
                 "and gradients for NaN and infinity"
@@ -87,11 +88,6 @@ class LazyUnits(Mapping[Group, Tensor]):
         return len(self._groups)
 
 
-def _finite(scores: Tensor) -> bool:
-    low, high = torch.aminmax(scores)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
 Alive = Mapping[Group, Tensor | None]
 
 
@@ -111,10 +107,6 @@ class Cost:
     @property
     def total(self) -> int:
         return sum(g.weights for g in self.groups)
-
-    def of(self, sizes_kept: Mapping[Group, int]) -> float:
-        """Sparsity from the weights that each group keeps."""
-        return (self.total - sum(sizes_kept.values())) / self.total
 
     def __call__(self, counts: Counts) -> float:
         kept = 0
@@ -165,7 +157,8 @@ def kept_units(
 
 def sparsity(groups: Sequence[Group], alive: Alive) -> float:
     """Removed weights ÷ weights in scope, counted in elements."""
-    return Cost(groups).of({g: kept_weights(g, alive[g]) for g in groups})
+    total = Cost(groups).total
+    return (total - sum(kept_weights(g, alive[g]) for g in groups)) / total
 
 
 def kept_weights(group: Group, alive: Tensor | None) -> int:

@@ -76,6 +76,12 @@ def check(model: nn.Module, masks: Masks) -> None:
     finite(model)
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no element is NaN or infinite; there must be one."""
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 @torch.no_grad()
 def finite(model: nn.Module) -> None:
     """Every floating-point parameter is finite.
@@ -84,10 +90,8 @@ def finite(model: nn.Module) -> None:
         RunError: naming the first that is not.
     """
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.numel():
-            low, high = torch.aminmax(weight)
-            if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                raise RunError(
-                    f"'{name}' holds NaN or infinity: the training diverged; a lower learning "
-                    "rate or gradient clipping may help"
-                )
+        if weight.is_floating_point() and weight.numel() and not all_finite(weight):
+            raise RunError(
+                f"'{name}' holds NaN or infinity: the training diverged; a lower learning "
+                "rate or gradient clipping may help"
+            )

@@ -55,18 +55,11 @@ def unit_alive(group: Group, masks: Masks, shapes: Mapping[str, tuple[int, ...]]
     """Which units are not removed yet, bool ``[units]``; ``None`` when no mask touches them."""
     if not any(m.name in masks for m in group.members if m.scored):
         return None
-
-    def kept(name: str) -> Tensor:
-        mask = masks.get(name)
-        if mask is None:
-            return torch.ones(shapes[name])
-        return mask.expand(shapes[name]).float()
-
     if group.sizes is None:
         (member,) = (m for m in group.members if m.scored)
         mask = masks[member.name].expand(shapes[member.name])
         return _one_to_one(member, mask, group.units)
-    return unit_scores(group, kept) > 0
+    return unit_scores(group, _kept(masks, shapes)) > 0
 
 
 def unit_density(
@@ -77,16 +70,14 @@ def unit_density(
     Units cross: a row of one group loses the columns that another group removed. A mean over what
     is left ranks them the same whether the rest is masked or taken out.
     """
-    scored = [m.name for m in group.members if m.scored]
-    if group.sizes is None or not any(name in masks for name in scored):
+    if group.sizes is None or not any(m.name in masks for m in group.members if m.scored):
         return None
+    return unit_scores(group, _kept(masks, shapes))
 
-    def kept(name: str) -> Tensor:
-        mask = masks.get(name)
-        whole = torch.ones((), dtype=torch.bool) if mask is None else mask
-        return whole.expand(shapes[name]).float()
 
-    return unit_scores(group, kept)
+def _kept(masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], Tensor]:
+    """Masks as numbers, 1 where there is none."""
+    return lambda name: masks.get(name, torch.ones(())).expand(shapes[name]).float()
 
 
 def member_mask(member: Member, keep: Tensor, shape: tuple[int, ...]) -> Tensor:

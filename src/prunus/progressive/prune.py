@@ -97,26 +97,17 @@ def prune(
         randomness.seed(recipe.seed)
         if isinstance(subject, str):
             subject = find_task(Spec(name=subject))
+        task = subject if isinstance(subject, Task) else None
         metric_name = "metric"
-        if isinstance(subject, Task):
-            task = subject
+        if task is not None:
             metric_name = task.metric_name
-            model = task.model()
             train = train or trainer(task)
             evaluate = evaluate or _metric(task, task.validation)
-            if evaluate_train is None and task.train_sample is not None:
-                evaluate_train = _metric(task, task.train_sample)
-            if test is None and task.test is not None:
-                test = _metric(task, task.test)
+            evaluate_train = evaluate_train or _metric(task, task.train_sample)
+            test = test or _metric(task, task.test)
             calibration = task.calibration if calibration is None else calibration
             loss, example = loss or task.loss, task.example if example is None else example
-        elif isinstance(subject, nn.Module):
-            model = subject
-        else:
-            raise InputError(
-                f"prune takes a model (nn.Module), a Task or a task's name, not "
-                f"{type(subject).__name__}"
-            )
+        model = _model(subject)
         if train is None:
             recipe = _without_training(recipe, evaluate)
         recipe = prepared(recipe)
@@ -140,7 +131,7 @@ def prune(
                 on_event=hook,
                 should_stop=shared_stop(should_stop),
                 dense=detached_copy(model) if serves(recipe) else None,
-                again=functools.partial(_again, subject) if isinstance(subject, Task) else None,
+                again=None if task is None else functools.partial(_again, task),
             )
             if (text := direction_warning(recipe.guard, metric_name)) is not None:
                 job.note(text)
@@ -155,8 +146,18 @@ def prune(
     return result
 
 
-def _metric(task: Task, batches: Iterable[Any]) -> Metric:
-    return lambda model: task.metric(model, batches)
+def _metric(task: Task, batches: Iterable[Any] | None) -> Metric | None:
+    return None if batches is None else lambda model: task.metric(model, batches)
+
+
+def _model(subject: object) -> nn.Module:
+    if isinstance(subject, Task):
+        return subject.model()
+    if isinstance(subject, nn.Module):
+        return subject
+    raise InputError(
+        f"prune takes a model (nn.Module), a Task or a task's name, not {type(subject).__name__}"
+    )
 
 
 def _again(task: Task) -> nn.Module:

@@ -18,6 +18,7 @@ from prunus.compaction.cut import IndexCut
 from prunus.graph.analysis import Analysis
 from prunus.pruning.scope import find_layers
 from prunus.recipe.fields import Spec
+from prunus.runtimes import missing, torchao_int8
 from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 from prunus.types import Group
 
@@ -35,9 +36,18 @@ def needs(ability: str) -> None:
         pytest.skip(reason)
 
 
+def torchao() -> None:
+    """Skip a test where torchao is not installed, or is one that does not work with this torch."""
+    if missing("torchao_int8"):
+        pytest.skip("torchao is not installed")
+    if (reason := torchao_int8.misfit()) is not None:
+        pytest.skip(reason)
+
+
 def transformers() -> Any:
-    """The package, where it is installed and works with this torch."""
-    needs("constants in pytrees")
+    """The package, where it is installed and imports its models: it imports torchao with them."""
+    if not missing("torchao_int8") and (reason := torchao_int8.misfit()) is not None:
+        pytest.skip(reason)
     return pytest.importorskip("transformers", reason="transformers is not installed")
 
 

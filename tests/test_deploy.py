@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+import helpers
 import prunus
-from helpers import needs
 from prunus._common import packages as distributions
 from prunus._common.timing import Timing
 from prunus.cli.main import cli
@@ -595,8 +595,7 @@ def test_torch_compile_says_that_it_finds_no_compiler(
 
 
 def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Module) -> None:
-    needs("constants in pytrees")
-    pytest.importorskip("torchao")
+    helpers.torchao()
     layer = nn.Linear(4, 1)
     layer.weight.data.copy_(torch.tensor([[1.0, -0.5, 0.0, 0.251]]))
     with silent():
@@ -611,8 +610,7 @@ def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Modul
 
 
 def test_torchao_int8_writes_a_file_without_pickles_that_opens_again(sparse: nn.Module) -> None:
-    needs("constants in pytrees")
-    pytest.importorskip("torchao")
+    helpers.torchao()
     example = torch.randn(8, 64)
     made = deploy(sparse, example=example, runtime="torchao_int8", seconds=0.01, folder="kept",
                   calibration=[example])  # fmt: skip

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import helpers
 import prunus
-from helpers import needs, tiny_task
+from helpers import tiny_task
 from prunus.errors import InputError
 from prunus.types import Masks
 
@@ -101,7 +102,7 @@ def plain(recipe: Any, **options: Any) -> prunus.Pruner:
 
 
 def hf_trainer(callback: Any, model: nn.Module, *, eval_dataset: Any = None, **changes: Any) -> Any:
-    needs("constants in pytrees")
+    helpers.transformers()
     from transformers import Trainer, TrainingArguments
 
     values: dict[str, Any] = {
@@ -511,7 +512,7 @@ def _loss(model: nn.Module) -> float:
 
 
 def test_a_transformer_shrinks_inside_a_trainer_and_goes_on_from_its_checkpoint() -> None:
-    needs("constants in pytrees")
+    helpers.transformers()
     from transformers import BertConfig, BertForSequenceClassification
 
     from prunus.integrations.hf import PruneCallback

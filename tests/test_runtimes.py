@@ -26,7 +26,6 @@ import prunus
 from prunus._common import packages as distributions
 from prunus._common.inputs import arguments, leaves_of, tensors_of
 from prunus._common.random_inputs import random_inputs
-from prunus._common.torch_internals import lacking
 from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size
 from prunus.deployment.calibration import inputs_of
@@ -35,7 +34,7 @@ from prunus.deployment.module import DeployedModule, open_artifact
 from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.methods import catalog as folder
-from prunus.runtimes import BuildRequest, _quantize, error, find, missing
+from prunus.runtimes import BuildRequest, _quantize, error, find, missing, torchao_int8
 from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
 from prunus.runtimes._silent import silent
@@ -52,8 +51,8 @@ def lawful(name: str) -> bool:
 
 
 RUNTIMES = [name for name in EVERY if lawful(name)]
-if lacking("constants in pytrees"):
-    RUNTIMES.remove("torchao_int8")  # which refuses this torch, with its reason
+if not missing("torchao_int8") and torchao_int8.misfit():
+    RUNTIMES.remove("torchao_int8")  # which refuses this torchao, with its reason
 
 
 def needs(*names: str) -> None:
@@ -62,7 +61,7 @@ def needs(*names: str) -> None:
         if missing(name):
             pytest.skip(f"{name}: {distributions.pip_line(missing(name))}")
         if name == "torchao_int8":
-            helpers.needs("constants in pytrees")
+            helpers.torchao()
 
 
 # --- networks
@@ -680,6 +679,8 @@ def test_a_mix_of_unnamed_and_named_arguments_is_refused() -> None:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.Linear])
 def test_openvino_answers_the_same_once_it_knows_the_sizes(kind: type, tmp_path: Path) -> None:
     needs("openvino")
+    if kind is nn.LSTM:
+        helpers.needs("export of recurrent modules")
     openvino = find("openvino")
     torch.manual_seed(0)
     model = nn.LSTM(4, 6, batch_first=True) if kind is nn.LSTM else nn.Linear(4, 6)

@@ -15,11 +15,12 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
@@ -31,6 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils.weak import WeakTensorKeyDictionary
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
 
 __all__ = [
     "AnyBatchNorm",  # common bases, so that one test covers one, two and three dimensions
@@ -71,10 +75,6 @@ _ABILITIES: dict[str, tuple[Callable[[], bool], str]] = {
     "export of recurrent modules": (
         _exports_recurrent,
         "torch.export refuses nn.LSTM and nn.GRU; prunus records their forward pass instead",
-    ),
-    "constants in pytrees": (
-        lambda: hasattr(pytree, "register_constant"),
-        "no pytree.register_constant, which the models of transformers 5 and torchao need",
     ),
     "guards in exported programs": (
         lambda: "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters,
@@ -270,6 +270,47 @@ class WithoutFastPath:
     @property
     def _qkv_same_embed_dim(self) -> bool:
         return False
+
+
+# ONNX
+
+
+def onnx_program(program: torch.export.ExportedProgram, opset: int) -> ONNXProgram | None:
+    """What torch's ONNX exporter makes of a program, whose shapes it may settle meanwhile."""
+    from torch.onnx._internal.exporter import _building  # needs onnxscript
+
+    if hasattr(_building, "_determine_output_number"):
+        return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
+    # Torch 2.6 gives every BatchNormalization the outputs of training, and passes LSTMs of an open
+    # batch size to a kernel that asks for their size.
+    # A lambda, since the exporter passes over functions whose annotations it does not know.
+    table: Any = {
+        torch.ops.aten._native_batch_norm_legit_no_training.default: (
+            lambda input, weight, bias, mean, variance, momentum, eps: _onnx_batch_norm(
+                input, weight, bias, mean, variance, eps
+            )
+        )
+    }
+    with enable_python_dispatcher():
+        return torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            custom_translation_table=table,
+        )
+
+
+def _onnx_batch_norm(
+    input: Any, weight: Any, bias: Any, mean: Any, variance: Any, eps: float
+) -> tuple[Any, Any, Any]:
+    """The operator without those outputs; of ATen's three, nothing reads the last two."""
+    from onnxscript.onnx_opset import opset18 as op
+
+    weight = op.Add(op.Sub(mean, mean), 1.0) if weight is None else weight
+    bias = op.Sub(mean, mean) if bias is None else bias
+    made = op.BatchNormalization(input, weight, bias, mean, variance, epsilon=eps)
+    return made[0], op.Identity(mean), op.Identity(variance)
 
 
 # The compiler

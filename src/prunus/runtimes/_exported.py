@@ -37,15 +37,16 @@ class Exported:
 
 
 def exported(order: BuildRequest) -> Exported:
+    """The program that the runtimes of torch share; see ``export_freely``."""
+    return order.once("exported", lambda: export_freely(order))
+
+
+def export_freely(order: BuildRequest) -> Exported:
     """Export with a free batch size, or, where the model fixes it, for the example's alone.
 
     Raises:
         InputError: with the reason, if the model cannot be exported.
     """
-    return order.once("exported", lambda: _export(order))
-
-
-def _export(order: BuildRequest) -> Exported:
     batch = batch_of(order)
     with analysis_mode(order.model), torch.no_grad(), Plain():
         subject = flat(order)

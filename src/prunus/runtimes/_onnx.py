@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prunus._common.torch_internals import onnx_program
 from prunus.errors import InputError, first_line
 from prunus.runtimes import BuildRequest
-from prunus.runtimes._exported import exported
+from prunus.runtimes._exported import Exported, export_freely
 from prunus.runtimes._silent import silent
 
 if TYPE_CHECKING:
@@ -52,20 +53,17 @@ def write_onnx(order: BuildRequest, folder: Path) -> OnnxFile:
     Raises:
         InputError: naming the operator that ONNX lacks, or why the model cannot be traced.
     """
-    made = exported(order)
-    program = order.once("onnx", lambda: _program(order))
+    made, program = order.once("onnx", lambda: _program(order))
     path = folder / "model.onnx"
     program.save(path)
     return OnnxFile(path, made.dynamic, made.notes)
 
 
-def _program(order: BuildRequest) -> ONNXProgram:
-    made = exported(order)
+def _program(order: BuildRequest) -> tuple[Exported, ONNXProgram]:
+    made = export_freely(order)  # of its own: the exporter may settle the sizes that it left free
     with silent():
         try:
-            program = torch.onnx.export(
-                made.program, dynamo=True, verbose=False, opset_version=OPSET
-            )
+            program = onnx_program(made.program, OPSET)
         except Exception as error:  # the exporter's own, of ten types
             raise InputError(f"ONNX cannot express it: {_reason(error)}") from error
     assert program is not None
@@ -73,7 +71,7 @@ def _program(order: BuildRequest) -> ONNXProgram:
     if count != len(made.names):  # answers would be of inputs in the wrong places
         raise InputError(f"the exporter kept only {count} of the inputs {', '.join(made.names)}")
     _strip(program)
-    return program
+    return made, program
 
 
 def _strip(program: ONNXProgram) -> None:

@@ -5,6 +5,7 @@ Zeros stay zeros. The file is a ``.pt2`` of plain ATen operators, which opens wi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 from prunus._common.modules import detached_copy
-from prunus._common.torch_internals import lacking
+from prunus._common.torch_internals import torch_version
+from prunus.errors import first_line
 from prunus.runtimes import BuildRequest, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
@@ -34,11 +36,24 @@ def refuses(order: BuildRequest) -> str | None:
             f"it quantizes linear layers, which hold {share:.0%} of the weights here ({LEAST:.0%} "
             "are needed for a gain): take a runtime that quantizes convolutions, onnxruntime_int8"
         )
-    if reason := lacking("constants in pytrees"):
-        return reason
     kinds = {p.dtype for p in order.model.parameters() if p.is_floating_point()}
     odd = kinds - {torch.float32, torch.bfloat16}
-    return f"it takes float32 and bfloat16 weights, not {odd.pop()}" if odd else None
+    return f"it takes float32 and bfloat16 weights, not {odd.pop()}" if odd else misfit()
+
+
+@functools.cache
+def misfit() -> str | None:
+    """Why the torchao that is installed does not work with this torch: the newest ones need more
+    than prunus asks for, and neither package says so to pip."""
+    try:
+        with silent():
+            import torchao.quantization  # noqa: F401
+    except Exception as error:  # whatever a missing name of torch leads to
+        return (
+            f"this torchao does not work with torch {torch_version()} ({first_line(error)}): "
+            "install the one of torch's time, such as torchao==0.16.0 for torch 2.6 to 2.9"
+        )
+    return None
 
 
 def build(order: BuildRequest) -> Session:

@@ -71,7 +71,7 @@ def positional_names(model: nn.Module) -> list[str]:
 def defaults_of(model: nn.Module) -> dict[str, Any]:
     """What the arguments of ``forward`` are when they are left out.
 
-    >>> defaults_of(nn.Transformer(4, 2))["tgt_mask"] is None
+    >>> defaults_of(nn.MultiheadAttention(4, 2))["need_weights"]
     True
     """
     parameters = inspect.signature(model.forward).parameters.values()

@@ -6,8 +6,7 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from prunus.tasks._table import classification, split
-from prunus.tasks.base import Task
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 
 def diagnosis(*, batch: int = 32, rate: float = 0.02) -> Task:
@@ -20,9 +19,25 @@ def diagnosis(*, batch: int = 32, rate: float = 0.02) -> Task:
     data = load_breast_cancer()
     values = torch.tensor(data.data, dtype=torch.float32)
     classes = torch.tensor(data.target)
-    parts = split(len(values), 100)
-    inputs = (values - values[parts[0]].mean(0)) / values[parts[0]].std(0)
-    return classification(network, inputs, classes, parts, batch=batch, rate=rate)
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    train, validation, test = order[:-200], order[-200:-100], order[-100:]
+    inputs = (values - values[train].mean(0)) / values[train].std(0)
+
+    def batches(chosen: torch.Tensor, *, shuffle: bool = False) -> Batches:
+        return Batches(inputs[chosen], classes[chosen], size=batch, shuffle=shuffle)
+
+    return Task(
+        model=network,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
+        loss=classification_loss,
+        metric=accuracy,
+        train=batches(train, shuffle=True),
+        validation=batches(validation),
+        test=batches(test),
+        example=inputs[:1],
+        calibration=list(batches(train)),
+        train_sample=batches(train[:100]),
+    )
 
 
 def network() -> nn.Module:

@@ -6,8 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from prunus.tasks._table import classification, split
-from prunus.tasks.base import Task
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 
 def digits(*, batch: int = 64, rate: float = 0.05) -> Task:
@@ -20,8 +19,24 @@ def digits(*, batch: int = 64, rate: float = 0.05) -> Task:
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).div_(8).sub_(1)[:, None]
     classes = torch.tensor(data.target)
-    parts = split(len(images), 300)
-    return classification(small_cnn, images, classes, parts, batch=batch, rate=rate)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, validation, test = order[:-600], order[-600:-300], order[-300:]
+
+    def batches(chosen: torch.Tensor, *, shuffle: bool = False) -> Batches:
+        return Batches(images[chosen], classes[chosen], size=batch, shuffle=shuffle)
+
+    return Task(
+        model=small_cnn,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
+        loss=classification_loss,
+        metric=accuracy,
+        train=batches(train, shuffle=True),
+        validation=batches(validation),
+        test=batches(test),
+        example=images[:1],
+        calibration=list(batches(train[:512])),
+        train_sample=batches(train[:300]),
+    )
 
 
 def small_cnn() -> nn.Module:

@@ -7,8 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
 
-from prunus.tasks._table import classification, split
-from prunus.tasks.base import Task
+from prunus.tasks.base import Batches, Task, accuracy, classification_loss
 
 
 def mlp(*, batch: int = 32, rate: float = 0.05) -> Task:
@@ -20,12 +19,23 @@ def mlp(*, batch: int = 32, rate: float = 0.05) -> Task:
     """
     data = load_digits()
     classes = torch.tensor(data.target)
-    parts = split(len(classes), 300)
-    reduce = PCA(10, whiten=True, svd_solver="full").fit(data.data[parts[0].numpy()])
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    train, validation, test = order[:-600], order[-600:-300], order[-300:]
+    reduce = PCA(10, whiten=True, svd_solver="full").fit(data.data[train.numpy()])
     inputs = torch.tensor(reduce.transform(data.data), dtype=torch.float32)
-    return classification(network, inputs, classes, parts, batch=batch, rate=rate)
 
+    def batches(chosen: torch.Tensor, *, shuffle: bool = False) -> Batches:
+        return Batches(inputs[chosen], classes[chosen], size=batch, shuffle=shuffle)
 
-def network() -> nn.Module:
-    """10-20-10."""
-    return nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10))
+    return Task(
+        model=lambda: nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10)),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
+        loss=classification_loss,
+        metric=accuracy,
+        train=batches(train, shuffle=True),
+        validation=batches(validation),
+        test=batches(test),
+        example=inputs[:1],
+        calibration=list(batches(train[:512])),
+        train_sample=batches(train[:300]),
+    )

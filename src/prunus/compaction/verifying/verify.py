@@ -119,16 +119,17 @@ class Still(TorchDispatchMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         seeded = kwargs.get("generator") is not None  # by whoever asks: the same in all models
-        if name in _NOISE and isinstance(found, Tensor) and not seeded:
-            written = written_arguments(func)
-            found = found.fill_(_NOISE[name]) if written else torch.full_like(found, _NOISE[name])
-        return found
+        if seeded or not isinstance(found, Tensor) or not _is_noise(func, name):
+            return found
+        constant = 0.5 if found.is_floating_point() else int(found.dtype is torch.bool)
+        written = written_arguments(func)
+        return found.fill_(constant) if written else torch.full_like(found, constant)
 
 
-_NOISE = {"randn": 0.5, "rand": 0.5, "randn_like": 0.5, "rand_like": 0.5, "normal": 0.5,
-          "uniform": 0.5, "bernoulli": 1, "exponential": 1, "multinomial": 0, "randint": 0,
-          "randint_like": 0, "poisson": 1, "log_normal": 1, "cauchy": 0.5}  # fmt: skip
-"""Operators of chance, and the number that each gives while answers are compared."""
+def _is_noise(operator: Any, name: str) -> bool:
+    """Whether what an operator gives is chance alone, of the shape that it is asked for."""
+    by_chance = torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+    return by_chance and not any(word in name for word in ("attention", "dropout", "randperm"))
 
 
 def outputs(

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -214,6 +215,18 @@ def test_a_training_pass_is_followed_only_where_it_differs() -> None:
     failing = Modes.of(plain, ((torch.randn(1, 4),), {})).problem  # statistics of one item
     assert failing is not None
     assert "more than 1 value per channel" in failing
+
+
+def test_a_way_through_the_code_that_chance_chooses_is_no_pass() -> None:
+    class Skips(Scaled):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            chosen = np.random.rand() < 0.5
+            return super().forward(x) if self.training and chosen else self.out(self.b(self.a(x)))
+
+    seeds = {Modes.of(Skips(), ((X,), {})).problem for _ in range(3)}
+    assert len(seeds) == 1
+    masked, small = pruned(Skips(), X)
+    assert same(masked(X), small.model(X))
 
 
 def test_what_cannot_train_as_the_example_says_is_refused_in_train_mode() -> None:

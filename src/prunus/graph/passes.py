@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, every_example, leaves_of, map_tensors, tensors_of
 from prunus._common.modules import detached_copy, named_tensors, put_attribute
+from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, below_autograd
 from prunus.errors import first_line
 from prunus.graph.call import operator_name
@@ -82,8 +83,11 @@ class Modes:
             train_log = _log(model, inputs, training=True)
         except Exception as error:  # of the model's code: targets that are missing, one item
             return cls(problem=first_line(error))
-        shapes = [[(line.name, line.operands) for line in log] for log in (eval_log, train_log)]
-        structure = shapes[0] != shapes[1]
+        structure = _structure(eval_log) != _structure(train_log)
+        if structure:
+            again = _log(model, inputs, training=True, chance=1)
+            if _structure(again) != _structure(train_log):
+                return cls(problem="which operators it runs in train mode is left to chance")
         return cls(structure, structure or eval_log != train_log)
 
 
@@ -96,14 +100,19 @@ class _Line:
     numbers: tuple[Any, ...]
 
 
-def _log(model: nn.Module, inputs: Inputs, *, training: bool) -> list[_Line]:
+def _structure(log: list[_Line]) -> list[Any]:
+    return [(line.name, line.operands) for line in log]
+
+
+def _log(model: nn.Module, inputs: Inputs, *, training: bool, chance: int = 0) -> list[_Line]:
     """The operators of a pass, whose effects stay in a copy."""
     twin = detached_copy(model, {id(p): p for p in model.parameters()})
     names = {id(t): n for n, t in (*twin.named_parameters(), *twin.named_buffers())}
     log = _Log(names)
     args, kwargs = map_tensors(Tensor.clone, inputs)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(preserve_rng())
+        seed(chance)
         stack.enter_context(analysis_mode(twin, training=training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(below_autograd())

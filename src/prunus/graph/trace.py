@@ -25,6 +25,7 @@ from prunus._common.inputs import (
     tensors_of,
 )
 from prunus._common.modules import detached_copy, keeping_modes, set_forward, shared_copy
+from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import exported_module, open_sizes, pytree, size_hint
 from prunus.errors import InputError, first_line
 from prunus.graph.guard import Guard, Size, guard_of
@@ -167,7 +168,8 @@ def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     try:
         if model.training:  # statistics are written
             model = detached_copy(model, {id(p): p for p in model.parameters()})
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with preserve_rng(), torch.no_grad():
+            seed(0)
             args, kwargs = map_tensors(Tensor.clone, inputs)
             return tensors_of(model(*args, **kwargs))
     except Exception:  # of the model's code, on sizes that it was not written for

@@ -207,7 +207,7 @@ def _refusal(module: CompactGraph, problem: str) -> str:
         mode = "train" if module.training else "eval"
         return (
             f"{what} that was not traced in {mode} mode, since the model could not run there with "
-            f"the example that was given: {_REMEDY}"
+            f"the example that was given, or runs what chance decides. {_REMEDY}"
         )
     return f"{what} of the calls that it was traced with, and this is another: {problem}. {_REMEDY}"
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from prunus._common.inputs import tensors_of
 from prunus._common.modules import shared_copy
+from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.rewrite import Rewritten
@@ -157,14 +158,14 @@ def answers(
     model = shared_copy(model)  # a pass may fill caches
     caller = _Decoder(model) if use.steps else model
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(preserve_rng())
         stack.enter_context(torch.set_grad_enabled(use.gradient))
         stack.enter_context(analysis_mode(model, training=use.training, fast=use.fast or use.steps))
         if not use.fast:  # fused paths are taken under no mode
             stack.enter_context(Still())
         if gate.wide:
             stack.enter_context(Double())
-        torch.manual_seed(0)
+        seed(0)  # numpy's and Python's chance too
         prefix = "model." if use.steps else ""
         values = {prefix + k: v for k, v in own.items()}
         found = [_held(t) for t in tensors_of(functional_call(caller, values, args, kwargs))]

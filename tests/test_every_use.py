@@ -225,7 +225,7 @@ def test_a_way_through_the_code_that_chance_chooses_is_no_pass() -> None:
 
     seeds = {Modes.of(Skips(), ((X,), {})).problem for _ in range(3)}
     assert len(seeds) == 1
-    masked, small = pruned(Skips(), X)
+    masked, small = pruned(Skips().eval(), X)
     assert same(masked(X), small.model(X))
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
@@ -246,7 +245,7 @@ def _suggest(trial: optuna.Trial, axis: Choices | Range) -> Any:
     return trial.suggest_float(axis.field, axis.low, axis.high, log=axis.log)
 
 
-class _Drawn(BaseSampler):
+class _Drawn(TPESampler):
     """A tree-structured Parzen estimator whose draws depend on seed, trial number and history
     alone: a sweep that goes on in another process does not draw its first trials again.
 
@@ -254,30 +253,9 @@ class _Drawn(BaseSampler):
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._made: tuple[int, TPESampler] | None = None
+        super().__init__(seed=seed)
+        self._first = seed
 
-    def _of(self, trial: FrozenTrial) -> TPESampler:
-        if self._made is None or self._made[0] != trial.number:
-            seed = int(short_hash([self._seed, trial.number]), 16)
-            self._made = trial.number, TPESampler(seed=seed)
-        return self._made[1]
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Begin anew with a seed of the trial's own."""
+        super().__init__(seed=int(short_hash([self._first, trial.number]), 16))

@@ -22,22 +22,26 @@ class Entry:
         pinned: a pattern (fnmatch) of ``parameter:dimension`` -> why an index of it must stay.
             Together the patterns match every dimension of more than one index in which some
             index stays, and no dimension in which all can go. A tied parameter has the first
-            of its names.
+            of its names. ``None``: not listed.
         core: one of those that span the rule families.
         export: whether ``torch.export.export(strict=False)`` accepts it.
         needs: the optional package without which it cannot be built.
         note: what is peculiar about it.
+        calls: further calls as users make them, by name: optional arguments, masks, other sizes.
+        faults: uses (``uses.py``) that go wrong today -> how.
     """
 
     name: str
     build: Callable[[], nn.Module]
     example: Callable[[], Any]
     units: Callable[[], dict[str, int]]
-    pinned: dict[str, str] = field(default_factory=dict)
+    pinned: dict[str, str] | None = field(default_factory=dict)
     core: bool = False
     export: bool = True
     needs: str = ""
     note: str = ""
+    calls: Callable[[], dict[str, Any]] = dict
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 STREAM = "the stream: a norm runs over it"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -59,11 +62,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder of its own, with one thread and a fixed seed."""
+    """Each test in a folder and an environment of its own, with one thread and fixed seeds."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
     monkeypatch.chdir(tmp_path)
-    return
+    with patch.dict(os.environ):  # the command line sets variables for what it starts
+        yield
 
 
 def _briefly(functions: Any, *, seconds: float, **limits: Any) -> dict[str, Timing]:

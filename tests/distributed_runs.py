@@ -30,7 +30,7 @@ from prunus.progressive import deploy_step as serving
 from prunus.progressive import latency_target
 from prunus.progressive.engine import PruningEngine
 
-PATIENCE = 120.0  # seconds for a world; a rank that is still there is killed
+PATIENCE = 600.0  # seconds for a world; a rank that is still there is killed
 
 
 def rank() -> int:

@@ -371,13 +371,11 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     journal = tmp_path / "run" / "journal.jsonl"
-    for _ in range(600):
-        if journal.exists() and '"snapshot"' in journal.read_text():
-            break
-        assert process.poll() is None
+    while not journal.exists() or '"snapshot"' not in journal.read_text():
+        assert process.poll() is None, process.communicate()[0]
         signal.sigtimedwait([], 0.1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
     assert f"prunus resume {tmp_path / 'run'}" in output
     assert "Traceback" not in output

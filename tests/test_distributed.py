@@ -28,7 +28,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("distributed")
     done = subprocess.run(
         [sys.executable, str(HERE / "distributed_runs.py"), str(place)],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=600,
+        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -138,7 +138,7 @@ def test_the_example_of_the_docs_survives_a_killed_rank_under_torchrun(tmp_path:
         env={**ENVIRONMENT, setting[1]: setting[2]},
     )  # fmt: skip
     try:
-        out, problems = started.communicate(timeout=180)
+        out, problems = started.communicate(timeout=900)
     except subprocess.TimeoutExpired:
         started.terminate()  # which ends the processes that it started
         out, problems = started.communicate(timeout=60)

@@ -17,6 +17,7 @@ import prunus
 from helpers import quick, tiny_task
 from prunus.cli.main import cli
 from prunus.errors import InputError
+from prunus.methods.catalog import from_file
 
 CRITERION = '''"""Late inputs matter least."""
 
@@ -76,6 +77,27 @@ def test_a_users_own_criterion_is_named_in_a_recipe() -> None:
     recipe = quick(criterion={"name": "my/own.py:first", "slope": 3.0}, allocation="uniform")
     result = prunus.prune(tiny_task(), recipe)
     assert result.masks["0.weight"].all(dim=0).tolist() == [True] * 4 + [False] * 4
+
+
+def test_a_copy_of_a_users_file_reads_what_lies_beside_the_copy() -> None:
+    text = """
+from pathlib import Path
+
+NAME = Path(__file__).with_name("name").read_text()
+
+
+def name():
+    return NAME
+"""
+    for name in ("first", "second"):
+        Path(name).mkdir()
+        Path(name, "own.py").write_text(text)
+        Path(name, "name").write_text(name)
+    first, again, second = (
+        from_file(Path(folder, "own.py"), "name") for folder in ("first", "first", "second")
+    )
+    assert first is again
+    assert (first(), second()) == ("first", "second")
 
 
 def test_a_users_own_code_is_announced_and_part_of_the_fingerprint() -> None:

@@ -211,8 +211,9 @@ def module_at(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"there is no file '{path}' (looked in {Path.cwd()})")
     module_name = f"prunus_user_{path.stem}_{digest(path)[:8]}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
+    place, known = path.resolve(), sys.modules.get(module_name)
+    if known is None or known.__file__ != str(place):  # a copy may read what lies beside it
+        spec = importlib.util.spec_from_file_location(module_name, place)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

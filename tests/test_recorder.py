@@ -375,7 +375,7 @@ def test_a_tensor_given_twice_is_noted_since_the_graph_reads_it_once() -> None:
 def test_lengths_that_decide_are_listed_as_executed() -> None:
     module = recorded(Steps(), torch.randn(3, 7, 5), lengths(5, 2, 3))
     assert module.executed == [
-        "aten.item read integers in the model: other inputs do not change them in the graph"
+        "aten.item read integers in the model: the graph refuses inputs that change them"
     ]
 
 

@@ -130,8 +130,18 @@ def origin(node: fx.Node) -> dict[str, Any]:
 
 
 def size_hint(size: int | torch.SymInt) -> int:
-    """An open size as it was in the example."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """An open size as it was in the example; one that depends on values counts as 3."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    expression, env = size.node.expr, size.node.shape_env
+    sizes = {s: env.create_symintnode(s, hint=None).node.hint for s in expression.free_symbols}
+    return int(expression.subs({s: _SOME if n is None else n for s, n in sizes.items()}))
+
+
+_SOME = 3
+"""A size for what only data tell: no batch size of an example, and none that broadcasts."""
 
 
 def is_open(size: int | torch.SymInt) -> bool:

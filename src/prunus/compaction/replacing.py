@@ -102,7 +102,8 @@ def _calls(case: Case, names: Sequence[str]) -> dict[str, list[Called]]:
     """How modules are called with each example, in eval and in train mode."""
     calls: dict[str, list[Called]] = {name: [] for name in names}
     for inputs in case.examples:
-        traced = next(t for t in case.cut.analysis.passes if fits(t, inputs))
+        able = [t for t in case.cut.analysis.passes if fits(t, inputs)]
+        traced = next((t for t in able if t.takes(inputs)), able[0])
         as_given = record_calls(case.model, names, inputs)
         ends = entering(case.cut, traced, as_given, inputs)
         in_mode = {False: as_given, True: _or_nothing(case.model, names, inputs)}

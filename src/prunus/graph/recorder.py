@@ -2,7 +2,8 @@
 
 Export follows a model without data; a loop over lengths, ``.item()``, numpy or a packed sequence
 stops it. Here the model simply runs, and what it runs is written down. What was decided by data
-on the way stays as it was decided; where that ignores the input, ``notes`` says so.
+on the way stays as it was decided: the graph checks that (:mod:`prunus.graph.decisions`), and
+refuses data that decide otherwise.
 
 The operators are seen below autograd: there the composite ones (linear, lstm, layer_norm,
 scaled_dot_product_attention) are still whole, as in torch.export; inside vmap they arrive
@@ -15,7 +16,6 @@ import contextlib
 import keyword
 import operator
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +25,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from prunus._common.inputs import by_name, positional_names, tensors_of
-from prunus._common.modules import Named, named_tensors, put_attribute
+from prunus._common.modules import named_tensors
+from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import (
     FakeTensorMode,
     StorageWeakRef,
@@ -38,17 +39,17 @@ from prunus._common.torch_internals import (
     storage_key,
 )
 from prunus.errors import InputError
+from prunus.graph.assembled import Stack, assemble, modules_entered
 from prunus.graph.call import written_arguments
+from prunus.graph.decisions import Decisions, counts_alone, other_data
 
 aten = torch.ops.aten
-
-# The modules entered and not left: key and value of export's nn_module_stack.
-Stack = list[tuple[str, tuple[str, str]]]
 
 _LITERALS = int | float | complex | str | None | Tensor
 _LITERALS |= torch.dtype | torch.device | torch.layout | torch.memory_format
 _EXITS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 _SHAPE_ONLY = re.compile("(empty|zeros|ones|full|rand|randn|randint)_like|new_[a-z]+")
+_ATTEMPTS = 3  # to find data that show which decisions change nothing
 _FREE, _INPUT, _REAL = 0, 1, 2  # does not depend on an input; does; does by a real number
 
 
@@ -56,12 +57,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     """Run a model once and return its operators in the form of ``torch.export``'s ``module()``.
 
     The graph module holds the model's own parameters and buffers under their own names, is called
-    like the model, and returns the same structure. Two lists of strings say what it takes as
-    given: ``notes``, where real numbers that depend on an input left torch (``.item()``,
-    ``.numpy()``, a test in an ``if``), where one tensor is given twice, or where the graph, run
-    again, does not give the model's answer; ``executed``, where integers or booleans were read
-    (lengths, padding masks). Buffers, inputs and the random state are left as they were. The
-    caller chooses eval mode and ``no_grad``.
+    like the model, and returns the same structure. Numbers that depend on an input and left torch
+    (``.item()``, ``.numpy()``, a test in an ``if``), and sizes that depend on values, may decide
+    what runs: the graph raises a ``RuntimeError`` where they are others. Two lists of strings say
+    so: ``notes`` for real numbers, also where one tensor is given twice, or where the graph, run
+    again, does not give the model's answer; ``executed`` for integers and booleans (lengths,
+    padding masks). Buffers, inputs and the random state are left as they were. The caller chooses
+    eval mode and ``no_grad``.
 
     Raises:
         InputError: if an operator's argument, an input's name or an output cannot stand in a
@@ -76,16 +78,11 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     >>> [str(n.target) for n in graph.graph.nodes if "div" in n.name]
     ['aten.div.Tensor', 'aten.div.Tensor']
     >>> graph.notes
-    ['aten.item read real numbers in the model: other inputs do not change them in the graph']
+    ['aten.item read real numbers in the model: the graph refuses inputs that change them']
     """
-    with _modules_entered(model) as stack:
-        recorder = _Recorder(model, stack)
-        recorder.inputs(model, args, kwargs)
-        with recorder.nothing_changed():
-            with below_autograd(), recorder, _Exits(recorder):
-                output = model(*args, **kwargs)
-            recorder.outputs(output)
-            expected = [tensor.clone() for tensor in tensors_of(output)]
+    recorder, expected = _recorded(model, args, kwargs)
+    if any(decision.some for decision in recorder.decisions.found):
+        recorder.open_counts(model, args, kwargs)
     module = recorder.module()
     with recorder.nothing_changed():
         _agrees(lambda: module(*args, **kwargs), expected, recorder.notes)
@@ -93,25 +90,16 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
     return module
 
 
-def assemble(graph: fx.Graph, tensors: Iterable[Named]) -> fx.GraphModule:
-    """A graph module whose attributes are these tensors: parameters as such, others as buffers.
-
-    Raises:
-        InputError: for a name that a graph module cannot hold.
-
-    >>> graph = fx.Graph()
-    >>> _ = graph.output(graph.get_attr("a.b"))
-    >>> assemble(graph, [("a.b", torch.ones(2), True)])()
-    tensor([1., 1.])
-    """
-    module = fx.GraphModule(nn.Module(), fx.Graph())
-    for name, tensor, persistent in tensors:
-        try:
-            put_attribute(module, name, tensor, persistent=persistent)
-        except (KeyError, AttributeError) as error:
-            raise InputError(f"a graph cannot hold a tensor '{name}': {error.args[0]}") from error
-    module.graph = graph
-    return module.eval()
+def _recorded(model: nn.Module, args: Any, kwargs: Any) -> tuple[_Recorder, list[Tensor]]:
+    """A pass, and its answers."""
+    with modules_entered(model) as stack:
+        recorder = _Recorder(model, stack)
+        recorder.inputs(model, args, kwargs)
+        with recorder.nothing_changed():
+            with below_autograd(), recorder, _Exits(recorder):
+                output = model(*args, **kwargs)
+            recorder.outputs(output)
+            return recorder, [tensor.clone() for tensor in tensors_of(output)]
 
 
 class _Memory(NamedTuple):
@@ -129,6 +117,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, stack: Stack) -> None:
         super().__init__()
         self.graph, self._stack = fx.Graph(), stack
+        self.decisions = Decisions(self.graph)
         self.notes: list[str] = []
         self.executed: list[str] = []
         self._fake = FakeTensorMode()
@@ -192,14 +181,40 @@ class _Recorder(TorchDispatchMode):
                 for tensor, before in self._saved.values():
                     tensor.copy_(before)
 
-    def leaves_torch(self, tensors: Iterable[Tensor], how: str) -> None:
-        """Note that these tensors' numbers went where no operator is seen."""
-        level = self._level(tensors)
+    def leaves_torch(self, tensor: Tensor, how: str) -> None:
+        """A tensor's values go where no operator is seen: the graph checks that they are these."""
+        level = self._level([tensor])
+        if level:
+            what = self._left(level, how)
+            node, kept = self._node(tensor), tensor.detach().clone()
+            constant = self._constant(kept, kept)
+            self.decisions.values(node, constant, kept, what)
+
+    def _left(self, level: int, how: str) -> str:
+        """Note what leaves torch, and say it for the message of its check."""
         where = (self._stack[-1][1][0] if self._stack else "") or "the model"
-        what, into = ("real numbers", self.notes) if level == _REAL else ("integers", self.executed)
-        note = f"{how} read {what} in {where}: other inputs do not change them in the graph"
-        if level and note not in into:
+        kind, into = ("real numbers", self.notes) if level == _REAL else ("integers", self.executed)
+        note = f"{how} read {kind} in {where}: the graph refuses inputs that change them"
+        if note not in into:
             into.append(note)
+        return f"what {how} reads in {where}"
+
+    def open_counts(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Let sizes that depend on values be others, if passes on other data have the same form."""
+        for attempt in range(_ATTEMPTS):
+            with preserve_rng():
+                seed(attempt)
+                changed = other_data((args, kwargs))
+            try:
+                other, _ = _recorded(model, *changed)
+            except Exception:  # of the model's code: these data are none for it
+                continue
+            pairs = list(zip(self._constants, other._constants, strict=False))
+            same = len(self._constants) == len(other._constants)
+            same = same and all(
+                a.shape == b.shape and torch.equal(a, b) for (*_, a), (*_, b) in pairs
+            )
+            self.decisions.open(counts_alone(self.decisions, other.decisions, same))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -211,7 +226,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         made = tensors_of(result)
         if not made and not written:
-            self.leaves_torch(operands, str(func.overloadpacket))
+            self._number(func, args, kwargs, result)
         elif written or not all(id(tensor) in self._names for tensor in made):
             # The result of lift_fresh may be written to; the constant must not be.
             called = aten.lift_fresh_copy.default if func is aten.lift_fresh.default else func
@@ -224,7 +239,31 @@ class _Recorder(TorchDispatchMode):
             if func is aten._pack_padded_sequence.default:  # sizes depend on lengths alone
                 self._memory.pop(_storage(result[1]))
                 self._stands(result[1], self._nodes[result[1]], self._level([args[1]]))
+            elif level and made and torch.Tag.dynamic_output_shape in func.tags:
+                self._size(func, args, made[0])
         return result
+
+    def _number(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """An operator that gives a number, on which the model's code may decide."""
+        level = self._level(tensors_of((args, kwargs)))
+        if level and isinstance(result, (bool, int, float, complex)):
+            what = self._left(level, str(func.overloadpacket))
+            node = self._call(func, args, kwargs)
+            node.meta["val"] = result
+            self.decisions.number(node, result, what)
+
+    def _size(self, func: Any, args: Any, result: Tensor) -> None:
+        """An operator whose result's size depends on values."""
+        where = (self._stack[-1][1][0] if self._stack else "") or "the model"
+        what = f"how many {func.overloadpacket} finds in {where}"
+        if func is not aten.index.Tensor:
+            dim = args[1] if func is aten.unique_dim.default else 0
+            self.decisions.size(self._nodes[result], dim, result.shape[dim], what)
+        for index in args[1] if func is aten.index.Tensor else ():
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                found = self._call(aten.nonzero.default, (index,), {})
+                found.meta["val"] = self._val(index.nonzero())
+                self.decisions.size(found, 0, int(index.count_nonzero()), what)
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
         _refuse_objects(pytree.tree_leaves((args, kwargs)), f"{func} is given")
@@ -264,12 +303,16 @@ class _Recorder(TorchDispatchMode):
                 node = self._call(aten.detach.default if same else aten.as_strided.default, (), {})
                 node.args = (known.node,) if same else (known.node, *_where(tensor))
             else:
-                node = self.graph.get_attr(f"_constant{len(self._constants)}")
-                self._constants.append((node, tensor, tensor.detach().clone()))
+                node = self._constant(tensor, tensor.detach().clone())
             node.meta["val"] = self._val(tensor)
             self._stands(tensor, node, _FREE)
         node = self._nodes[tensor]
         assert isinstance(node, fx.Node)
+        return node
+
+    def _constant(self, seen: Tensor, kept: Tensor) -> fx.Node:
+        node = self.graph.get_attr(f"_constant{len(self._constants)}")
+        self._constants.append((node, seen, kept))
         return node
 
     def _val(self, leaf: Any) -> Any:
@@ -304,32 +347,8 @@ class _Exits(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _EXITS:
-            self._recorder.leaves_torch([args[0]], f".{func.__name__}()")
+            self._recorder.leaves_torch(args[0], f".{func.__name__}()")
         return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _modules_entered(model: nn.Module) -> Iterator[Stack]:
-    """The stack of modules whose forward runs, kept up to date by hooks."""
-    stack: Stack = []
-    calls: Counter[str] = Counter()
-
-    def enter(name: str, module: nn.Module, _: Any) -> None:
-        key = f"L__self__{name}" + (f"@{calls[name]}" if calls[name] else "")
-        stack.append((key, (name, f"{type(module).__module__}.{type(module).__qualname__}")))
-        calls[name] += 1
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    with contextlib.ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                first = module.register_forward_pre_hook(partial(enter, name), prepend=True)
-                last = module.register_forward_hook(leave, always_call=True)
-                hooks.callback(first.remove)
-                hooks.callback(last.remove)
-        yield stack
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:

@@ -28,6 +28,7 @@ from prunus._common.modules import detached_copy, keeping_modes, set_forward, sh
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import exported_module, open_sizes, pytree, size_hint
 from prunus.errors import InputError, first_line
+from prunus.graph.decisions import decided
 from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.recorder import record
 
@@ -56,6 +57,18 @@ class Traced:
     def open(self) -> bool:
         """Whether the graph takes inputs of other sizes."""
         return self.guard.open
+
+    def takes(self, inputs: Inputs) -> bool:
+        """Whether the graph holds for a call, by its arguments and by what data decide."""
+        if not isinstance(self.guard.arranged(*inputs), list):
+            return False
+        if not decided(self.module.graph) or any(t.is_meta for t in tensors_of(inputs)):
+            return True
+        before = {b: b.clone() for b in self.module.buffers()}
+        found = _answers(self.module, inputs)
+        for buffer, old in before.items():  # a pass in train mode writes statistics
+            buffer.copy_(old)
+        return found is not None
 
     def tensor(self, node: fx.Node) -> Tensor | None:
         """The tensor that a ``get_attr`` node names, if it is one."""

@@ -41,7 +41,8 @@ from prunus.compaction.files.document import fields_of, name_of, of_kind, wrong
 from prunus.compaction.files.guards import guard_from, plain_guard
 from prunus.compaction.files.structures import NamedStructure, spec_of, tree_of
 from prunus.compaction.rewriting.compact_graph import CompactGraph, GraphPass
-from prunus.graph.recorder import assemble
+from prunus.graph.assembled import assemble
+from prunus.graph.decisions import DECIDED
 
 FORMAT = "prunus graph 1"
 GUARDED_FORMAT = "prunus graph 2"
@@ -150,6 +151,7 @@ def _left_out(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         asserts = _ASSERTS.fullmatch(str(node.target)) or node.target == "_guards_fn"
+        asserts = asserts and not (node.args and str(node.args[-1]).startswith(DECIDED))
         mutable = (
             isinstance(node.target, internals.OpOverload)
             and internals.schema(node.target).is_mutable

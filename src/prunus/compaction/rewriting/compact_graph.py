@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
 from prunus.errors import InputError
 from prunus.graph.call import base_name, module_path
+from prunus.graph.decisions import DECIDED, decided
 from prunus.graph.guard import Guard
 from prunus.graph.passes import TRAINING_FLAGS
 
@@ -176,13 +177,25 @@ def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
             values = one.guard.arranged(args, kwargs)
             if isinstance(values, str):
                 problem = problem or values
-            elif number == 0:
-                return generated(self, *values)
-            else:
-                return _run(self, number, values)
+                continue
+            before = _buffers(self) if decided(one.graph) else {}
+            try:
+                return _run(self, number, values) if number else generated(self, *values)
+            except RuntimeError as error:  # of a check: data decided otherwise in this pass
+                found = str(error).partition(DECIDED)[2]
+                if not found:
+                    raise
+                problem = problem or found
+                for buffer, old in before.items():
+                    buffer.copy_(old)
         raise InputError(_refusal(self, problem))
 
     return forward
+
+
+def _buffers(module: nn.Module) -> dict[Tensor, Tensor]:
+    """The buffers that a pass in train mode writes, and their values."""
+    return {b: b.clone() for b in module.buffers()} if module.training else {}
 
 
 def _run(module: CompactGraph, number: int, values: Sequence[Any]) -> Any:

@@ -138,7 +138,7 @@ def _graph(
         if call.training and (modes.problem or not modes.numbers):
             continue
         known = (t for t in traced if t.training is call.training)
-        if not any(isinstance(t.guard.arranged(*call.inputs), list) for t in known):
+        if not any(t.takes(call.inputs) for t in known):
             closed = [[d for d, i in enumerate(end or ()) if i is not None] for end in call.ends]
             wanted.append(call)
             traced.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class Layer:
         in_dim: the dimension that runs over inputs.
         gates: row blocks that belong to one neuron (LSTM 4, GRU 3, packed q, k, v 3).
         groups: of a transposed convolution, whose output index is split over both dimensions.
+        stack: dimensions that number separate matrices, as a fused tensor of experts has them.
         bias: full names of the biases that fall with a neuron.
         neuron: name shared by parameters whose neurons are the same (weight_ih and weight_hh).
     """
@@ -34,13 +36,20 @@ class Layer:
     in_dim: int = 1
     gates: int = 1
     groups: int = 1
+    stack: tuple[int, ...] = ()
     bias: tuple[str, ...] = ()
     neuron: str = ""
 
     @property
     def outputs(self) -> int:
-        """Output neurons of the layer."""
-        return self.shape[self.out_dim] * self.groups // self.gates
+        """Output neurons of the layer, of all matrices of a stack together."""
+        matrices = math.prod(self.shape[d] for d in self.stack)
+        return matrices * self.shape[self.out_dim] * self.groups // self.gates
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """The shape of one matrix."""
+        return tuple(n for d, n in enumerate(self.shape) if d not in self.stack)
 
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}

@@ -89,6 +89,7 @@ def dry_run(recipe: Recipe) -> Plan:
         real = PruningEngine(model, recipe, calibration=task.calibration, loss=task.loss,
                       example=task.example)  # fmt: skip
         engine = real
+        notes += real.space.notes
         if real.selector.reads_training:
             notes.append(f"{recipe.criterion.name} needs training; magnitude stands in for it here")
             stand_in = recipe.model_copy(update={"criterion": Spec(name="magnitude")})

@@ -135,6 +135,8 @@ def prune(
             )
             if (text := direction_warning(recipe.guard, metric_name)) is not None:
                 job.note(text)
+            for text in engine.space.notes:
+                job.note(text)
             if not journal.events:
                 score(evaluate, model, "evaluate")
             at = begin(job)
@@ -259,6 +261,7 @@ def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str
         folder=job.journal.folder,
         compaction=compaction,
         deployment=deployment,
+        notes=job.engine.space.notes,
     )
     if (place := job.journal.folder) is not None:
         first = job.journal.fetch(at.blobs["dense"]) if "dense" in at.blobs else {}

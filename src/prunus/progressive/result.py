@@ -168,6 +168,7 @@ class Result:
         compaction: how the model was made smaller and shown equal; ``None`` when it was not.
         deployment: the artifact in the runtime that will serve it (:class:`Deployment`);
             ``None`` unless the recipe says ``deploy`` or ``quantize``.
+        notes: what to know of the scope.
     """
 
     model: nn.Module
@@ -181,6 +182,7 @@ class Result:
     folder: Path | None
     compaction: Compaction | None = None
     deployment: Any = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The end in a few lines; the rounds are in ``rounds``."""
@@ -194,7 +196,8 @@ class Result:
         how = [f"compact, {self.compaction.route}"] if self.compaction is not None else []
         runs = [f"runs in {self.deployment.runtime}"] if self.deployment is not None else []
         end = f"sparsity {self.sparsity:.4f} after {len(self.rounds) - 1} rounds: {self.reason}"
-        return "\n".join([end, *found, *how, *costs, *runs])
+        notes = [f"note: {text}" for text in self.notes]
+        return "\n".join([end, *found, *how, *costs, *runs, *notes])
 
     def __repr__(self) -> str:
         return f"<Result: {self}\nnext: {self._next()}>"

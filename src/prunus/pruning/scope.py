@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from prunus._common.layers import Layer, layers_of, plain_name
 from prunus.errors import InputError, did_you_mean
+from prunus.pruning.raw_weights import Uses, is_weight, raw_weight
 from prunus.types import Masks
 
 
@@ -19,13 +21,15 @@ def find_layers(
     exclude: Sequence[str] = (),
     *,
     coupled: bool = False,
+    uses: Uses = MappingProxyType({}),
 ) -> list[Layer]:
     """The weights in scope, in the order of definition.
 
     Without ``include``: weights of two or more dimensions of linear, convolution, recurrent and
-    attention layers. Patterns are matched (``*`` and ``?``) against names of parameters and of
-    the modules that hold them, without the prefixes ``module.`` and ``_orig_mod.``; of a tied
-    weight against each of its names.
+    attention layers, and of a user's own modules what multiplies values as these do (a fused
+    tensor of experts, an entry of a ``ParameterList``). Patterns are matched (``*`` and ``?``)
+    against names of parameters and of the modules that hold them, without the prefixes
+    ``module.`` and ``_orig_mod.``; of a tied weight against each of its names.
 
     Args:
         model: the model.
@@ -34,6 +38,8 @@ def find_layers(
         coupled: whether whole units are pruned, with all that falls together with them. Weights
             computed from others (weight_norm, parametrizations) are taken then, and ``exclude``
             may name any parameter or buffer: what touches it stays.
+        uses: how a pass uses the parameters of the user's own modules; without one those are in
+            scope whose shape says that they are weights (:func:`is_weight`).
 
     Raises:
         InputError: if a pattern matches nothing, if nothing is left, or for weights that cannot
@@ -42,7 +48,7 @@ def find_layers(
     >>> [la.name for la in find_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))]
     ['0.weight', '2.weight']
     """
-    known, aliases = _known(model), tied_names(model)
+    known, aliases = _known(model, uses), tied_names(model)
     weights = [n for la in known for n in aliases[la.name]]
     buffers = [n for n, _ in model.named_buffers(remove_duplicate=False)]
     every = [*(n for names in aliases.values() for n in names), *buffers] if coupled else weights
@@ -52,7 +58,7 @@ def find_layers(
         la
         for la in known
         if not any(matches(name, exclude) for name in aliases[la.name])
-        and _included(la, aliases[la.name], include, model)
+        and _included(la, aliases[la.name], include, model, uses)
     ]
     if not chosen:
         raise InputError(
@@ -103,7 +109,7 @@ def _refuse_unmatched(patterns: Sequence[str], names: Sequence[str]) -> None:
             )
 
 
-def _known(model: nn.Module) -> list[Layer]:
+def _known(model: nn.Module, uses: Uses) -> list[Layer]:
     """Every parameter of two or more dimensions, each once, with what the table knows of it."""
     seen: set[int] = set()
     known = []
@@ -115,18 +121,22 @@ def _known(model: nn.Module) -> list[Layer]:
             if id(parameters[name]) in seen or weight.dim() < 2:
                 continue
             seen.add(id(weight))
-            plain = Layer(name, module_name, "other", tuple(weight.shape), neuron=name)
-            known.append(found.get(name, plain))
+            known.append(found.get(name) or raw_weight(name, module_name, weight, model, uses))
     return known
 
 
-def _included(layer: Layer, names: Sequence[str], include: Sequence[str], model: nn.Module) -> bool:
+def _included(
+    layer: Layer, names: Sequence[str], include: Sequence[str], model: nn.Module, uses: Uses
+) -> bool:
     if include:
         return any(matches(name, include) for name in names)
     if layer.kind == "other":
         name = f".{layer.name}"  # taken in, so that they are refused by name, not passed over
         computed = ".parametrizations." in name and name.rpartition(".")[2].startswith("original")
-        return computed or name.endswith(".weight_v")
+        if computed or name.endswith(".weight_v"):
+            return True
+        if not is_weight(layer, model.get_parameter(layer.name), model, uses):
+            return False
     return not _is_embedding(model, layer)
 
 
@@ -220,6 +230,32 @@ def execution_order(model: nn.Module, layers: Sequence[Layer], run: object = Non
             hook.remove()
     last = len(position)
     return sorted(layers, key=lambda la: position.get(la.module, last))
+
+
+def outside(
+    model: nn.Module, layers: Sequence[Layer], exclude: Sequence[str] = ()
+) -> tuple[float, list[str]]:
+    """The part of a model's parameters that could be in scope and is not, and their names.
+
+    Args:
+        model: the model.
+        layers: in scope.
+        exclude: patterns of what the user left out.
+
+    >>> model = nn.Sequential(nn.Embedding(6, 2), nn.Linear(2, 2, bias=False))
+    >>> outside(model, find_layers(model))
+    (0.75, ['0.weight'])
+    """
+    within = {la.name for la in layers}
+    left = {
+        names[0]: model.get_parameter(names[0])
+        for names in tied_names(model).values()
+        if names[0] not in within and not any(matches(n, exclude) for n in names)
+    }
+    left = {n: p for n, p in left.items() if p.dim() > 1 and p.is_floating_point()}
+    whole = sum(p.numel() for p in model.parameters())
+    largest = sorted(left, key=lambda n: -left[n].numel())
+    return sum(p.numel() for p in left.values()) / max(1, whole), largest
 
 
 def drop_output_layer(layers: Sequence[Layer]) -> list[Layer]:

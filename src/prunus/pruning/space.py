@@ -15,18 +15,28 @@ from torch import nn
 from prunus._common.distributed import WRAPPERS, refuse_sharded, unwrapped
 from prunus._common.inputs import arguments
 from prunus._common.layers import Layer
+from prunus._common.numbers import percent
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed
 from prunus.graph.trace import Traced, analysis_mode
 from prunus.pruning.cost_model import CostModel, cost_model
 from prunus.pruning.decide import Cost, kept_units, limits_of, most_of, sparsity
-from prunus.pruning.scope import drop_output_layer, execution_order, find_layers, matches
+from prunus.pruning.raw_weights import used_as_weights
+from prunus.pruning.scope import (
+    drop_output_layer,
+    execution_order,
+    find_layers,
+    matches,
+    outside,
+)
 from prunus.recipe.resolve import Methods
 from prunus.recipe.schema import Recipe
 from prunus.types import Counts, Group, Masks
 
 Shapes = Mapping[str, tuple[int, ...]]
+WORTH_A_NOTE = 0.05
+"""The part of a model's parameters that stays out of the scope without a word."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class PruningSpace:
         weights: the sparsity of coupled units.
         scored: the weights that it counts, by name: those in scope of which a unit can go. What
             is pinned throughout counts neither as removed nor as a whole.
+        notes: what the user should know of the scope.
     """
 
     layers: list[Layer]
@@ -49,6 +60,7 @@ class PruningSpace:
     cost_model: CostModel | None = None
     weights: CostModel | None = None
     scored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def removed_fraction(self, masks: Masks, shapes: Shapes) -> tuple[float, float]:
         """Removed weights ÷ weights in scope, and the part of what the target counts."""
@@ -104,13 +116,14 @@ def build_space(
         found = _in_scope(model, recipe, example, coupled=coupled)
     else:
         found = [dataclasses.replace(la, shape=shapes[la.name]) for la in layers]
+    notes = _notes(model, recipe, found) if dense is None else dense.notes
     if recipe.trait("structure", "SPARES_OUTPUT") and not recipe.scope.include:
         found = drop_output_layer(found)
     if not coupled:
         groups = methods.structure(found, shapes)
         _refuse_uncoupled(recipe)
         _refuse_target(recipe, groups)
-        return PruningSpace(found, groups)
+        return PruningSpace(found, groups, notes=notes)
     dims = recipe.trait("structure", "HEADS") == "dims"
     analysis = analyze(model, example, heads="dims" if dims else "whole", traced=traced)
     try:
@@ -121,10 +134,11 @@ def build_space(
         groups = []  # every group is down to its last unit
     groups = _allowed(groups, recipe, analysis, first=dense is None)
     if dense is None:
-        space = _counted(PruningSpace(found, groups, analysis), recipe, model, dense)
+        space = _counted(PruningSpace(found, groups, analysis, notes=notes), recipe, model, dense)
         _refuse_bound(recipe, space)
         return space
-    return _counted(PruningSpace(found, _continued(groups, dense), analysis), recipe, model, dense)
+    space = PruningSpace(found, _continued(groups, dense), analysis, notes=notes)
+    return _counted(space, recipe, model, dense)
 
 
 def _coupled(recipe: Recipe, methods: Methods, example: Any) -> bool:
@@ -140,9 +154,24 @@ def _coupled(recipe: Recipe, methods: Methods, example: Any) -> bool:
 
 def _in_scope(model: nn.Module, recipe: Recipe, example: Any, *, coupled: bool) -> list[Layer]:
     """The weights in scope, in the order of execution."""
-    found = find_layers(model, recipe.scope.include, recipe.scope.exclude, coupled=coupled)
     run = None if example is None else functools.partial(_run, model, example)
+    uses = {} if run is None else used_as_weights(model, run)
+    scope = recipe.scope
+    found = find_layers(model, scope.include, scope.exclude, coupled=coupled, uses=uses)
     return execution_order(model, found, run)
+
+
+def _notes(model: nn.Module, recipe: Recipe, found: Sequence[Layer]) -> tuple[str, ...]:
+    """What of the model is outside of the scope, if the recipe does not say it and it is much."""
+    part, names = outside(model, found, recipe.scope.exclude)
+    if recipe.scope.include or part < WORTH_A_NOTE:
+        return ()
+    more = "" if len(names) <= 3 else f" and {len(names) - 3} more"
+    return (
+        f"{percent(part)} of the parameters are outside of the scope: {', '.join(names[:3])}{more} "
+        "(embeddings, tables, and what no layer or product is known to use); scope.include: ['*'] "
+        "takes in every parameter of two or more dimensions",
+    )
 
 
 def _continued(groups: Sequence[Group], dense: PruningSpace) -> list[Group]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -33,16 +32,16 @@ def block(
 def _group(layer: Layer, rows: int, columns: int) -> Group:
     rank = len(layer.shape)
     edge = {layer.in_dim: columns, layer.out_dim: rows}
-    kernel = [d for d in range(rank) if d not in edge]
-    vectors, step = [], 1
+    kernel = [d for d in range(rank) if d not in edge and d not in layer.stack]
+    vectors, step, run = [], 1, 1
     sizes = torch.ones((), dtype=torch.int64)
-    for dim in [layer.in_dim, *reversed(kernel), layer.out_dim]:
+    for dim in [layer.in_dim, *reversed(kernel), layer.out_dim, *reversed(layer.stack)]:
+        run = step if dim == layer.out_dim else run
         position = torch.arange(layer.shape[dim]) // edge.get(dim, 1)
         count = int(position[-1]) + 1
         vectors.append(along(dim, rank, position * step))
         sizes = (torch.bincount(position)[:, None] * sizes.view(1, -1)).flatten()
         step *= count
-    run = step // math.ceil(layer.shape[layer.out_dim] / rows)
     return Group(
-        layer.name, step, (Member(layer.name, tuple(vectors)),), layer.shape, run, sizes=sizes
+        layer.name, step, (Member(layer.name, tuple(vectors)),), layer.matrix, run, sizes=sizes
     )

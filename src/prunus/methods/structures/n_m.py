@@ -44,7 +44,8 @@ def n_m(
 
 
 def _group(layer: Layer, m: int) -> Group:
-    kernel = [d for d in range(len(layer.shape)) if d not in (layer.in_dim, layer.out_dim)]
-    vectors, count = numbering(layer.shape, [layer.in_dim, *reversed(kernel), layer.out_dim])
+    ends = (layer.in_dim, layer.out_dim, *layer.stack)
+    kernel = [d for d in range(len(layer.shape)) if d not in ends]
+    vectors, count = numbering(layer.shape, [layer.in_dim, *reversed(kernel), *ends[1:]])
     member = Member(layer.name, tuple(vectors))
-    return Group(layer.name, count, (member,), layer.shape, m, balanced=True)
+    return Group(layer.name, count, (member,), layer.matrix, m, balanced=True)

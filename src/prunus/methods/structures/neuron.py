@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from prunus._common.layers import Layer
-from prunus.methods.structures._index import along
+from prunus.methods.structures._index import along, numbering
 from prunus.types import Group, Member
 
 UNITS = "neurons"
@@ -32,8 +31,9 @@ def _group(name: str, parts: Sequence[Layer], shapes: Mapping[str, tuple[int, ..
     members, size = [], 0
     for part in parts:
         rank = len(part.shape)
-        rows = torch.arange(part.shape[part.out_dim]) % units
-        index = [along(part.out_dim, rank, rows)]
+        index, _ = numbering(part.shape, (part.out_dim, *reversed(part.stack)))
+        if part.gates > 1:
+            index = [along(part.out_dim, rank, torch.arange(part.shape[part.out_dim]) % units)]
         if part.groups > 1:
             per_group = part.shape[part.in_dim] // part.groups
             inputs = torch.arange(part.shape[part.in_dim]) // per_group
@@ -41,7 +41,10 @@ def _group(name: str, parts: Sequence[Layer], shapes: Mapping[str, tuple[int, ..
         members.append(Member(part.name, tuple(index)))
         size += math.prod(part.shape) // units
     for bias in dict.fromkeys(b for part in parts for b in part.bias):
-        numbers: Tensor = torch.arange(shapes[bias][0]) % units
-        members.append(Member(bias, (numbers,), scored=False))
+        shape = shapes[bias]
+        numbers, _ = numbering(shape, reversed(range(len(shape))))
+        if len(shape) == 1:
+            numbers = [numbers[0] % units]
+        members.append(Member(bias, tuple(numbers), scored=False))
     sizes = torch.full((units,), size)
-    return Group(name, units, tuple(members), parts[0].shape, 0, sizes=sizes)
+    return Group(name, units, tuple(members), parts[0].matrix, 0, sizes=sizes)

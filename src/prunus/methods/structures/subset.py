@@ -66,5 +66,5 @@ def _group(layer: Layer, numbers: Sequence[int]) -> Group:
     row[torch.tensor(sorted(numbers))] = torch.arange(len(numbers)) * step
     vectors.append(along(layer.out_dim, rank, row))
     return Group(
-        layer.name, len(numbers) * step, (Member(layer.name, tuple(vectors)),), layer.shape, step
+        layer.name, len(numbers) * step, (Member(layer.name, tuple(vectors)),), layer.matrix, step
     )

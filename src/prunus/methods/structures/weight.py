@@ -21,9 +21,10 @@ def weight(layers: Sequence[Layer], shapes: Mapping[str, tuple[int, ...]]) -> li
 def single_weights(layer: Layer) -> Group:
     """A layer's weights as units, numbered neuron by neuron."""
     count = math.prod(layer.shape)
-    index = None
-    if layer.out_dim != 0:
-        others = [d for d in range(len(layer.shape)) if d != layer.out_dim]
-        index = tuple(numbering(layer.shape, [*reversed(others), layer.out_dim])[0])
-    run = count // layer.shape[layer.out_dim]
-    return Group(layer.name, count, (Member(layer.name, index),), layer.shape, run)
+    index, rank = None, len(layer.shape)
+    rows = [*layer.stack, layer.out_dim]
+    order = [*rows, *(d for d in range(rank) if d not in rows)]
+    if order != list(range(rank)):
+        index = tuple(numbering(layer.shape, reversed(order))[0])
+    run = count // math.prod(layer.shape[d] for d in rows)
+    return Group(layer.name, count, (Member(layer.name, index),), layer.matrix, run)

@@ -1,0 +1,157 @@
+"""Experts: which of their weights are in scope, what can be removed, and what others read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import prunus
+from prunus.pruning.raw_weights import Matrix, used_as_weights
+from prunus.pruning.scope import find_layers
+
+ROUTED = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
+
+
+class Fused(nn.Module):
+    """Experts as two tensors of three dimensions, chosen by a softmax over a router's rows."""
+
+    def __init__(self, experts: int = 4, most: int = 2, *, width: int = 8, inner: int = 6) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = experts, most
+        self.router = nn.Parameter(torch.randn(experts, width))
+        self.gate_up = nn.Parameter(torch.randn(experts, 2 * inner, width))
+        self.down = nn.Parameter(torch.randn(experts, width, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, chosen = F.linear(tokens, self.router).softmax(-1).topk(self.top_k, dim=-1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        gate, up = torch.einsum("td,tkod->tko", tokens, self.gate_up[chosen]).chunk(2, dim=-1)
+        out = torch.einsum("tki,tkoi->tko", F.silu(gate) * up, self.down[chosen])
+        return (out * weights[..., None]).sum(1).view_as(x)
+
+
+class Tables(nn.Module):
+    """Weights of the model's own beside tables that are added, looked up or joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(9, 8))
+        self.places = nn.Parameter(torch.randn(6, 8))
+        self.between = nn.Parameter(torch.randn(2, 6, 6))
+        self.cls = nn.Parameter(torch.randn(1, 1, 8))
+        self.w = nn.Parameter(torch.randn(8, 12))
+        self.each = nn.ParameterList([nn.Parameter(torch.randn(12, 8)) for _ in range(3)])
+        self.bank = nn.Parameter(torch.randn(3, 5, 8))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words[ids] + self.places
+        x = torch.softmax((x @ x.mT)[:, None] + self.between, -1).sum(1) @ x + self.cls
+        x = torch.relu(x @ self.w) @ self.each[0]
+        return self.head(torch.einsum("btd,eod->bteo", x, self.bank).sum(2)) @ self.head.weight
+
+
+def names(model: nn.Module, example: object = None) -> set[str]:
+    uses = {} if example is None else used_as_weights(model, lambda: model(example))
+    return {layer.name for layer in find_layers(model, uses=uses)}
+
+
+def test_what_multiplies_values_is_in_scope_and_tables_are_not() -> None:
+    found = names(Tables(), torch.randint(0, 9, (2, 6)))
+    assert found == {"w", "each.0", "each.1", "each.2", "bank", "head.weight"}
+
+
+def test_without_an_example_stacks_and_lists_are_in_scope_by_their_shape() -> None:
+    assert {"each.0", "each.1", "each.2", "bank", "head.weight"} <= names(Tables())
+    assert names(Tables()).isdisjoint({"words", "places", "cls", "w"})
+    assert names(Fused()) == {"gate_up", "down"}
+
+
+def test_a_note_says_what_is_outside_of_the_scope_and_how_to_include_it() -> None:
+    result = prunus.prune(Tables(), {"target": 0.5}, example=torch.randint(0, 9, (2, 6)))
+    (note,) = result.notes
+    assert "words, between" in note
+    assert "scope.include" in note
+    assert note in str(result)
+    every = prunus.prune(Tables(), {"target": 0.5, "scope": {"include": ["*"]}})
+    assert not every.notes
+
+
+def test_each_expert_is_a_layer_of_its_own() -> None:
+    model = Fused()
+    uses = used_as_weights(model, lambda: model(ROUTED))
+    assert uses == {
+        "down": Matrix(1, 2, (0,)),
+        "gate_up": Matrix(1, 2, (0,)),
+        "router": Matrix(0, 1),
+    }
+    layers = {layer.name: layer for layer in find_layers(model, uses=uses)}
+    assert layers["down"].outputs == 4 * 8
+    assert layers["down"].matrix == (8, 6)
+
+
+def test_a_product_from_the_left_is_read_from_the_left() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.ones(3, 4, 5)), nn.Parameter(torch.ones(3, 5))
+            self.w_bias = self.b
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.baddbmm(self.b[:, None], x, self.w)
+
+    model = Left()
+    uses = used_as_weights(model, lambda: model(torch.ones(3, 2, 4)))
+    assert uses["w"] == Matrix(2, 1, (0,))
+    result = prunus.prune(
+        model,
+        {"structure": "1:2", "allocation": "uniform", "scope": {"include": ["w"]}},
+        example=torch.ones(3, 2, 4),
+    )
+    pairs = result.masks["w"].view(3, 2, 2, 5).sum(2)
+    assert bool((pairs == 1).all())
+
+
+@pytest.mark.parametrize("allocation", ["per_neuron", "uniform", "erk", "global"])
+def test_weights_of_experts_go_by_every_allocation(allocation: str) -> None:
+    result = prunus.prune(Fused(), {"target": 0.5, "allocation": allocation}, example=ROUTED)
+    assert abs(result.sparsity - 0.5) < 0.01
+    if allocation == "per_neuron":
+        assert set(result.masks["down"].sum(-1).flatten().tolist()) == {3}
+
+
+def test_a_neuron_is_a_row_of_one_expert() -> None:
+    model = Fused()
+    with torch.no_grad():
+        model.down[1, 2] = 1e-3
+        model.gate_up[3, 0] = 1e-3
+    recipe = {"structure": "neuron", "target": 0.011, "scope": {"include": ["down", "gate_up"]}}
+    result = prunus.prune(model, recipe | {"allocation": "global"}, example=ROUTED)
+    gone = (~result.masks["down"].expand(4, 8, 6)).nonzero().tolist()
+    assert {(e, o) for e, o, _ in gone} == {(1, 2)}
+
+
+def test_blocks_lie_within_one_expert() -> None:
+    recipe = {"structure": {"name": "block", "rows": 4, "columns": 2}, "target": 0.5}
+    result = prunus.prune(Fused(), recipe, example=ROUTED)
+    blocks = result.masks["down"].view(4, 2, 4, 3, 2).float().mean((2, 4))
+    assert set(blocks.flatten().tolist()) == {0.0, 1.0}
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 2), st.sampled_from([4, 6]))
+def test_inner_widths_of_gated_experts_go_together(experts: int, most: int, inner: int) -> None:
+    torch.manual_seed(0)
+    model = Fused(experts, most, inner=inner)
+    recipe = {"structure": "channel", "target": 0.4, "compact": "end", "allocation": "uniform"}
+    result = prunus.prune(model, recipe, example=ROUTED)
+    left = result.model.get_parameter("down").shape[2]
+    assert left < inner
+    assert result.model.get_parameter("gate_up").shape[1] == 2 * left
+    assert result.compaction is not None
+    assert result.compaction.error < 1e-9

@@ -19,6 +19,7 @@ from prunus.graph.analysis import analyze
 from prunus.methods import catalog as folder
 from prunus.methods.restores._memory import Memory
 from prunus.methods.signals import SignalContext, collect, needed
+from prunus.methods.traits import trait
 from prunus.pruning.decide import Cost, LazyUnits, limits_of
 from prunus.pruning.scope import find_layers
 from prunus.pruning.units import member_mask, numbers, unit_alive, unit_scores
@@ -186,6 +187,15 @@ def test_units_of_many_weights_never_pass_the_target(
 
 # --- structures
 
+
+class Normed(Heads):
+    """With a norm, for the structure of what norms count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 2))
+
+
 ANALYZED = [
     name
     for name in folder.names("structures")
@@ -197,10 +207,11 @@ PLAIN = [name for name in folder.names("structures") if name not in ANALYZED]
 @pytest.mark.parametrize("name", ANALYZED)
 def test_masks_of_a_coupled_unit_remove_all_its_slices_and_nothing_else(name: str) -> None:
     torch.manual_seed(0)
-    model = Heads()
+    hidden = trait("structures", name, "HIDDEN") is True
+    model = Normed() if hidden else Heads()
     layers = find_layers(model)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    analysis = analyze(model, torch.randn(3, 8))
+    analysis = analyze(model, torch.randn(3, 8), hidden=hidden)
     groups = bind("structures", spec(name))(layers, shapes, analysis)
     assert groups
     for group in groups:

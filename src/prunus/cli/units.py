@@ -20,11 +20,14 @@ from prunus.cli.shared import DATA, JSON, says_errors, set_data
     default="whole",
     help="At attention: whole heads, or the same dimensions of every head.",
 )
+@click.option("--hidden", is_flag=True, help="Count the widths that norms count as well.")
 @click.option("--all", "everything", is_flag=True, help="Name every dimension, not the first four.")
 @DATA
 @JSON
 @says_errors
-def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: bool) -> None:
+def units(
+    model: str, heads: Any, hidden: bool, everything: bool, data: Path | None, as_json: bool
+) -> None:
     """Say what can be removed from a MODEL, and what cannot and why.
 
     MODEL is a task, or a function in a Python file that returns a model and an example of its
@@ -40,7 +43,7 @@ def units(model: str, heads: Any, everything: bool, data: Path | None, as_json: 
     from prunus.tasks.find import find_model
 
     made, example = find_model(model)
-    found = units_of(made, example, heads=heads)
+    found = units_of(made, example, heads=heads, hidden=hidden)
     if not as_json:
         click.echo("\n".join(found.summary(10_000 if everything else 4)))
         return

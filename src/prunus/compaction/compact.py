@@ -14,7 +14,7 @@ from prunus import costs
 from prunus._common.modules import detached_copy
 from prunus._common.numbers import count, percent
 from prunus._common.tables import Table, page
-from prunus.compaction.cut import IndexCut, cut_of
+from prunus.compaction.cut import IndexCut, cut_of, leaves_zeros
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
 from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
@@ -147,12 +147,16 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
 
 
 def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> IndexCut:
-    """The units that masks remove, by the policy at attention that removes more."""
+    """The units that masks remove, by the policy that removes most of them."""
     traced = trace_all(model, example)
     policies: tuple[Heads, ...] = ("whole", "dims") if heads is None else (heads,)
-    cuts = [
-        cut_of(analyze(model, example, heads=policy, traced=traced), masks) for policy in policies
-    ]
+    found = [analyze(model, example, heads=policy, traced=traced) for policy in policies]
+    cuts = [cut_of(analysis, masks) for analysis in found]
+    if leaves_zeros(found[0], masks):
+        found = [
+            analyze(model, example, heads=policy, hidden=True, traced=traced) for policy in policies
+        ]
+        cuts += [cut_of(analysis, masks) for analysis in found]
     return max(cuts, key=IndexCut.units)
 
 

@@ -125,6 +125,19 @@ def cut_of(analysis: Analysis, masks: Masks) -> IndexCut:
     return _never_empty(cut)
 
 
+def leaves_zeros(analysis: Analysis, masks: Masks) -> bool:
+    """Whether masks remove all of an index that stays in this analysis."""
+    for name, mask in masks.items():
+        value = analysis.tensors.get(analysis.names.get(name, name))
+        for d, dim in enumerate(value.dims if value is not None else ()):
+            assert value is not None
+            if not isinstance(dim, Fixed) and value.shape[d] > 1:
+                pinned = analysis.solved.reason[analysis.solved.of(dim)] >= 0
+                if (pinned & ~_alive(mask, value.shape, d)).any():
+                    return True
+    return False
+
+
 def masks_of(cut: IndexCut, parameters: Mapping[str, Tensor]) -> Masks:
     """The masks of a cut: every slice of every parameter that it removes, broadcastable."""
     masks: Masks = {}

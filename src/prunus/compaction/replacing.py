@@ -46,7 +46,7 @@ def modules_replaced(case: Case) -> Replaced | None:
     graphs: dict[str, nn.Module] = {}
     tried: set[str] = set()
     fixed: list[Attribute] = standard(case.sliced(), case.rewritten.patches)
-    fixed += narrowings(case.model, case.kept)
+    fixed += [*narrowings(case.model, case.kept), *case.widenings()]
     for _ in range(MOST_ROUNDS):
         surgery = Surgery(case.kept, tuple(fixed), dict(graphs))
         twin = _operated(case, surgery)

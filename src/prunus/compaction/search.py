@@ -96,7 +96,8 @@ def _modules_kept(case: Case) -> CompactionPlan | None:
     """The first guess at the numbers that modules keep that is right, less what is not needed."""
     twin = case.sliced()
     narrow = narrowings(case.model, case.kept)
-    fixed = [*standard(twin, case.rewritten.patches), *narrow]
+    wide = case.widenings()
+    fixed = [*standard(twin, case.rewritten.patches), *narrow, *wide]
     _set(twin, fixed)
     refresh(twin)
     shared = configured(case.model, case.cut)
@@ -109,7 +110,7 @@ def _modules_kept(case: Case) -> CompactionPlan | None:
             found = case.check_everywhere(twin) if found.equal else found
             if found.equal:
                 guilty = _needed(case, twin, guess)
-                adapted = narrow or guilty or _reads(case, twin, told)
+                adapted = narrow or wide or guilty or _reads(case, twin, told)
                 surgery = Surgery(case.kept, (*fixed, *told, *guilty))
                 return CompactionPlan("attributes" if adapted else "sliced", surgery, None, found)
             _set(twin, guess, back=True)

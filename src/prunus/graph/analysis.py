@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
 from prunus.graph.trace import Traced
-from prunus.graph.unvisited import infer
 from prunus.types import Kept
 
 _IGNORED = frozenset(
@@ -50,9 +49,8 @@ class Analysis:
         solved: the classes of labels.
         unknown: operators without a rule, and how often.
         heads: the policy at attention sites.
+        hidden: whether what a norm counts can go.
         spared: dimensions of parameters that are sliced, but not masked.
-        like: entries of containers that no pass visits, and those that they are cut like.
-        inferred: what was inferred of these, for the user.
     """
 
     passes: tuple[Traced, ...]
@@ -63,9 +61,8 @@ class Analysis:
     solved: Solved
     unknown: Counter[str]
     heads: Heads
+    hidden: bool = False
     spared: frozenset[tuple[str, int]] = frozenset()
-    like: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    inferred: tuple[str, ...] = ()
 
     @property
     def traced(self) -> Traced:
@@ -75,8 +72,7 @@ class Analysis:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the passes take as given."""
-        traced = (note for traced in self.passes for note in traced.notes)
-        return tuple(dict.fromkeys((*traced, *self.inferred)))
+        return tuple(dict.fromkeys(note for traced in self.passes for note in traced.notes))
 
 
 def analyze(
@@ -84,6 +80,7 @@ def analyze(
     example: Any,
     *,
     heads: Heads = "whole",
+    hidden: bool = False,
     open_ends: Sequence[Ends] | None = None,
     traced: Sequence[Traced] = (),
     kept: Kept | None = None,
@@ -94,6 +91,7 @@ def analyze(
         model: on any device, meta too.
         example: an input, a tuple of inputs, a mapping of keyword arguments, or a list of these.
         heads: at attention sites, whole heads go or the same dimensions of every head.
+        hidden: whether indices that a norm or a mean counts can go: as zeros, counted on.
         open_ends: for a module inside a model, whose inputs and outputs may lose indices: pass by
             pass, of each tensor that enters, by dimension, the indices that stay.
         traced: the model's passes, if they were traced before.
@@ -108,31 +106,26 @@ def analyze(
     True
     """
     passes = tuple(traced) or trace_all(model, example)
-    walk = _Walk(model, kept)
+    walk = _Walk(model, kept, hidden=hidden)
     for number, one in enumerate(passes):
         walk.follow(one, None if open_ends is None else open_ends[number])
     walk.pin_unread_rows()
-    found = infer(model, walk.names, walk.tensors, solve(walk.labels, heads), kept)
-    spared = {
-        (name, d)
-        for name, value in walk.tensors.items()
-        for d, dim in enumerate(value.dims)
-        if any(dim is s for s in walk.labels.spared)
-    }
     return Analysis(
         passes=passes,
         known=walk.known,
-        tensors=found.tensors,
+        tensors=walk.tensors,
         names=walk.names,
         read=walk.read,
-        solved=found.solved,
+        solved=solve(walk.labels, heads),
         unknown=walk.unknown,
         heads=heads,
+        hidden=hidden,
         spared=frozenset(
-            spared | {(n, d) for n, of in found.copies.items() for o, d in spared if o == of}
+            (name, d)
+            for name, value in walk.tensors.items()
+            for d, dim in enumerate(value.dims)
+            if any(dim is s for s in walk.labels.spared)
         ),
-        like=found.like,
-        inferred=found.notes,
     )
 
 
@@ -143,9 +136,11 @@ class _Walk:
         self,
         model: nn.Module,
         kept: Kept | None,
+        *,
+        hidden: bool,
     ) -> None:
         self.kept = kept
-        self.labels, self.memo = Labels(), Memo()
+        self.labels, self.memo = Labels(hidden=hidden), Memo()
         self.known: dict[fx.Node, Known] = {}
         self.tensors: dict[str, Value] = {}
         self.unknown: Counter[str] = Counter()

@@ -105,6 +105,19 @@ class Call:
         if not any(v.zero[d] for v, d in operands):
             self.labels.pin(joined, f"{self.where}: {what} of values that a cut does not make zero")
 
+    def counted(self, value: Value, d: int, why: str) -> bool:
+        """Whether indices may go although the operator counts every one: as zeros, counted on."""
+        dim = value.dims[d]
+        if isinstance(dim, Fixed):
+            return False
+        if not self.labels.hidden:
+            self.labels.pin(dim, why)
+        elif not value.zero[d]:
+            self.labels.pin(dim, f"{why}, and a cut does not make it zero")
+        else:
+            self.labels.counted.append(dim)
+        return self.labels.hidden and value.zero[d]
+
 
 def base_name(node: fx.Node) -> str:
     """The name of a node's operator, without overload and in-place underscore."""

@@ -73,14 +73,20 @@ class Site:
 
 
 class Labels:
-    """Collects labels, and what rules say about them; ``solve`` draws the conclusions."""
+    """Collects labels, and what rules say about them; ``solve`` draws the conclusions.
 
-    def __init__(self) -> None:
+    Args:
+        hidden: whether indices that a norm counts may go, the zeros in their place counted on.
+    """
+
+    def __init__(self, *, hidden: bool = False) -> None:
+        self.hidden = hidden
         self.count = 0
         self.ties: list[Array] = []
         self.pins: list[tuple[Array, str]] = []
         self.sites: list[Site] = []
         self.heads: list[Array] = []
+        self.counted: list[Array] = []
         self.used: list[Array] = []
         self.spared: list[Array] = []
         self.gone: list[Array] = []

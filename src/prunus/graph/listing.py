@@ -63,7 +63,7 @@ class Units:
         return [*found, *(f"note: {note}" for note in self.notes)]
 
 
-def units(model: nn.Module, example: Any, *, heads: Heads = "whole") -> Units:
+def units(model: nn.Module, example: Any, *, heads: Heads = "whole", hidden: bool = False) -> Units:
     """What can be removed from a model, and what cannot and why. The model is not changed.
 
     A unit is the set of all slices of parameters that must go together: an output channel with
@@ -73,6 +73,7 @@ def units(model: nn.Module, example: Any, *, heads: Heads = "whole") -> Units:
         model: on any device, meta too.
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         heads: at attention, ``whole`` heads are units, or the same ``dims`` of every head.
+        hidden: whether the widths that norms count are units, too.
 
     Raises:
         InputError: if the model cannot be traced.
@@ -85,7 +86,7 @@ def units(model: nn.Module, example: Any, *, heads: Heads = "whole") -> Units:
           1 stay   input input: 0.weight[1]
           2 stay   the model's output: 2.weight[0], 2.bias[0]
     """
-    return table(model, analyze(model, example, heads=heads))
+    return table(model, analyze(model, example, heads=heads, hidden=hidden))
 
 
 def table(model: nn.Module, analysis: Analysis) -> Units:

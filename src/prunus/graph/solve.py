@@ -26,6 +26,7 @@ class Solved:
         reasons: texts.
         head: classes that are attention heads, ``[classes]``.
         gone: classes that a known cut takes, ``[classes]``.
+        hidden: classes that a norm counts, ``[classes]``.
     """
 
     classes: Array
@@ -33,6 +34,7 @@ class Solved:
     reasons: tuple[str, ...]
     head: NDArray[np.bool_]
     gone: NDArray[np.bool_]
+    hidden: NDArray[np.bool_]
 
     def of(self, dim: Array) -> Array:
         """The class of each index of a dimension."""
@@ -108,6 +110,9 @@ class _Classes:
         self._gone = np.zeros(number, dtype=bool)
         for dim in labels.gone:
             self._gone[self._of[dim]] = True
+        self._hidden = np.zeros(number, dtype=bool)
+        for dim in labels.counted:
+            self._hidden[self._of[dim]] = True
 
     def stays(self, dim: Array) -> bool:
         """Whether every index stays."""
@@ -149,16 +154,20 @@ class _Classes:
         large = np.iinfo(np.int64).max
         reason = np.full(number, large, dtype=np.int64)
         np.minimum.at(reason, joined, np.where(self._reason < 0, large, self._reason))
-        head = np.zeros(number, dtype=bool)
-        head[joined[self._head]] = True
-        gone = np.zeros(number, dtype=bool)
-        gone[joined[self._gone]] = True
-        self._gone = gone
-        self._reason, self._head = np.where(reason == large, -1, reason), head
+
+        def any_of(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+            found = np.zeros(number, dtype=bool)
+            found[joined[marked]] = True
+            return found
+
+        self._head, self._gone, self._hidden = map(any_of, (self._head, self._gone, self._hidden))
+        self._reason = np.where(reason == large, -1, reason)
         self._of, self._ties = joined[self._of], []
 
     def solved(self) -> Solved:
-        return Solved(self._of, self._reason, tuple(self._texts), self._head, self._gone)
+        return Solved(
+            self._of, self._reason, tuple(self._texts), self._head, self._gone, self._hidden
+        )
 
     def _pin(self, dim: Array, why: str) -> None:
         number = self._texts.setdefault(why, len(self._texts))

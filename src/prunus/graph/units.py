@@ -23,11 +23,13 @@ class Coupled:
         places: dimensions of parameters and buffers that lose indices together.
         classes: the class of each unit, in the order of the first place's indices. ``[units]``.
         head: whether these are attention heads.
+        hidden: whether a norm counts them.
     """
 
     places: tuple[Place, ...]
     classes: Array
     head: bool
+    hidden: bool = False
 
     @property
     def name(self) -> str:
@@ -85,7 +87,12 @@ def coupled_units(analysis: Analysis, parameters: Sequence[str]) -> list[Coupled
         first = next(p for p in places if p[0] in wanted)
         ordered = (first, *(p for p in places if p != first))
         classes = _in_order(analysis, first, members)
-        units.append(Coupled(ordered, classes, bool(solved.head[classes[0]])))
+        first_class = classes[0]
+        units.append(
+            Coupled(
+                ordered, classes, bool(solved.head[first_class]), bool(solved.hidden[first_class])
+            )
+        )
     return units
 
 

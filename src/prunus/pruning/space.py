@@ -125,7 +125,10 @@ def build_space(
         _refuse_target(recipe, groups)
         return PruningSpace(found, groups, notes=notes)
     dims = recipe.trait("structure", "HEADS") == "dims"
-    analysis = analyze(model, example, heads="dims" if dims else "whole", traced=traced)
+    hidden = recipe.trait("structure", "HIDDEN") is True
+    analysis = analyze(
+        model, example, heads="dims" if dims else "whole", hidden=hidden, traced=traced
+    )
     try:
         groups = methods.structure(found, shapes, analysis)
     except InputError:

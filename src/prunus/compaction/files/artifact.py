@@ -2,8 +2,8 @@
 
 Any safetensors reader opens the tensors under the model's names. The manifest (JSON, under the
 key ``prunus``) holds what slices alone do not say: numbers that modules keep, heads that stay of
-attentions, modules that became graphs, names of tied tensors, tensors that are packed. Nothing in
-it is executed or imported.
+attentions, widths that norms count, modules that became graphs, names of tied tensors, tensors that
+are packed. Nothing in it is executed or imported.
 ``docs/file_format.md`` describes the file and has a reader without prunus.
 """
 
@@ -35,12 +35,14 @@ from prunus.compaction.files.placing import (
     places_of,
     put,
     shown,
+    widened,
 )
 from prunus.compaction.files.unpack import Packed, unpack, whole
 from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
 from prunus.compaction.slicing.attributes import Attribute, changed
 from prunus.compaction.slicing.drop import LEFT, Dropped
+from prunus.compaction.slicing.norms import Wide, Widening
 from prunus.compaction.slicing.surgery import refresh
 from prunus.errors import InputError, did_you_mean
 
@@ -49,10 +51,17 @@ PACKED_FORMAT = "prunus compact 2"
 """Of files with packed tensors, so that a prunus that cannot open them says so."""
 HEADS_FORMAT = "prunus compact 3"
 """Of files with narrow attentions, for the same reason."""
+NORMS_FORMAT = "prunus compact 4"
+"""Of files with wide norms, likewise."""
 
 _KNOWN = {"format": str, "class": str, "attributes": list, "graphs": dict, "dropped": list,
-          "tied": dict, "sparse": dict, "heads": dict}  # fmt: skip
-_LACKING = {FORMAT: {"sparse", "heads"}, PACKED_FORMAT: {"heads"}, HEADS_FORMAT: set()}
+          "tied": dict, "sparse": dict, "heads": dict, "norms": dict}  # fmt: skip
+_LACKING = {
+    FORMAT: {"sparse", "heads", "norms"},
+    PACKED_FORMAT: {"heads", "norms"},
+    HEADS_FORMAT: {"norms"},
+    NORMS_FORMAT: set(),
+}
 """Formats, and the keys of the manifest that they have not."""
 
 
@@ -129,13 +138,14 @@ def packed(
         if not any(name.startswith(g) for g in inside):
             tensors[name] = tensor
     heads = {n: m.heads for n, m in model.named_modules() if isinstance(m, NarrowAttention)}
-    numbers = [a for a in attributes if not isinstance(a, Narrowing)]
+    norms = {n: m.counted for n, m in model.named_modules() if isinstance(m, Wide)}
+    numbers = [a for a in attributes if not isinstance(a, (Narrowing, Widening))]
     last = {(a.module, a.name): a for a in (*changed(model), *numbers)}
     for attribute in last.values():
         if not is_number(attribute.after):
             raise InputError(
                 f"'{attribute.module}.{attribute.name}' is {attribute.after!r}; a file can hold "
-                "only numbers and tuples of numbers"
+                "only numbers and tuples or lists of them"
             )
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -151,8 +161,10 @@ def packed(
         plain_tensors, entries = pack(plain_tensors, values=values, rounded=rounded)
         if entries:  # else the file is the dense one, byte by byte
             manifest |= {"format": PACKED_FORMAT, "sparse": entries}
-    if heads:
+    if heads or norms:
         manifest = {"sparse": {}, **manifest, "format": HEADS_FORMAT, "heads": heads}
+    if norms:
+        manifest |= {"format": NORMS_FORMAT, "norms": norms}
     # One key: the library writes several in a random order, and equal models are equal files.
     return safetensors.torch.save(plain_tensors, {"prunus": json.dumps(manifest)})
 
@@ -222,6 +234,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     places = places_of(model, tensors, {**graphs, **dropped})
     attributes = changes(model, manifest["attributes"])
     attributes += narrow(model, manifest.get("heads", {}), {**graphs, **dropped})
+    attributes += widened(model, manifest.get("norms", {}), {**graphs, **dropped})
     for name, graph in {**graphs, **dropped}.items():
         model.set_submodule(name, graph)
     writable = own_memory(model)
@@ -255,7 +268,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(written, str) and written not in _LACKING:
         known = ", ".join(f"'{name}'" for name in _LACKING)
         raise InputError(f"'{path}' has the format {written[:80]!r}; this reads {known}")
-    keys = set(_KNOWN) - _LACKING.get(str(written), {"heads"})
+    keys = set(_KNOWN) - _LACKING.get(str(written), _LACKING[PACKED_FORMAT])
     if not isinstance(manifest, dict) or set(manifest) != keys:
         raise InputError(f"'{path}' has a damaged manifest")
     for key, value in manifest.items():

@@ -16,6 +16,7 @@ from prunus.compaction.files.unpack import Packed, whole
 from prunus.compaction.rewriting.compact_graph import PLAIN
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
 from prunus.compaction.slicing.attributes import Attribute
+from prunus.compaction.slicing.norms import Widening, width_of
 from prunus.errors import InputError, did_you_mean
 
 Place = tuple[nn.Module, str, Tensor | Packed]
@@ -63,8 +64,8 @@ def changes(model: nn.Module, given: list[Any]) -> list[Attribute]:
                 f"{shown(path)}: {near}"
             )
         before = _found(modules[path], name)
-        after = tuple(after) if isinstance(after, list) else after
-        sizes = [len(v) if isinstance(v, tuple) else 0 for v in (before, after)]
+        after = tuple(after) if isinstance(after, list) and type(before) is not list else after
+        sizes = [len(v) if isinstance(v, (tuple, list)) else 0 for v in (before, after)]
         if type(before) is not type(after) or not is_number(after) or sizes[0] != sizes[1]:
             raise InputError(
                 f"{shown(path)} has no attribute {shown(name)} that can become {shown(after)}"
@@ -106,9 +107,35 @@ def narrow(model: nn.Module, given: dict[str, Any], replaced: Iterable[str]) -> 
     return found
 
 
+def widened(model: nn.Module, given: dict[str, Any], replaced: Iterable[str]) -> list[Widening]:
+    """The norms that count the width that they had in the dense model.
+
+    Args:
+        model: still the dense one.
+        given: that width by module, from anyone.
+        replaced: modules that will not be there.
+
+    Raises:
+        InputError: if a module is not there, is no norm, or has another width.
+    """
+    found = []
+    modules = dict(model.named_modules())
+    gone = tuple(f"{name}." for name in replaced)
+    for path, counted in given.items():
+        module = None if f"{path}.".startswith(gone) else modules.get(path)
+        width = None if module is None else width_of(module)
+        if width is None or type(counted) is not int or width != counted:
+            raise InputError(
+                f"the file does not fit this {type(model).__name__}, which has no norm "
+                f"{shown(path)} of the width {shown(counted)}"
+            )
+        found.append(Widening(path, None, counted))
+    return found
+
+
 def is_number(value: Any) -> bool:
     """What modules remember of their sizes: a word could name code to be fetched, later."""
-    parts = value if isinstance(value, tuple) else (value,)
+    parts = value if isinstance(value, (tuple, list)) else (value,)
     return all(type(part) in (int, float) for part in parts)
 
 

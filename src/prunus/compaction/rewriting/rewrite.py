@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common.modules import put_attribute
-from prunus._common.torch_internals import copy_call, origin, pytree, schema
+from prunus._common.torch_internals import copy_call, origin, pytree
 from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.compact_graph import CompactGraph, GraphPass, copied
+from prunus.compaction.rewriting.counting import arranged, counting, counts_on
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.errors import RunError
 from prunus.graph.call import base_name, describe, named_arguments
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.rules.movement import MOVES, SPLITS
+from prunus.graph.rules.reductions import COUNTS
 from prunus.graph.trace import Traced
 
 aten = torch.ops.aten
@@ -88,6 +90,7 @@ class _Rewriter:
         self.new: dict[fx.Node, fx.Node] = {}
         self.patches: list[Patch] = []
         self.lookups = 0
+        self.single: set[fx.Node] = set()
 
     def rewritten(self, traced: Traced) -> GraphPass:
         """One pass; all share the root and its tensors."""
@@ -104,6 +107,10 @@ class _Rewriter:
             return self._attribute(node)
         if node.op != "call_function" or not self._touched(node):
             return self._copied(node)
+        if node.target is operator.getitem and node.args[0] in self.single:
+            return self.new[node.all_input_nodes[0]]
+        if counts_on(self.cut, node):
+            return self._counting(node)
         if base_name(node) == "slice" and self._strided(node):
             return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
         args, kwargs, target = self._patched(node)
@@ -115,6 +122,15 @@ class _Rewriter:
         mapped = fx.node.map_arg((args, kwargs), lambda n: self.new.get(n, n))
         made = self.graph.call_function(target, *mapped)
         return self._described(made, node)
+
+    def _counting(self, node: fx.Node) -> fx.Node:
+        """An operator that goes on counting the indices that are gone."""
+        made = counting(self.graph, self.cut, node, self.new)
+        self.patches.append(Patch(node, (*node.args, node.kwargs), ()))
+        if isinstance(node.meta["val"], Tensor) or base_name(node) in COUNTS:
+            return self._described(made, node)
+        self.single.add(node)  # a norm whose statistics nobody reads
+        return made
 
     def _still_open(self, before: Any, after: Any) -> Any:
         """An open size that shrank: the same share of whatever it is in another pass."""
@@ -186,7 +202,7 @@ class _Rewriter:
         if changed is None:
             return args, kwargs, node.target
         target, values = changed
-        return *_arranged(target, values), target
+        return *arranged(target, values), target
 
     def _strided(self, node: fx.Node) -> bool:
         named = named_arguments(node)
@@ -301,11 +317,3 @@ def _run(target: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
 
 def _many(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, (list, tuple)) else [result]
-
-
-def _arranged(target: Any, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments as the operator's schema wants them."""
-    arguments = schema(target).arguments
-    args = tuple(values.get(a.name, a.default_value) for a in arguments if not a.kwarg_only)
-    kwargs = {a.name: values[a.name] for a in arguments if a.kwarg_only and a.name in values}
-    return args, kwargs

@@ -152,7 +152,8 @@ def _graph(
                 )
             )
     ends = [c.ends for c in wanted] if within_model else None
-    analysis = analyze(module, None, open_ends=ends, traced=apart(module, traced), kept=kept)
+    passes = apart(module, traced)
+    analysis = analyze(module, None, hidden=True, open_ends=ends, traced=passes, kept=kept)
     graph = describe_as(rewrite(known_cut(analysis, kept), tensors).module, module)
     return eval_alone(graph) if modes.problem else graph
 

@@ -21,6 +21,9 @@ SIZES = frozenset(
 )  # fmt: skip
 """Names of widths that pruning changes. Others may have the same value, and mean something else."""
 
+HIDDEN = frozenset({"hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_sizes"})
+"""Names of hidden widths: one number, or one for each stage."""
+
 
 def configured(model: nn.Module, cut: IndexCut) -> list[Attribute]:
     """Sizes in shared configurations that every module which has them changes alike.
@@ -40,22 +43,34 @@ def configured(model: nn.Module, cut: IndexCut) -> list[Attribute]:
     changes = []
     for names in owners.values():
         shared: Any = model.get_submodule(names[0]).config
-        found = _sizes(cut, set(names))
+        found = {
+            known: _sizes(cut, set(names), hidden=known is HIDDEN) for known in (SIZES, HIDDEN)
+        }
         for key, value in vars(shared).items():
-            after = found.get(value, set()) if type(value) is int and key in SIZES else set()
-            if len(after) == 1 and after != {value}:
-                changes.append(Attribute(names[0], f"config.{key}", value, next(iter(after))))
+            sizes = next((found[known] for known in found if key in known), {})
+            after = _after(value, sizes)
+            if after is not None and after != value:
+                changes.append(Attribute(names[0], f"config.{key}", value, after))
     return changes
 
 
-def _sizes(cut: IndexCut, names: set[str]) -> dict[int, set[int]]:
+def _after(value: Any, sizes: dict[int, set[int]]) -> Any:
+    """What becomes of a size, or of several; ``None`` if that is not one thing."""
+    if isinstance(value, (list, tuple)):
+        every = [_after(size, sizes) for size in value]
+        return None if None in every else type(value)(every)
+    after = sizes.get(value, set()) if type(value) is int else set()
+    return next(iter(after)) if len(after) == 1 else None
+
+
+def _sizes(cut: IndexCut, names: set[str], *, hidden: bool) -> dict[int, set[int]]:
     """Sizes that the operators of these modules see, each with what becomes of it."""
     sizes: dict[int, set[int]] = {}
     for node, value in _values(cut):
         if names.isdisjoint(module_paths(node)):
             continue
         for dim, before in zip(value.dims, value.shape, strict=True):
-            if not isinstance(dim, Fixed) and _free(cut, dim):
+            if not isinstance(dim, Fixed) and _free(cut, dim, hidden=hidden):
                 sizes.setdefault(before, set()).add(cut.size(dim, before))
     return sizes
 
@@ -67,5 +82,7 @@ def _values(cut: IndexCut) -> Iterator[tuple[fx.Node, Value]]:
                 yield node, part
 
 
-def _free(cut: IndexCut, dim: np.ndarray[Any, Any]) -> bool:
-    return bool(cut.analysis.solved.free(dim).any())
+def _free(cut: IndexCut, dim: np.ndarray[Any, Any], *, hidden: bool) -> bool:
+    """Whether indices can go, of a hidden width or of another."""
+    solved = cut.analysis.solved
+    return bool((solved.free(dim) & (solved.hidden[solved.of(dim)] == hidden)).any())

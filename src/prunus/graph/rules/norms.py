@@ -7,6 +7,9 @@ from typing import Any
 from prunus.graph.call import Call, Found
 from prunus.graph.labels import Value
 
+RMS = ("rms_norm", "_fused_rms_norm")
+LAST_DIMS = ("layer_norm", "native_layer_norm", *RMS)
+
 
 def channel_norm(call: Call) -> Found:
     """Batch and instance norm: each channel by itself, with its scale, bias and statistics."""
@@ -28,16 +31,22 @@ def channel_norm(call: Call) -> Found:
 
 
 def last_dims_norm(call: Call) -> Found:
-    """Layer and RMS norm: the variance counts every index, so none of them can go."""
+    """Layer and RMS norm: the variance counts every index, so they go only as zeros, counted on."""
     x = call.value("input", "self")
     if x is None:
         return None
     why = f"{call.where}: its variance counts every index"
     first = len(x.dims) - len(call["normalized_shape"])
-    for part in (x, *(v for k in ("weight", "bias") if (v := call.value(k)) is not None)):
+    scale, shift = call.value("weight"), call.value("bias")
+    kept = list(x.zero[:first] if shift is None else [False] * first)
+    if first == len(x.dims) - 1 and call.counted(x, first, why):
+        joined = call.labels.join(*(v.dims[-1] for v in (x, scale, shift) if v is not None))
+        scaled = scale is not None and scale.zero[0]
+        zero = (shift is None or shift.zero[0]) if scaled else call.name in RMS
+        return _with_statistics(call, [*x.dims[:first], joined], [*kept, zero])
+    for part in (x, *(v for v in (scale, shift) if v is not None)):
         for dim in part.dims[first if part is x else 0 :]:
             call.labels.pin(dim, why)
-    kept = x.zero[:first] if call.value("bias") is None else [False] * first
     return _with_statistics(call, x.dims, [*kept, *(False for _ in x.dims[first:])])
 
 
@@ -92,10 +101,7 @@ RULES = {
     "_native_batch_norm_legit_no_training": channel_norm,
     "_batch_norm_with_update": channel_norm,
     "cudnn_batch_norm": channel_norm,
-    "layer_norm": last_dims_norm,
-    "native_layer_norm": last_dims_norm,
-    "rms_norm": last_dims_norm,
-    "_fused_rms_norm": last_dims_norm,
+    **dict.fromkeys(LAST_DIMS, last_dims_norm),
     "group_norm": group_norm,
     "native_group_norm": group_norm,
     "_weight_norm": weight_norm,

@@ -12,8 +12,9 @@ from prunus.graph.labels import Dim, Fixed, Value
 from prunus.graph.rules.pointwise import pointwise
 
 SUMS = frozenset({"sum", "linalg_vector_norm", "norm", "nansum"})
+COUNTS = frozenset({"mean", "var", "std", "var_mean", "std_mean"})
 MIXES = frozenset(
-    {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "argmax",
+    {*COUNTS, "amax", "amin", "max", "min", "argmax",
      "argmin", "prod", "any", "all", "logsumexp", "median", "count_nonzero", "aminmax"}
 )  # fmt: skip
 KEEPS = frozenset(
@@ -37,10 +38,15 @@ def reduction(call: Call) -> Found:
     if x is None:
         return None
     rank = len(x.dims)
-    over = _dims(call["dim"], rank, call)
+    given = call["dim"]
+    if given is None and call.name in ("sort", "argsort", "topk"):
+        given = -1
+    over = dimensions(call["dims"] if given is None else given, rank)
     for d in over:
         if call.name in SUMS:
             call.summed((x, d), what="a sum")
+        elif call.name in COUNTS:
+            call.counted(x, d, f"{call.where}: looks at every index")
         else:
             call.labels.pin(x.dims[d], f"{call.where}: looks at every index")
     if call.name in ("softmax", "_softmax", "_safe_softmax") and rank > 2 and over == [rank - 1]:
@@ -76,11 +82,12 @@ def diff(call: Call) -> Found:
     return reduction(call)
 
 
-def _dims(given: Any, rank: int, call: Call) -> list[int]:
-    if given is None and call.name in ("sort", "argsort", "topk"):
-        given = -1
-    if given is None and call["dims"] is not None:
-        given = call["dims"]
+def dimensions(given: Any, rank: int) -> list[int]:
+    """The dimensions that an operator looks along, from its argument: all, if there is none.
+
+    >>> dimensions(-1, 3), dimensions(None, 2)
+    ([2], [0, 1])
+    """
     if given is None or isinstance(given, bool) or given == []:
         return list(range(rank))
     many = [given] if isinstance(given, int) else given

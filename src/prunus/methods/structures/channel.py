@@ -20,6 +20,7 @@ from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
 HEADS = "{heads}"
+HIDDEN = "{hidden}"
 
 
 def channel(
@@ -28,6 +29,7 @@ def channel(
     analysis: Analysis,
     *,
     heads: Literal["whole", "dims", "stay"] = "whole",
+    hidden: bool = False,
     multiple_of: Annotated[int, Ge(1)] = 1,
     least: Annotated[int, Ge(1)] = 1,
 ) -> list[Group]:
@@ -38,6 +40,7 @@ def channel(
         shapes: of all parameters.
         analysis: of the model, made from the example.
         heads: at attention, ``whole`` heads go, the same ``dims`` of every head, or they ``stay``.
+        hidden: whether the widths that norms count can go as well (structure: hidden).
         multiple_of: the number of units that stays is a multiple of this, where it can be; whole
             heads count singly.
         least: units that stay in every group.

@@ -29,6 +29,7 @@ class Entry:
         note: what is peculiar about it.
         calls: further calls as users make them, by name: optional arguments, masks, other sizes.
         faults: uses (``uses.py``) that go wrong today -> how.
+        unruled: operators without a rule.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entry:
     note: str = ""
     calls: Callable[[], dict[str, Any]] = dict
     faults: dict[str, str] = field(default_factory=dict)
+    unruled: tuple[str, ...] = ()
 
 
 STREAM = "the stream: a norm runs over it"

@@ -12,12 +12,14 @@ from zoo import (
     own_attention,
     own_calls,
     own_groups,
+    own_networks,
     own_operators,
     own_plain,
     own_pyramids,
     own_recurrent,
     own_reparametrized,
     own_residual,
+    own_sequences,
 )
 from zoo.entry import Entry
 
@@ -35,13 +37,15 @@ ENTRIES: list[Entry] = [
         own_attention,
         own_calls,
         own_operators,
+        own_networks,
+        own_sequences,
         hf_encoders,
         hf_decoders,
         hf_seq2seq,
         hf_vision_conv,
         hf_vision_attention,
         hf_detect,
-    )
+        )
     for entry in module.ENTRIES
 ]
 CORE: list[Entry] = [entry for entry in ENTRIES if entry.core]

@@ -30,6 +30,7 @@ class Entry:
         calls: further calls as users make them, by name: optional arguments, masks, other sizes.
         faults: uses (``uses.py``) that go wrong today -> how.
         unruled: operators without a rule.
+        refused: part of the message by which the model is refused as a whole today.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Entry:
     calls: Callable[[], dict[str, Any]] = dict
     faults: dict[str, str] = field(default_factory=dict)
     unruled: tuple[str, ...] = ()
+    refused: str = ""
 
 
 STREAM = "the stream: a norm runs over it"

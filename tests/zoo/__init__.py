@@ -45,7 +45,7 @@ ENTRIES: list[Entry] = [
         hf_vision_conv,
         hf_vision_attention,
         hf_detect,
-        )
+    )
     for entry in module.ENTRIES
 ]
 CORE: list[Entry] = [entry for entry in ENTRIES if entry.core]

@@ -28,6 +28,7 @@ from prunus.compaction.slicing.norms import (
     wide_class,
     width_of,
 )
+from prunus.compaction.slicing.rescaling import rescale
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
 from zoo import by_name
@@ -91,6 +92,9 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "own rms norm": OwnNorm,
     "scale 1 + w": OnePlus,
 }
+PLAIN = {"rms norm, eps", "own rms norm", "scale 1 + w"}
+"""Those that are of their own class again in the end, by another scale and eps."""
+
 GRAPHS: dict[str, Callable[[int], nn.Module]] = {
     "own norm with a bias": Shifted,
     "eps in the code": lambda _: Literal(),
@@ -121,6 +125,10 @@ def train(model: nn.Module, run: Any) -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(X), torch.tensor([0, 2])).backward()
         optimizer.step()
+
+
+def norms_of(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    return model.norm, model.last
 
 
 def wide(norm: nn.Module, width: int) -> nn.Module:
@@ -272,6 +280,57 @@ def test_wide_norms_are_exported(kind: str) -> None:
     assert torch.allclose(program.module()(X), model(X), atol=1e-6)
 
 
+# --- RMS norms as plain ones again
+
+
+def rms(norm: nn.Module, weight: float) -> nn.Sequential:
+    """Of 8 indices 2 are left: a factor of 2 for the scale, of 4 for eps."""
+    norm.weight.data.fill_(weight)
+    model = nn.Sequential(norm)
+    Widening("0", None, 8).set(model)
+    return model
+
+
+def test_a_scale_and_an_eps_make_an_rms_norm_plain() -> None:
+    model = rms(nn.RMSNorm(2, eps=0.5), 3.0)
+    expected = model(torch.tensor([1.0, 2.0]))
+    assert [(c.name, c.before, c.after) for c in rescale(model)] == [
+        ("counted", 8, None),
+        ("eps", 0.5, 2.0),
+    ]
+    assert type(model[0]) is nn.RMSNorm
+    assert model[0].weight.tolist() == [6.0, 6.0]
+    assert torch.allclose(model(torch.tensor([1.0, 2.0])), expected)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [(OwnNorm, 6.0), (OnePlus, 7.0)])
+def test_how_a_class_stores_its_scale_is_found_by_trying(
+    norm: type[nn.Module], expected: float
+) -> None:
+    model = rms(norm(2), 3.0)
+    before = model(torch.tensor([1.0, 2.0]))
+    assert rescale(model)
+    assert type(model[0]) is norm
+    assert model[0].weight.tolist() == [expected, expected]  # 3 · 2, and (1 + 3) · 2 − 1
+    assert torch.allclose(model(torch.tensor([1.0, 2.0])), before)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.RMSNorm(2), nn.RMSNorm(2, eps=0.5).half(), nn.LayerNorm(2), Shifted(2)],
+    ids=["eps of the type", "float16", "layer norm", "a bias"],
+)  # fmt: skip
+def test_a_norm_that_no_scale_makes_plain_stays_wide(norm: nn.Module) -> None:
+    model = rms(copy.deepcopy(norm), 3.0)
+    assert rescale(model) == []
+    assert isinstance(model[0], Wide)
+
+
+def test_a_norm_whose_scale_others_read_stays_wide() -> None:
+    model = nn.Sequential(*rms(nn.RMSNorm(2, eps=0.5), 3.0), nn.RMSNorm(2))
+    model[1].weight = model[0].weight
+    assert rescale(model) == []
+
+
 # --- models
 
 
@@ -286,7 +345,7 @@ def test_a_stream_loses_indices_and_keeps_its_class(kind: str, tmp_path: Path) -
     assert type(small.model) is Stream
     assert small.model.words.weight.shape == (WORDS, 4)
     assert small.model.head.in_features == 4
-    assert all(isinstance(m, Wide) for m in (small.model.norm, small.model.last))
+    assert all(isinstance(m, Wide) is (kind not in PLAIN) for m in norms_of(small.model))
     again = prunus.load(small.save(tmp_path / "small.safetensors"), model=Stream(NORMS[kind]))
     assert torch.equal(again(X), small.model(X))
     assert repr(again) == repr(small.model)
@@ -315,7 +374,10 @@ def test_training_goes_on_as_under_masks(kind: str) -> None:
     assert small.words.weight.shape[1] == 4  # 0.6 of 8 leaves 3.2: never more than the target
     assert torch.allclose(small(X), masked(X), atol=1e-10)
     keep = found["none"].masks["last.weight"]
-    assert torch.allclose(small.last.weight, masked.last.weight[keep.flatten()], atol=1e-10)
+    factor = 1.0 if isinstance(small.last, Wide) else 2**0.5  # a plain one in the end: √(8 / 4)
+    assert torch.allclose(
+        small.last.weight, masked.last.weight[keep.flatten()] * factor, atol=1e-10
+    )
 
 
 def test_a_run_whose_last_round_is_rejected_has_its_plain_norms_back() -> None:

@@ -21,6 +21,7 @@ from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
 from prunus.compaction.search import ROUTES, CompactionPlan, find_plan
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.parameters import shrink
+from prunus.compaction.slicing.rescaling import rescale
 from prunus.compaction.slicing.surgery import adopt, plain_attributes
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
@@ -132,6 +133,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
     apply(twin, masks)
     plan = replace(find_plan(twin, cut, example), traced=())  # which holds slices of its own
     small = perform(twin, plan)
+    attributes = (*plan.surgery.attributes, *rescale(small))
     return Compact(
         model=small,
         route=plan.route,
@@ -142,7 +144,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
         after=costs.measure(small, example),
         kept=plan.surgery.kept,
         notes=plan.notes,
-        attributes=plan.surgery.attributes,
+        attributes=attributes,
     )
 
 

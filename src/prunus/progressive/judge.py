@@ -18,6 +18,7 @@ from prunus._common.metrics import Metric, MetricEstimate, number
 from prunus._common.modules import evaluating
 from prunus.compaction.slicing.drop import emptied, find_drops, take_out
 from prunus.compaction.slicing.parameters import refuse_optimizer
+from prunus.compaction.slicing.rescaling import rescale
 from prunus.errors import InputError, RunError
 from prunus.progressive.cut import restore, revives
 from prunus.progressive.deploy_step import round_latency
@@ -176,13 +177,14 @@ def compacted(job: RunContext) -> Compaction | None:
     if not engine.shrinks:
         return None
     plans = [s.step.plan for s in engine.shrinks]
+    changed = rescale(engine.model)
     return Compaction(
         route=max((p.route for p in plans), key=_ORDER.index),
         units=sum(s.step.units for s in engine.shrinks),
         error=max(p.comparison.error for p in plans),
         effect=max(p.comparison.effect for p in plans),
         notes=_together(n for p in plans for n in p.notes),
-        attributes=tuple(a for p in plans for a in p.surgery.attributes),
+        attributes=(*(a for p in plans for a in p.surgery.attributes), *changed),
     )
 
 

@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-zoo check format bench bench-quality bench-structure bench-artifact clean
+.PHONY: demo test test-zoo test-zoo-all check format bench bench-quality bench-structure bench-artifact clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -18,6 +18,9 @@ test: $(READY)
 
 test-zoo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m zoo
+
+test-zoo-all: $(READY)  # an hour or two of a core; stopped, it goes on where it was
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ from zoo import (
     hf_decoders,
     hf_detect,
     hf_encoders,
+    hf_more,
     hf_seq2seq,
     hf_vision_attention,
     hf_vision_conv,
@@ -23,31 +24,32 @@ from zoo import (
 )
 from zoo.entry import Entry
 
-__all__ = ["CORE", "ENTRIES", "Entry", "by_name"]
+__all__ = ["CORE", "ENTRIES", "FAMILIES", "Entry", "by_name"]
 
-ENTRIES: list[Entry] = [
-    entry
-    for module in (
-        own_plain,
-        own_residual,
-        own_groups,
-        own_pyramids,
-        own_reparametrized,
-        own_recurrent,
-        own_attention,
-        own_calls,
-        own_operators,
-        own_networks,
-        own_sequences,
-        hf_encoders,
-        hf_decoders,
-        hf_seq2seq,
-        hf_vision_conv,
-        hf_vision_attention,
-        hf_detect,
-    )
-    for entry in module.ENTRIES
-]
+_MODULES = (
+    own_plain,
+    own_residual,
+    own_groups,
+    own_pyramids,
+    own_reparametrized,
+    own_recurrent,
+    own_attention,
+    own_calls,
+    own_operators,
+    own_networks,
+    own_sequences,
+    hf_encoders,
+    hf_decoders,
+    hf_seq2seq,
+    hf_vision_conv,
+    hf_vision_attention,
+    hf_detect,
+    hf_more,
+)
+FAMILIES: dict[str, list[Entry]] = {
+    str(m.__doc__).split(".\n")[0].strip("."): m.ENTRIES for m in _MODULES
+}
+ENTRIES: list[Entry] = [entry for entries in FAMILIES.values() for entry in entries]
 CORE: list[Entry] = [entry for entry in ENTRIES if entry.core]
 
 _BY_NAME = {entry.name: entry for entry in ENTRIES}

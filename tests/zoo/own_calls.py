@@ -106,6 +106,18 @@ class Forced(nn.Module):
         return torch.stack(answers, 1)
 
 
+class Parts(nn.Module):
+    """An argument says which of the answers are wanted; the example drops some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(6, 16), nn.Linear(16, 9)
+
+    def forward(self, x: Tensor, last: bool = False) -> Tensor:
+        y = self.out(F.relu(self.a(x)))
+        return y[:, -3:] if last else y[:, :5]
+
+
 class Centered(nn.Module):
     """The batch's size is a divisor, and the picture's a number in the code."""
 
@@ -190,6 +202,9 @@ ENTRIES = [
            note="what ``a`` writes goes with noise of a literal width in train mode, which stays"),
     _entry("teacher forcing", Forced, lambda: (normal(2, 6)(), tokens(17, 2, 5)),
            {"embedding": 8, "cell": 13}),
+    _entry("answers that are dropped", Parts, normal(2, 6), {"a": 16, "dropped": 4},
+           calls=lambda: {"the others": (normal(2, 6)(), True)},
+           faults={"the others": "rows that the example drops go, and others are read for them"}),
     _entry("the batch as a divisor", Centered, normal(2, 8), {"a": 21, "b": 13}),
     _entry("sampling in train mode", Sampling, normal(2, 9), {"read": 16, "values": 12}),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, model_of, says_errors, set_data, show, timing_options
+from prunus.cli.shared import DATA, JSON, model_of, says_errors, show, timing_options
 from prunus.errors import InputError
 from prunus.methods.traits import trait
 
@@ -48,7 +48,6 @@ def deploy(
     runtimes: tuple[str, ...],
     batches: tuple[int, ...],
     folder: Path | None,
-    data: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -65,7 +64,6 @@ def deploy(
       prunus deploy runs/channels-1a2b3c4d --runtime onnxruntime --batch 1 --threads 2
       prunus deploy my/model.py:make --folder artifacts
     """
-    set_data(data)
     if "auto" in runtimes and len(runtimes) > 1:
         raise InputError("--runtime: auto stands for all of them; name it alone, or name others")
 

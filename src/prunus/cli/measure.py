@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, model_of, says_errors, set_data, show, timing_options
+from prunus.cli.shared import DATA, JSON, model_of, says_errors, show, timing_options
 
 if TYPE_CHECKING:
     from prunus.measurement.result import Measurement
@@ -26,9 +26,7 @@ WRITTEN = "measure.json"
 @DATA
 @JSON
 @says_errors
-def measure(
-    run: str, batches: tuple[int, ...], data: Path | None, as_json: bool, **settings: Any
-) -> None:
+def measure(run: str, batches: tuple[int, ...], as_json: bool, **settings: Any) -> None:
     """Measure size, latency, memory and energy of a RUN's model beside the dense one.
 
     RUN is the folder of a finished run, which gets the figures as measure.json. A task, or a
@@ -40,7 +38,6 @@ def measure(
       prunus measure runs/channels-1a2b3c4d --batch 1 --batch 64 --threads 2
       prunus measure my/model.py:make --json
     """
-    set_data(data)
     from prunus.measurement.measure import measure as measure_model
 
     settings["batch_sizes"] = batches

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data
+from prunus.cli.shared import DATA, JSON, THREADS, says_errors
 
 
 @click.command()
@@ -16,9 +14,7 @@ from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data
 @THREADS
 @JSON
 @says_errors
-def plan(
-    recipe: str, changes: tuple[str, ...], data: Path | None, threads: int | None, as_json: bool
-) -> None:
+def plan(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
     """Say what a RECIPE would do, without training: counts, reach, steps, estimated time.
 
     \b
@@ -26,7 +22,6 @@ def plan(
       prunus plan iterative
       prunus plan gradual task=mnist target=0.99 allocation=erk
     """
-    set_data(data)
     from prunus.cli.dry_run import dry_run, print_plan
     from prunus.recipe.schema import Recipe
 

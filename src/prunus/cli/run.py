@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data, stoppable
+from prunus.cli.shared import DATA, JSON, THREADS, says_errors, stoppable
 from prunus.errors import InputError, Interrupted
 
 BOARD = click.option(
@@ -27,13 +27,7 @@ BOARD = click.option(
 @JSON
 @says_errors
 def run(
-    recipe: str,
-    changes: tuple[str, ...],
-    folder: Path | None,
-    data: Path | None,
-    threads: int | None,
-    tensorboard: bool,
-    as_json: bool,
+    recipe: str, changes: tuple[str, ...], folder: Path | None, tensorboard: bool, as_json: bool
 ) -> None:
     """Train, prune, judge and report, by a RECIPE: a name or a YAML file.
 
@@ -47,7 +41,6 @@ def run(
       prunus run my/recipe.yaml task=my/task.py 'scope.exclude=[head]'
       prunus run iterative target=guard rounds=null 'guard={max_drop: 0.01}'
     """
-    set_data(data)
     from prunus.recipe.resolve import code_digests, folder_name
     from prunus.recipe.schema import Recipe
 
@@ -79,16 +72,13 @@ def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
 @BOARD
 @JSON
 @says_errors
-def resume(
-    folder: Path, data: Path | None, threads: int | None, tensorboard: bool, as_json: bool
-) -> None:
+def resume(folder: Path, tensorboard: bool, as_json: bool) -> None:
     """Continue the run in FOLDER; the result is the same as if it had never stopped.
 
     \b
     Example:
       prunus resume runs/iterative-1a2b3c4d
     """
-    set_data(data)
     from prunus.progressive.folder import recipe_of
 
     made = recipe_of(folder)

@@ -21,21 +21,24 @@ from prunus.errors import InputError, PrunusError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _threads(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    if value is not None:
-        os.environ["OMP_NUM_THREADS"] = str(value)
-    return value
+def _sets(name: str, option: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that sets a variable of the environment, before anything reads it."""
+
+    def put(ctx: click.Context, parameter: click.Parameter, value: object) -> None:
+        if value is not None:
+            os.environ[name] = str(value)
+
+    return click.option(option, callback=put, is_eager=True, expose_value=False, **settings)
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 DEBUG = click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
-DATA = click.option(
-    "--data",
-    type=click.Path(path_type=Path),
+DATA = _sets(
+    "PRUNUS_DATA", "--data", type=click.Path(exists=True, file_okay=False),
     help="Folder of the data sets (default: the variable PRUNUS_DATA).",
-)
-THREADS = click.option(
-    "--threads", type=click.IntRange(1), callback=_threads, is_eager=True,
+)  # fmt: skip
+THREADS = _sets(
+    "OMP_NUM_THREADS", "--threads", type=click.IntRange(1),
     help="Processor threads (default: torch's own choice).",
 )  # fmt: skip
 
@@ -87,18 +90,6 @@ def says_errors(command: Command) -> Command:
             sys.exit(1)
 
     return DEBUG(wrapped)  # type: ignore[return-value]
-
-
-def set_data(data: Path | None) -> None:
-    """Let tasks find their data sets in this folder.
-
-    Raises:
-        InputError: if there is none.
-    """
-    if data is not None:
-        if not data.is_dir():
-            raise InputError(f"--data: there is no folder '{data}'")
-        os.environ["PRUNUS_DATA"] = str(data)
 
 
 def model_of(name: str) -> tuple[Any, Any]:

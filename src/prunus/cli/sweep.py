@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, THREADS, says_errors, set_data, show, stoppable
+from prunus.cli.shared import DATA, JSON, THREADS, says_errors, show, stoppable
 from prunus.errors import RunError
 
 
@@ -36,13 +36,7 @@ from prunus.errors import RunError
 @JSON
 @says_errors
 def sweep(
-    recipe: str,
-    space: tuple[str, ...],
-    data: Path | None,
-    threads: int | None,
-    no_stop: bool,
-    as_json: bool,
-    **settings: Any,
+    recipe: str, space: tuple[str, ...], no_stop: bool, as_json: bool, **settings: Any
 ) -> None:
     """Run a RECIPE with other values, and show the trials that no other dominates.
 
@@ -65,7 +59,6 @@ def sweep(
       prunus sweep gradual target=0.5..0.99 'schedule={name: cubic},{name: linear}' --trials 30
       prunus sweep channels target.max_macs=0.3..0.7 --storage postgresql://host/db
     """
-    set_data(data)
     from prunus.cli import console
     from prunus.sweep import sweep as run_sweep
 

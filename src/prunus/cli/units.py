@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
-from prunus.cli.shared import DATA, JSON, says_errors, set_data
+from prunus.cli.shared import DATA, JSON, says_errors
 
 
 @click.command()
@@ -25,9 +24,7 @@ from prunus.cli.shared import DATA, JSON, says_errors, set_data
 @DATA
 @JSON
 @says_errors
-def units(
-    model: str, heads: Any, hidden: bool, everything: bool, data: Path | None, as_json: bool
-) -> None:
+def units(model: str, heads: Any, hidden: bool, everything: bool, as_json: bool) -> None:
     """Say what can be removed from a MODEL, and what cannot and why.
 
     MODEL is a task, or a function in a Python file that returns a model and an example of its
@@ -38,7 +35,6 @@ def units(
       prunus units digits
       prunus units my/model.py:make --heads dims
     """
-    set_data(data)
     from prunus.graph.listing import units as units_of
     from prunus.tasks.find import find_model
 

@@ -29,7 +29,7 @@ from prunus.deployment import judge as trials
 from prunus.deployment import store as keeping
 from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import deploy
-from prunus.deployment.module import Manifest
+from prunus.deployment.manifest import Manifest
 from prunus.errors import InputError, RunError
 from prunus.runtimes import (
     BuildRequest,

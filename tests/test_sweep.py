@@ -28,7 +28,7 @@ from prunus.recipe.fields import Guard
 from prunus.recipe.schema import Recipe
 from prunus.report.front import draw_front
 from prunus.sweep import Sweep, Trial, sweep
-from prunus.sweep.pareto import choose, dominates, front
+from prunus.sweep.pareto import choose, front
 from prunus.sweep.space import from_mapping, parse
 from prunus.sweep.stopping import hopeless
 
@@ -219,6 +219,12 @@ def test_the_front_of_five_trials_computed_by_hand() -> None:
 
 
 POINT = st.tuples(st.integers(0, 5).map(float), st.integers(0, 5).map(float))
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float], *, better: str) -> bool:
+    """Whether one is as good in both and better in one."""
+    sign = 1 if better == "higher" else -1
+    return sign * one[0] >= sign * other[0] and one[1] <= other[1] and one != other
 
 
 @given(points=st.lists(POINT, max_size=12), better=st.sampled_from(["higher", "lower"]))

@@ -40,6 +40,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise disk_error(path, error) from error
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write plain values as JSON, in the same way."""
+    write_atomically(path, json.dumps(value, indent=1).encode())
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line and flush it to the disk.
 

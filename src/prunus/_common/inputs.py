@@ -149,41 +149,35 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [leaf for _, leaf in leaves_of(value) if isinstance(leaf, Tensor)]
 
 
-def leaves_of(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Whatever is not made of parts, and where it lies.
+def leaves_of(
+    value: Any, path: str = "", _outer: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Whatever is not made of parts, and where it lies; inside itself, a value counts as such.
 
     >>> list(leaves_of({"state": [1, (2, None)]}))
     [("['state'][0]", 1), ("['state'][1][0]", 2), ("['state'][1][1]", None)]
     """
-    yield from _leaves(value, path, ())
-
-
-def _leaves(value: Any, path: str, outer: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    taken = None if id(value) in outer else _taken_apart(value)
+    taken = None if id(value) in _outer else _taken_apart(value)
     if taken is None:
         yield path, value
         return
     for key, part in taken[0]:
-        yield from _leaves(part, path + key, (*outer, id(value)))
+        yield from leaves_of(part, path + key, (*_outer, id(value)))
 
 
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], value: Any, _outer: tuple[int, ...] = ()) -> Any:
     """The same nested value with another in place of every tensor.
 
     >>> map_tensors(lambda t: t.shape, {"a": (torch.ones(1, 2), 3)})
     {'a': (torch.Size([1, 2]), 3)}
     """
-    return _mapped(function, value, ())
-
-
-def _mapped(function: Callable[[Tensor], Any], value: Any, outer: tuple[int, ...]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
-    taken = None if id(value) in outer else _taken_apart(value)
+    taken = None if id(value) in _outer else _taken_apart(value)
     if taken is None:
         return value
     parts, rebuild = taken
-    made = [_mapped(function, part, (*outer, id(value))) for _, part in parts]
+    made = [map_tensors(function, part, (*_outer, id(value))) for _, part in parts]
     if all(new is old for new, (_, old) in zip(made, parts, strict=True)):
         return value  # as it is: not everything can be made anew
     return rebuild(made)

@@ -85,10 +85,9 @@ def deploy(
 
 
 def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deployment:
-    from prunus._common.files import write_atomically
+    from prunus._common.files import write_atomically, write_json
     from prunus.deployment.calibration import inputs_of
     from prunus.deployment.deploy import deploy as deploy_model
-    from prunus.deployment.table import write_table
     from prunus.progressive.finished import open_run
 
     done = open_run(run)
@@ -107,7 +106,7 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
     if trait("runtimes", made.runtime, "NEEDS_MODEL") and made.path is not None:
         # The run's own file instead: it says, too, which numbers of modules became smaller.
         write_atomically(made.path / "model.safetensors", (run / "model.safetensors").read_bytes())
-    write_table(made, run / WRITTEN)
+    write_json(run / WRITTEN, made.to_dict())
     return made
 
 

@@ -55,13 +55,13 @@ def measure(run: str, batches: tuple[int, ...], as_json: bool, **settings: Any) 
 
 
 def _of_run(folder: Path, settings: dict[str, Any]) -> Measurement:
-    from prunus._common.files import write_atomically
+    from prunus._common.files import write_json
     from prunus.measurement.measure import measure as measure_model
     from prunus.progressive.finished import open_run
 
     done = open_run(folder)
     found = measure_model(done.pruned, done.task.example, baseline=done.dense, **settings)
-    write_atomically(folder / WRITTEN, json.dumps(found.to_dict(), indent=1).encode())
+    write_json(folder / WRITTEN, found.to_dict())
     return found
 
 

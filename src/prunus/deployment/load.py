@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from prunus.compaction.files.artifact import load as load_model
-from prunus.deployment.module import MANIFEST, open_artifact, read_manifest
+from prunus.deployment.manifest import MANIFEST, read_manifest
+from prunus.deployment.module import open_artifact
 from prunus.errors import InputError
 from prunus.methods.traits import trait
 from prunus.runtimes import find

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus._common.files import write_atomically
+from prunus._common.files import write_json
 from prunus._common.inputs import by_name, leaves_of, positional_names, tensors_of
 from prunus.errors import InputError
 from prunus.runtimes import BuildRequest, Session
@@ -46,8 +46,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Into a folder, last: one without it is not finished."""
-        plain = {"format": FORMAT, **vars(self)}
-        write_atomically(folder / MANIFEST, json.dumps(plain, indent=1).encode())
+        write_json(folder / MANIFEST, {"format": FORMAT, **vars(self)})
 
     def tensors(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call in the order of ``inputs``, whatever the order of its keywords.

@@ -16,8 +16,6 @@ from prunus.deployment.parts import in_parts
 from prunus.errors import InputError, first_line
 from prunus.runtimes import Answers, Session, find
 
-__all__ = ["MANIFEST", "DeployedModule", "Manifest", "open_artifact", "read_manifest"]
-
 
 @dataclass(frozen=True)
 class Structure:

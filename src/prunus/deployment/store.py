@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunus.deployment.module import MANIFEST, Manifest
+from prunus.deployment.manifest import MANIFEST, Manifest
 from prunus.errors import InputError, RunError
 
 

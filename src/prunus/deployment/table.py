@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,10 +194,3 @@ def refusals(rows: tuple[RuntimeResult, ...]) -> list[str]:
         if r.refused is not None:
             models.setdefault((r.runtime, r.refused), []).append(r.model)
     return [f"not taken: {name} ({' and '.join(m)}): {why}" for (name, why), m in models.items()]
-
-
-def write_table(deployment: Deployment, path: Path) -> None:
-    """For the report, as JSON."""
-    from prunus._common.files import write_atomically
-
-    write_atomically(path, json.dumps(deployment.to_dict(), indent=1).encode())

@@ -7,6 +7,7 @@ from typing import Any
 
 from prunus._common.numbers import count, digits, milliseconds, percent, size, times
 from prunus._common.tables import Table
+from prunus.costs import THEORETICAL
 
 Row = tuple[str, str, Callable[[float | None], str]]
 FIGURES: tuple[Row, ...] = (
@@ -29,7 +30,6 @@ PASSES: tuple[Row, ...] = (
 )
 WORDS = {"latency_ms": ("faster", "slower"), "peak_bytes": ("less", "more"),
          "energy_mj": ("less", "more")}  # fmt: skip
-THEORETICAL = ("nonzero_params", "macs_if_zeros_skipped")
 
 
 def table(measured: Mapping[str, Any]) -> Table:

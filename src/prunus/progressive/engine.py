@@ -46,12 +46,7 @@ class PruningEngine:
 
     It uses public hooks only: no method is patched, no module wrapped, ``state_dict`` keys stay.
 
-    Args:
-        model: pruned in place.
-        recipe: a :class:`Recipe`, the name of one, a file or a mapping.
-        calibration: batches for criteria that need gradients.
-        loss: ``(model, batch) -> scalar`` for the same.
-        example: an input (or a tuple of inputs), from which the order of execution is read.
+    Its arguments are those of :class:`prunus.Pruner`.
 
     Attributes:
         selector: chooses masks.

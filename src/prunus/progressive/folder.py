@@ -33,13 +33,10 @@ def open_journal(folder: Path | None, engine: PruningEngine) -> Iterator[Journal
     if folder is not None:
         own = identity(engine)
         on_rank_zero(lambda: refuse_other(folder, own))
-    journal = Journal(folder)
-    try:
+    with contextlib.closing(Journal(folder)) as journal:
         if folder is not None:
             on_rank_zero(lambda: _write_identity(folder, engine))
         yield journal
-    finally:
-        journal.close()
 
 
 def identity(engine: PruningEngine) -> dict[str, Any]:
@@ -116,7 +113,7 @@ def _write_identity(folder: Path, engine: PruningEngine) -> None:
     }
     if not (folder / "run.json").exists():
         files.write_atomically(folder / "recipe.yaml", engine.recipe.to_yaml().encode())
-        files.write_atomically(folder / "run.json", json.dumps(values, indent=1).encode())
+        files.write_json(folder / "run.json", values)
 
 
 DENSE = "dense.safetensors"
@@ -143,7 +140,7 @@ def write_result(
         "deployment": None if result.deployment is None else result.deployment.to_dict(),
         "rounds": [r.to_dict() for r in result.rounds],
     }
-    files.write_atomically(folder / "result.json", json.dumps(summary, indent=1).encode())
+    files.write_json(folder / "result.json", summary)
 
 
 def recipe_of(folder: str | Path) -> Recipe:

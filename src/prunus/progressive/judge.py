@@ -229,8 +229,3 @@ def _dropped(job: RunContext) -> Compaction | None:
         effect=drops.comparison.effect,
         notes=(f"taken out: {', '.join(drops.left)}",),
     )
-
-
-def final_cost(job: RunContext) -> dict[str, float | None]:
-    """Of the model as it stands."""
-    return dict(costs.measure(job.model, job.example, job.engine.masks))

@@ -32,11 +32,8 @@ def shown(on_event: OnEvent | None, progress: bool) -> Iterator[OnEvent]:
     if console is None:
         yield on_event or (lambda event: None)
         return
-    bars = Bars(console)
-    try:
+    with contextlib.closing(Bars(console)) as bars:
         yield bars
-    finally:
-        bars.close()
 
 
 def _console() -> Console | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus import costs
 from prunus._common import rng as randomness
 from prunus._common.distributed import on_rank_zero, release, shared_stop, synchronize
 from prunus._common.metrics import Metric, MetricEstimate
@@ -20,7 +21,7 @@ from prunus.progressive.deploy_step import refuse_unserved, serve, serves
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.folder import open_journal, recipe_of, write_result
 from prunus.progressive.guard import direction_warning
-from prunus.progressive.judge import compacted, final_cost, final_masks, score, test_estimate
+from prunus.progressive.judge import compacted, final_masks, score, test_estimate
 from prunus.progressive.latency_target import calibrate_target, latency_verdict, prepared
 from prunus.progressive.loop import all_rounds
 from prunus.progressive.progress import shown
@@ -257,7 +258,9 @@ def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str
         test_metric=found,
         reason=why,
         cost_before=at.rounds[0].cost,
-        cost_after=good.cost if compaction is None else final_cost(job),
+        cost_after=good.cost
+        if compaction is None
+        else costs.measure(job.model, job.example, job.engine.masks),
         folder=job.journal.folder,
         compaction=compaction,
         deployment=deployment,

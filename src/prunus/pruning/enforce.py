@@ -91,15 +91,12 @@ class Enforcer:
         self._handles = []
 
     @torch.no_grad()
-    def enforce(self) -> None:
-        """Zero removed weights now, in the model and its copies."""
+    def _after_step(self, *_: object) -> None:
+        """Zero removed weights, in the model and its copies."""
         for weight, zero in self._zero.items():
             zero(weight.data)
         for copy in self._copies:
             apply(copy, self._masks)
-
-    def _after_step(self, *_: object) -> None:
-        self.enforce()
 
     def _mask_gradient(self, weight: Tensor) -> None:
         zero = self._zero.get(weight)  # type: ignore[call-overload]

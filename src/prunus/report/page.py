@@ -14,11 +14,11 @@ from prunus._common.files import write_atomically
 from prunus._common.metrics import MetricEstimate
 from prunus._common.numbers import metric
 from prunus._common.pictures import as_png, as_svg
+from prunus.costs import THEORETICAL
 from prunus.progressive.record import Record
 from prunus.report.plots import PICTURES, draw
 
 _COUNTED = ("params", "macs", "bytes", "l1")
-_THEORETICAL = ("nonzero_params", "macs_if_zeros_skipped")
 
 
 def write_report(folder: Path) -> Path:
@@ -69,7 +69,7 @@ def _texts(record: Record) -> dict[str, Any]:
         "dense": rounds[0] if rounds else None,
         "headline": _headline(record),
         "costs": [(k, before.get(k), after.get(k)) for k in _COUNTED],
-        "theoretical": [(k, before.get(k), after.get(k)) for k in _THEORETICAL],
+        "theoretical": [(k, before.get(k), after.get(k)) for k in THEORETICAL],
         "densities": sorted(good.densities.items(), key=lambda x: x[1]) if good else [],
         "gone": _gone(before, after),
         "compaction": record.result.get("compaction"),

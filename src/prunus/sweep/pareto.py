@@ -7,16 +7,6 @@ from collections.abc import Sequence
 from prunus.sweep.types import Point, Trial
 
 
-def dominates(one: Point, other: Point, *, better: str = "higher") -> bool:
-    """Whether one is as good in both and better in one.
-
-    >>> dominates((0.9, 0.1), (0.9, 0.2)), dominates((0.8, 0.1), (0.9, 0.2))
-    (True, False)
-    """
-    sign = 1 if better == "higher" else -1
-    return sign * one[0] >= sign * other[0] and one[1] <= other[1] and one != other
-
-
 def front(points: Sequence[Point], *, better: str = "higher") -> list[int]:
     """The numbers of the points that no other dominates, from the least left to the most.
 

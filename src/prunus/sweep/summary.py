@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
-from prunus._common.files import write_atomically
+from prunus._common.files import write_atomically, write_json
 from prunus._common.numbers import NONE, count, metric
 from prunus._common.tables import Table, page
 from prunus.report import why_not
@@ -19,8 +18,7 @@ _ORDER = ("finished", "stopped", "running", "unfinished", "refused", "failed")
 
 def write_summary(done: Sweep, *, picture: bool) -> None:
     """``sweep.json``, and ``pareto.png`` once a trial is finished."""
-    data = json.dumps(done.to_dict(), indent=1).encode()
-    write_atomically(done.folder / "sweep.json", data)
+    write_json(done.folder / "sweep.json", done.to_dict())
     if picture and _drawn(done):
         from prunus._common.pictures import as_png
 

@@ -12,25 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus import sweep as sweep
-    from prunus.compaction.compact import Compact, compact
-    from prunus.compaction.files.artifact import save
-    from prunus.deployment.deploy import deploy
-    from prunus.deployment.load import load
-    from prunus.deployment.table import Deployment
-    from prunus.errors import InputError, Interrupted, PrunusError, RunError
-    from prunus.graph.listing import units
+    from prunus.compaction.compact import Compact as Compact
+    from prunus.compaction.compact import compact as compact
+    from prunus.compaction.files.artifact import save as save
+    from prunus.deployment.deploy import deploy as deploy
+    from prunus.deployment.load import load as load
+    from prunus.deployment.table import Deployment as Deployment
+    from prunus.errors import InputError as InputError
+    from prunus.errors import Interrupted as Interrupted
+    from prunus.errors import PrunusError as PrunusError
+    from prunus.errors import RunError as RunError
+    from prunus.graph.listing import units as units
     from prunus.integrations import hf as hf
     from prunus.integrations import lightning as lightning
     from prunus.integrations import tensorboard as tensorboard
-    from prunus.measurement.measure import measure
-    from prunus.measurement.result import Measurement
-    from prunus.progressive.phase import Run
-    from prunus.progressive.prune import prune, resume
-    from prunus.progressive.pruner import Pruner
-    from prunus.progressive.result import Result, Round
-    from prunus.pruning.enforce import enforce
-    from prunus.recipe.schema import Recipe
-    from prunus.tasks.base import Batches, Task
+    from prunus.measurement.measure import measure as measure
+    from prunus.measurement.result import Measurement as Measurement
+    from prunus.progressive.phase import Run as Run
+    from prunus.progressive.prune import prune as prune
+    from prunus.progressive.prune import resume as resume
+    from prunus.progressive.pruner import Pruner as Pruner
+    from prunus.progressive.result import Result as Result
+    from prunus.progressive.result import Round as Round
+    from prunus.pruning.enforce import enforce as enforce
+    from prunus.recipe.schema import Recipe as Recipe
+    from prunus.tasks.base import Batches as Batches
+    from prunus.tasks.base import Task as Task
 
 __version__ = "0.1.0"
 
@@ -67,31 +74,7 @@ _MODULES = {
 }
 """Modules that are public as well, under their short names."""
 
-__all__ = [
-    "Batches",
-    "Compact",
-    "Deployment",
-    "InputError",
-    "Interrupted",
-    "Measurement",
-    "Pruner",
-    "PrunusError",
-    "Recipe",
-    "Result",
-    "Round",
-    "Run",
-    "RunError",
-    "Task",
-    "compact",
-    "deploy",
-    "enforce",
-    "load",
-    "measure",
-    "prune",
-    "resume",
-    "save",
-    "units",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,12 +16,14 @@ from prunus.deployment.module import open_artifact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError, PrunusError
 from prunus.methods.traits import trait
+from prunus.progressive.engine import PruningEngine
 from prunus.progressive.record import Record
 from prunus.progressive.result import Compaction
 from prunus.progressive.state import RunContext
 from prunus.recipe.fields import Deploy
 from prunus.recipe.schema import Recipe
 from prunus.runtimes import find
+from prunus.types import Masks
 
 BATCHES = 8
 """Of calibration, for runtimes that quantize."""
@@ -71,9 +73,14 @@ def _as_it_would_end(job: RunContext) -> nn.Module:
     """The model as it would be handed over now."""
     engine = job.engine
     waits = engine.recipe.compact == "end" and engine.space.analysis is not None
-    if not waits or all(bool(m.all()) for m in engine.masks.values()):
+    return smaller(engine, engine.masks) if waits else engine.model
+
+
+def smaller(engine: PruningEngine, masks: Masks) -> nn.Module:
+    """A copy of the model without what masks remove; the model itself where that is nothing."""
+    if all(bool(m.all()) for m in masks.values()):
         return engine.model
-    return compact(engine.model, engine.masks, job.example).model
+    return compact(engine.model, masks, engine.example).model
 
 
 def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:

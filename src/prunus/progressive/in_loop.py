@@ -17,7 +17,7 @@ from prunus.progressive.judge import judge
 from prunus.progressive.loop import phases
 from prunus.progressive.phase import Budget
 from prunus.progressive.state import RunContext, RunState, blob, put_back
-from prunus.progressive.train import length_of, names_of
+from prunus.progressive.train import length_of, names_of, rewind_step
 from prunus.pruning.masks import apply
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
@@ -105,7 +105,6 @@ class LoopRounds:
             train=_elsewhere,
             evaluate=evaluate,
             evaluate_train=None,
-            example=engine.example,
             on_event=lambda event: None,
             should_stop=lambda: False,
             keeps=recipe.guard is not None,
@@ -113,7 +112,7 @@ class LoopRounds:
         self.limit = Budget(recipe.limit)
         self.at = RunState(per_epoch=per_epoch)
         self.taken, self.length = 0, 0
-        self.rewinds_at = _rewind_step(recipe)
+        self.rewinds_at = rewind_step(recipe, lengths_of(recipe)[0], None)
         self._phases = phases(self.job, self.at, self.limit)
 
     def begin(self) -> None:
@@ -212,21 +211,3 @@ class LoopRounds:
 
 def _elsewhere(model: nn.Module) -> None:
     raise AssertionError("the loop trains")
-
-
-def _rewind_step(recipe: Recipe) -> int | None:
-    """The step of round 0 to which rounds return, if they do.
-
-    Raises:
-        InputError: if round 0 is shorter.
-    """
-    back = recipe.trait("restore", "REWINDS_TO")
-    if back is None:
-        return None
-    whole = duration.parse(recipe.dense.length).steps()
-    k = duration.parse(back).steps(whole=whole)
-    if k > whole:
-        raise InputError(
-            f"restore: {recipe.restore.name}: k is step {k}, but round 0 has only {whole}"
-        )
-    return k

@@ -18,10 +18,10 @@ from prunus._common.modules import detached_copy
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved, no_denormals
 from prunus._common.timing import threads as fixed_threads
-from prunus.compaction.compact import compact
 from prunus.deployment.table import Deployment
 from prunus.errors import InputError
 from prunus.methods.traits import takes
+from prunus.progressive.deploy_step import smaller
 from prunus.progressive.state import RunContext
 from prunus.pruning.decide import limits_of, most_of
 from prunus.recipe.fields import Spec
@@ -242,16 +242,10 @@ class _Clock:
         if self.dense is None:
             assert self.job.dense is not None
             self.dense = self._session(self.job.dense)
-        small = self.dense if masks is None else self._session(self._smaller(masks))
+        small = self.dense if masks is None else self._session(smaller(self.job.engine, masks))
         calls = {"dense": self.dense, "small": small}
         times = interleaved({k: partial(c, self.inputs) for k, c in calls.items()}, seconds=SECONDS)
         return times["small"].median_ms, times["dense"].median_ms
-
-    def _smaller(self, masks: Masks) -> nn.Module:
-        engine = self.job.engine
-        if all(bool(mask.all()) for mask in masks.values()):
-            return engine.model
-        return compact(engine.model, masks, self.job.example).model
 
     def _session(self, model: nn.Module) -> Any:
         self.count += 1

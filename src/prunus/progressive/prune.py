@@ -128,7 +128,6 @@ def prune(
                 train=train,
                 evaluate=evaluate,
                 evaluate_train=evaluate_train,
-                example=example,
                 on_event=hook,
                 should_stop=shared_stop(should_stop),
                 dense=detached_copy(model) if serves(recipe) else None,

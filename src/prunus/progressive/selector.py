@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class Selector:
     calibration: Iterable[Any] | None = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
 
-    @property
+    @cached_property
     def reads_training(self) -> bool:
         """Whether the criterion reads the gradients of the training itself."""
         return bool(self.recipe.trait("criterion", "RUNNING"))

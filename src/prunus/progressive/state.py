@@ -32,7 +32,6 @@ class RunContext:
     train: Callable[..., Any] | None
     evaluate: Metric | None
     evaluate_train: Metric | None
-    example: Any
     on_event: OnEvent
     should_stop: Callable[[], bool]
     dense: nn.Module | None = None
@@ -45,6 +44,10 @@ class RunContext:
     @property
     def model(self) -> nn.Module:
         return self.engine.model
+
+    @property
+    def example(self) -> Any:
+        return self.engine.example
 
     def note(self, text: str) -> None:
         """Tell who watches."""

@@ -21,6 +21,7 @@ from prunus.progressive.phase import Budget, Run
 from prunus.progressive.state import RunContext, RunState, blob, save
 from prunus.pruning.masks import apply
 from prunus.recipe import duration
+from prunus.recipe.schema import Recipe
 
 
 def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> None:
@@ -110,19 +111,10 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
     """Rewind points, progress, snapshots, limits: what happens at steps and between batches."""
     recipe = job.engine.recipe
     back: Any = recipe.trait("restore", "REWINDS_TO") if dense else None
-    rewinds = back is not None
     last_save = [run.saved["done"] if run.saved else 0]
 
-    def rewind_step() -> int:
-        return duration.parse(back).steps(per_epoch=run.per_epoch, whole=run.steps)
-
     def on_step(run: Run) -> None:
-        if rewinds and run.done == 1 and rewind_step() > run.steps:
-            raise InputError(
-                f"restore: {recipe.restore.name}: k is step {rewind_step()}, "
-                f"but round 0 has only {run.steps}"
-            )
-        if rewinds and run.done == rewind_step():
+        if back is not None and run.done == rewind_step(recipe, run.steps, run.per_epoch):
             assert run.optimizer is not None
             share_buffers(job.model)
             state = job.engine.state(_optimizer_state(run.optimizer))
@@ -144,10 +136,27 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
         if stopping:
             raise Interrupted("stopped")
 
-    if rewinds and run.saved is None and duration.parse(back).value == 0:
+    if back is not None and run.saved is None and duration.parse(back).value == 0:
         at.blobs["rewind"] = at.blobs["start"]
     run.on_step, run.on_boundary = on_step, on_boundary
     run.must_stop = lambda: limit.reached(at.step + run.done, run.per_epoch)
+
+
+def rewind_step(recipe: Recipe, whole: int, per_epoch: int | None) -> int | None:
+    """The step of round 0, of so many, to which rounds return, if they do.
+
+    Raises:
+        InputError: if round 0 is shorter.
+    """
+    back = recipe.trait("restore", "REWINDS_TO")
+    if back is None:
+        return None
+    k = duration.parse(back).steps(per_epoch=per_epoch, whole=whole)
+    if k > whole:
+        raise InputError(
+            f"restore: {recipe.restore.name}: k is step {k}, but round 0 has only {whole}"
+        )
+    return k
 
 
 def takes_run(train: Callable[..., Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,20 +135,20 @@ def _summary(ledger: Ledger, common: Checked, folder: Path, run: Trials | None) 
         done[i].number for i in front([t.point for t in done if t.point], better=common.better)
     ]
     best = choose(trials, better=common.better)
-    found = Sweep(
+    command = None
+    if run is not None and best is not None and best.name is not None:
+        words = [str(folder / best.name / "recipe.yaml")]
+        if isinstance(run.source, str | Path):
+            words = [str(run.source), *run.space.changes(best.values)]
+        command = shlex.join(["prunus", "run", *words])
+    return Sweep(
         name=ledger.name,
         trials=trials,
         front=numbers,
         best=best,
-        command=None,
+        command=command,
         metric_name=common.metric_name,
         better=common.better,
         counts=common.counts,
         folder=folder,
     )
-    if run is None or best is None or best.name is None:
-        return found
-    words = [str(folder / best.name / "recipe.yaml")]
-    if isinstance(run.source, str | Path):
-        words = [str(run.source), *run.space.changes(best.values)]
-    return replace(found, command=shlex.join(["prunus", "run", *words]))

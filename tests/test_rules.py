@@ -390,3 +390,87 @@ def test_a_scripted_module_is_refused_by_name_with_a_way_out() -> None:
         InputError, match=r"'1' is a torch\.jit\.ScriptModule.*before torch\.jit\.script"
     ):
         prunus.units(model, normal(2, 5))
+
+
+LINES = [
+    ("inner", lambda m, y: torch.inner(y, m.w), 12),
+    ("tensordot", lambda m, y: torch.tensordot(y, m.w, dims=([2], [0])), 12),
+    ("multi_dot", lambda m, y: torch.linalg.multi_dot([y[0], m.w, m.w])[None], 6),
+    ("vecdot", lambda m, y: y + torch.linalg.vecdot(y, y)[..., None], 6),
+    ("a norm of one dimension", lambda m, y: y * torch.linalg.norm(y, dim=-1, keepdim=True), 6),
+    ("a norm of matrices", lambda m, y: y * torch.linalg.matrix_norm(y)[:, None, None], 6),
+    ("a diagonal in an einsum", lambda m, y: y + torch.einsum("ii->i", m.w), 6),
+    ("addbmm", lambda m, y: torch.addbmm(y[0], y @ y.mT, y)[None], 6),
+    ("trace", lambda m, y: y + torch.trace(m.w), 12),
+    ("hstack", lambda m, y: torch.hstack([y, y]), 6),
+    ("neighbors", lambda m, y: torch.diff(y, dim=1, append=y[:, :1]), 6),
+    ("quantile", lambda m, y: y + torch.quantile(y, 0.5, dim=1, keepdim=True), 6),
+    ("kthvalue and mode", lambda m, y: y.kthvalue(2, 1)[0] + y.mode(1)[0], 6),
+    ("buckets", lambda m, y: y * torch.bucketize(y, torch.linspace(-1, 1, 4)), 6),
+    ("a diagonal matrix", lambda m, y: y @ torch.diag(m.w.diagonal()), 6),
+    ("half precision", lambda m, y: y.half().relu().float(), 6),
+    ("a fourth norm", lambda m, y: F.normalize(y, p=-1.0, dim=-1), 0),
+    ("a triangle", lambda m, y: y.tril(), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("middle", "units"), [line[1:] for line in LINES], ids=[line[0] for line in LINES]
+)
+def test_an_operator_made_of_others_does_what_they_do(
+    middle: Callable[..., Tensor], units: int
+) -> None:
+    assert halved(around(middle, w=weight(6, 6)), normal(4, 7, 5))[0].total == units
+
+
+PICTURES = [
+    ("both halves", lambda m, y: torch.cat(torch.hsplit(y, 2)[::-1], 1), 6),
+    ("backwards", lambda m, y: y.flip(1), 6),
+    ("backwards onto itself", lambda m, y: y + y.flip(1), 3),
+    ("patches and back", lambda m, y: F.fold(F.unfold(y, 3, padding=1), (6, 6), 3, padding=1), 6),
+    ("unpooled", lambda m, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2), 6),
+    ("antialiased", lambda m, y: F.interpolate(y, size=5, mode="bicubic", antialias=True), 6),
+    ("turned", lambda m, y: F.grid_sample(y, F.affine_grid(
+        m.g, [2, 6, 5, 5], align_corners=False), align_corners=False), 6),
+    ("positions that do not meet", lambda m, y: F.conv1d(y.flatten(2).mT, m.t).mT[..., None], 10),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("middle", "units"), [p[1:] for p in PICTURES], ids=[p[0] for p in PICTURES]
+)
+def test_an_operator_on_pictures_leaves_their_channels(
+    middle: Callable[..., Tensor], units: int
+) -> None:
+    model = Net(lambda m, x: m.o(middle(m, m.p(x))), p=C(2, 6, 3), o=C(6, 3, 1),
+                t=weight(4, 36, 1), g=weight(2, 2, 3))  # fmt: skip
+    assert halved(model, normal(2, 2, 8, 8))[0].total == units
+
+
+@pytest.mark.parametrize("drop", [F.dropout, F.dropout2d])
+def test_dropout_that_never_ends_is_no_obstacle(drop: Callable[..., Tensor]) -> None:
+    model = Net(lambda m, x: m.o(drop(m.p(x), 0.1, training=True)), p=C(2, 6, 3), o=C(6, 3, 1))
+    recipe = {"structure": "channel", "allocation": "uniform", "target": 0.5, "compact": "end"}
+    result = prunus.prune(model, recipe, example=normal(2, 2, 8, 8))
+    assert result.model.o.in_channels == 3
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda t, n: t[:n], lambda t, n: t.view(3, 4, 6).flatten(0, 1)[:n],
+        lambda t, n: (2 * t)[:n],
+        lambda t, n: t.T[:, :n].T, lambda t, n: torch.stack([t, -t])[:, :n].sum(0),
+        lambda t, n: torch.atleast_3d(t)[:n, :, 0], lambda t, n: F.gelu(t)[:n],
+        lambda t, n: t.split([n, 12 - n])[0],
+    ],
+)  # fmt: skip
+def test_rows_of_a_table_beyond_this_length_stay_whatever_is_done_to_it_before(
+    read: Callable[[Tensor, int], Tensor],
+) -> None:
+    model = Net(
+        lambda m, x: m.o(m.p(x) + read(m.t, x.shape[1])), p=L(5, 6), o=L(6, 3), t=weight(12, 6)
+    )
+    found = prunus.units(model.eval(), normal(2, 7, 5))
+    assert found.total == 6
+    assert reason(found, "t[0]") in ("not read with this example", "input args_0")

@@ -16,8 +16,10 @@ from torch import Tensor, fx, nn
 from prunus._common.modules import canonical_names
 from prunus._common.torch_internals import pytree, schema
 from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
+from prunus.graph.expansion import Expansion, expanded
 from prunus.graph.labels import Dim, Fixed, Labels, Value
 from prunus.graph.passes import trace_all
+from prunus.graph.reading import read_classes, values_of
 from prunus.graph.rules import Rule, all_rules
 from prunus.graph.rules.fourier import PAIRS
 from prunus.graph.rules.movement import MOVES, SPLITS
@@ -33,7 +35,8 @@ _IGNORED = frozenset(
 Ends = Sequence[Sequence[Tensor | None] | None]
 """Of each tensor that enters a module, by dimension, the indices that stay; ``None``: unknown."""
 
-_TABLES = frozenset({*MOVES, *SPLITS, *COPIES, *PAIRS} - {"copy"})
+_MOVING = frozenset({*MOVES, *SPLITS, *COPIES, *PAIRS} - {"copy", "select"})
+"""Operators that pass on what they are given, or a part of it as long as another input."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Analysis:
         names: every name of a tensor to that first one.
         read: that first name, of every node that reads a tensor.
         solved: the classes of labels.
+        inside: composite operators without a rule of their own, and what they are made of.
         unknown: operators without a rule, and how often.
         heads: the policy at attention sites.
         hidden: whether what a norm counts can go.
@@ -59,6 +63,7 @@ class Analysis:
     names: dict[str, str]
     read: dict[fx.Node, str]
     solved: Solved
+    inside: dict[fx.Node, Expansion]
     unknown: Counter[str]
     heads: Heads
     hidden: bool = False
@@ -109,14 +114,17 @@ def analyze(
     walk = _Walk(model, kept, hidden=hidden)
     for number, one in enumerate(passes):
         walk.follow(one, None if open_ends is None else open_ends[number])
-    walk.pin_unread_rows()
+    solved = solve(walk.labels, heads)
+    if kept is None and walk.pin_unread(solved):
+        solved = solve(walk.labels, heads)
     return Analysis(
         passes=passes,
         known=walk.known,
         tensors=walk.tensors,
         names=walk.names,
         read=walk.read,
-        solved=solve(walk.labels, heads),
+        solved=solved,
+        inside=walk.inside,
         unknown=walk.unknown,
         heads=heads,
         hidden=hidden,
@@ -149,8 +157,9 @@ class _Walk:
         self._parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
         self._by_identity: dict[int, str] = {}
         self._rules = rules()
-        self._views: dict[fx.Node, fx.Node] = {}
-        self._tables: set[fx.Node] = set()
+        self._views: dict[fx.Node, list[fx.Node]] = {}
+        self.inside: dict[fx.Node, Expansion] = {}
+        self._readers: list[fx.Node] = []
 
     def follow(self, traced: Traced, ends: Ends | None) -> None:
         """One pass; all share the labels of parameters and buffers."""
@@ -192,7 +201,6 @@ class _Walk:
         target = str(node.target)
         name = self.names.get(target, self._by_identity.get(id(tensor), target))
         self._by_identity.setdefault(id(tensor), name)
-        self._tables.add(node)
         self.read[node] = name
         if name not in self.tensors:
             shape = tuple(int(n) for n in tensor.shape)
@@ -218,16 +226,15 @@ class _Walk:
     def _output(self, node: fx.Node) -> None:
         for leaf in pytree.tree_leaves(node.args):
             found = self.known.get(leaf) if isinstance(leaf, fx.Node) else None
-            if isinstance(found, Value) and not self.open:
-                for dim in found.dims:
-                    self.labels.pin(dim, "the model's output")
+            for dim in found.dims if isinstance(found, Value) and not self.open else ():
+                self.labels.pin(dim, "the model's output")
 
     def _operator(self, node: fx.Node) -> None:
         if node.target is operator.getitem:
             whole, which = self.known.get(node.args[0]), node.args[1]  # type: ignore[arg-type]
             if isinstance(whole, (list, tuple)) and isinstance(which, int):
                 self.known[node] = whole[which]
-                self._follow(node, node.args[0])  # type: ignore[arg-type]
+                self._views[node] = [node.args[0]]  # type: ignore[list-item]
             return
         name = base_name(node)
         if name in _IGNORED:
@@ -238,22 +245,49 @@ class _Walk:
                 self.labels.pin(dim, f"{describe(node)}: a number read from the values")
             return
         call = Call(node, named_arguments(node), self.known, self.labels, self.memo)
+        self.known[node] = found = self._found(call, name, value)
+        self._note(node, name, found)
+
+    def _found(self, call: Call, name: str, value: Any) -> Found:
+        """By the operator's rule, by what it is made of, or without either."""
+        node = call.node
         rule = self._rules.get(name)
         if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             rule = pointwise
-        found = None if rule is None else rule(call)
-        if found is None:
-            found = self._without_rule(call, value)
-        self.known[node] = found
-        self._note(node, name, found)
+        try:
+            found = None if rule is None else rule(call)
+        except Exception:  # a form of the operator, or sizes, for which it was not written
+            found = None
+        if found is None and any(not isinstance(d, Fixed) for d in self._dims_of(node)):
+            found = self._composite(node)
+        return self._without_rule(call, value) if found is None else found
+
+    def _composite(self, node: fx.Node) -> Found:
+        """What is known of an operator from those that it is made of."""
+        made = expanded(node)
+        if made is None:
+            return None
+        self.inside[node] = made
+        outer = iter(made.operands)
+        for inner in made.graph.nodes:
+            if inner.op == "placeholder":
+                self.known[inner] = self.known.get(source := next(outer))
+                self._views[inner] = [source]
+            elif inner.op == "call_function":
+                self._operator(inner)
+        given = [self.known.get(n) for n in pytree.tree_leaves(made.results)]
+        values = [v if isinstance(v, Value) else None for v in given]
+        return values[0] if isinstance(made.results, fx.Node) else values
 
     def _without_rule(self, call: Call, value: Any) -> Found:
-        why = f"{call.where}: no rule for this operator"
-        free = [d for d in self._dims_of(call.node) if not isinstance(d, Fixed)]
+        dims = list(self._dims_of(call.node))
+        free = [d for d in dims if not isinstance(d, Fixed)]
+        why = next((d.why for d in dims if isinstance(d, Fixed)), f"{call.where}: made of nothing")
+        if free:
+            why = f"{call.where}: no rule for this operator"
+            self.unknown[call.name] += 1
         for dim in free:
             self.labels.pin(dim, why)
-        if free:
-            self.unknown[call.name] += 1
         if isinstance(value, Tensor):
             return call.fixed(why)
         return [call.fixed(why, t) if isinstance(t, Tensor) else None for t in value]
@@ -261,56 +295,46 @@ class _Walk:
     def _dims_of(self, node: fx.Node) -> Iterator[Dim]:
         for operand in node.all_input_nodes:
             found = self.known.get(operand)
-            for value in found if isinstance(found, (list, tuple)) else (found,):
-                yield from value.dims if value is not None else ()
+            for value in values_of(found):
+                yield from value.dims
 
-    # --- views, in-place changes, tables
+    # --- views, in-place changes, what is read
 
     def _note(self, node: fx.Node, name: str, found: Found) -> None:
+        self._views[node] = _shared(node)
         first = node.args[0] if node.args else None
-        if isinstance(first, fx.Node):
-            if name in _TABLES or _in_place(node):
-                self._follow(node, first)
-            if _in_place(node) and isinstance(found, Value):
-                self._written(first, found.zero)
-        if name not in _TABLES:
-            for dim in self._dims_of(node):
-                if not isinstance(dim, Fixed):
-                    self.labels.used.append(dim)
+        lasting = isinstance(found, Value) and all(found.zero)
+        if isinstance(first, fx.Node) and _in_place(node) and not lasting:
+            self._written(first)
+        if name not in _MOVING and node not in self.inside:
+            self._readers.append(node)
 
-    def _follow(self, node: fx.Node, source: fx.Node) -> None:
-        if _may_share(node):
-            self._views[node] = source
-        if source in self._tables:
-            self._tables.add(node)
-
-    def _written(self, node: fx.Node, zero: tuple[bool, ...]) -> None:
+    def _written(self, node: fx.Node) -> None:
         """A value written in place: what it is a view of may no longer be zero."""
-        if all(zero):
-            return
-        at: fx.Node | None = node
-        while at is not None:
-            old = self.known.get(at)
-            if isinstance(old, Value):
-                self.known[at] = Value(old.dims, (False,) * len(old.zero), old.shape)
-            at = self._views.get(at)
+        old = self.known.get(node)
+        if isinstance(old, Value):
+            self.known[node] = Value(old.dims, (False,) * len(old.zero), old.shape)
+        for source in self._views.get(node, ()):
+            self._written(source)
 
-    def pin_unread_rows(self) -> None:
-        """Rows of a table that this example never reads look free, and are not."""
-        used = np.zeros(self.labels.count, dtype=bool)
-        for labels in self.labels.used:
-            used[labels] = True
-        for value in self.tensors.values():
-            for dim in value.dims:
-                if not isinstance(dim, Fixed):
-                    self.labels.pin(dim[~used[dim]], "not read with this example")
+    def pin_unread(self, solved: Solved) -> bool:
+        """Rows of tables that no operator reads stay; whether any of them were free."""
+        read = read_classes(self._readers, self.known, solved)
+        dims = [d for v in self.tensors.values() for d in v.dims if not isinstance(d, Fixed)]
+        unread = [dim[solved.free(dim) & ~read[solved.of(dim)]] for dim in dims]
+        for dim in unread:
+            self.labels.pin(dim, "not read with this example")
+        return any(dim.size for dim in unread)
 
 
-def _may_share(node: fx.Node) -> bool:
-    """Whether a result may stand on its operand's memory: dropout does, which does nothing here."""
+def _shared(node: fx.Node) -> list[fx.Node]:
+    """On whose memory a result may stand; dropout, which does nothing here, returns its input."""
     found = schema(node.target)
-    aliased = found is None or any(r.alias_info for r in found.returns)
-    return aliased or "dropout" in base_name(node)
+    if found is None or "dropout" in base_name(node):
+        return node.all_input_nodes[:1]
+    named = named_arguments(node)
+    aliased = [named[a.name] for a in found.arguments if a.alias_info and a.name in named]
+    return [n for n in pytree.tree_leaves(aliased) if isinstance(n, fx.Node)]
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -31,15 +31,15 @@ class Term:
 
 def macs_terms(analysis: Analysis) -> list[Term]:
     """A term for each product in the model; elementwise work counts nothing, as elsewhere."""
-    return [
-        term
-        for node in analysis.traced.module.graph.nodes
-        if node.op == "call_function"
-        for term in _terms(analysis, node)
-    ]
+    return [term for node in analysis.traced.module.graph.nodes for term in _terms(analysis, node)]
 
 
 def _terms(analysis: Analysis, node: fx.Node) -> Iterator[Term]:
+    if node.op != "call_function":
+        return
+    if node in analysis.inside:
+        for inner in analysis.inside[node].graph.nodes:
+            yield from _terms(analysis, inner)
     name, args = base_name(node), named_arguments(node)
 
     def value(key: str) -> Value | None:

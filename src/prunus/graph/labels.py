@@ -87,7 +87,6 @@ class Labels:
         self.sites: list[Site] = []
         self.heads: list[Array] = []
         self.counted: list[Array] = []
-        self.used: list[Array] = []
         self.spared: list[Array] = []
         self.gone: list[Array] = []
 

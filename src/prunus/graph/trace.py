@@ -286,9 +286,12 @@ def _settle(module: fx.GraphModule) -> None:
             return torch.empty(shape, dtype=value.dtype, device="meta")
         return size_hint(value) if isinstance(value, torch.SymInt) else value
 
-    for node in module.graph.nodes:
+    for node in list(module.graph.nodes):
         if "val" in node.meta:
             node.meta["val"] = pytree.tree_map(settled, node.meta["val"])
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)  # of a cast: half precision or float64 is no other graph
+    module.recompile()
 
 
 def _inline(module: fx.GraphModule) -> None:

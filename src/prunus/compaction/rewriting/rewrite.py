@@ -91,6 +91,7 @@ class _Rewriter:
         self.patches: list[Patch] = []
         self.lookups = 0
         self.single: set[fx.Node] = set()
+        self.parts: dict[Any, list[fx.Node]] = {}
 
     def rewritten(self, traced: Traced) -> GraphPass:
         """One pass; all share the root and its tensors."""
@@ -105,12 +106,17 @@ class _Rewriter:
     def _one(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":
             return self._attribute(node)
+        source = node.args[0] if node.target is operator.getitem else None
+        if source in self.parts:
+            return self.parts[source][node.args[1]]  # type: ignore[index]
         if node.op != "call_function" or not self._touched(node):
             return self._copied(node)
         if node.target is operator.getitem and node.args[0] in self.single:
             return self.new[node.all_input_nodes[0]]
         if counts_on(self.cut, node):
             return self._counting(node)
+        if node in self.analysis.inside and not self._same_words(node):
+            return self._taken_apart(node)
         if base_name(node) == "slice" and self._strided(node):
             return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
         args, kwargs, target = self._patched(node)
@@ -165,6 +171,39 @@ class _Rewriter:
             return value
         shape = self.cut.shape(known)
         return value if shape == known.shape else value.new_empty(shape)
+
+    def _same_words(self, node: fx.Node) -> bool:
+        """Whether a composite operator of open sizes may stay whole: its result has the shape."""
+        if not self.traced.open:
+            return False
+        args, kwargs = pytree.tree_map_only(
+            fx.Node, lambda n: self.new[n].meta.get("val"), (node.args, dict(node.kwargs))
+        )
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+        known = self.analysis.known[node]
+        try:
+            found = _many(node.target(*args, **kwargs))  # type: ignore[operator]
+        except Exception:  # of an operator on sizes that its literals do not fit
+            return False
+        values = known if isinstance(known, (list, tuple)) else [known]
+        return all(
+            isinstance(v, Value) and tuple(t.shape) == self.cut.shape(v)
+            for t, v in zip(found, values, strict=True)
+        )
+
+    def _taken_apart(self, node: fx.Node) -> fx.Node:
+        """A composite operator as what it is made of, each part with its own literals."""
+        inside = self.analysis.inside[node]
+        outer = iter(inside.operands)
+        for inner in inside.graph.nodes:
+            if inner.op == "placeholder":
+                self.new[inner] = self.new[next(outer)]
+            elif inner.op == "call_function":
+                self.new[inner] = self._one(inner)
+        made = [self.new[n] for n in pytree.tree_leaves(inside.results)]
+        if not isinstance(inside.results, fx.Node):
+            self.parts[node] = made
+        return made[-1]
 
     # --- tensors
 
@@ -312,6 +351,8 @@ def _run(target: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
     """An operator on index numbers; a view of them may need a copy, which changes nothing."""
     if target in (aten.view.default, aten._unsafe_view.default):
         target = aten.reshape.default
+    if target is aten.im2col.default:  # which knows no integers
+        x = x.double()
     return target(x, *args, **kwargs)
 
 

@@ -115,14 +115,17 @@ class Still(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = operator_name(func)
         if name == "native_dropout":
-            rate = 1 - float(args[1])
-            return args[0] / max(rate, 1e-9), torch.ones_like(args[0], dtype=torch.bool)
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if name.endswith("dropout"):  # whole, where no gradient is recorded
+            return args[0] if written_arguments(func) else args[0].clone()
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         seeded = kwargs.get("generator") is not None  # by whoever asks: the same in all models
         if seeded or not isinstance(found, Tensor) or not _is_noise(func, name):
             return found
         constant = 0.5 if found.is_floating_point() else int(found.dtype is torch.bool)
+        if name == "bernoulli" and isinstance(args[-1], float):
+            constant = args[-1]  # dropout divides by it: with gradients or without, nothing goes
         written = written_arguments(func)
         return found.fill_(constant) if written else torch.full_like(found, constant)
 

@@ -66,6 +66,19 @@ def addmm(call: Call) -> Found:
     return call.result(dims, zero)
 
 
+def addbmm(call: Call) -> Found:
+    """b + Σ x·w over a batch of both."""
+    b, x, w = call.value("self"), call.value("batch1"), call.value("batch2")
+    if b is None or x is None or w is None:
+        return None
+    call.summed((x, 0), (w, 0), what="a sum")
+    call.summed((x, 2), (w, 1), what="a product")
+    product = call.result([x.dims[1], w.dims[2]], [x.zero[1], w.zero[2]])
+    dims = line_up(call.labels, product.shape, [product, b])
+    zero = [z and along(b, 2, e, product.shape[e]) for e, z in enumerate(product.zero)]
+    return call.result(dims, zero)
+
+
 def einsum(call: Call) -> Found:
     """Letters that repeat fall together; those that vanish are summed over."""
     values = [v for n in call["tensors"] if (v := call.of(n)) is not None]
@@ -155,5 +168,6 @@ RULES = {
     "vdot": matmul,
     "addmm": addmm,
     "baddbmm": addmm,
+    "addbmm": addbmm,
     "einsum": einsum,
 }

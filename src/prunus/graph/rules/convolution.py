@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prunus.graph.call import Call, Found
 from prunus.graph.labels import Dim, Fixed, Value
 
@@ -14,8 +16,11 @@ def convolution(call: Call) -> Found:
     turned = "transpose" in call.name or bool(call["transposed"])
     groups = int(call["groups"] or 1)
     spatial = f"{call.where}: positions in space"
-    for dim in (*x.dims[2:], *w.dims[2:]):
-        call.labels.pin(dim, spatial)
+    apart = [_apart(call, w, i) for i in range(len(x.dims) - 2)]
+    for i, (dim, kernel) in enumerate(zip(x.dims[2:], w.dims[2:], strict=True)):
+        call.labels.pin(kernel, spatial)
+        if not apart[i]:
+            call.labels.pin(dim, spatial)
     inner, outer = (0, 1) if turned else (1, 0)
     if groups == 1:
         call.summed((x, 1), (w, inner), what="a sum")
@@ -25,8 +30,21 @@ def convolution(call: Call) -> Found:
     if b is not None:
         call.labels.tie(out, b.dims[0])
         zero = zero and b.zero[0]
-    rest: list[Dim] = [Fixed(spatial) for _ in x.dims[2:]]
-    return call.result([x.dims[0], out, *rest], [False, zero, *(False for _ in rest)])
+    places = zip(x.dims[2:], x.zero[2:], apart, strict=True)
+    rest = [(d, z and b is None) if free else (Fixed(spatial), False) for d, z, free in places]
+    dims: list[Dim] = [x.dims[0], out, *(d for d, _ in rest)]
+    return call.result(dims, [False, zero, *(z for _, z in rest)])
+
+
+def _apart(call: Call, w: Value, i: int) -> bool:
+    """Whether positions along spatial dimension ``i`` do not meet: kernel 1, stride 1."""
+
+    def at(key: str) -> Any:
+        given = call[key]
+        return given[min(i, len(given) - 1)] if isinstance(given, (list, tuple)) else given
+
+    still = at("padding") in (0, "same", "valid") and not at("output_padding")
+    return w.shape[2 + i] == 1 and at("stride") == 1 and still
 
 
 def _grouped(call: Call, x: Value, w: Value, groups: int, turned: bool) -> tuple[Dim, bool]:

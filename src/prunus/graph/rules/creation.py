@@ -27,4 +27,21 @@ def numbered(call: Call) -> Found:
     return call.fixed(f"{call.where}: positions or random numbers")
 
 
-RULES = dict.fromkeys((*ZERO, *FULL), filled) | dict.fromkeys(NUMBERED, numbered)
+CHANCE = ("normal", "normal_functional", "uniform", "exponential", "poisson", "multinomial",
+          "cauchy", "geometric", "log_normal", "random")  # fmt: skip
+
+
+def chance(call: Call) -> Found:
+    """Numbers drawn one after the other: a smaller tensor would draw others."""
+    why = f"{call.where}: random numbers"
+    for value in call.operands():
+        for dim in value.dims:
+            call.labels.pin(dim, why)
+    return call.fixed(why)
+
+
+RULES = (
+    dict.fromkeys((*ZERO, *FULL), filled)
+    | dict.fromkeys(NUMBERED, numbered)
+    | dict.fromkeys(CHANCE, chance)
+)

@@ -129,6 +129,38 @@ def index_add(call: Call) -> Found:
     return call.result(dims, zero)
 
 
+def segments(call: Call) -> Found:
+    """Neighboring slices along one dimension, gathered by given lengths."""
+    x = call.value("data")
+    if x is None:
+        return None
+    d = int(call["axis"]) % len(x.dims)
+    why = f"{call.where}: which segment a slice belongs to"
+    marks = [v for k in ("lengths", "indices", "offsets") if (v := call.value(k)) is not None]
+    for dim in (x.dims[d], *(m for mark in marks for m in mark.dims)):
+        call.labels.pin(dim, why)
+    dims: list[Dim] = [Fixed(why) if i == d else dim for i, dim in enumerate(x.dims)]
+    empty = call["initial"] in (None, 0) and call["reduce"] == "sum"
+    return call.result(dims, [z and i != d and empty for i, z in enumerate(x.zero)])
+
+
+def buckets(call: Call) -> Found:
+    """Where each value falls among boundaries."""
+    x, bounds = call.value("self"), call.value("boundaries", "sorted_sequence")
+    if x is None or bounds is None:
+        return None
+    why = f"{call.where}: boundaries are counted"
+    sorter = call.value("sorter")
+    for value in (bounds,) if sorter is None else (bounds, sorter):
+        call.labels.pin(value.dims[-1], why)
+    rows = [bounds, x] if len(bounds.dims) > 1 else [x]
+    dims = [call.labels.join(*(v.dims[i] for v in rows)) for i in range(len(x.dims) - 1)]
+    last = x.dims[-1:] if len(rows) == 1 else [Fixed(why)]
+    if len(rows) > 1:
+        call.labels.pin(x.dims[-1], why)
+    return call.result([*dims, *last], [False] * len(x.dims))
+
+
 def scatter(call: Call) -> Found:
     """Elements written along one dimension, with numbers of the source's shape."""
     x, numbers, source = call.value("self"), call.value("index"), call.value("src")
@@ -186,6 +218,10 @@ RULES = {
     "index_select": index_select,
     "index_add": index_add,
     "index_copy": index_add,
+    "index_reduce": index_add,
+    "segment_reduce": segments,
+    "bucketize": buckets,
+    "searchsorted": buckets,
     "scatter": scatter,
     "scatter_add": scatter,
     "scatter_reduce": scatter,

@@ -21,11 +21,11 @@ MOVES = (
     "unflatten", "select", "slice", "narrow", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "repeat", "repeat_interleave", "roll", "pad", "constant_pad_nd", "movedim",
     "moveaxis", "unfold", "im2col", "swapaxes", "swapdims", "numpy_T", "mT", "mH", "matrix_H",
-    "adjoint", "tile", "fft_fftshift", "fft_ifftshift", "rot90", "tril", "triu", "diagonal",
-    "_reshape_alias", "squeeze_copy",
+    "adjoint", "tile", "fft_fftshift", "fft_ifftshift", "rot90", "diagonal",
+    "_reshape_alias", "squeeze_copy", "flip",
 )  # fmt: skip
 SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split",
-          "unsafe_chunk", "unsafe_split_with_sizes", "hsplit", "vsplit")  # fmt: skip
+          "unsafe_chunk", "unsafe_split_with_sizes")  # fmt: skip
 
 
 def move(call: Call) -> Found:
@@ -68,8 +68,8 @@ def as_move(call: Call) -> Callable[[Tensor], Any]:
         if call["mode"] not in (None, "constant"):
             return lambda t: target(t.double(), *rest, **kwargs)
         return lambda t: target(t.contiguous(), rest[0], "constant", -1)
-    if call.name in ("tril", "triu"):
-        return lambda t: torch.where(target(torch.ones_like(t), *rest, **kwargs) > 0, t, -1)
+    if call.name == "im2col":
+        return lambda t: target(t.double() + 1, *rest, **kwargs).long() - 1  # it fills with zeros
     return lambda t: target(t, *rest, **kwargs)
 
 
@@ -100,10 +100,6 @@ def _moved(call: Call, x: Value, function: Move, out: Tensor, part: int = 0) -> 
     if found is None:
         found = call.memo.relations[key] = relate(function, x.shape, free)
     relation, _ = found
-    for d in free:
-        dim = x.dims[d]
-        assert not isinstance(dim, Fixed)
-        call.labels.used.append(dim[relation.seen[d]])
     moved = move_labels(call.labels, relation, x.dims, shape, call.where)
     return call.result(moved, _zero(call, x, relation.flows, len(shape)), out)
 
@@ -119,17 +115,66 @@ def _zero(call: Call, x: Value, flows: Any, rank: int) -> list[bool]:
     return zero
 
 
+def diagonal(call: Call) -> Found:
+    """Entry i stands in one row and one column, which go together; what is beside it stays."""
+    x = call.value("self")
+    if x is None:
+        return None
+    rank, offset = len(x.dims), int(call["offset"])
+    places = [
+        (int(call["dim1"]) % rank, max(-offset, 0)),
+        (int(call["dim2"]) % rank, max(offset, 0)),
+    ]
+    size, why = int(call.out.shape[-1]), f"{call.where}: beside the diagonal"
+    parts: list[Dim] = []
+    for d, first in places:
+        dim = x.dims[d]
+        if not isinstance(dim, Fixed):
+            call.labels.pin(dim[:first], why)
+            call.labels.pin(dim[first + size :], why)
+            dim = dim[first : first + size]
+        parts.append(dim)
+    rest = [d for d in range(rank) if d not in (places[0][0], places[1][0])]
+    zero = any(x.zero[d] for d, _ in places)
+    dims = [*(x.dims[d] for d in rest), call.labels.join(*parts)]
+    return call.result(dims, [*(x.zero[d] for d in rest), zero])
+
+
+def diag_embed(call: Call) -> Found:
+    """Entry i becomes row i and column i."""
+    x = call.value("self")
+    if x is None or int(call["offset"]):
+        return None
+    rank = call.out.dim()
+    both = {int(call["dim1"]) % rank, int(call["dim2"]) % rank}
+    rest = iter(zip(x.dims[:-1], x.zero[:-1], strict=True))
+    pairs = [(x.dims[-1], x.zero[-1]) if d in both else next(rest) for d in range(rank)]
+    return call.result([dim for dim, _ in pairs], [zero for _, zero in pairs])
+
+
+def triangle(call: Call) -> Found:
+    """What lies above or below a diagonal: the rows and columns are counted."""
+    x = call.value("self")
+    if x is None:
+        return None
+    why = f"{call.where}: rows and columns are counted"
+    for dim in x.dims[-2:]:
+        call.labels.pin(dim, why)
+    return call.result([*x.dims[:-2], Fixed(why), Fixed(why)], [*x.zero[:-2], False, False])
+
+
 def cat(call: Call) -> Found:
     """End to end along one dimension."""
     values = [call.of(n) for n in call["tensors"]]
     if any(v is None for v in values):
         return None
-    known = [v for v in values if v is not None and 0 not in v.shape]
+    same = [v for v in values if v is not None and len(v.shape) == call.out.dim()]
+    known = [v for v in same if 0 not in v.shape]
     at = int(call["dim"] or 0) % call.out.dim()
     dims: list[Dim] = []
     for e in range(call.out.dim()):
         if e != at:
-            dims.append(call.labels.join(*(v.dims[e] for v in known)))
+            dims.append(call.labels.join(*(v.dims[e] for v in same)))
         elif all(isinstance(v.dims[e], Fixed) for v in known):
             dims.append(known[0].dims[e])
         else:
@@ -155,4 +200,6 @@ RULES = (
     dict.fromkeys(MOVES, move)
     | dict.fromkeys(SPLITS, split)
     | {"cat": cat, "concat": cat, "concatenate": cat, "stack": stack}
+    | {"diagonal": diagonal, "diagonal_copy": diagonal, "diag_embed": diag_embed}
+    | dict.fromkeys(("tril", "triu"), triangle)
 )

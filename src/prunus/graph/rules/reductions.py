@@ -14,19 +14,19 @@ from prunus.graph.rules.pointwise import pointwise
 SUMS = frozenset({"sum", "linalg_vector_norm", "norm", "nansum"})
 COUNTS = frozenset({"mean", "var", "std", "var_mean", "std_mean"})
 MIXES = frozenset(
-    {*COUNTS, "amax", "amin", "max", "min", "argmax",
-     "argmin", "prod", "any", "all", "logsumexp", "median", "count_nonzero", "aminmax"}
+    {*COUNTS, "amax", "amin", "max", "min", "argmax", "argmin", "prod", "any", "all", "logsumexp",
+     "median", "nanmedian", "count_nonzero", "aminmax", "kthvalue", "mode"}
 )  # fmt: skip
 KEEPS = frozenset(
-    {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "sort",
-     "argsort", "topk", "logcumsumexp", "cummax", "cummin", "renorm", "_safe_softmax", "diff"}
+    {"softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort",
+     "argsort", "topk", "logcumsumexp", "cummax", "cummin", "renorm", "_safe_softmax"}
 )  # fmt: skip
 
 
 STAY_ZERO = SUMS | frozenset(
     {"mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "prod", "any",
-     "all", "median", "count_nonzero", "aminmax", "cumsum", "cumprod", "flip", "sort", "topk",
-     "cummax", "cummin", "renorm", "diff"}
+     "all", "median", "nanmedian", "count_nonzero", "aminmax", "cumsum", "cumprod", "sort", "topk",
+     "cummax", "cummin", "renorm", "kthvalue", "mode"}
 )  # fmt: skip
 
 
@@ -39,11 +39,11 @@ def reduction(call: Call) -> Found:
         return None
     rank = len(x.dims)
     given = call["dim"]
-    if given is None and call.name in ("sort", "argsort", "topk"):
+    if given is None and call.name in ("sort", "argsort", "topk", "kthvalue", "mode"):
         given = -1
     over = dimensions(call["dims"] if given is None else given, rank)
     for d in over:
-        if call.name in SUMS:
+        if call.name in SUMS and not _least(call):
             call.summed((x, d), what="a sum")
         elif call.name in COUNTS:
             call.counted(x, d, f"{call.where}: looks at every index")
@@ -73,13 +73,10 @@ def reduction(call: Call) -> Found:
     return [found(t) if isinstance(t, Tensor) else None for t in call.out]
 
 
-def diff(call: Call) -> Found:
-    """Neighbors subtracted along one dimension, with something before or behind it."""
-    for key in ("prepend", "append"):
-        value = call.value(key)
-        for dim in value.dims if value is not None else ():
-            call.labels.pin(dim, f"{call.where}: looks at every index")
-    return reduction(call)
+def _least(call: Call) -> bool:
+    """Whether a norm is one in which zeros count: of negative order, down to the least value."""
+    order = call.first("ord", "p")
+    return isinstance(order, (int, float)) and order < 0
 
 
 def dimensions(given: Any, rank: int) -> list[int]:
@@ -94,4 +91,4 @@ def dimensions(given: Any, rank: int) -> list[int]:
     return sorted({int(d) % rank for d in many}) if rank else []
 
 
-RULES = dict.fromkeys(SUMS | MIXES | KEEPS, reduction) | {"diff": diff}
+RULES = dict.fromkeys(SUMS | MIXES | KEEPS, reduction)

@@ -15,6 +15,14 @@ MATRICES = (
     "linalg_svd", "_linalg_svd", "svd", "linalg_svdvals", "linalg_eigh", "_linalg_eigh",
     "linalg_eigvalsh", "linalg_matrix_exp", "matrix_exp", "linalg_pinv", "linalg_matrix_power",
     "matrix_power", "linalg_lstsq", "linalg_lu", "linalg_lu_factor", "linalg_lu_factor_ex",
+    "linalg_householder_product", "geqrf", "linalg_eig", "linalg_eigvals", "_linalg_eigvals",
+    "cholesky_solve", "cholesky_inverse", "triangular_solve", "linalg_ldl_factor_ex",
+)  # fmt: skip
+
+EVERYTHING = (
+    "take", "put", "masked_scatter", "masked_select", "nonzero", "nonzero_static", "histc",
+    "bincount", "_unique2", "unique_dim", "unique_consecutive", "sparse_coo_tensor",
+    "_sparse_coo_tensor_with_dims_and_tensors", "_to_sparse", "to_sparse", "as_strided",
 )  # fmt: skip
 
 
@@ -36,6 +44,17 @@ def matrices(call: Call) -> Found:
     if isinstance(call.out, Tensor):
         return found(call.out)
     return [found(t) if isinstance(t, Tensor) else None for t in call.out]
+
+
+def everything(call: Call) -> Found:
+    """The numbers of a tensor in the order in which they lie, or all of them at once."""
+    why = f"{call.where}: counts every number in its place"
+    for value in call.operands():
+        for dim in value.dims:
+            call.labels.pin(dim, why)
+    if isinstance(call.out, Tensor):
+        return call.fixed(why)
+    return [call.fixed(why, t) if isinstance(t, Tensor) else None for t in call.out]
 
 
 def similarity(call: Call) -> Found:
@@ -79,6 +98,7 @@ def _rows(value: Value, last: int) -> Value:
 
 RULES = {
     **dict.fromkeys(MATRICES, matrices),
+    **dict.fromkeys(EVERYTHING, everything),
     "cosine_similarity": similarity,
     "pairwise_distance": distance,
     "cdist": distance,

@@ -259,7 +259,11 @@ def _open_export(
         return dict(zip(names, (*by_position, *by_name.values()), strict=True))
 
     for most in (8, 1):
-        program = export(model, args, kwargs, shapes(most))
+        try:
+            wanted = shapes(most)
+        except AttributeError:  # of a PackedSequence, which looks at what it is made of
+            return None
+        program = export(model, args, kwargs, wanted)
         if isinstance(program, ExportedProgram):  # many refuse: their code branches on sizes
             return program
     return None

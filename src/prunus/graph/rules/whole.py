@@ -78,13 +78,14 @@ def similarity(call: Call) -> Found:
 def distance(call: Call) -> Found:
     """Between rows: ``pairwise_distance`` adds a little to every index, so that none can go."""
     x, z = call.value("x1"), call.value("x2")
-    if x is None or z is None or len(x.dims) != len(z.dims):
+    if x is None or z is None:
         return None
     why = f"{call.where}: counts every index"
     for value in (x, z):
         call.labels.pin(value.dims[-1], why)
     if call.name == "pairwise_distance":
-        rows = line_up(call.labels, x.shape[:-1], [_rows(x, 1), _rows(z, 1)])
+        shape = tuple(call.out.shape[:-1] if call["keepdim"] else call.out.shape)
+        rows = line_up(call.labels, shape, [_rows(x, 1), _rows(z, 1)])
         rows = (*rows, Fixed(why)) if call["keepdim"] else rows
         return call.result(rows, [False] * len(rows))
     batch = line_up(call.labels, tuple(call.out.shape[:-2]), [_rows(x, 2), _rows(z, 2)])

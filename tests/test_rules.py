@@ -20,7 +20,7 @@ from prunus.compaction.compact import perform
 from prunus.compaction.cut import cut_of, masks_of
 from prunus.compaction.search import find_plan
 from prunus.compaction.verifying.verify import Double, difference
-from prunus.errors import InputError
+from prunus.errors import InputError, RunError
 from prunus.graph.analysis import analyze
 from prunus.graph.listing import Units, table
 from prunus.graph.units import coupled_units
@@ -474,3 +474,24 @@ def test_rows_of_a_table_beyond_this_length_stay_whatever_is_done_to_it_before(
     found = prunus.units(model.eval(), normal(2, 7, 5))
     assert found.total == 6
     assert reason(found, "t[0]") in ("not read with this example", "input args_0")
+
+
+def test_a_model_that_cannot_be_smaller_says_which_parameters_to_keep_whole() -> None:
+    """An operator that says of itself that it is pointwise, and counts its numbers."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.o(torch.ops.prunus_tests.sized(m.p(x))) + m.r(m.q(x))  # type: ignore[no-any-return]
+
+    def model() -> Net:
+        return Net(forward, p=L(5, 6), o=L(6, 3), q=L(5, 8), r=L(8, 3))
+
+    recipe = {"structure": "channel", "allocation": "uniform", "target": 0.5, "compact": "end"}
+    with torch.library._scoped_library("prunus_tests", "DEF") as library:
+        library.define("sized(Tensor x) -> Tensor", tags=torch.Tag.pointwise)
+        library.impl("sized", lambda x: x * x.shape[-1], "CompositeExplicitAutograd")
+        with pytest.raises(RunError, match=r"does not equal.*is sized") as refused:
+            prunus.prune(model(), recipe, example=normal(4, 5))
+        names = str(refused.value).split("scope.exclude: [")[1].split("]")[0].split(", ")
+        recipe["scope"] = {"exclude": names}
+        small = prunus.prune(model(), recipe, example=normal(4, 5)).model
+    assert (small.p.out_features, small.q.out_features) == (6, 4)

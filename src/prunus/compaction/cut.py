@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from prunus.graph.analysis import Analysis
 from prunus.graph.labels import Dim, Fixed, Value
+from prunus.graph.reading import values_of
 from prunus.types import Indices, Kept, Masks
 
 
@@ -74,6 +75,35 @@ class IndexCut:
     def units(self) -> int:
         """Classes removed."""
         return int(self.removed.sum())
+
+
+def way_out(cut: IndexCut, node: fx.Node | None) -> str:
+    """What to do where an operator cannot be smaller: the parameters that would keep it whole.
+
+    Args:
+        cut: what goes.
+        node: the operator; ``None`` if it is not known.
+    """
+    analysis = cut.analysis
+    wanted = np.zeros(len(cut.removed), dtype=bool)
+    for one in () if node is None else (node, *node.all_input_nodes):
+        for value in values_of(analysis.known.get(one)):
+            for dim in value.dims:
+                if not isinstance(dim, Fixed):
+                    wanted[analysis.solved.of(dim)] = True
+    wanted &= cut.removed
+    names = []
+    for name, value in analysis.tensors.items():
+        dims = [d for d in value.dims if not isinstance(d, Fixed)] if _is_parameter(value) else []
+        classes = np.concatenate([analysis.solved.of(d) for d in dims] or [np.arange(0)])
+        if len(dims) == len(value.dims) > 1 and wanted[classes].any():
+            names.append(name)
+            wanted[classes] = False
+    whole = "leave layers out by name (scope.exclude) to find the one that it hangs on"
+    if names:
+        these = ", ".join(names[:4])
+        whole = f"keep what meets there whole: scope.exclude: [{these}], or all True in your masks"
+    return f"Use the masked model without compact, or {whole}"
 
 
 def take(tensor: Tensor, indices: Indices) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from prunus.compaction.case import Case, case_of
-from prunus.compaction.cut import IndexCut
+from prunus.compaction.cut import IndexCut, way_out
 from prunus.compaction.replacing import closed_graph, modules_replaced, opened_graph, refusals
 from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
 from prunus.compaction.slicing.attention import narrowings
@@ -17,8 +17,9 @@ from prunus.compaction.slicing.attributes import Attribute, guesses, standard
 from prunus.compaction.slicing.configs import configured
 from prunus.compaction.slicing.surgery import Surgery, refresh
 from prunus.compaction.verifying.values import WHOLE
-from prunus.compaction.verifying.verify import Comparison, first_difference
+from prunus.compaction.verifying.verify import Comparison, first_differing
 from prunus.errors import InputError, RunError
+from prunus.graph.call import describe
 from prunus.graph.trace import Traced
 
 ROUTES = {
@@ -167,10 +168,10 @@ def _whole(case: Case) -> CompactionPlan:
 
 def _fail(case: Case, found: Comparison) -> None:
     states = (case.masked, case.small)
-    where = first_difference(case.cut, case.rewritten, states, case.inputs, case.gate)
+    where = first_differing(case.cut, case.rewritten, states, case.inputs, case.gate)
     what = found.problem or f"they differ by {found.error:.2g}"
-    place = f"; the first operator that differs is {where}" if where else ""
+    place = "" if where is None else f"; the first operator that differs is {describe(where)}"
     raise RunError(
-        f"the compact model does not equal the masked one ({what}{place}). Nothing was "
-        "changed: the masked model is right; please report this with the model's class"
+        f"the compact model does not equal the masked one ({what}{place}), so none was made; the "
+        f"masked model is right and as it was. {way_out(case.cut, where)}"
     )

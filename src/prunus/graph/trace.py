@@ -215,7 +215,9 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     except Exception as error:  # the model runs: whatever its code raises
         raise InputError(
             f"{type(model).__name__} cannot be traced with this example, neither by torch.export "
-            f"({first_line(refused)}) nor by recording a pass ({first_line(error)})"
+            f"({first_line(refused)}) nor by recording a pass ({first_line(error)}). Give an "
+            "example that the model takes in eval mode (model(*example)), or use a structure that "
+            "needs no trace: weight, n:m, block or neuron"
         ) from error
     notes: Any = vars(module)
     given = f"torch.export refused ({first_line(refused)}), so one pass was recorded"

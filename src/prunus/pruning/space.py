@@ -247,7 +247,8 @@ def _allowed(
     kept = [g for g in groups if stays.isdisjoint(g.classes or ())]
     if first and groups and not kept:
         raise InputError(
-            "scope.exclude touches every unit: whatever is coupled with an excluded parameter stays"
+            "scope.exclude touches every unit: whatever is coupled with an excluded parameter "
+            "stays, so exclude fewer of them; prunus.units shows what is coupled"
         )
     return kept
 

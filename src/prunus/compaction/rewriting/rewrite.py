@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import copy_call, origin, pytree
-from prunus.compaction.cut import IndexCut, take
+from prunus.compaction.cut import IndexCut, take, way_out
 from prunus.compaction.rewriting.compact_graph import CompactGraph, GraphPass, copied
 from prunus.compaction.rewriting.counting import arranged, counting, counts_on
 from prunus.compaction.rewriting.literals import PATCHES
@@ -298,7 +298,10 @@ class _Rewriter:
         assert isinstance(source, fx.Node)
         moved = _one_dim_move(node, x, out)
         if moved is None:
-            raise RunError(f"{describe(node)} cannot be rewritten for the smaller shapes")
+            raise RunError(
+                f"{describe(node)} cannot be rewritten for the smaller shapes: it puts the indices "
+                f"that stay in an order that it has no words for. {way_out(self.cut, node)}"
+            )
         dim, index = moved
         stays = self.cut.stays(x.dims[dim])
         kept_out = self.cut.indices(out.dims[dim])

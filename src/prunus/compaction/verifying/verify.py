@@ -259,6 +259,18 @@ def first_difference(
     inputs: tuple[Any, Any],
     gate: Gate = FLOAT64,
 ) -> str | None:
+    """What :func:`first_differing` finds, for people."""
+    found = first_differing(cut, rewritten, states, inputs, gate)
+    return None if found is None else describe(found)
+
+
+def first_differing(
+    cut: IndexCut,
+    rewritten: Rewritten,
+    states: tuple[State, State],
+    inputs: tuple[Any, Any],
+    gate: Gate = FLOAT64,
+) -> fx.Node | None:
     """The first operator whose value differs between the masked and the smaller graph.
 
     Both run side by side, and a value is let go behind the last operator that reads it.
@@ -272,7 +284,7 @@ def first_difference(
     """
     before = _Steps(cut.analysis.traced.module, inputs, states[0]).steps()
     after = _Steps(rewritten.module, inputs, states[1]).steps()
-    with torch.no_grad(), Double() if gate.wide else contextlib.nullcontext():
+    with torch.no_grad(), Still(), Double() if gate.wide else contextlib.nullcontext():
         for node, value in before:
             twin = rewritten.nodes[node]
             found = next((v for n, v in after if n is twin), None)
@@ -280,10 +292,10 @@ def first_difference(
             if not isinstance(value, Tensor) or not isinstance(known, Value):
                 continue
             if not isinstance(found, Tensor):
-                return describe(node)
+                return node
             expected = take(_held(value), cut.left(known))
             if difference([expected], [_held(found)])[0] > gate.tolerance:
-                return describe(node)
+                return node
     return None
 
 

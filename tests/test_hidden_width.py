@@ -31,6 +31,8 @@ from prunus.compaction.slicing.norms import (
 from prunus.compaction.slicing.rescaling import rescale
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
+from prunus.methods.catalog import from_file
+from stand_ins import EXAMPLES
 from zoo import by_name
 
 WORDS = 11
@@ -590,3 +592,17 @@ def test_a_wide_model_saves_with_torch(tmp_path: Path) -> None:
     torch.save(model, buffer)
     buffer.seek(0)
     assert torch.equal(torch.load(buffer, weights_only=False)(X), model(X))
+
+
+def test_the_examples_transformer_loses_its_width_and_with_it_most_of_its_table() -> None:
+    network = from_file(EXAMPLES / "movie_reviews" / "movie_reviews.py", "Transformer")
+    torch.manual_seed(0)
+    model, x = network(60), torch.randint(1, 60, (2, 48))
+    before = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    asked = {"structure": {"name": "hidden", "multiple_of": 8}, "target": 0.5, "compact": "end"}
+    small = prunus.prune(model, asked, example=x).model
+    width = before["embedding.weight"][1]
+    assert small.embedding.weight.shape == (60, width // 2)
+    assert sum(isinstance(m, WideLayerNorm) for m in small.modules()) >= 4
+    after = {n: tuple(p.shape) for n, p in small.named_parameters()}
+    assert all(sum(after[n]) < sum(before[n]) for n in before if "norm" in n or "down" in n)

@@ -134,7 +134,7 @@ def _graph_of(case: Case, name: str, calls: Sequence[Called]) -> CompactGraph | 
     module = case.model.get_submodule(name)
     kept = within(case.kept, case.cut.analysis.names, module, name)
     try:
-        return as_graph(module, calls, kept)
+        return as_graph(module, calls, kept, hidden=case.cut.analysis.hidden)
     except (InputError, RunError):
         return None
 
@@ -146,7 +146,8 @@ def opened_graph(case: Case) -> CompactGraph:
         InputError, RunError: if it cannot be.
     """
     calls = [Called(inputs, (), mode) for inputs in case.examples for mode in (False, True)]
-    return whole_graph(case.model, calls, case.kept, case.named_slices())
+    hidden = case.cut.analysis.hidden
+    return whole_graph(case.model, calls, case.kept, case.named_slices(), hidden=hidden)
 
 
 def closed_graph(case: Case) -> CompactGraph:

@@ -90,26 +90,34 @@ def entering(
     return {name: [left(t) for t in tensors_of(call)] for name, call in calls.items()}
 
 
-def as_graph(module: nn.Module, calls: Sequence[Called], kept: Kept) -> CompactGraph:
+def as_graph(
+    module: nn.Module, calls: Sequence[Called], kept: Kept, *, hidden: bool = False
+) -> CompactGraph:
     """A module as a smaller graph that takes the same calls, of other sizes too where it can.
 
     Args:
         module: the dense one.
         calls: in eval and in train mode; each kind becomes a pass.
         kept: by names within the module.
+        hidden: whether indices that a norm counts may be gone.
 
     Raises:
         InputError: if it cannot be traced by itself.
         RunError: if it cannot be rewritten.
     """
     try:
-        return _graph(module, calls, kept, within_model=True)
+        return _graph(module, calls, kept, within_model=True, hidden=hidden)
     except RunError:
-        return _graph(module, calls, kept, within_model=True, dynamic=False)
+        return _graph(module, calls, kept, within_model=True, hidden=hidden, dynamic=False)
 
 
 def whole_graph(
-    model: nn.Module, calls: Sequence[Called], kept: Kept, tensors: Mapping[str, Tensor]
+    model: nn.Module,
+    calls: Sequence[Called],
+    kept: Kept,
+    tensors: Mapping[str, Tensor],
+    *,
+    hidden: bool = False,
 ) -> CompactGraph:
     """The whole model as a smaller graph that takes inputs of other sizes where it can.
 
@@ -118,8 +126,9 @@ def whole_graph(
         calls: in eval and in train mode; each kind becomes a pass.
         kept: indices that stay, by the first name of each tensor.
         tensors: what is sliced already, by the same names.
+        hidden: whether indices that a norm counts may be gone.
     """
-    return _graph(model, calls, kept, tensors)
+    return _graph(model, calls, kept, tensors, hidden=hidden)
 
 
 def _graph(
@@ -130,6 +139,7 @@ def _graph(
     *,
     within_model: bool = False,
     dynamic: bool = True,
+    hidden: bool,
 ) -> CompactGraph:
     modes = Modes.of(module, next(c.inputs for c in calls if not c.training))
     wanted: list[Called] = []
@@ -153,7 +163,7 @@ def _graph(
             )
     ends = [c.ends for c in wanted] if within_model else None
     passes = apart(module, traced)
-    analysis = analyze(module, None, hidden=True, open_ends=ends, traced=passes, kept=kept)
+    analysis = analyze(module, None, hidden=hidden, open_ends=ends, traced=passes, kept=kept)
     graph = describe_as(rewrite(known_cut(analysis, kept), tensors).module, module)
     return eval_alone(graph) if modes.problem else graph
 

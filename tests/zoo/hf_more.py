@@ -169,6 +169,33 @@ SPEECH = {
 }
 
 
+VISION = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 12,
+    "patch_size": 4,
+    "num_labels": 5,
+    "mlp_ratio": 2,
+}
+MOBILE = {
+    "hidden_sizes": [12, 16, 20],
+    "num_attention_heads": 2,
+    "neck_hidden_sizes": [8, 8, 12, 16, 16, 20, 32],
+    "image_size": 64,
+    "num_labels": 5,
+}
+MOBILE_UNITS = {
+    "stem and last": 8 + 32,
+    "expanded": 2 * 32 + 3 * 48 + 2 * 64,
+    "reduced": 12 + 16 + 16 + 20,
+    "in front of, behind and beside transformers": 3 * (16 + 16 + 20),
+    "all of a transformer's width": 3,
+    "heads": 2 * (2 + 4 + 3),
+    "ffn": 2 * 24 + 4 * 32 + 3 * 40,
+}
+
+
 def sounds() -> dict[str, Any]:
     mask = torch.ones(2, 400, dtype=torch.long)
     mask[0, 250:] = 0
@@ -204,4 +231,8 @@ ENTRIES = [
     _speech("hf conformer", "Wav2Vec2Conformer",
             {"channels": 22, "heads": 8, "ffn": 152, "convolution": 48},
             conv_depthwise_kernel_size=5, position_embeddings_type="rotary"),
+    _entry("dinov2", built("Dinov2", "ForImageClassification", VISION), normal(2, 3, 12, 12),
+           {"heads": 8, "ffn": 96}),
+    _entry("mobilevit", built("MobileViT", "ForImageClassification", MOBILE),
+           normal(2, 3, 64, 64), MOBILE_UNITS),
 ]  # fmt: skip

@@ -118,6 +118,47 @@ class Parts(nn.Module):
         return y[:, -3:] if last else y[:, :5]
 
 
+class Tasks(nn.Module):
+    """Heads of several tasks, one of them asked for by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 16)
+        self.heads = nn.ModuleDict({"one": nn.Linear(16, 4), "two": nn.Linear(16, 3)})
+
+    def forward(self, x: Tensor, task: str = "one") -> Tensor:
+        return self.heads[task](F.relu(self.a(x)))
+
+
+class Adapted(nn.Module):
+    """A branch that is added on request, and features that are returned on request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.side, self.out = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, adapt: bool = False, features: bool = False) -> Any:
+        h = self.a(x)
+        if adapt:
+            h = h + self.side(x)
+        y = self.out(F.relu(h))
+        return (y, h) if features else y
+
+
+class Doubtful(nn.Module):
+    """Large values take another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        if x.abs().max() > 10:
+            h = F.relu(self.b(h))
+        return self.out(h)
+
+
 class Centered(nn.Module):
     """The batch's size is a divisor, and the picture's a number in the code."""
 
@@ -182,7 +223,7 @@ def _options() -> dict[str, Any]:
     }
 
 
-UNREAD = "no pass reads ``b``, and what it would read is cut"
+UNREAD = "no pass reads a module, and what it would read, or be added to, is cut"
 
 
 def _entry(name: str, make: Any, example: Any, units: dict[str, int], **more: Any) -> Entry:
@@ -205,6 +246,15 @@ ENTRIES = [
     _entry("answers that are dropped", Parts, normal(2, 6), {"a": 16, "dropped": 4},
            calls=lambda: {"the others": (normal(2, 6)(), True)},
            faults={"the others": "rows that the example drops go, and others are read for them"}),
+    _entry("heads by name", Tasks, normal(2, 6), {"a": 16},
+           calls=lambda: {"the other task": (normal(2, 6)(), "two")},
+           faults={"the other task": UNREAD}),
+    _entry("branches on request", Adapted, normal(2, 6), {"a": 16},
+           calls=lambda: {"adapted": (normal(2, 6)(), True),
+                          "features too": (normal(2, 6)(), False, True)},
+           faults={"adapted": UNREAD, "features too": "they are narrower, and nothing says so"}),
+    _entry("large values take another way", Doubtful, normal(2, 6), {"a": 16}, export=False,
+           calls=lambda: {"large values": 20 * normal(2, 6)()}, faults={"large values": UNREAD}),
     _entry("the batch as a divisor", Centered, normal(2, 8), {"a": 21, "b": 13}),
     _entry("sampling in train mode", Sampling, normal(2, 9), {"read": 16, "values": 12}),
 ]  # fmt: skip

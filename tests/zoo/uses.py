@@ -7,9 +7,8 @@ the masks of the result: nothing of the gate in ``compaction/verifying`` takes p
 from __future__ import annotations
 
 import copy
-import inspect
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import prunus
+from zoo.arguments import arguments_of
 from zoo.entry import Entry
+from zoo.inputs import Call, arranged, batched, calling, reflected, sizes_of, tensors_in
 from zoo.steady import Steady, lively, outcome_of
 
 HALF = {"structure": "channel", "allocation": "uniform", "target": 0.5}
-
-Call = Callable[[Any, Any], Any]
-"""What is asked of a model; the second argument turns float inputs into the model's type."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +124,14 @@ def uses_of(entry: Entry, model: nn.Module) -> list[Use]:
         Use("train mode", calling(other), training=True, gradient=True),
         Use("gradients", gradients(other), training=True, gradient=True),
         Use("eval after a step of train mode", _after_training(example), training=True),
-        *(Use(name, calling(inputs)) for name, inputs in _sizes(other)),
+        *(Use(name, calling(inputs)) for name, inputs in sizes_of(other)),
         *(Use(name, calling(inputs)) for name, inputs in entry.calls().items()),
-        *_arguments(model, example),
+        *(
+            Use(name, call, training=mode, gradient=mode)
+            for name, call, mode in arguments_of(model, example)
+        ),
         Use("saved and loaded", calling(other), then=_saved),
-        Use("saved and loaded, three items", calling(_batch(other, 3)), then=_saved),
+        Use("saved and loaded, three items", calling(batched(other, 3)), then=_saved),
         Use("onnx", calling(example), then=_onnx, wide=False),
     ]
 
@@ -189,38 +190,6 @@ def _fresh(tensor: Tensor, *, wide: bool) -> Tensor:
     return tensor.to(torch.complex128) if wide and tensor.is_complex() else tensor.clone()
 
 
-def tensors_in(answer: Any) -> list[Tensor]:
-    """The tensors of an answer of any form, in order; caches are no answers."""
-    if isinstance(answer, Tensor):
-        return [answer]
-    if isinstance(answer, dict):
-        return [t for k, v in answer.items() if k not in _CACHES for t in tensors_in(v)]
-    if isinstance(answer, (list, tuple)):
-        return [t for v in answer for t in tensors_in(v)]
-    if hasattr(answer, "__dataclass_fields__"):
-        return tensors_in(vars(answer))
-    return []
-
-
-_CACHES = ("past_key_values", "cache_params", "state", "attentions", "cross_attentions")
-
-
-def calling(inputs: Any) -> Call:
-    """Call the model with an input, a tuple of inputs, or keyword arguments."""
-
-    def call(model: Any, typed: Any) -> Any:
-        args, kwargs = _arranged(typed(inputs))
-        return model(*args, **kwargs)
-
-    return call
-
-
-def _arranged(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
 def gradients(inputs: Any) -> Call:
     """What training would follow: the sum of squares of the answers, and how the inputs and the
     one-dimensional output weigh in it."""
@@ -230,7 +199,7 @@ def gradients(inputs: Any) -> Call:
         floats = [t for t in tensors_in(given) if t.is_floating_point()]
         for tensor in floats:
             tensor.requires_grad_()
-        args, kwargs = _arranged(given)
+        args, kwargs = arranged(given)
         answers = [t for t in tensors_in(model(*args, **kwargs)) if t.requires_grad]
         loss = sum((t.abs() ** 2).mean() for t in answers)
         loss.backward()
@@ -246,148 +215,6 @@ def _after_training(inputs: Any) -> Call:
         calling(inputs)(model, typed)
         model.eval()
         return calling(inputs)(model, typed)
-
-    return call
-
-
-# Inputs
-
-
-def reflected(inputs: Any) -> Any:
-    """Other values of the same kind: numbers of other sizes and signs, other ones of the ids."""
-
-    def one(tensor: Tensor) -> Tensor:
-        if tensor.dtype is torch.bool or (not tensor.is_floating_point() and _is_mask(tensor)):
-            return tensor
-        if tensor.is_floating_point() or tensor.is_complex():
-            return tensor.flip(-1) * 0.8 if tensor.dim() else tensor * 0.8
-        return tensor.max() + tensor.min() - tensor
-
-    return _pytree.tree_map_only(Tensor, one, inputs)
-
-
-def _is_mask(tensor: Tensor) -> bool:
-    return bool(((tensor == 0) | (tensor == 1)).all())
-
-
-def _batch(inputs: Any, size: int) -> Any:
-    """Examples hold two items, wherever that dimension stands; what has none stays."""
-
-    def one(tensor: Tensor) -> Tensor:
-        if 2 not in tensor.shape:
-            return tensor
-        where = list(tensor.shape).index(2)
-        return tensor.index_select(where, torch.arange(size) % 2)
-
-    return _pytree.tree_map_only(Tensor, one, inputs)
-
-
-def _sizes(inputs: Any) -> Iterator[tuple[str, Any]]:
-    """Other batches, lengths and pictures."""
-    yield "one item", _batch(inputs, 1)
-    yield "three items", _batch(inputs, 3)
-    found = {s for t in tensors_in(inputs) for s in t.shape if s > 2}
-    for size in sorted(found, reverse=True)[:4]:
-        for new in (size + 1, size - 2, 2 * size, size // 2):
-            if new > 0 and new != 2:
-                yield f"{size} becomes {new}", _stretched(inputs, {size: new})
-    pictures = {t.shape[-2:] for t in tensors_in(inputs) if t.dim() >= 4}
-    for high, wide in sorted(pictures)[:1]:
-        yield "a larger picture", _stretched(inputs, {high: 2 * high, wide: 2 * wide})
-
-
-def _stretched(inputs: Any, sizes: dict[int, int]) -> Any:
-    """Every dimension of these sizes, but a first one of two, cut or repeated from the start."""
-
-    def one(tensor: Tensor) -> Tensor:
-        for d, size in enumerate(tensor.shape):
-            if size in sizes:
-                tensor = tensor.index_select(d, torch.arange(sizes[size]) % size)
-        return tensor
-
-    return _pytree.tree_map_only(Tensor, one, inputs)
-
-
-# Arguments that the models of transformers take
-
-
-def _arguments(model: nn.Module, example: Any) -> Iterator[Use]:
-    takes = inspect.signature(model.forward).parameters
-    ids = example.get("input_ids") if isinstance(example, dict) else None
-    if not isinstance(ids, Tensor):
-        return
-    base = {k: v for k, v in reflected(example).items() if k != "attention_mask"}
-    if "attention_mask" in takes:
-        for side in ("left", "right", "no"):
-            mask = torch.ones_like(ids)
-            if side != "no":
-                mask[0, slice(0, 3) if side == "left" else slice(-3, None)] = 0
-            padded = {**base, "attention_mask": mask}
-            yield Use(f"{side} padding", calling(padded))
-            yield Use(f"{side} padding, train mode", calling(padded), training=True, gradient=True)
-    if "return_dict" in takes or "kwargs" in takes:
-        yield Use("return_dict=False", calling({**base, "return_dict": False}))
-    if "labels" in takes:
-        yield Use("labels", _labelled(base), training=True, gradient=True)
-    if "inputs_embeds" in takes:
-        yield Use("embeddings for ids", _embedded(base))
-    if "use_cache" in takes:
-        yield Use("use_cache=True", calling({**base, "use_cache": True}))
-        yield Use("use_cache=False", calling({**base, "use_cache": False}))
-    if "position_ids" in takes:
-        places = torch.arange(ids.shape[1]).expand_as(ids) + 2
-        yield Use("position_ids", calling({**base, "position_ids": places}))
-    if "past_key_values" in takes and "decoder_input_ids" not in takes:
-        yield Use("a cache, token by token", _step_by_step(base["input_ids"]))
-    if hasattr(model, "generate") and getattr(model, "can_generate", bool)():
-        for cache in (True, False):
-            for padded in (True, False):
-                how = ("with" if cache else "without") + " a cache" + ", padded" * padded
-                yield Use(f"generate {how}", _generated(base, cache=cache, padded=padded))
-
-
-def _labelled(base: dict[str, Any]) -> Call:
-    def call(model: Any, typed: Any) -> Any:
-        labels = base["input_ids" if "decoder_input_ids" not in base else "decoder_input_ids"]
-        return model(**typed(base), labels=labels.clone())
-
-    return call
-
-
-def _embedded(base: dict[str, Any]) -> Call:
-    def call(model: Any, typed: Any) -> Any:
-        rest = {k: v for k, v in base.items() if k != "input_ids"}
-        return model(inputs_embeds=model.get_input_embeddings()(base["input_ids"]), **typed(rest))
-
-    return call
-
-
-def _step_by_step(ids: Tensor) -> Call:
-    def call(model: Any, typed: Any) -> Any:
-        first = model(input_ids=ids[:, :-2], use_cache=True)
-        second = model(input_ids=ids[:, -2:], past_key_values=first.past_key_values, use_cache=True)
-        return [first[0], second[0]]
-
-    return call
-
-
-def _generated(base: dict[str, Any], *, cache: bool, padded: bool) -> Call:
-    def call(model: Any, typed: Any) -> Any:
-        given = {k: v for k, v in typed(base).items() if not k.startswith("decoder_")}
-        if padded:
-            given["attention_mask"] = torch.ones_like(given["input_ids"])
-            given["attention_mask"][0, :3] = 0
-        found = model.generate(
-            **given,
-            max_new_tokens=4,
-            min_new_tokens=4,
-            do_sample=False,
-            num_beams=1,
-            use_cache=cache,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        return [found.sequences, *found.logits]
 
     return call
 
@@ -410,7 +237,7 @@ def _exported(model: nn.Module, example: Any, folder: Path) -> Any:
     """The model as ONNX Runtime runs it."""
     import onnxruntime
 
-    args, kwargs = _arranged(example)
+    args, kwargs = arranged(example)
     path = str(folder / "model.onnx")
     model = copy.deepcopy(model).eval()
     torch.onnx.export(model, args, path, kwargs=kwargs, dynamo=True, verbose=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunus
+from prunus.compaction.case import Case, case_of
+from prunus.compaction.compact import whole_units
 from prunus.pruning.raw_weights import Matrix, used_as_weights
 from prunus.pruning.scope import find_layers
 
@@ -155,3 +159,153 @@ def test_inner_widths_of_gated_experts_go_together(experts: int, most: int, inne
     assert result.model.get_parameter("gate_up").shape[1] == 2 * left
     assert result.compaction is not None
     assert result.compaction.error < 1e-9
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class Looped(nn.Module):
+    """One expert for each row, called only if a row goes there."""
+
+    def __init__(self, loop: str, *, beside: bool = True) -> None:
+        super().__init__()
+        self.loop, self.beside, self.open = loop, beside, 4
+        self.first, self.gate, self.last = nn.Linear(5, 8), nn.Linear(5, 4), nn.Linear(8, 3)
+        self.experts = nn.ModuleList([Expert(8, 6) for _ in range(4)])
+        with torch.no_grad():
+            self.gate.weight.copy_(torch.eye(4, 5))
+            self.gate.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, h = self.gate(x).argmax(-1) % self.open, torch.relu(self.first(x))
+        y = torch.zeros_like(h)
+        if self.loop == "numel":
+            for number, expert in enumerate(self.experts):
+                (rows,) = torch.where(chosen == number)
+                if rows.numel():
+                    y = y.index_add(0, rows, expert(h[rows]))
+        elif self.loop == "hit":
+            for number in chosen.unique().tolist():
+                y[chosen == number] = self.experts[number](h[chosen == number])
+        else:
+            y = torch.stack([self.experts[int(i)](r) for i, r in zip(chosen, h, strict=True)])
+        return self.last(h + y if self.beside else y)
+
+
+TO = torch.eye(4, 5).repeat(2, 1) + 0.1 * torch.rand(
+    8, 5, generator=torch.Generator().manual_seed(1)
+)
+"""Rows that go to the experts 0 to 3, twice."""
+
+
+def channels(target: float) -> dict[str, object]:
+    return {"structure": "channel", "target": target, "allocation": "uniform"}
+
+
+@pytest.mark.parametrize("loop", ["numel", "hit", "item"])
+def test_experts_that_the_example_does_not_visit_are_cut_like_the_others(loop: str) -> None:
+    torch.manual_seed(0)
+    example = TO[[0, 1, 4, 5]]
+    result = prunus.prune(Looped(loop), channels(0.4), example=example)
+    small = prunus.compact(result.model, result.masks, example)
+    assert any("experts.2, experts.3" in note for note in small.notes)
+    for expert in small.model.experts:  # type: ignore[union-attr]
+        inner, width = expert.up.weight.shape
+        assert inner < 6
+        assert width == small.model.last.in_features < 8  # type: ignore[union-attr]
+    assert torch.allclose(small.model(TO), result.model(TO), atol=1e-6)
+    assert torch.allclose(small.model(TO[2:4]), result.model(TO[2:4]), atol=1e-6)
+
+
+def test_what_an_unvisited_link_may_read_stays_and_units_says_so() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.links = nn.ModuleList([nn.Linear(5 if i == 0 else 8, 8) for i in range(4)])
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            most = 2 if bool(x.sum() > 0) else 4
+            for number, link in enumerate(self.links):
+                if number < most:
+                    x = torch.relu(link(x))
+            return self.last(x)
+
+    model, example = Chain(), torch.ones(2, 5)
+    found = prunus.units(model, example)
+    assert any("links.2" in note for note in found.notes)
+    named = {name for kind in found.coupled for name, _ in kind.places}
+    assert named.isdisjoint({"links.1.weight", "last.weight"})
+
+
+def test_a_single_visited_expert_that_reads_and_writes_other_widths_is_no_pattern() -> None:
+    torch.manual_seed(0)
+    found = prunus.units(Looped("item", beside=False), TO[[0, 4]])
+    assert any("give examples that visit them" in note for note in found.notes)
+    both = prunus.units(Looped("item", beside=False), [TO[[0, 4]], TO[[1, 5]]])
+    assert any("taken to read and write what" in note for note in both.notes)
+    assert both.total == found.total + 8 + 8
+
+
+def test_entries_of_a_list_of_parameters_that_are_not_read_are_cut_too() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.shifts = nn.ParameterList([nn.Parameter(torch.randn(8)) for _ in range(3)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x) * self.shifts[int(x[0, 0])])
+
+    torch.manual_seed(0)
+    model, zero = Shifted(), torch.zeros(2, 5)
+    result = prunus.prune(model, channels(0.5), example=zero)
+    small = prunus.compact(result.model, result.masks, zero)
+    assert [len(p) for p in small.model.shifts] == [4, 4, 4]  # type: ignore[union-attr]
+    for number in range(3):
+        assert torch.allclose(small.model(zero + number), result.model(zero + number), atol=1e-6)
+
+
+def test_rows_of_a_table_that_are_not_read_stay_and_lose_the_same_width() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.table = nn.Parameter(torch.randn(10, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x) + self.table[: x.shape[1]])
+
+    torch.manual_seed(0)
+    model, example = Placed(), torch.randn(2, 4, 5)
+    result = prunus.prune(model, channels(0.5), example=example)
+    small = prunus.compact(result.model, result.masks, example)
+    assert tuple(small.model.table.shape) == (10, 4)
+    longer = torch.randn(2, 9, 5)
+    assert torch.allclose(small.model(longer), result.model(longer), atol=1e-6)
+
+
+def test_the_gate_tries_unvisited_experts_in_the_places_of_visited_ones() -> None:
+    torch.manual_seed(0)
+    example = TO[[0, 1, 4, 5]]
+    model = Looped("numel")
+    model.open = 2  # for random inputs, too
+    case = _case(model, example)
+    assert case.check_everywhere(case.sliced()).equal
+    wrong = dict(case.small)
+    wrong["experts.3.up.weight"] = wrong["experts.3.up.weight"] + 1
+    found = replace(case, small=wrong).check_everywhere(case.sliced())
+    assert not found.equal
+    assert "experts.3" in (found.problem or "")
+
+
+def _case(model: nn.Module, example: Tensor) -> Case:
+    result = prunus.prune(model, channels(0.4), example=example)
+    cut = whole_units(model, result.masks, example, "whole")
+    return case_of(result.model, cut, example, whole=2**30)

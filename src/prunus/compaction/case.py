@@ -18,6 +18,7 @@ from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.norms import widenings
 from prunus.compaction.slicing.parameters import slices
 from prunus.compaction.verifying.everywhere import Everywhere
+from prunus.compaction.verifying.exchange import Exchange, exchanged, exchanges
 from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
     State,
@@ -81,7 +82,25 @@ class Case:
 
     def check_everywhere(self, model: nn.Module) -> Comparison:
         """Compare it in every use that the masked model has."""
-        return self.everywhere.check(model, self.small, self.check(model))
+        found = self.everywhere.check(model, self.small, self.check(model))
+        for exchange, expected in self._exchanged if found.equal else ():
+            small = exchanged(self.small, exchange)
+            other = compare((expected, {}), model, small, Use("", self.inputs), self.gate)
+            if not other.equal and not other.refused:
+                what = other.problem or f"they differ by {other.error:.2g}"
+                names = ", ".join(exchange.values())
+                return replace(other, effect=self.effect, problem=f"in {names}, {what}")
+        return found
+
+    @functools.cached_property
+    def _exchanged(self) -> list[tuple[Exchange, list[Tensor]]]:
+        """What the masked model answers with entries that no example visits in others' places."""
+        if self.gate is META:
+            return []
+        return [
+            (one, outputs(self.model, exchanged(self.masked, one), self.inputs, self.gate))
+            for one in exchanges(self.cut.analysis.like)
+        ]
 
     @functools.cached_property
     def everywhere(self) -> Everywhere:

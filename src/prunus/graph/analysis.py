@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
 from prunus.graph.trace import Traced
+from prunus.graph.unvisited import infer
 from prunus.types import Kept
 
 _IGNORED = frozenset(
@@ -55,6 +56,8 @@ class Analysis:
         heads: the policy at attention sites.
         hidden: whether what a norm counts can go.
         spared: dimensions of parameters that are sliced, but not masked.
+        like: entries of containers that no pass visits, and those that they are cut like.
+        inferred: what was inferred of these, for the user.
     """
 
     passes: tuple[Traced, ...]
@@ -68,6 +71,8 @@ class Analysis:
     heads: Heads
     hidden: bool = False
     spared: frozenset[tuple[str, int]] = frozenset()
+    like: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inferred: tuple[str, ...] = ()
 
     @property
     def traced(self) -> Traced:
@@ -77,7 +82,8 @@ class Analysis:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the passes take as given."""
-        return tuple(dict.fromkeys(note for traced in self.passes for note in traced.notes))
+        traced = (note for traced in self.passes for note in traced.notes)
+        return tuple(dict.fromkeys((*traced, *self.inferred)))
 
 
 def analyze(
@@ -117,23 +123,29 @@ def analyze(
     solved = solve(walk.labels, heads)
     if kept is None and walk.pin_unread(solved):
         solved = solve(walk.labels, heads)
+    found = infer(model, walk.names, walk.tensors, solved, kept)
+    spared = {
+        (name, d)
+        for name, value in walk.tensors.items()
+        for d, dim in enumerate(value.dims)
+        if any(dim is s for s in walk.labels.spared)
+    }
     return Analysis(
         passes=passes,
         known=walk.known,
-        tensors=walk.tensors,
+        tensors=found.tensors,
         names=walk.names,
         read=walk.read,
-        solved=solved,
+        solved=found.solved,
         inside=walk.inside,
         unknown=walk.unknown,
         heads=heads,
         hidden=hidden,
         spared=frozenset(
-            (name, d)
-            for name, value in walk.tensors.items()
-            for d, dim in enumerate(value.dims)
-            if any(dim is s for s in walk.labels.spared)
+            spared | {(n, d) for n, of in found.copies.items() for o, d in spared if o == of}
         ),
+        like=found.like,
+        inferred=found.notes,
     )
 
 

@@ -140,6 +140,27 @@ class Heads(nn.Module):
         return self.out(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
 
 
+class Fused(nn.Module):
+    """Experts as two tensors of three dimensions, chosen by a softmax over a router's rows."""
+
+    def __init__(self, experts: int = 4, most: int = 2, *, width: int = 8, inner: int = 6) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = experts, most
+        self.router = nn.Parameter(torch.randn(experts, width))
+        self.gate_up = nn.Parameter(torch.randn(experts, 2 * inner, width))
+        self.down = nn.Parameter(torch.randn(experts, width, inner))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        weights, chosen = (
+            nn.functional.linear(tokens, self.router).softmax(-1).topk(self.top_k, dim=-1)
+        )
+        weights = weights / weights.sum(-1, keepdim=True)
+        gate, up = torch.einsum("td,tkod->tko", tokens, self.gate_up[chosen]).chunk(2, dim=-1)
+        out = torch.einsum("tki,tkoi->tko", nn.functional.silu(gate) * up, self.down[chosen])
+        return (out * weights[..., None]).sum(1).view_as(x)
+
+
 def zeros(model: nn.Module, name: str) -> int:
     """How many weights of a parameter are exactly zero."""
     return int((model.get_parameter(name) == 0).sum())

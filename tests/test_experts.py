@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunus
+from helpers import Fused
+from prunus.cli.main import cli
 from prunus.compaction.case import Case, case_of
 from prunus.compaction.compact import whole_units
 from prunus.pruning.raw_weights import Matrix, used_as_weights
 from prunus.pruning.scope import find_layers
 
 ROUTED = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
-
-
-class Fused(nn.Module):
-    """Experts as two tensors of three dimensions, chosen by a softmax over a router's rows."""
-
-    def __init__(self, experts: int = 4, most: int = 2, *, width: int = 8, inner: int = 6) -> None:
-        super().__init__()
-        self.num_experts, self.top_k = experts, most
-        self.router = nn.Parameter(torch.randn(experts, width))
-        self.gate_up = nn.Parameter(torch.randn(experts, 2 * inner, width))
-        self.down = nn.Parameter(torch.randn(experts, width, inner))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])
-        weights, chosen = F.linear(tokens, self.router).softmax(-1).topk(self.top_k, dim=-1)
-        weights = weights / weights.sum(-1, keepdim=True)
-        gate, up = torch.einsum("td,tkod->tko", tokens, self.gate_up[chosen]).chunk(2, dim=-1)
-        out = torch.einsum("tki,tkoi->tko", F.silu(gate) * up, self.down[chosen])
-        return (out * weights[..., None]).sum(1).view_as(x)
 
 
 class Tables(nn.Module):
@@ -309,3 +295,117 @@ def _case(model: nn.Module, example: Tensor) -> Case:
     result = prunus.prune(model, channels(0.4), example=example)
     cut = whole_units(model, result.masks, example, "whole")
     return case_of(result.model, cut, example, whole=2**30)
+
+
+EXPERT = {"structure": "expert", "allocation": "uniform", "rounds": 1, "compact": "every_round"}
+
+
+def never_chosen(model: Fused, kept: list[int]) -> Fused:
+    """The model whose router's other rows give −∞, written out."""
+
+    class Masked(Fused):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.reshape(-1, x.shape[-1])
+            logits = F.linear(tokens, self.router)
+            open_ = torch.full((self.num_experts,), -torch.inf)
+            open_[kept] = 0
+            weights, chosen = (logits + open_).softmax(-1).topk(self.top_k, dim=-1)
+            weights = weights / weights.sum(-1, keepdim=True)
+            gate, up = torch.einsum("td,tkod->tko", tokens, self.gate_up[chosen]).chunk(2, dim=-1)
+            out = torch.einsum("tki,tkoi->tko", F.silu(gate) * up, self.down[chosen])
+            return (out * weights[..., None]).sum(1).view_as(x)
+
+    made = Masked(model.num_experts, model.top_k)
+    made.load_state_dict(model.state_dict())
+    return made
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(3, 6), st.integers(1, 2))
+def test_an_expert_that_is_taken_out_is_never_chosen(experts: int, most: int) -> None:
+    torch.manual_seed(experts)
+    model = Fused(experts, most)
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        dense.down[1] = model.down[1] = 1e-3 * model.down[1]  # the least
+        dense.gate_up[1] = model.gate_up[1] = 1e-3 * model.gate_up[1]
+    result = prunus.prune(model, {**EXPERT, "target": 1 / experts}, example=ROUTED)
+    kept = [e for e in range(experts) if e != 1]
+    small = result.model
+    assert isinstance(small, Fused)
+    assert small.num_experts == len(small.router) == len(small.down) == experts - 1
+    assert torch.equal(small.router, dense.router[kept])
+    assert torch.allclose(small(ROUTED), never_chosen(dense, kept)(ROUTED), atol=1e-6)
+    assert result.sparsity == pytest.approx(1 / experts)
+    assert result.compaction is not None
+    assert result.compaction.error < 1e-9
+
+
+def test_as_many_experts_stay_as_each_item_goes_to() -> None:
+    with pytest.raises(prunus.errors.InputError, match=r"at most 0\.5 can"):
+        prunus.prune(Fused(4, 2), {**EXPERT, "target": 0.75}, example=ROUTED)
+    with pytest.raises(prunus.errors.InputError, match="no expert can be removed"):
+        prunus.prune(Fused(2, 2), {**EXPERT, "target": 0.5}, example=ROUTED)
+
+
+def test_experts_go_with_each_cut_or_are_refused() -> None:
+    with pytest.raises(prunus.errors.InputError, match="add compact: every_round"):
+        prunus.prune(Fused(), {"structure": "expert", "target": 0.5}, example=ROUTED)
+    with pytest.raises(prunus.errors.InputError, match="no expert can be removed"):
+        prunus.prune(Looped("numel"), {**EXPERT, "target": 0.5}, example=TO)
+
+
+def test_a_router_that_looks_at_experts_in_groups_of_a_fixed_size_is_refused() -> None:
+    class Grouped(Fused):
+        def forward(self, x: Tensor) -> Tensor:
+            first = F.linear(x.reshape(-1, 8), self.router).view(-1, 2, 2).amax(-1)
+            return super().forward(x) * first.mean()
+
+    model = Grouped()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(prunus.errors.RunError, match="Nothing was changed"):
+        prunus.prune(model, {**EXPERT, "target": 0.25}, example=ROUTED)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.num_experts == 4
+
+
+def test_training_goes_on_with_fewer_experts_and_the_file_opens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, seen = nn.Sequential(Fused(), nn.Linear(8, 3)), []
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = run.attach(torch.optim.Adam(model.parameters()))
+        for _ in run.batches([None] * 5):
+            optimizer.zero_grad()
+            model(ROUTED).square().mean().backward()
+            optimizer.step()
+        seen.append(len(model[0].router))  # type: ignore[index, arg-type]
+
+    recipe = {**EXPERT, "rounds": 2, "target": 0.5, "retrain": "1ep", "schedule": "linear"}
+    result = prunus.prune(model, recipe, train=train, example=ROUTED)
+    assert seen == [3, 2]
+    assert result.compaction is not None
+    path = prunus.save(result.model, tmp_path / "small.safetensors")
+    opened = prunus.load(path, nn.Sequential(Fused(), nn.Linear(8, 3)))
+    assert torch.equal(opened(ROUTED), result.model(ROUTED))
+    again = prunus.prune(result.model, channels(0.3) | {"compact": "end"}, example=ROUTED)
+    assert again.model.get_parameter("0.down").shape[2] < 6
+
+
+def test_experts_go_through_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "routed.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from helpers import Fused, tiny_task\n"
+        "def task():\n"
+        "    return tiny_task(model=lambda: nn.Sequential(Fused(), nn.Linear(8, 2)))\n"
+    )
+    words = ["structure=expert", "compact=every_round", "rounds=1", "target=0.5", "dense=1ep",
+             "retrain=1ep", "allocation=uniform", "guard=null", "--folder", "run"]  # fmt: skip
+    run = CliRunner().invoke(cli, ["run", "iterative", f"task={tmp_path}/routed.py:task", *words])
+    assert run.exit_code == 0, run.output
+    assert "route: attributes" in run.output
+    (layer, _) = prunus.load("run", nn.Sequential(Fused(), nn.Linear(8, 2))).children()
+    assert isinstance(layer, Fused)
+    assert len(layer.router) == layer.num_experts == 2

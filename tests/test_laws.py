@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import MODULES, NEEDED, Heads, layers_of, spec, weights
+from helpers import MODULES, NEEDED, Fused, Heads, layers_of, spec, weights
 from prunus.compaction.cut import cut_of, masks_of
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
+from prunus.graph.experts import with_experts
 from prunus.methods import catalog as folder
 from prunus.methods.restores._memory import Memory
 from prunus.methods.signals import SignalContext, collect, needed
@@ -208,10 +209,12 @@ PLAIN = [name for name in folder.names("structures") if name not in ANALYZED]
 def test_masks_of_a_coupled_unit_remove_all_its_slices_and_nothing_else(name: str) -> None:
     torch.manual_seed(0)
     hidden = trait("structures", name, "HIDDEN") is True
-    model = Normed() if hidden else Heads()
+    model = Fused() if name == "expert" else Normed() if hidden else Heads()
     layers = find_layers(model)
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     analysis = analyze(model, torch.randn(3, 8), hidden=hidden)
+    if name == "expert":
+        analysis = with_experts(analysis, layers)
     groups = bind("structures", spec(name))(layers, shapes, analysis)
     assert groups
     for group in groups:

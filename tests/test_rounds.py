@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import prunus
-from helpers import NEEDED, Heads, quick, tiny_task
+from helpers import NEEDED, Fused, Heads, quick, tiny_task
 from prunus.errors import InputError, RunError
 from prunus.methods import catalog as folder
 from prunus.progressive.engine import PruningEngine
@@ -531,7 +531,10 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
             "retrain": "6it",
             "target": {"n_m": None, "layer": 0.9}.get(structure, 0.5),
         }
-        task = tiny_task(model=Heads) if structure == "head" else tiny_task()
+        if structure == "expert" and rounds is not None:
+            values["compact"] = "every_round"
+        models = {"head": Heads, "expert": lambda: nn.Sequential(Fused(), nn.Linear(8, 2))}
+        task = tiny_task(**({"model": models[structure]} if structure in models else {}))
         steps: list[Any] = []
         try:
             result = prunus.prune(task, values, on_event=steps.append)

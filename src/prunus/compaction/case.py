@@ -134,7 +134,7 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     kept = {n: k for n, k in cut.kept().items() if n in cut.analysis.names}
     masks = masks_of(cut, dict(model.named_parameters()))
     states = values_for_test(model, masks, whole=whole)
-    states, inputs, gate, expected = _answers(model, cut, random_like(arguments(example)), states)
+    states, inputs, gate, expected = answers_of(model, cut, random_like(arguments(example)), states)
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
@@ -155,7 +155,7 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     )
 
 
-def _answers(
+def answers_of(
     model: nn.Module, cut: IndexCut, inputs: Inputs, states: tuple[State, State]
 ) -> tuple[tuple[State, State], Inputs, Gate, list[Tensor]]:
     """The masked model's answers, and the values, inputs and gate that they were found with."""
@@ -166,7 +166,7 @@ def _answers(
     except Exception as error:  # of the model's code, which may refuse lazy or double tensors
         in_memory = held(states)
         if in_memory is not None:  # some code asks tensors for more than operators do
-            return _answers(model, cut, inputs, in_memory)
+            return answers_of(model, cut, inputs, in_memory)
         if not isinstance(error, (RuntimeError, NotImplementedError)):
             raise
         why = first_line(error, kind=False)  # an operator without float64

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from prunus.compaction.case import Case, case_of
 from prunus.compaction.cut import IndexCut, way_out
+from prunus.compaction.experts import without_experts
 from prunus.compaction.replacing import closed_graph, modules_replaced, opened_graph, refusals
 from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
 from prunus.compaction.slicing.attention import narrowings
@@ -68,6 +69,9 @@ def find_plan(
     Raises:
         RunError: if none does, naming the first operator whose value differs.
     """
+    if cut.analysis.experts:
+        surgery, comparison, notes = without_experts(model, cut, example, whole=whole)
+        return CompactionPlan("attributes", surgery, None, comparison, notes)
     case = case_of(model, cut, example, whole=whole)
     traced = cut.analysis.traced
     graph = case.check(case.rewritten.module)

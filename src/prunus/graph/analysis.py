@@ -58,6 +58,7 @@ class Analysis:
         spared: dimensions of parameters that are sliced, but not masked.
         like: entries of containers that no pass visits, and those that they are cut like.
         inferred: what was inferred of these, for the user.
+        experts: that can go as a whole, where that was asked for (``graph/experts.py``).
     """
 
     passes: tuple[Traced, ...]
@@ -73,6 +74,7 @@ class Analysis:
     spared: frozenset[tuple[str, int]] = frozenset()
     like: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inferred: tuple[str, ...] = ()
+    experts: tuple[Any, ...] = ()
 
     @property
     def traced(self) -> Traced:

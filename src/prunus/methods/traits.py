@@ -10,7 +10,7 @@ from prunus.methods.catalog import constant, defaults, names, parameters
 
 TRAITS: dict[str, dict[str, Any]] = {
     "structures": {
-        "UNITS": "weights",  # or whole "neurons", or whole "modules", which can be taken out
+        "UNITS": "weights",  # or whole "neurons", "modules" (which can be taken out), "experts"
         "SPARES_OUTPUT": False,  # whether the output layer stays unless the scope includes it
         "N_OF_M": None,  # (n, m): exactly n of every m stay, which is the sparsity
         "HEADS": None,  # at attention: "whole" heads, the same "dims" of all, or they "stay"

@@ -18,6 +18,7 @@ from prunus._common.layers import Layer
 from prunus._common.numbers import percent
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
+from prunus.graph.experts import with_experts
 from prunus.graph.labels import Fixed
 from prunus.graph.trace import Traced, analysis_mode
 from prunus.pruning.cost_model import CostModel, cost_model
@@ -129,6 +130,8 @@ def build_space(
     analysis = analyze(
         model, example, heads="dims" if dims else "whole", hidden=hidden, traced=traced
     )
+    if recipe.trait("structure", "UNITS") == "experts":
+        analysis = with_experts(analysis, found)
     try:
         groups = methods.structure(found, shapes, analysis)
     except InputError:

@@ -68,6 +68,9 @@ RULES: tuple[Rule, ...] = (
     (lambda r: _coupled(r) and not r.trait("allocation", "COUPLED"),
      "allocation: {r.allocation.name} shares out single weights; structure "
      "{r.structure.name} removes whole units: use uniform, global or erk"),
+    (lambda r: r.compact != "every_round" and _units(r) == "experts",
+     "structure: {r.structure.name} makes the router forget experts, which no mask of weights "
+     "does: add compact: every_round (with rounds, 1 or more), so that they go with each cut"),
     (lambda r: r.compact == "every_round" and not r.in_rounds,
      "compact: every_round needs rounds: add, for example, rounds: 4; gradual pruning "
      "takes compact: end"),

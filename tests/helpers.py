@@ -147,8 +147,8 @@ class Fused(nn.Module):
         super().__init__()
         self.num_experts, self.top_k = experts, most
         self.router = nn.Parameter(torch.randn(experts, width))
-        self.gate_up = nn.Parameter(torch.randn(experts, 2 * inner, width))
-        self.down = nn.Parameter(torch.randn(experts, width, inner))
+        self.gate_up = nn.Parameter(torch.randn(experts, 2 * inner, width) / 4)
+        self.down = nn.Parameter(torch.randn(experts, width, inner) / 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -158,7 +158,7 @@ class Fused(nn.Module):
         weights = weights / weights.sum(-1, keepdim=True)
         gate, up = torch.einsum("td,tkod->tko", tokens, self.gate_up[chosen]).chunk(2, dim=-1)
         out = torch.einsum("tki,tkoi->tko", nn.functional.silu(gate) * up, self.down[chosen])
-        return (out * weights[..., None]).sum(1).view_as(x)
+        return (out * weights[..., None]).sum(1).reshape(*x.shape[:-1], -1)
 
 
 def zeros(model: nn.Module, name: str) -> int:

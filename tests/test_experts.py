@@ -19,7 +19,7 @@ from helpers import Fused
 from prunus.cli.main import cli
 from prunus.compaction.case import Case, case_of
 from prunus.compaction.compact import whole_units
-from prunus.pruning.raw_weights import Matrix, used_as_weights
+from prunus.graph.raw_weights import Matrix, used_as_weights
 from prunus.pruning.scope import find_layers
 
 ROUTED = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
@@ -313,7 +313,7 @@ def never_chosen(model: Fused, kept: list[int]) -> Fused:
             weights = weights / weights.sum(-1, keepdim=True)
             gate, up = torch.einsum("td,tkod->tko", tokens, self.gate_up[chosen]).chunk(2, dim=-1)
             out = torch.einsum("tki,tkoi->tko", F.silu(gate) * up, self.down[chosen])
-            return (out * weights[..., None]).sum(1).view_as(x)
+            return (out * weights[..., None]).sum(1).reshape(*x.shape[:-1], -1)
 
     made = Masked(model.num_experts, model.top_k)
     made.load_state_dict(model.state_dict())
@@ -374,7 +374,8 @@ def test_training_goes_on_with_fewer_experts_and_the_file_opens(tmp_path: Path) 
     model, seen = nn.Sequential(Fused(), nn.Linear(8, 3)), []
 
     def train(model: nn.Module, run: prunus.Run) -> None:
-        optimizer = run.attach(torch.optim.Adam(model.parameters()))
+        optimizer = torch.optim.Adam(model.parameters())
+        run.attach(optimizer)
         for _ in run.batches([None] * 5):
             optimizer.zero_grad()
             model(ROUTED).square().mean().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,10 @@ from prunus.graph.experts import Experts, counts_after
 from prunus.types import Kept
 
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"})
+
+
+_NUMBERS = re.compile("experts?")
+"""In the names of attributes that say how many experts there are."""
 
 
 class NeverChosen(TorchDispatchMode):
@@ -152,6 +157,6 @@ def _keys(values: dict[str, Any], count: int, *, named: bool) -> Iterable[str]:
     """Attributes that are the number of experts: how many of them are chosen is none."""
     for key, value in values.items():
         chosen = any(word in key for word in ("per_tok", "top_k", "topk", "shared"))
-        right = "expert" in key or not named
+        right = not named or _NUMBERS.search(key) is not None
         if type(value) is int and value == count and right and not chosen:
             yield key

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunus._common.layers import Layer, layers_of, plain_name
 from prunus.errors import InputError, did_you_mean
-from prunus.pruning.raw_weights import Uses, is_weight, raw_weight
+from prunus.graph.raw_weights import Uses, is_weight, raw_weight
 from prunus.types import Masks
 
 

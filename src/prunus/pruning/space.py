@@ -20,10 +20,10 @@ from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.experts import with_experts
 from prunus.graph.labels import Fixed
+from prunus.graph.raw_weights import used_as_weights
 from prunus.graph.trace import Traced, analysis_mode
 from prunus.pruning.cost_model import CostModel, cost_model
 from prunus.pruning.decide import Cost, kept_units, limits_of, most_of, sparsity
-from prunus.pruning.raw_weights import used_as_weights
 from prunus.pruning.scope import (
     drop_output_layer,
     execution_order,

@@ -104,7 +104,7 @@ def raw_weight(name: str, module: str, parameter: Tensor, model: nn.Module, uses
     own = dict(model.get_submodule(module).named_parameters(recurse=False))
     key = name.rpartition(".")[2]
     rows = tuple(shape[d] for d in (*how.stack, how.out_dim))
-    beside = (f"{key}_bias", "bias") if key == "weight" else (f"{key}_bias",)
+    beside = (f"{key}_bias", key.replace("weight", "bias"))
     bias = next((b for b in beside if b in own and tuple(own[b].shape) == rows), None)
     prefix = f"{module}." if module else ""
     return Layer(

@@ -430,6 +430,23 @@ def test_torchs_encoder_layers_keep_their_fast_path_off() -> None:
         assert torch.allclose(small.model.eval()(X), result.model.eval()(X), atol=1e-5)
 
 
+def test_torchs_transformer_remembers_its_new_width() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.words, self.head = nn.Embedding(WORDS, 8), nn.Linear(8, 3)
+            self.both = nn.Transformer(8, 2, 1, 1, 12, batch_first=True)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.words(tokens)
+            return self.head(self.both(x, x).mean(1))
+
+    result = prunus.prune(Net().eval(), HIDDEN, example=X)
+    small = prunus.compact(result.model, result.masks, X)
+    assert (small.route, small.model.both.d_model) == ("attributes", 4)
+
+
 # --- refusals
 
 

@@ -188,7 +188,8 @@ def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[l
 def _known(module: nn.Module) -> bool:
     """Modules whose attributes :func:`standard` sees to."""
     settled = type(module).__module__.startswith(("torch.nn.modules", "prunus.compaction"))
-    return settled or bool(_facts(module, None))
+    checks = isinstance(module, nn.Transformer)  # its inputs, against a width that it remembers
+    return (settled and not checks) or bool(_facts(module, None))
 
 
 def _subsets(strong: set[str], every: set[str]) -> list[set[str]]:

@@ -102,13 +102,39 @@ def freeze(tree: Any) -> bytes:
         if isinstance(value, dict):
             items = [[pack(k, where), pack(v, f"{where}[{k!r}]")] for k, v in value.items()]
             return {"dict": items}
-        raise RunError(
-            f"the state at {where} is a {type(value).__name__}, which cannot be saved without "
-            "pickle: pass objects whose state_dict() contains only tensors, numbers and strings"
-        )
+        raise _no_file(value, where)
 
     packed = json.dumps(pack(tree, "state"))
     return safetensors.torch.save(tensors, {"tree": packed})
+
+
+def duplicate(tree: Any, where: str = "state") -> Any:
+    """What :func:`thaw` would give of :func:`freeze`, without bytes in between.
+
+    Raises:
+        RunError: for a value that could not be saved, by its place.
+
+    >>> tree = {"a": (1, torch.ones(1))}
+    >>> duplicate(tree), duplicate(tree)["a"][1] is tree["a"][1]
+    ({'a': (1, tensor([1.]))}, False)
+    """
+    if isinstance(tree, Tensor):
+        return tree.detach().cpu().clone()
+    if isinstance(tree, _PLAIN):
+        return tree
+    if isinstance(tree, (list, tuple)):
+        items = [duplicate(v, f"{where}[{i}]") for i, v in enumerate(tree)]
+        return tuple(items) if isinstance(tree, tuple) else items
+    if isinstance(tree, dict):
+        return {duplicate(k, where): duplicate(v, f"{where}[{k!r}]") for k, v in tree.items()}
+    raise _no_file(tree, where)
+
+
+def _no_file(value: Any, where: str) -> RunError:
+    return RunError(
+        f"the state at {where} is a {type(value).__name__}, which cannot be saved without "
+        "pickle: pass objects whose state_dict() contains only tensors, numbers and strings"
+    )
 
 
 def thaw(data: bytes) -> Any:

@@ -111,8 +111,7 @@ def _modules_kept(case: Case) -> CompactionPlan | None:
         trials = guesses(case.model, case.cut, case.rewritten.patches)
         for guess in trials[: 3 if told else None]:
             _set(twin, guess)
-            found = case.check(twin)
-            found = case.check_everywhere(twin) if found.equal else found
+            found = case.check_everywhere(twin)
             if found.equal:
                 guilty = _needed(case, twin, guess)
                 adapted = narrow or wide or guilty or _reads(case, twin, told)

@@ -55,12 +55,22 @@ def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
     counter = FlopCounterMode(display=False)
     try:
-        twin = copy.deepcopy(model).to("meta").eval()
+        twin = _without_values(model).eval()
         with counter, torch.no_grad():
             twin(*args, **kwargs)
     except Exception:  # of the model's code: reads values, which meta tensors lack, or a slice
         return None
     return counter
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; values are not copied on the way there."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        bare = tensor.detach().to("meta")
+        parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if parameter else bare
+    return copy.deepcopy(model, memo).to("meta")
 
 
 def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunus.graph.analysis import Analysis
 from prunus.graph.labels import Array, Fixed
@@ -67,41 +68,38 @@ def coupled_units(analysis: Analysis, parameters: Sequence[str]) -> list[Coupled
         analysis: of the model.
         parameters: names of parameters (buffers alone make no unit).
     """
-    solved = analysis.solved
-    touched: dict[int, dict[Place, int]] = {}
-    wanted = set(parameters)
-    for name, value in analysis.tensors.items():
-        for d, dim in enumerate(value.dims):
-            if isinstance(dim, Fixed):
-                continue
-            classes = solved.of(dim)[solved.free(dim)]
-            for found, number in zip(*np.unique(classes, return_counts=True), strict=True):
-                touched.setdefault(int(found), {})[name, d] = int(number)
-    kinds: dict[tuple[tuple[Place, int], ...], list[int]] = {}
-    for found, where in touched.items():
-        if any(name in wanted for name, _ in where):
-            kinds.setdefault(tuple(where.items()), []).append(found)
+    solved, wanted = analysis.solved, set(parameters)
+    tensors = analysis.tensors.items()
+    dims = [((n, d), dim) for n, value in tensors for d, dim in enumerate(value.dims)]
+    kind_of = np.zeros(len(solved.reason), dtype=np.int64)  # of each class
+    touched: list[tuple[int, ...]] = [()]  # by each kind, numbers of places
+    for place, (_, dim) in enumerate(dims):  # which splits a kind by how often it is touched
+        if isinstance(dim, Fixed):
+            continue
+        found, times = np.unique(solved.of(dim)[solved.free(dim)], return_counts=True)
+        base = len(dim) + 1
+        parts, which = np.unique(kind_of[found] * base + times, return_inverse=True)
+        kind_of[found] = len(touched) + which.reshape(-1)
+        touched += [(*touched[part // base], place) for part in parts.tolist()]
     units = []
-    for kind, members in kinds.items():
-        places = tuple(place for place, _ in kind)
-        first = next(p for p in places if p[0] in wanted)
-        ordered = (first, *(p for p in places if p != first))
-        classes = _in_order(analysis, first, members)
-        first_class = classes[0]
-        units.append(
-            Coupled(
-                ordered, classes, bool(solved.head[first_class]), bool(solved.hidden[first_class])
-            )
-        )
+    kinds = zip(*np.unique(kind_of, return_index=True), strict=True)
+    for kind, _ in sorted(kinds, key=lambda k: (touched[k[0]][:1], k[1])):
+        places = [dims[place][0] for place in touched[kind]]
+        first = next((p for p in places if p[0] in wanted), None)
+        if first is not None:
+            classes = _in_order(analysis, first, kind_of == kind)
+            ordered = (first, *(p for p in places if p != first))
+            head, hidden = bool(solved.head[classes[0]]), bool(solved.hidden[classes[0]])
+            units.append(Coupled(ordered, classes, head, hidden))
     return units
 
 
-def _in_order(analysis: Analysis, place: Place, members: Sequence[int]) -> Array:
+def _in_order(analysis: Analysis, place: Place, members: NDArray[np.bool_]) -> Array:
     """Classes in the order in which a dimension first meets them."""
     dim = analysis.tensors[place[0]].dims[place[1]]
     assert not isinstance(dim, Fixed)
     classes = analysis.solved.of(dim)
-    own = classes[np.isin(classes, members)]
+    own = classes[members[classes]]
     _, first = np.unique(own, return_index=True)
     ordered: Array = own[np.sort(first)]
     return ordered

@@ -30,14 +30,15 @@ def cut(job: RunContext, at: RunState) -> bool:
     last = at.step > 0 and engine.scheduled(at.progress) >= engine.target - 1e-9
     if last and calibrate_target(job, "last"):  # widths have moved since the start
         at.requested = engine.scheduled(at.progress)
-    before = engine.state(at.optimizer)
+    recalls = engine.recipe.trait("restore", "RECALLS") == "cut"
+    before = engine.state(at.optimizer) if recalls else None
     asked = engine.cut(at.progress, at.requested)
     at.requested = asked
     hard = at.progress >= 1 and not engine.recipe.until_guard
     if revives(engine, "before") and hard:  # the last cut is hard
         engine.enforce(True)
         return True
-    if engine.recipe.trait("restore", "RECALLS") == "cut":
+    if before is not None:
         at.blobs["cut"] = job.journal.store("cut", blob(before))
     if not revives(engine, "after"):
         restore(job, at)

@@ -114,8 +114,7 @@ class PruningEngine:
     @property
     def densities(self) -> dict[str, float]:
         """Kept ÷ all, by group: weights, or of coupled units those of the dense model."""
-        groups = self.space.groups
-        alive = kept_units(groups, self.masks, self._shapes())
+        groups, alive = self.space.groups, self._alive
         if self.space.analysis is None:
             return {g.name: kept_weights(g, alive[g]) / g.weights for g in groups}
         left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in groups}
@@ -339,7 +338,8 @@ class PruningEngine:
 
     def _set_masks(self, masks: Masks) -> None:
         self.masks = masks
-        self.sparsity, self.achieved = self.space.removed_fraction(masks, self._shapes())
+        self._alive = kept_units(self.space.groups, masks, self._shapes())
+        self.sparsity, self.achieved = self.space.removed_fraction(self._alive)
         self._refresh()
 
     def _refresh(self) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from prunus._common.distributed import on_rank_zero
-from prunus._common.files import append_line, digest, disk_error, freeze, thaw, write_atomically
+from prunus._common.files import (
+    append_line,
+    digest,
+    disk_error,
+    duplicate,
+    freeze,
+    thaw,
+    write_atomically,
+)
 from prunus.errors import InputError, RunError
 
 try:
@@ -32,7 +40,7 @@ class Journal:
         self.folder = folder
         self.events: list[dict[str, Any]] = []
         self.damaged: list[str] = []
-        self._memory: dict[str, bytes] = {}
+        self._memory: dict[str, Any] = {}
         self._lock: int | None = None
         if folder is not None:
             self.events = on_rank_zero(lambda: self._open(folder))
@@ -75,7 +83,7 @@ class Journal:
         """Save values under a name; returns what the journal needs to find them again."""
         name = f"{len(self.events):06d}-{name}"
         if self.folder is None:
-            self._memory[name] = freeze(tree)
+            self._memory[name] = duplicate(tree)
             return {"name": name, "digest": ""}
         path = self.folder / "snapshots" / name
         return {"name": name, "digest": on_rank_zero(lambda: _written(path, tree))}
@@ -87,7 +95,7 @@ class Journal:
             RunError: if the file is missing or damaged.
         """
         if self.folder is None:
-            return thaw(self._memory[entry["name"]])
+            return duplicate(self._memory[entry["name"]])
         path = self.folder / "snapshots" / entry["name"]
         return thaw(on_rank_zero(lambda: _read(path, entry["digest"])))
 

@@ -17,7 +17,9 @@ from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import Journal
 from prunus.progressive.phase import Budget
 from prunus.progressive.result import Round, as_named, as_written
+from prunus.pruning.masks import saved_with
 from prunus.recipe import duration
+from prunus.recipe.schema import Recipe
 from prunus.types import State
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -100,7 +102,9 @@ def unblob(saved: dict[str, Any]) -> State:
 
 
 def model_state(job: RunContext, at: RunState) -> dict[str, Any]:
-    return {**blob(job.engine.state(at.optimizer)), "pruner": job.engine.state_dict()}
+    """What a snapshot is written of: no copy."""
+    now = State(saved_with(job.model), at.optimizer)
+    return {**blob(now), "pruner": job.engine.state_dict()}
 
 
 def put_back(job: RunContext, at: RunState, saved: dict[str, Any]) -> None:
@@ -132,6 +136,13 @@ def save(job: RunContext, at: RunState, limit: Budget) -> None:
     )
 
 
+def _recalls_start(recipe: Recipe) -> bool:
+    """Whether the restore will ask for the model as it was given."""
+    back: Any = recipe.trait("restore", "REWINDS_TO")
+    at_once = back is not None and duration.parse(back).value == 0
+    return at_once or recipe.trait("restore", "RECALLS") == "start"
+
+
 def begin(job: RunContext) -> RunState:
     """The position from which a run goes on: its newest good snapshot, or the start."""
     tree = job.journal.latest()
@@ -139,7 +150,8 @@ def begin(job: RunContext) -> RunState:
         job.note(f"{problem}; the last good one before it is used")
     if tree is None:
         at = RunState()
-        at.blobs["start"] = job.journal.store("start", blob(job.engine.state()))
+        if _recalls_start(job.engine.recipe):
+            at.blobs["start"] = job.journal.store("start", blob(job.engine.state()))
         if duration.parse(job.engine.recipe.dense.length).value:
             job.journal.write("start", time=time.time())
         return at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from prunus.graph.analysis import Analysis
 from prunus.graph.counting import macs_terms
-from prunus.graph.labels import Dim, Fixed
+from prunus.graph.labels import Array, Dim, Fixed
 from prunus.types import Counts, Group
 
 Linear = tuple[int, tuple[tuple[int, int], ...]]
@@ -78,7 +77,9 @@ def cost_model(
         scored: for ``sparsity``, the weights in scope; by default those that the groups score, so
             that a layer of which no unit can go counts on neither side.
     """
-    known = {int(c): i for i, g in enumerate(groups) for c in g.classes or ()}
+    known = np.full(len(analysis.solved.reason), -1, dtype=np.int64)
+    for i, group in enumerate(groups):
+        known[list(group.classes or ())] = i
     raw: list[tuple[float, list[tuple[Dim, int]]]] = []
     if name == "macs":
         raw = [(t.factor, list(t.dims)) for t in macs_terms(analysis)]
@@ -117,13 +118,10 @@ def _tensor_terms(
 
 
 def _linear(
-    dim: Dim, size: int, analysis: Analysis, known: Mapping[int, int], groups: Sequence[Group]
+    dim: Dim, size: int, analysis: Analysis, known: Array, groups: Sequence[Group]
 ) -> Linear:
     if isinstance(dim, Fixed):
         return size, ()
-    found: Counter[int] = Counter()
-    for label, number in zip(*np.unique(analysis.solved.of(dim), return_counts=True), strict=True):
-        group = known.get(int(label))
-        if group is not None:
-            found[group] += int(number)
-    return size, tuple((g, n // groups[g].units) for g, n in found.items())
+    owners = known[analysis.solved.of(dim)]
+    found = zip(*np.unique(owners[owners >= 0], return_counts=True), strict=True)
+    return size, tuple((int(g), int(n) // groups[int(g)].units) for g, n in found)

@@ -56,16 +56,23 @@ class Enforcer:
     """
 
     def __init__(self) -> None:
-        self._zero: dict[nn.Parameter, Callable[[Tensor], None]] = {}
+        self._model: nn.Module | None = None
+        self._made: dict[nn.Parameter, Callable[[Tensor], None]] | None = None
         self._copies: list[nn.Module] = []
         self._masks: Masks = {}
         self._handles: list[RemovableHandle] = []
 
     def set(self, model: nn.Module, masks: Masks) -> None:
         """Take new masks; the hooks that are installed use them from now on."""
-        parameters = dict(model.named_parameters())
-        self._masks = dict(masks)
-        self._zero = {parameters[name]: _zeroer(parameters[name], m) for name, m in masks.items()}
+        self._model, self._masks, self._made = model, dict(masks), None
+
+    @property
+    def _zero(self) -> dict[nn.Parameter, Callable[[Tensor], None]]:
+        """What zeroes each masked parameter: made when the first step needs it."""
+        if self._made is None:
+            own = {} if self._model is None else dict(self._model.named_parameters())
+            self._made = {own[name]: _zeroer(own[name], m) for name, m in self._masks.items()}
+        return self._made
 
     def install(
         self, optimizer: Optimizer, model: nn.Module, copies: Iterable[nn.Module] = ()

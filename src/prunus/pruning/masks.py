@@ -46,8 +46,13 @@ def apply(model: nn.Module, masks: Masks) -> None:
 
 def copy_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter and buffer that is saved with the model."""
+    return {k: v.clone() for k, v in saved_with(model).items()}
+
+
+def saved_with(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer that is saved with the model, itself."""
     saved = model.state_dict().items()
-    return {k: v.detach().clone() for k, v in saved if isinstance(v, Tensor)}
+    return {k: v.detach() for k, v in saved if isinstance(v, Tensor)}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from prunus.graph.labels import Fixed
 from prunus.graph.raw_weights import used_as_weights
 from prunus.graph.trace import Traced, analysis_mode
 from prunus.pruning.cost_model import CostModel, cost_model
-from prunus.pruning.decide import Cost, kept_units, limits_of, most_of, sparsity
+from prunus.pruning.decide import Alive, Cost, limits_of, most_of, sparsity
 from prunus.pruning.scope import (
     drop_output_layer,
     execution_order,
@@ -33,9 +33,8 @@ from prunus.pruning.scope import (
 )
 from prunus.recipe.resolve import Methods
 from prunus.recipe.schema import Recipe
-from prunus.types import Counts, Group, Masks
+from prunus.types import Counts, Group
 
-Shapes = Mapping[str, tuple[int, ...]]
 WORTH_A_NOTE = 0.05
 """The part of a model's parameters that stays out of the scope without a word."""
 
@@ -63,9 +62,8 @@ class PruningSpace:
     scored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
-    def removed_fraction(self, masks: Masks, shapes: Shapes) -> tuple[float, float]:
+    def removed_fraction(self, alive: Alive) -> tuple[float, float]:
         """Removed weights ÷ weights in scope, and the part of what the target counts."""
-        alive = kept_units(self.groups, masks, shapes)
         if self.weights is None or self.cost_model is None:
             removed = sparsity(self.groups, alive)
             return removed, removed

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge
 
@@ -101,7 +102,8 @@ def _group(
     multiple_of: int,
     least: int,
 ) -> Group:
-    number = {int(c): i for i, c in enumerate(kind.classes)}
+    number = np.full(len(analysis.solved.reason), -1, dtype=np.int64)
+    number[kind.classes] = np.arange(len(kind))
     places = [p for p in kind.places if p[0] in shapes and p not in analysis.spared]
     counts = {name for name, _ in places} & scored
     if not counts:  # its weights are spared (weight_norm): what is masked in their stead counts
@@ -111,8 +113,7 @@ def _group(
     for name, d in places:  # no buffers, nor what a zero beside it makes zero: sliced all the same
         dim = analysis.tensors[name].dims[d]
         assert not isinstance(dim, Fixed)
-        classes = analysis.solved.of(dim)
-        units = torch.tensor([number.get(int(c), -1) for c in classes])
+        units = torch.from_numpy(number[analysis.solved.of(dim)])
         members.append(Member(name, (along(d, len(shapes[name]), units),), scored=name in counts))
         if name in counts:
             size += math.prod(shapes[name]) // shapes[name][d] * int((units >= 0).sum())

@@ -6,8 +6,9 @@ thread, one process each. A phase's seconds are its own: what it calls of anothe
 - AlexNet, VGG-11, ResNet-50, DenseNet-121: Krizhevsky 2014 (arXiv:1404.5997), Simonyan and
   Zisserman 2014 (arXiv:1409.1556), He et al. 2015 (arXiv:1512.03385), Huang et al. 2016
   (arXiv:1608.06993), written here.
-- Swin-T: Liu et al. 2021 (arXiv:2103.14030), written here with its sizes read from the module, so
-  that its modules must be searched; ``swin_t_hf``, ``vit_b`` and ``bert``: transformers' own.
+- Swin-T: Liu et al. 2021 (arXiv:2103.14030), written like torchvision's: the width of a head is
+  that of the stream by the number of heads, so that its modules must be searched; ``swin_t_hf``,
+  ``vit_b`` and ``bert``: transformers' own.
 """
 
 from __future__ import annotations
@@ -231,6 +232,9 @@ class Swin(nn.Module):
                 layers.append(Merge(dim))
         self.layers = nn.Sequential(*layers)
         self.norm, self.head = nn.LayerNorm(768), nn.Linear(768, 1000)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images ``[b, 3, h, w]`` to scores ``[b, 1000]``."""

@@ -12,6 +12,7 @@ from torch import nn
 from prunus._common.inputs import Inputs, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
+from prunus.compaction.rewriting.alike import Traces
 from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
 from prunus.compaction.rewriting.submodules import (
     Called,
@@ -45,6 +46,7 @@ def modules_replaced(case: Case) -> Replaced | None:
     """Replace the innermost modules that fail, then what encloses them, until all is right."""
     graphs: dict[str, nn.Module] = {}
     tried: set[str] = set()
+    traces = Traces()
     fixed: list[Attribute] = standard(case.sliced(), case.rewritten.patches)
     fixed += [*narrowings(case.model, case.kept), *case.widenings()]
     for _ in range(MOST_ROUNDS):
@@ -58,7 +60,7 @@ def modules_replaced(case: Case) -> Replaced | None:
         calls = _calls(case, wanted)
         for name in sorted(wanted, key=len):
             tried.add(name)
-            made = None if _within_any(name, graphs) else _graph_of(case, name, calls[name])
+            made = None if _within_any(name, graphs) else _graph_of(case, name, calls[name], traces)
             if made is not None:
                 graphs = {n: g for n, g in graphs.items() if not n.startswith(f"{name}.")}
                 graphs[name] = made
@@ -127,14 +129,16 @@ def fits(traced: Traced, inputs: Inputs) -> bool:
     return not traced.training and isinstance(traced.guard.arranged(*inputs), list)
 
 
-def _graph_of(case: Case, name: str, calls: Sequence[Called]) -> CompactGraph | None:
+def _graph_of(
+    case: Case, name: str, calls: Sequence[Called], traces: Traces
+) -> CompactGraph | None:
     """The graph of a module, with a pass for each kind of call."""
     if not calls:
         return None
     module = case.model.get_submodule(name)
     kept = within(case.kept, case.cut.analysis.names, module, name)
     try:
-        return as_graph(module, calls, kept, hidden=case.cut.analysis.hidden)
+        return as_graph(module, calls, kept, traces, hidden=case.cut.analysis.hidden)
     except (InputError, RunError):
         return None
 

@@ -14,6 +14,7 @@ from prunus._common.inputs import Inputs, tensors_of
 from prunus._common.modules import canonical_names, detached_copy, joined
 from prunus._common.rng import preserve_rng, seed
 from prunus.compaction.cut import IndexCut, same_indices
+from prunus.compaction.rewriting.alike import Traces
 from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.compaction.verifying.verify import every_value
@@ -21,7 +22,7 @@ from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.passes import Modes, apart
-from prunus.graph.trace import Traced, analysis_mode, trace
+from prunus.graph.trace import Traced, analysis_mode
 from prunus.types import Indices, Kept
 
 
@@ -91,7 +92,12 @@ def entering(
 
 
 def as_graph(
-    module: nn.Module, calls: Sequence[Called], kept: Kept, *, hidden: bool = False
+    module: nn.Module,
+    calls: Sequence[Called],
+    kept: Kept,
+    traces: Traces | None = None,
+    *,
+    hidden: bool = False,
 ) -> CompactGraph:
     """A module as a smaller graph that takes the same calls, of other sizes too where it can.
 
@@ -99,16 +105,20 @@ def as_graph(
         module: the dense one.
         calls: in eval and in train mode; each kind becomes a pass.
         kept: by names within the module.
+        traces: passes of modules that were traced before.
         hidden: whether indices that a norm counts may be gone.
 
     Raises:
         InputError: if it cannot be traced by itself.
         RunError: if it cannot be rewritten.
     """
+    traces = Traces() if traces is None else traces
     try:
-        return _graph(module, calls, kept, within_model=True, hidden=hidden)
+        return _graph(module, calls, kept, within_model=True, hidden=hidden, traces=traces)
     except RunError:
-        return _graph(module, calls, kept, within_model=True, hidden=hidden, dynamic=False)
+        return _graph(
+            module, calls, kept, within_model=True, hidden=hidden, dynamic=False, traces=traces
+        )
 
 
 def whole_graph(
@@ -140,7 +150,9 @@ def _graph(
     within_model: bool = False,
     dynamic: bool = True,
     hidden: bool,
+    traces: Traces | None = None,
 ) -> CompactGraph:
+    traces = Traces() if traces is None else traces
     modes = Modes.of(module, next(c.inputs for c in calls if not c.training))
     wanted: list[Called] = []
     traced: list[Traced] = []
@@ -152,13 +164,8 @@ def _graph(
             closed = [[d for d, i in enumerate(end or ()) if i is not None] for end in call.ends]
             wanted.append(call)
             traced.append(
-                trace(
-                    module,
-                    None,
-                    dynamic=dynamic,
-                    closed=closed,
-                    inputs=call.inputs,
-                    training=call.training,
+                traces.trace(
+                    module, call.inputs, dynamic=dynamic, closed=closed, training=call.training
                 )
             )
     ends = [c.ends for c in wanted] if within_model else None

@@ -1,0 +1,107 @@
+"""Modules that are built alike are traced once, and each keeps its own tensors and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus.compaction.rewriting import alike as rewriting_alike
+from prunus.compaction.rewriting.alike import alike
+from prunus.pruning.masks import apply
+
+
+class Attention(nn.Module):
+    """Its code divides a width that stays by a number of heads that does not."""
+
+    def __init__(self, width: int, heads: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, scale
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = (self.scale * q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(b, n, d))
+
+
+class Block(nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.attention = Attention(12, 3, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x)
+
+
+def pruned(scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+    """A network of which every attention loses a head, and the modules that were traced."""
+    traced, real = [], rewriting_alike.trace
+
+    def counted(module: nn.Module, *args: Any, **named: Any) -> Any:
+        traced.append(module)
+        return real(module, *args, **named)
+
+    monkeypatch.setattr(rewriting_alike, "trace", counted)
+    model = nn.Sequential(nn.Linear(4, 12), *map(Block, scales), nn.Linear(12, 2)).eval()
+    masks = {}
+    for i in range(1, len(scales) + 1):
+        keep = torch.arange(12) // 4 != i % 3
+        masks[f"{i}.attention.qkv.weight"] = keep.repeat(3)[:, None]
+        masks[f"{i}.attention.qkv.bias"] = keep.repeat(3)
+        masks[f"{i}.attention.out.weight"] = keep[None]
+    small = prunus.compact(model, masks, torch.randn(2, 5, 4), heads="whole")
+    apply(model, masks)
+    return (model, small), traced
+
+
+@pytest.mark.parametrize(("scales", "traces"), [((1.0, 1.0, 1.0), 1), ((1.0, 0.5, 1.0), 2)])
+def test_layers_that_differ_in_their_weights_alone_are_traced_once(
+    scales: tuple[float, ...], traces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model, small), traced = pruned(scales, monkeypatch)
+    assert small.route == "modules"
+    assert len(traced) == traces
+    for shape in ((2, 5, 4), (3, 7, 4), (1, 2, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(small.model(x), model(x))
+    own = {id(p) for p in small.model.parameters()}
+    assert len(own) == 4 + 4 * len(scales)  # no layer holds another's
+
+
+class Plain(nn.Linear):
+    note: Any = None
+
+
+def different(change: Any) -> nn.Module:
+    module = nn.Sequential(Plain(2, 2), nn.BatchNorm1d(2))
+    change(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.eval(),
+        lambda m: setattr(m[0], "note", 1),
+        lambda m: setattr(m[0], "note", torch.ones(1)),
+        lambda m: setattr(m[0], "note", {"a": 1}),
+        lambda m: setattr(m[0], "forward", lambda x: x),
+        lambda m: setattr(m[1], "eps", 1e-3),
+        lambda m: m[0].register_forward_hook(lambda *_: None),
+        lambda m: m.double(),
+        lambda m: m[0].weight.requires_grad_(False),
+        lambda m: setattr(m[0], "weight", nn.Parameter(torch.ones(2, 2).t())),
+        lambda m: setattr(m[1], "bias", m[0].bias),
+        lambda m: m.append(nn.ReLU()),
+        lambda m: setattr(m, "0", nn.Linear(2, 2)),
+    ],
+)
+def test_what_differs_in_anything_but_values_is_not_alike(change: Any) -> None:
+    plain = different(lambda m: None)
+    assert alike(plain, different(lambda m: m[0].weight.data.add_(1)))
+    assert not alike(plain, different(change))

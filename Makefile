@@ -45,6 +45,7 @@ bench-quality: $(READY)
 bench-structure: $(READY)  # two hours of a core; the opponent's rows: see benchmarks/structure.md
 	$(BIN)/python benchmarks/structure.py --data $(PRUNUS_DATA) --out benchmarks/structure.jsonl
 	$(BIN)/python benchmarks/structure_speed.py --data $(PRUNUS_DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compaction_time.py
 
 bench-artifact: $(READY)  # an hour of a core
 	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artifact.jsonl

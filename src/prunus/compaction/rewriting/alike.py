@@ -7,7 +7,7 @@ and the layers of a model differ in their weights alone.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,5 +97,5 @@ def _fitted(traced: Traced, module: nn.Module) -> Traced | None:
     return replace(traced, module=fx.GraphModule(root, graph))
 
 
-def _read(nodes: Sequence[fx.Node]) -> list[str]:
+def _read(nodes: Iterable[fx.Node]) -> list[str]:
     return list(dict.fromkeys(str(n.target) for n in nodes if n.op == "get_attr"))

@@ -242,7 +242,7 @@ ENTRIES = [
            note="the gate tries other ids, in which there are other numbers of pictures' words"),
     _entry("sam", sam, pictures_and_points,
            {"heads": 2 * 3 + 7 * 2, "ffn": 60 + 44, "scale of masks": 2, "towers": 4 * 2 * 16,
-            "scores": 2 * 13, "the score that is dropped": 1},
+            "scores": 2 * 13},
            calls=lambda: {"one mask": {**pictures_and_points(), "multimask_output": False}}),
     _speech("hubert", "Hubert", {"channels": 22, "heads": 8, "ffn": 76}),
     _speech("wavlm", "WavLM", {"channels": 22, "width of heads": 2 * (6 + 6 + 4), "ffn": 76}),

@@ -200,11 +200,79 @@ def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
     return map_tensors(lambda _: next(left), value)
 
 
+def plain(value: Any) -> Any:
+    """The same nested value of lists, tuples, dicts and whatever torch's pytrees know.
+
+    A dataclass or another object becomes the dict of its attributes.
+
+    >>> import types
+    >>> plain([types.SimpleNamespace(a=1, b=(2,)), 3])
+    [{'a': 1, 'b': (2,)}, 3]
+    """
+    return _plain(value, ())
+
+
+def _plain(value: Any, outer: tuple[int, ...]) -> Any:
+    taken = None if id(value) in outer else _taken_apart(value)
+    if taken is None:
+        return value
+    parts, rebuild = taken
+    made = [_plain(part, (*outer, id(value))) for _, part in parts]
+    if not _is_plain(value):
+        if isinstance(value, (list, tuple)):
+            return tuple(made)
+        return dict(
+            zip([*value] if isinstance(value, Mapping) else _names_of(value), made, strict=True)
+        )
+    if all(new is old for new, (_, old) in zip(made, parts, strict=True)):
+        return value
+    return rebuild(made)
+
+
+def in_form(form: Any, leaves: Iterable[Any]) -> Any:
+    """A value of some form around the leaves of a plain one.
+
+    Args:
+        form: the value, with anything in place of its tensors.
+        leaves: of the :func:`plain` value, as torch's pytrees flatten it; where the form holds a
+            constant that no graph can hold, that one stays.
+
+    >>> import types
+    >>> in_form(types.SimpleNamespace(a=None, b=(None,)), [1, 2])
+    namespace(a=1, b=(2,))
+    """
+    return _in_form(form, iter(leaves), ())
+
+
+def _in_form(form: Any, leaves: Iterator[Any], outer: tuple[int, ...]) -> Any:
+    taken = None if id(form) in outer else _taken_apart(form)
+    if taken is None:
+        leaf = next(leaves)
+        return form if isinstance(form, CONSTANTS) else leaf
+    parts, rebuild = taken
+    return rebuild([_in_form(part, leaves, (*outer, id(form))) for _, part in parts])
+
+
+CONSTANTS = (Enum, type, FunctionType, torch.Size, set, frozenset, range, slice)
+"""Leaves of answers that are the same in every call, and that no graph can hold."""
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in pytree.SUPPORTED_NODES or _is_named_tuple(value)
+
+
+def _names_of(value: Any) -> list[str]:
+    """The names of an object's parts: the fields of a dataclass, else its attributes."""
+    if dataclasses.is_dataclass(value):
+        return [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
+    return list(getattr(value, "__dict__", ()))
+
+
 def _taken_apart(value: Any) -> tuple[Parts, Rebuild] | None:
     """A value's parts by name, and how others are put in their place; ``None`` for a leaf."""
     if value is None or isinstance(value, (*_LEAVES, str, bytes, int, float, complex)):
         return None
-    if type(value) in pytree.SUPPORTED_NODES or _is_named_tuple(value):
+    if _is_plain(value):
         root = iter([False])
         parts, spec = pytree.tree_flatten(value, is_leaf=lambda _: next(root, True))
         keys = list(value) if isinstance(value, Mapping) else range(len(parts))
@@ -215,10 +283,7 @@ def _taken_apart(value: Any) -> tuple[Parts, Rebuild] | None:
         return [(f"[{key!r}]", part) for key, part in value.items()], _remapped(value)
     if isinstance(value, (list, tuple)):
         return [(f"[{i}]", p) for i, p in enumerate(value)], lambda made: type(value)(made)
-    if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-    else:
-        names = list(getattr(value, "__dict__", ()))
+    names = _names_of(value)
     if not names:
         return None
     return [(f".{n}", getattr(value, n)) for n in names], _with_attributes(value, names)

@@ -19,6 +19,7 @@ from prunus.compaction.rewriting.submodules import (
     as_graph,
     entering,
     record_calls,
+    refuse_writing,
     whole_graph,
     within,
 )
@@ -155,7 +156,12 @@ def opened_graph(case: Case) -> CompactGraph:
 
 
 def closed_graph(case: Case) -> CompactGraph:
-    """The whole model as a graph of the example's sizes."""
+    """The whole model as a graph of the example's sizes.
+
+    Raises:
+        RunError: if its code changes what it is called with.
+    """
+    refuse_writing(case.model, case.cut.analysis.passes)
     graph = describe_as(case.rewritten.module, case.model)
     modes = Modes.of(case.model, case.examples[0])
     trained = any(p.training for p in graph.passes)

@@ -10,12 +10,13 @@ import ast
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import Inputs, by_name, map_tensors
+from prunus._common.inputs import CONSTANTS, Inputs, by_name, map_tensors, plain
 from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
 
@@ -86,7 +87,8 @@ class Guard:
         for text, holds in zip(self.conditions, self._holds, strict=True):
             if not holds(sizes):
                 return f"{self.in_words(text)} does not hold"
-        return [given[name] if name in given else self.defaults[name] for name in self.leaves]
+        found = [given[name] if name in given else self.defaults[name] for name in self.leaves]
+        return [plain(value) for value in found]
 
     def _is_default(self, name: str, value: Any) -> bool:
         default = self.defaults.get(name, _NOTHING)
@@ -155,18 +157,18 @@ def guard_of(
         sizes: of each tensor among the inputs; ``None``: as they are there.
         conditions: comparisons of open sizes.
     """
-    known = iter(sizes if sizes is not None else ())
+    given = iter(sizes if sizes is not None else ())
     leaves: dict[str, tuple[Leaf, ...]] = {}
     for name, value in by_name(names, inputs).items():
         parts = []
-        for part in pytree.tree_leaves(value):
+        for part in pytree.tree_leaves(plain(value)):
             own = None
             if isinstance(part, Tensor):
-                own = tuple(part.shape) if sizes is None else tuple(next(known))
+                own = tuple(part.shape) if sizes is None else tuple(next(given))
             parts.append(_leaf(part, own))
         leaves[name] = tuple(parts)
-    plain = {k: v for k, v in defaults.items() if type(v) in PLAIN}
-    return Guard(tuple(names), plain, leaves, tuple(conditions))
+    known = {k: v for k, v in defaults.items() if type(v) in PLAIN}
+    return Guard(tuple(names), known, leaves, tuple(conditions))
 
 
 def _leaf(value: Any, sizes: tuple[Size, ...] | None) -> Leaf:
@@ -174,7 +176,18 @@ def _leaf(value: Any, sizes: tuple[Size, ...] | None) -> Leaf:
         return Leaf(_kind(value), sizes or ())
     if type(value) in PLAIN:
         return Leaf("value", value=value)
-    return Leaf(type(value).__name__)
+    return Leaf(type(value).__name__, value=_text(value))
+
+
+_COMPARED = (*CONSTANTS, bytes, complex, torch.dtype, torch.device, torch.layout,
+             torch.memory_format)  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    """What tells a constant from others of its class, in a file too; ``None``: nothing does."""
+    if isinstance(value, (type, FunctionType)):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value) if isinstance(value, _COMPARED) else None
 
 
 def _kind(tensor: Tensor) -> str:
@@ -188,12 +201,15 @@ def _differs(name: str, value: Any, leaves: Sequence[Leaf], sizes: dict[str, int
     was = _described(leaves)
     if value is _NOTHING:
         return f"{name} is not given, and was {was}"
-    parts = pytree.tree_leaves(value)
+    parts = pytree.tree_leaves(plain(value))
     if len(parts) != len(leaves):
         return f"{name} has {len(parts)} parts, and had {len(leaves)}"
     for part, leaf in zip(parts, leaves, strict=True):
         if not isinstance(part, Tensor):
-            same = _same(leaf.value, part) if leaf.kind == "value" else leaf.kind == _class(part)
+            if leaf.kind == "value":
+                same = _same(leaf.value, part)
+            else:
+                same = leaf.kind == _class(part) and leaf.value == _text(part)
             if not same:
                 return f"{name} is {_shown(part)}, and was {was}"
             continue
@@ -218,7 +234,9 @@ def _described(leaves: Sequence[Leaf]) -> str:
     if len(leaves) != 1:
         return f"{len(leaves)} parts"
     (leaf,) = leaves
-    return repr(leaf.value) if leaf.kind == "value" else f"a {_ARTICLES.get(leaf.kind, leaf.kind)}"
+    if leaf.value is not None or leaf.kind == "value":
+        return str(leaf.value) if leaf.kind != "value" else repr(leaf.value)
+    return f"a {_ARTICLES.get(leaf.kind, leaf.kind)}"
 
 
 _ARTICLES = {"float": "tensor of floats", "int": "tensor of integers", "bool": "tensor of bools",
@@ -228,7 +246,9 @@ _ARTICLES = {"float": "tensor of floats", "int": "tensor of integers", "bool": "
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a {_ARTICLES[_kind(value)]}"
-    return repr(value) if type(value) in PLAIN else f"a {type(value).__name__}"
+    if type(value) in PLAIN:
+        return repr(value)
+    return _text(value) or f"a {type(value).__name__}"
 
 
 def _class(value: Any) -> str:

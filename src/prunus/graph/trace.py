@@ -20,7 +20,9 @@ from prunus._common.inputs import (
     arguments,
     by_name,
     defaults_of,
+    in_form,
     map_tensors,
+    plain,
     positional_names,
     tensors_of,
 )
@@ -29,6 +31,7 @@ from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import exported_module, open_sizes, pytree, size_hint
 from prunus.errors import InputError, first_line
 from prunus.graph.decisions import decided
+from prunus.graph.forms import Forms
 from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.recorder import record
 
@@ -44,6 +47,8 @@ class Traced:
         notes: what the graph takes as given that another input might change.
         guard: the calls that the graph holds for.
         training: whether the model was in train mode.
+        answer: the form of the model's answers, without tensors, where the graph gives them plain.
+        written: arguments that the model's code changes, which a graph does not.
     """
 
     module: fx.GraphModule
@@ -52,6 +57,8 @@ class Traced:
     guard: Guard
     notes: tuple[str, ...] = ()
     training: bool = False
+    answer: Any = None
+    written: tuple[str, ...] = ()
 
     @property
     def open(self) -> bool:
@@ -65,7 +72,7 @@ class Traced:
         if not decided(self.module.graph) or any(t.is_meta for t in tensors_of(inputs)):
             return True
         before = {b: b.clone() for b in self.module.buffers()}
-        found = _answers(self.module, inputs)
+        found = _answers(self.module, plain(inputs))
         for buffer, old in before.items():  # a pass in train mode writes statistics
             buffer.copy_(old)
         return found is not None
@@ -103,21 +110,33 @@ def trace(
     >>> [str(n.target) for n in traced.module.graph.nodes if n.op == "call_function"]
     ['aten.linear.default']
     """
-    inputs = arguments(example) if inputs is None else inputs
+    given = arguments(example) if inputs is None else inputs
     _refuse_scripted(model)
     model = shared_copy(model)  # caches that a pass fills stay in the copy
     with analysis_mode(model, training=training), torch.no_grad():
-        opened = _opened(model, inputs, closed) if dynamic else None
-        if opened is not None:
-            return replace(opened, training=training)
-        program = export(model, *inputs)
-        if isinstance(program, Exception):
-            return replace(_recorded(model, inputs, program), training=training)
-        module = exported_module(program)
-        guard = _guard(model, inputs)
+        forms = Forms.between(model, given)
+        found = _traced(model, plain(given), dynamic, closed)
+        inputs = in_form(given, pytree.tree_leaves(found.inputs))
+        return replace(
+            found, inputs=inputs, training=training, answer=forms.answer, written=forms.written()
+        )
+
+
+def _traced(
+    model: nn.Module, inputs: Inputs, dynamic: bool, closed: Sequence[Collection[int]]
+) -> Traced:
+    """A model that takes plain inputs, by export or by recording."""
+    opened = _opened(model, inputs, closed) if dynamic else None
+    if opened is not None:
+        return opened
+    program = export(model, *inputs)
+    if isinstance(program, Exception):
+        return _recorded(model, inputs, program)
+    module = exported_module(program)
+    guard = _guard(model, inputs)
     _inline(module)
     _settle(module)
-    return Traced(module, inputs, "export", guard, training=training)
+    return Traced(module, inputs, "export", guard)
 
 
 def _guard(

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunus._common.distributed import WRAPPERS, refuse_sharded, unwrapped
-from prunus._common.inputs import arguments
+from prunus._common.inputs import arguments, tensors_of
 from prunus._common.layers import Layer
 from prunus._common.numbers import percent
 from prunus.errors import InputError
@@ -233,8 +232,7 @@ def target_of(recipe: Recipe, space: PruningSpace) -> float:
 def _batch(space: PruningSpace) -> int:
     """Examples in the input that was traced."""
     assert space.analysis is not None
-    args, kwargs = space.analysis.traced.inputs
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.dim()]
+    tensors = [t for t in tensors_of(space.analysis.traced.inputs) if t.dim()]
     return int(tensors[0].shape[0]) if tensors else 1
 
 

@@ -7,10 +7,12 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from prunus._common.inputs import in_form
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
 from prunus.errors import InputError
@@ -28,11 +30,13 @@ class GraphPass:
         graph: its operators.
         guard: the calls that they hold for.
         training: the mode that they hold for; ``None``: both, by the operators' own flags.
+        answer: the form of the answers, where it is none that a graph can give.
     """
 
     graph: fx.Graph
     guard: Guard
     training: bool | None = None
+    answer: Any = None
 
 
 def copied(graph: fx.Graph) -> fx.Graph:
@@ -132,6 +136,9 @@ class CompactGraph(fx.GraphModule):
         for key, value in vars(self).items():
             if key not in vars(made) and (type(value) in PLAIN or key in ("methods",)):
                 setattr(made, key, copy.deepcopy(value, memo))
+        own = vars(self).get("forward")
+        if isinstance(own, MethodType):  # of a copy that is traced
+            vars(made)["forward"] = MethodType(own.__func__, made)
         copy_hooks(made, self)
         made.training = self.training
         assert isinstance(made, CompactGraph)
@@ -180,14 +187,16 @@ def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
                 continue
             before = _buffers(self) if decided(one.graph) else {}
             try:
-                return _run(self, number, values) if number else generated(self, *values)
+                found = _run(self, number, values) if number else generated(self, *values)
             except RuntimeError as error:  # of a check: data decided otherwise in this pass
-                found = str(error).partition(DECIDED)[2]
-                if not found:
+                reason = str(error).partition(DECIDED)[2]
+                if not reason:
                     raise
-                problem = problem or found
+                problem = problem or reason
                 for buffer, old in before.items():
                     buffer.copy_(old)
+                continue
+            return found if one.answer is None else in_form(one.answer, pytree.tree_leaves(found))
         raise InputError(_refusal(self, problem))
 
     return forward

@@ -101,7 +101,8 @@ class _Rewriter:
         copy_call(self.graph, traced.module.graph)
         self.graph.lint()
         both = not any(p.training is not traced.training for p in self.analysis.passes)
-        return GraphPass(self.graph, traced.guard, None if both else traced.training)
+        training = None if both else traced.training
+        return GraphPass(self.graph, traced.guard, training, traced.answer)
 
     def _one(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":

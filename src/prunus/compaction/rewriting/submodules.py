@@ -168,11 +168,26 @@ def _graph(
                     module, call.inputs, dynamic=dynamic, closed=closed, training=call.training
                 )
             )
+    refuse_writing(module, traced)
     ends = [c.ends for c in wanted] if within_model else None
     passes = apart(module, traced)
     analysis = analyze(module, None, hidden=hidden, open_ends=ends, traced=passes, kept=kept)
     graph = describe_as(rewrite(known_cut(analysis, kept), tensors).module, module)
     return eval_alone(graph) if modes.problem else graph
+
+
+def refuse_writing(module: nn.Module, passes: Sequence[Traced]) -> None:
+    """No graph changes the objects that a call gives it.
+
+    Raises:
+        RunError: if the module's code does.
+    """
+    for place in (place for traced in passes for place in traced.written):
+        raise RunError(
+            f"{type(module).__name__} changes {place} of what it is called with, and has sizes in "
+            "its code that the cut changes: a graph could not do both. Give an example without "
+            "that object, or leave out the layers whose sizes the code holds with scope.exclude"
+        )
 
 
 def known_cut(analysis: Analysis, kept: Kept) -> IndexCut:

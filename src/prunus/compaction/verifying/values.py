@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, map_tensors
 from prunus._common.torch_internals import no_torch_function, pytree, wrapper
 from prunus.compaction.cut import take
 from prunus.graph.call import written_arguments
@@ -90,8 +90,8 @@ def random_like(inputs: Inputs, seed: int = 0, *, own_type: bool = False) -> Inp
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def fresh(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.numel() == 0 or value.is_meta:
+    def fresh(value: Tensor) -> Tensor:
+        if value.numel() == 0 or value.is_meta:
             return value
         if value.is_floating_point() or value.is_complex():
             made = torch.randn(value.shape, generator=generator, dtype=_wide(value.dtype))
@@ -101,7 +101,8 @@ def random_like(inputs: Inputs, seed: int = 0, *, own_type: bool = False) -> Inp
         place = torch.randint(value.numel(), value.shape, generator=generator)
         return value.flatten()[place.to(value.device)]
 
-    return pytree.tree_map(fresh, inputs)  # type: ignore[no-any-return]
+    made: Inputs = map_tensors(fresh, inputs)
+    return made
 
 
 class Lazy(Tensor):

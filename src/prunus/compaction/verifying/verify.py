@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import map_tensors, plain, tensors_of
 from prunus._common.modules import shared_copy
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree
@@ -157,7 +157,7 @@ def answers(
     buffers = dict(model.named_buffers())
     if use.training:
         own |= {k: _held(v).clone() for k, v in own.items() if k in buffers}
-    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, use.inputs)
+    args, kwargs = map_tensors(Tensor.clone, use.inputs)
     model = shared_copy(model)  # a pass may fill caches
     caller = _Decoder(model) if use.steps else model
     with contextlib.ExitStack() as stack:
@@ -172,6 +172,7 @@ def answers(
         prefix = "model." if use.steps else ""
         values = {prefix + k: v for k, v in own.items()}
         found = [_held(t) for t in tensors_of(functional_call(caller, values, args, kwargs))]
+        found = [t if t.layout is torch.strided else t.to_dense() for t in found]
     real = [t.detach() for t in found if t.is_floating_point() or t.is_complex()]
     real = real[:1] if use.fast else real  # behind it come caches, which may lose heads
     trained = {k: v for k, v in own.items() if k in buffers and v.is_floating_point()}
@@ -318,7 +319,7 @@ class _Steps(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None):
         super().__init__(module)
         self._state = {} if state is None else state
-        flat = pytree.tree_leaves(inputs)
+        flat = pytree.tree_leaves(plain(inputs))
         if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
             flat = [v for v in flat if v is not None]
         self.args_iter = iter(flat)

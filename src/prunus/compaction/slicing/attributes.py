@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,18 +46,35 @@ class Attribute:
         """Make the change, or take it back; the module remembers what it was first of all."""
         module: Any = model.get_submodule(self.module)
         path, _, last = self.name.rpartition(".")
+        if path and not back:
+            _own(model, module, path)
         owner = attrgetter(path)(module) if path else module
         value = self.before if back else self.after
         setattr(owner, last, value)
         first = vars(module).setdefault(_FIRST, {})
         if first.setdefault(self.name, self.after if back else self.before) == value:
             del first[self.name]
+        if back and path and not any(name.startswith(f"{path}.") for name in first):
+            vars(module).update({path: vars(module).pop(_SHARED + path, owner)})
         if not first:
             del vars(module)[_FIRST]
 
 
 _FIRST = "_before_pruning"
 """Where a module keeps what its changed attributes were in the dense model."""
+
+_SHARED = "_shared_"
+"""Where a module keeps a configuration that it shared with others, before it had its own."""
+
+
+def _own(model: nn.Module, module: nn.Module, key: str) -> None:
+    """A copy of what a module shares with one that comes before it, whose numbers stay."""
+    shared = vars(module).get(key)
+    first = next(
+        (m for m in model.modules() if shared is not None and vars(m).get(key) is shared), module
+    )
+    if first is not module:
+        vars(module).update({_SHARED + key: shared, key: copy.copy(shared)})
 
 
 def changed(model: nn.Module) -> list[Attribute]:
@@ -173,7 +191,7 @@ def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[l
             module = modules.get(path)
             if module is None or _known(module):
                 continue
-            for key, value in vars(module).items():
+            for key, value in (*vars(module).items(), *_configured(model, module)):
                 after = changes.get(value) if type(value) is int and value > 1 else None
                 if after is not None and len(after) == 1 and (path, key) not in suspects:
                     suspects[path, key] = Attribute(path, key, value, next(iter(after)))
@@ -183,6 +201,23 @@ def guesses(model: nn.Module, cut: IndexCut, patches: Sequence[Patch]) -> list[l
         [a for a in suspects.values() if a.name in names]
         for names in _subsets(strong, {a.name for a in suspects.values()})
     ]
+
+
+def _configured(model: nn.Module, module: nn.Module) -> list[tuple[str, Any]]:
+    """Sizes in a configuration that a module shares with the model: it may need its own."""
+    config = vars(module).get("config")
+    if module is model or not hasattr(config, "__dict__"):
+        return []
+    return [(f"config.{key}", value) for key, value in vars(config).items() if key in SIZES]
+
+
+SIZES = frozenset(
+    {"num_attention_heads", "num_key_value_heads", "intermediate_size", "num_heads", "n_head",
+     "n_heads", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_attention_heads",
+     "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size",
+     "state_size", "time_step_rank"}
+)  # fmt: skip
+"""Names of widths that pruning changes. Others may have the same value, and mean something else."""
 
 
 def _known(module: nn.Module) -> bool:

@@ -10,16 +10,8 @@ from torch import fx, nn
 
 from prunus._common.torch_internals import module_paths
 from prunus.compaction.cut import IndexCut
-from prunus.compaction.slicing.attributes import Attribute
+from prunus.compaction.slicing.attributes import SIZES, Attribute
 from prunus.graph.labels import Fixed, Value
-
-SIZES = frozenset(
-    {"num_attention_heads", "num_key_value_heads", "intermediate_size", "num_heads", "n_head",
-     "n_heads", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_attention_heads",
-     "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size",
-     "state_size", "time_step_rank"}
-)  # fmt: skip
-"""Names of widths that pruning changes. Others may have the same value, and mean something else."""
 
 HIDDEN = frozenset({"hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_sizes"})
 """Names of hidden widths: one number, or one for each stage."""

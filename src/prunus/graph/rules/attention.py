@@ -38,7 +38,10 @@ def _batch(call: Call, q: Value, k: Value, v: Value, e: int) -> Dim:
     key = call.labels.join(k.dims[e], v.dims[e])
     if q.shape[e] == k.shape[e]:
         return call.labels.join(q.dims[e], key)
-    if isinstance(key, Fixed) or k.shape[e] == 1 or q.shape[e] % k.shape[e]:
+    if k.shape[e] == 1:  # one key for all queries, each of which may go by itself
+        call.labels.pin(key, f"{call.where}: broadcast")
+        return q.dims[e]
+    if isinstance(key, Fixed) or q.shape[e] % k.shape[e]:
         why = key.why if isinstance(key, Fixed) else f"{call.where}: broadcast"
         call.labels.pin(q.dims[e], why)
         call.labels.pin(key, why)

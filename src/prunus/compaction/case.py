@@ -134,7 +134,13 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     kept = {n: k for n, k in cut.kept().items() if n in cut.analysis.names}
     masks = masks_of(cut, dict(model.named_parameters()))
     states = values_for_test(model, masks, whole=whole)
-    states, inputs, gate, expected = answers_of(model, cut, random_like(arguments(example)), states)
+    drawn = True
+    try:
+        found = answers_of(model, cut, arguments(example), states, drawn)
+    except Exception:  # of the model's code: as many image tokens as there are images, and the like
+        drawn = False
+        found = answers_of(model, cut, arguments(example), states, drawn)
+    states, inputs, gate, expected = found
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
@@ -144,7 +150,9 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
         cut=cut,
         kept=kept,
         inputs=inputs,
-        examples=[random_like(one, own_type=True) for one in every_example(example)],
+        examples=[
+            random_like(one, own_type=True, integers=drawn) for one in every_example(example)
+        ],
         gate=gate,
         expected=expected,
         effect=effect,
@@ -156,9 +164,10 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
 
 
 def answers_of(
-    model: nn.Module, cut: IndexCut, inputs: Inputs, states: tuple[State, State]
+    model: nn.Module, cut: IndexCut, given: Inputs, states: tuple[State, State], drawn: bool
 ) -> tuple[tuple[State, State], Inputs, Gate, list[Tensor]]:
     """The masked model's answers, and the values, inputs and gate that they were found with."""
+    inputs = random_like(given, integers=drawn)
     if any(p.is_meta for p in model.parameters()):
         return states, inputs, META, traced_outputs(cut.analysis.traced)
     try:
@@ -166,12 +175,12 @@ def answers_of(
     except Exception as error:  # of the model's code, which may refuse lazy or double tensors
         in_memory = held(states)
         if in_memory is not None:  # some code asks tensors for more than operators do
-            return answers_of(model, cut, inputs, in_memory)
+            return answers_of(model, cut, given, in_memory, drawn)
         if not isinstance(error, (RuntimeError, NotImplementedError)):
             raise
         why = first_line(error, kind=False)  # an operator without float64
         gate = replace(OWN_TYPE, note=f"{OWN_TYPE.note} ({why})")
-        inputs = random_like(cut.analysis.traced.inputs, own_type=True)
+        inputs = random_like(cut.analysis.traced.inputs, own_type=True, integers=drawn)
         return states, inputs, gate, outputs(model, states[1], inputs, gate)
 
 

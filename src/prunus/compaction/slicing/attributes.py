@@ -215,7 +215,7 @@ SIZES = frozenset(
     {"num_attention_heads", "num_key_value_heads", "intermediate_size", "num_heads", "n_head",
      "n_heads", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_attention_heads",
      "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size",
-     "state_size", "time_step_rank"}
+     "state_size", "time_step_rank", "attention_hidden_size"}
 )  # fmt: skip
 """Names of widths that pruning changes. Others may have the same value, and mean something else."""
 

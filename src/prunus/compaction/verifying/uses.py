@@ -48,6 +48,9 @@ def uses_of(model: nn.Module, examples: Sequence[Inputs]) -> Iterator[tuple[Use,
         yield (Use(f"autograd{which}", inputs, gradient=True),)
         yield (Use(f"train mode{which}", inputs, training=True, gradient=True),)
         yield (Use(f"a call under no_grad{which}", inputs, fast=True),)
+        if _may_cache(model, inputs):
+            cached = inputs[0], {**inputs[1], _CACHE: True}
+            yield (Use(f"{_CACHE}=True{which}", cached, fast=True),)
         yield from _other_sizes(inputs, which)
         masked = _padded(model, inputs)
         if masked is not None:
@@ -108,7 +111,14 @@ def resized(inputs: Inputs, sizes: dict[int, dict[int, int]]) -> Inputs:
     return made
 
 
-_IDS, _MASK = "input_ids", "attention_mask"
+_IDS, _MASK, _CACHE = "input_ids", "attention_mask", "use_cache"
+
+
+def _may_cache(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a cache is off, and can be asked for."""
+    off = getattr(getattr(model, "config", None), _CACHE, None) is not True
+    takes = _CACHE in inspect.signature(model.forward).parameters
+    return off and takes and _CACHE not in by_name(positional_names(model), inputs)
 
 
 def _padded(model: nn.Module, inputs: Inputs) -> Inputs | None:
@@ -126,13 +136,13 @@ def _padded(model: nn.Module, inputs: Inputs) -> Inputs | None:
 def _generates(model: nn.Module, inputs: Inputs) -> bool:
     """Whether this is a decoder that goes on from a cache."""
     config = getattr(model, "config", None)
-    decoder = getattr(config, "use_cache", None) is True
+    decoder = getattr(config, _CACHE, None) is True
     decoder = decoder and not getattr(config, "is_encoder_decoder", False)
     parameters = inspect.signature(model.forward).parameters
     given = by_name(positional_names(model), inputs)
     ids = given.get(_IDS)
     alone = {name for name, value in given.items() if isinstance(value, Tensor)} <= {_IDS, _MASK}
-    takes = {"past_key_values", "use_cache"} <= set(parameters)
+    takes = {"past_key_values", _CACHE} <= set(parameters)
     return decoder and takes and alone and isinstance(ids, Tensor) and ids.shape[-1] > 3
 
 
@@ -143,7 +153,7 @@ def step_by_step(model: Any, inputs: Inputs) -> list[Tensor]:
     prefix = ids.shape[1] - 2
     cache, answers = None, []
     for start, end in ((0, prefix), (prefix, prefix + 1), (prefix + 1, prefix + 2)):
-        call = {_IDS: ids[:, start:end], "use_cache": True, "past_key_values": cache}
+        call = {_IDS: ids[:, start:end], _CACHE: True, "past_key_values": cache}
         if _MASK in given:
             call[_MASK] = given[_MASK][:, :end]
         found = model(**call)

@@ -80,13 +80,16 @@ def small_state(state: State, kept: Kept, names: Mapping[str, str]) -> State:
     return small
 
 
-def random_like(inputs: Inputs, seed: int = 0, *, own_type: bool = False) -> Inputs:
+def random_like(
+    inputs: Inputs, seed: int = 0, *, own_type: bool = False, integers: bool = True
+) -> Inputs:
     """Random inputs of an example's shapes: normal values, integers that the example has.
 
     Args:
         inputs: positional and keyword arguments.
         seed: of the random numbers.
         own_type: real numbers in the type that they have there, not in float64.
+        integers: whether these are drawn too, and not left where they stand.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -96,7 +99,7 @@ def random_like(inputs: Inputs, seed: int = 0, *, own_type: bool = False) -> Inp
         if value.is_floating_point() or value.is_complex():
             made = torch.randn(value.shape, generator=generator, dtype=_wide(value.dtype))
             return made.to(value.device, value.dtype if own_type else made.dtype)
-        if value.dtype is torch.bool or int(value.min()) == int(value.max()):
+        if not integers or value.dtype is torch.bool or int(value.min()) == int(value.max()):
             return value
         place = torch.randint(value.numel(), value.shape, generator=generator)
         return value.flatten()[place.to(value.device)]

@@ -134,13 +134,7 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     kept = {n: k for n, k in cut.kept().items() if n in cut.analysis.names}
     masks = masks_of(cut, dict(model.named_parameters()))
     states = values_for_test(model, masks, whole=whole)
-    drawn = True
-    try:
-        found = answers_of(model, cut, arguments(example), states, drawn)
-    except Exception:  # of the model's code: as many image tokens as there are images, and the like
-        drawn = False
-        found = answers_of(model, cut, arguments(example), states, drawn)
-    states, inputs, gate, expected = found
+    (states, inputs, gate, expected), examples = answers_of(model, cut, example, states)
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
@@ -150,9 +144,7 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
         cut=cut,
         kept=kept,
         inputs=inputs,
-        examples=[
-            random_like(one, own_type=True, integers=drawn) for one in every_example(example)
-        ],
+        examples=examples,
         gate=gate,
         expected=expected,
         effect=effect,
@@ -163,10 +155,32 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     )
 
 
+Found = tuple[tuple[State, State], Inputs, Gate, list[Tensor]]
+"""The masked model's answers last; before them the values, inputs and gate they were found with."""
+
+
 def answers_of(
+    model: nn.Module, cut: IndexCut, example: Any, states: tuple[State, State]
+) -> tuple[Found, list[Inputs]]:
+    """The masked model's answers to random inputs like the first example, and all examples so.
+
+    Whole numbers stay where they stand if the model takes no others: as many image tokens as
+    there are images, and the like.
+    """
+    for drawn in (True, False):
+        try:
+            found = _answers(model, cut, arguments(example), states, drawn)
+            break
+        except Exception:  # of the model's code, which says why the second time
+            if not drawn:
+                raise
+    every = every_example(example)
+    return found, [random_like(one, own_type=True, integers=drawn) for one in every]
+
+
+def _answers(
     model: nn.Module, cut: IndexCut, given: Inputs, states: tuple[State, State], drawn: bool
-) -> tuple[tuple[State, State], Inputs, Gate, list[Tensor]]:
-    """The masked model's answers, and the values, inputs and gate that they were found with."""
+) -> Found:
     inputs = random_like(given, integers=drawn)
     if any(p.is_meta for p in model.parameters()):
         return states, inputs, META, traced_outputs(cut.analysis.traced)
@@ -175,7 +189,7 @@ def answers_of(
     except Exception as error:  # of the model's code, which may refuse lazy or double tensors
         in_memory = held(states)
         if in_memory is not None:  # some code asks tensors for more than operators do
-            return answers_of(model, cut, given, in_memory, drawn)
+            return _answers(model, cut, given, in_memory, drawn)
         if not isinstance(error, (RuntimeError, NotImplementedError)):
             raise
         why = first_line(error, kind=False)  # an operator without float64

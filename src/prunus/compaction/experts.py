@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus._common.inputs import arguments, every_example
 from prunus._common.modules import detached_copy
 from prunus._common.torch_internals import TorchDispatchMode
 from prunus.compaction.case import answers_of
@@ -23,7 +22,6 @@ from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
     Lazy,
     State,
-    random_like,
     small_state,
     values_for_test,
 )
@@ -69,14 +67,11 @@ def without_experts(
     states = values_for_test(model, masks_of(cut, dict(model.named_parameters())), whole=whole)
     states = (states[0], _never(states[1], experts, kept))
     with NeverChosen():
-        states, inputs, gate, expected = answers_of(
-            model, cut, random_like(arguments(example)), states
-        )
+        (states, inputs, gate, expected), examples = answers_of(model, cut, example, states)
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
     small = small_state(states[1], kept, names)
-    examples = [random_like(one, own_type=True) for one in every_example(example)]
     sliced = partial(small_state, kept=kept, names=names)
     everywhere = Everywhere(model, states[1], examples, gate, sliced)
     with NeverChosen():

@@ -282,9 +282,8 @@ def test_what_looks_along_a_dimension_pins_it_and_says_so(
     assert any(p.place == ("a", 0) and why in p.why for p in listed.pinned), str(listed)
 
 
-def test_an_index_that_is_taken_stays_and_rows_that_nothing_reads_can_go() -> None:
-    expected = [{("a", 0, 1)}, {("a", 0, 2)}]
-    assert found(lambda x, a: torch.tanh(F.linear(x, a))[:, 0], a=(3, 3)) == expected
+def test_an_index_that_is_taken_stays_and_so_do_rows_that_another_call_may_read() -> None:
+    assert found(lambda x, a: torch.tanh(F.linear(x, a))[:, 0], a=(3, 3)) == []
 
 
 def test_an_unknown_operator_pins_its_operands_and_is_listed() -> None:

@@ -36,7 +36,7 @@ _IGNORED = frozenset(
 Ends = Sequence[Sequence[Tensor | None] | None]
 """Of each tensor that enters a module, by dimension, the indices that stay; ``None``: unknown."""
 
-_MOVING = frozenset({*MOVES, *SPLITS, *COPIES, *PAIRS} - {"copy", "select"})
+_MOVING = frozenset({*MOVES, *SPLITS, *COPIES, *PAIRS} - {"copy"})
 """Operators that pass on what they are given, or a part of it as long as another input."""
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -290,3 +292,8 @@ def test_a_recurrent_module_that_export_refuses_has_a_reason() -> None:
 
 def test_the_version_is_torchs_own() -> None:
     assert internals.torch_version() == torch.__version__
+
+
+def test_a_process_that_exports_nothing_loads_no_sympy() -> None:
+    code = "import sys, prunus; prunus.prune; sys.exit('sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

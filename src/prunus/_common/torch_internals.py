@@ -29,8 +29,6 @@ from torch.nn.modules.batchnorm import _NormBase as AnyBatchNorm
 from torch.nn.modules.conv import _ConvNd as AnyConv
 from torch.nn.modules.conv import _ConvTransposeNd as AnyTransposedConv
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._sympy.numbers import int_oo
-from torch.utils._sympy.printers import PythonPrinter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
@@ -161,6 +159,8 @@ def open_sizes(module: fx.GraphModule) -> tuple[list[tuple[int | str, ...]], lis
     symbolic: list[Any] = [size for size in sizes if is_open(size)]
     if not symbolic:
         return [tuple(int(n) for n in t.shape) for t in tensors if isinstance(t, Tensor)], []
+    from torch.utils._sympy.numbers import int_oo  # with sympy: a second that few processes need
+
     env = symbolic[0].node.shape_env
     known = {symbol for size in symbolic for symbol in size.node.expr.free_symbols}
     named = {symbol for symbol in known if any(size.node.expr == symbol for size in symbolic)}
@@ -188,6 +188,8 @@ def open_sizes(module: fx.GraphModule) -> tuple[list[tuple[int | str, ...]], lis
 
 
 def _printed(expression: Any) -> str:
+    from torch.utils._sympy.printers import PythonPrinter
+
     return str(PythonPrinter().doprint(expression))
 
 

@@ -263,3 +263,26 @@ def test_a_guard_takes_what_was_traced_and_says_what_is_another(sizes: Any, data
 def test_sizes_from_a_file_are_arithmetic_alone(text: str) -> None:
     with pytest.raises(InputError, match="no arithmetic of sizes"):
         expression(text)
+
+
+class SecondHead(nn.Module):
+    """A head that training alone runs, and that knows its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+        self.wide, self.aux = nn.Conv2d(6, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.stem(x).relu()
+        found = self.out(y.mean((2, 3)))
+        if not self.training:
+            return found
+        return found, self.aux(self.wide(y).relu().mean((2, 3)).view(-1, 2, 4).flatten(1))
+
+
+def test_a_use_is_tried_whatever_the_first_operator_thinks_of_mixed_types() -> None:
+    """A convolution takes no float32 beside float64: the error would read as no such use."""
+    model, x = SecondHead(), torch.randn(2, 3, 8, 8)
+    result = prunus.prune(model, {**HALF, "compact": "end"}, example=x)
+    assert result.model.train()(x)[1].shape == (2, 4)

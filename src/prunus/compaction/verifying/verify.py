@@ -94,19 +94,17 @@ class Double(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         written = written_arguments(func)
-
-        def wide(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.dtype in (
-                torch.float32, torch.float16, torch.bfloat16
-            ):  # fmt: skip
-                return value.double()
-            if isinstance(value, Tensor) and value.dtype is torch.complex64:
-                return value.to(torch.complex128)
-            return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
-
         widened = [a if i in written else pytree.tree_map(wide, a) for i, a in enumerate(args)]
         result = func(*widened, **pytree.tree_map(wide, kwargs or {}))
         return result if tensors_of((args, kwargs)) else pytree.tree_map(wide, result)
+
+
+def wide(value: Any) -> Any:
+    """A tensor in float64, or a type as it is there; anything else as it is."""
+    if isinstance(value, Tensor):
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        return value.to(torch.float64 if half else _WIDER.get(value.dtype, value.dtype))
+    return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 class Still(TorchDispatchMode):
@@ -158,6 +156,8 @@ def answers(
     if use.training:
         own |= {k: _held(v).clone() for k, v in own.items() if k in buffers}
     args, kwargs = map_tensors(Tensor.clone, use.inputs)
+    if gate.wide:  # convolutions compare the types of what they are given before a mode sees it
+        args, kwargs = map_tensors(wide, (args, kwargs))
     model = shared_copy(model)  # a pass may fill caches
     caller = _Decoder(model) if use.steps else model
     with contextlib.ExitStack() as stack:

@@ -128,6 +128,8 @@ def is_weight(layer: Layer, parameter: Tensor, model: nn.Module, uses: Uses) -> 
     shape, or a matrix in a ``ParameterList``, and has no name of a table.
     """
     holder = model.get_submodule(layer.module)
+    if type(holder) is nn.Module:  # of a graph, which keeps no classes
+        return uses.get(layer.name) is not None
     listed = isinstance(holder, _CONTAINERS)
     ours = type(holder).__module__.startswith("torch.nn.") and not listed
     if ours or not parameter.is_floating_point() or sum(n > 1 for n in parameter.shape) < 2:
@@ -143,6 +145,8 @@ def is_weight(layer: Layer, parameter: Tensor, model: nn.Module, uses: Uses) -> 
 def _of_its_like(name: str, model: nn.Module, uses: Uses) -> Matrix | None:
     """How another parameter in the same place of a module of the same class is multiplied."""
     rank = model.get_parameter(name).dim()
+    if type(model.get_submodule(name.rpartition(".")[0])) is nn.Module:
+        return None
     return next(
         (
             how

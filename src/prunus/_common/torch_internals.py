@@ -102,6 +102,12 @@ def is_registered(operator: str) -> bool:
 
 # Graphs
 
+ASSERT_SCALAR = torch.ops.aten._assert_scalar.default
+"""Raises its second argument, a text, where its first one is false or 0."""
+
+TYPE_CHECK = torch.ops.aten._assert_tensor_metadata.default
+"""Raises where a tensor has another type than in the pass that was exported."""
+
 
 def exported_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The graph of an exported program, without the guards that torch 2.9 began to add."""

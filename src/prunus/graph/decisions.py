@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus._common.inputs import Inputs, map_tensors
-from prunus._common.torch_internals import pytree
+from prunus._common.torch_internals import ASSERT_SCALAR, pytree
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ _CLOSE = 1e-5  # of a real number: the same up to rounding
 
 def decided(graph: fx.Graph) -> bool:
     """Whether data decide if a graph holds."""
-    asserts = (n for n in graph.nodes if n.target is aten._assert_scalar.default)
+    asserts = (n for n in graph.nodes if n.target is ASSERT_SCALAR)
     return any(str(n.args[1]).startswith(DECIDED) for n in asserts)
 
 
@@ -77,7 +77,7 @@ class Decisions:
             conditions = [[call(operator.eq, (node, value))]]
         text = f"{DECIDED}{what} was {value!r} when the model was traced, and is another now"
         made = [*conditions[0], *(n for more in conditions[1:] for n in more)]
-        made += [call(aten._assert_scalar.default, (c[-1], text)) for c in conditions]
+        made += [call(ASSERT_SCALAR, (c[-1], text)) for c in conditions]
         self._note(made, value)
 
     def values(self, node: fx.Node, kept: fx.Node, value: Tensor, what: str) -> None:
@@ -86,7 +86,7 @@ class Decisions:
         same = call(aten.equal.default, (node, kept))
         text = f"{DECIDED}{what} had other values when the model was traced"
         made = [same, call(operator.eq, (same, True))]
-        self._note([*made, call(aten._assert_scalar.default, (made[-1], text))], value)
+        self._note([*made, call(ASSERT_SCALAR, (made[-1], text))], value)
 
     def size(self, node: fx.Node, dim: int, size: int, what: str) -> None:
         """A size that depends on values stays what it is."""
@@ -105,7 +105,7 @@ class Decisions:
 
     def _note(self, nodes: Iterable[fx.Node], value: Any) -> None:
         for node in nodes:
-            compares = node.target not in (operator.sub, aten._assert_scalar.default)
+            compares = node.target not in (operator.sub, ASSERT_SCALAR)
             node.meta.setdefault("val", True if compares else None)
         self.found.append(Decision(tuple(nodes), value))
 

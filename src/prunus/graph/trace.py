@@ -28,7 +28,13 @@ from prunus._common.inputs import (
 )
 from prunus._common.modules import detached_copy, keeping_modes, set_forward, shared_copy
 from prunus._common.rng import preserve_rng, seed
-from prunus._common.torch_internals import exported_module, open_sizes, pytree, size_hint
+from prunus._common.torch_internals import (
+    TYPE_CHECK,
+    exported_module,
+    open_sizes,
+    pytree,
+    size_hint,
+)
 from prunus.errors import InputError, first_line
 from prunus.graph.decisions import decided
 from prunus.graph.forms import Forms
@@ -314,7 +320,7 @@ def _settle(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if "val" in node.meta:
             node.meta["val"] = pytree.tree_map(settled, node.meta["val"])
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        if node.target is TYPE_CHECK:
             module.graph.erase_node(node)  # of a cast: half precision or float64 is no other graph
     module.recompile()
 

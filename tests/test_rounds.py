@@ -508,6 +508,11 @@ COMBINATIONS = list(
 )  # fmt: skip
 
 
+def normed() -> nn.Module:
+    """A width that a norm counts."""
+    return nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 2))
+
+
 @pytest.mark.parametrize("structure", folder.names("structures"))
 def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: str) -> None:
     criteria = itertools.cycle(folder.names("criteria"))
@@ -533,7 +538,8 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
         }
         if structure == "expert" and rounds is not None:
             values["compact"] = "every_round"
-        models = {"head": Heads, "expert": lambda: nn.Sequential(Fused(), nn.Linear(8, 2))}
+        models = {"head": Heads, "hidden": normed,
+                  "expert": lambda: nn.Sequential(Fused(), nn.Linear(8, 2))}  # fmt: skip
         task = tiny_task(**({"model": models[structure]} if structure in models else {}))
         steps: list[Any] = []
         try:

@@ -286,6 +286,21 @@ def test_an_index_that_is_taken_stays_and_so_do_rows_that_another_call_may_read(
     assert found(lambda x, a: torch.tanh(F.linear(x, a))[:, 0], a=(3, 3)) == []
 
 
+def test_an_empty_slice_is_no_reason_to_stay() -> None:
+    """Rotary embeddings of a part of each head, where the part is all of it."""
+
+    def forward(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
+        y = F.linear(x, a).view(2, 3, 2)
+        kept, rest = y[..., :2] * 2, y[..., 2:]
+        return F.linear(torch.cat([kept, rest], -1).reshape(2, 6), c)
+
+    expected = [
+        {("a", 0, 2 * i), ("a", 0, 2 * i + 1), ("c", 1, 2 * i), ("c", 1, 2 * i + 1)}
+        for i in range(3)
+    ]
+    assert found(forward, a=(6, 3), c=(4, 6)) == expected
+
+
 def test_an_unknown_operator_pins_its_operands_and_is_listed() -> None:
     with torch.library._scoped_library("prunus_tests", "DEF") as library:
         library.define("twice(Tensor x) -> Tensor")

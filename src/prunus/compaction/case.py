@@ -171,7 +171,7 @@ def answers_of(
         try:
             found = _answers(model, cut, arguments(example), states, drawn)
             break
-        except Exception:  # of the model's code, which says why the second time
+        except Exception:  # of the model's code: a ValueError for ids that it has no pictures for
             if not drawn:
                 raise
     every = every_example(example)

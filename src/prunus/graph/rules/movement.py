@@ -27,6 +27,8 @@ MOVES = (
 SPLITS = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split",
           "unsafe_chunk", "unsafe_split_with_sizes")  # fmt: skip
 
+_CUTS = ("slice", "narrow", *SPLITS)
+
 
 def move(call: Call) -> Found:
     """One tensor in, one out."""
@@ -92,6 +94,9 @@ def _moved(call: Call, x: Value, function: Move, out: Tensor, part: int = 0) -> 
                 d = e - len(shape) + len(x.shape)
                 if size > 1 and (d < 0 or x.shape[d] == 1):
                     dims[e] = call.labels.fresh(size)
+        if call.name in _CUTS and len(shape) == len(x.shape):  # nothing is left, of all the others
+            same = [n == m for n, m in zip(shape, x.shape, strict=True)]
+            dims = [x.dims[e] if same[e] else dims[e] for e in range(len(shape))]
         return call.result(dims, [False] * len(shape), out)
     free = tuple(d for d, dim in enumerate(x.dims) if not isinstance(dim, Fixed))
     literals = () if call.name in (*SHAPED, *EXPANDED) else (call.node.args[1:], call.node.kwargs)

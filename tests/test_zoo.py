@@ -119,9 +119,9 @@ def by_dimension(model: nn.Module, analysis: Analysis) -> dict[str, bool]:
     """``parameter:dimension`` -> whether every index can go; dimensions of size 1 left out."""
     found = {}
     for name in dict.fromkeys(analysis.names[n] for n, _ in model.named_parameters()):
-        value = analysis.tensors[name]
-        for d, dim in enumerate(value.dims):
-            if value.shape[d] > 1:
+        value = analysis.tensors.get(name)
+        for d, dim in enumerate(() if value is None else value.dims):  # None: no pass reads it
+            if value is not None and value.shape[d] > 1:
                 free = not isinstance(dim, Fixed) and bool(analysis.solved.free(dim).all())
                 found[f"{name}:{d}"] = free
     return found

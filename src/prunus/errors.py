@@ -22,6 +22,10 @@ class RefusedError(InputError):
     """Settings that are right, each for itself, and cannot go together."""
 
 
+class MissingError(InputError, AttributeError):
+    """Something that a dense model has, and that its graph does not."""
+
+
 class RunError(PrunusError, RuntimeError):
     """A run could not go on; what was finished before is kept."""
 

@@ -96,19 +96,9 @@ DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
          "chunk_size": 4, "time_step_rank": 3},
         {"states": 12},
     ),
-    "hf rwkv": ("Rwkv", {**DECODER, "attention_hidden_size": 32}, {"channels": 64, "ffn": 88}),
+    "hf rwkv": ("Rwkv", {**DECODER, "attention_hidden_size": 32, "rescale_every": 1},
+                 {"channels": 64, "ffn": 88}),
 }  # fmt: skip
-
-
-STATE = "the state is as wide as the configuration says, which has the old width"
-FAULTS = {
-    "hf rwkv": dict.fromkeys(
-        ("use_cache=True", "generate with a cache", "generate with a cache, padded"), STATE
-    ),
-    "falcon, one key-value head": {
-        "embeddings for ids": "the graph lacks ``get_input_embeddings`` and does not say so"
-    },
-}
 
 
 def _without_cache(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,8 +221,7 @@ def _speech(name: str, kind: str, units: dict[str, int], **changes: Any) -> Entr
 
 ENTRIES = [
     *(
-        _entry(name, built(kind, "ForCausalLM", _without_cache(settings)), words, units,
-               faults=FAULTS.get(name, {}))
+        _entry(name, built(kind, "ForCausalLM", _without_cache(settings)), words, units)
         for name, (kind, settings, units) in DECODERS.items()
     ),
     _entry("gemma 3", gemma3, words, {"heads": 4, "ffn": 88}),

@@ -86,6 +86,11 @@ def outcome_of(
     except InputError as error:
         return "refused", str(error)
     except Exception as error:  # whatever a smaller model dies of is what is looked for
+        cause: BaseException | None = error
+        while cause is not None:  # an exporter says it in its own words
+            if isinstance(cause, InputError):
+                return "refused", str(cause)
+            cause = cause.__cause__
         return "crash", f"{type(error).__name__}: {error}"[:300]
     if len(found) < len(expected):
         return "wrong", f"{len(found)} tensors instead of {len(expected)}"

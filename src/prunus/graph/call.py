@@ -135,6 +135,15 @@ def operator_name(operator: Any) -> str:
     return name if name.startswith("__") else name.rstrip("_")
 
 
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, for the user.
+
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" and {len(names) - 3} more")
+
+
 def describe(node: fx.Node) -> str:
     """An operator for the user: ``softmax in encoder.0.attention``.
 

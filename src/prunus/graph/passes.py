@@ -17,6 +17,7 @@ from prunus._common.torch_internals import TorchDispatchMode, below_autograd
 from prunus.errors import first_line
 from prunus.graph.call import operator_name
 from prunus.graph.trace import Traced, analysis_mode, trace
+from prunus.graph.writing import PutBack
 
 TRAINING_FLAGS = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5,
                   "lstm": 6, "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip
@@ -116,6 +117,7 @@ def _log(model: nn.Module, inputs: Inputs, *, training: bool, chance: int = 0) -
         stack.enter_context(analysis_mode(twin, training=training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(below_autograd())
+        stack.enter_context(PutBack(twin.parameters()))
         stack.enter_context(log)
         twin(*args, **kwargs)
     return log.lines

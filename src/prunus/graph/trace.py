@@ -40,6 +40,7 @@ from prunus.graph.decisions import decided
 from prunus.graph.forms import Forms
 from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.recorder import record
+from prunus.graph.writing import PutBack, without_writes
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,10 @@ def trace(
     with analysis_mode(model, training=training), torch.no_grad():
         forms = Forms.between(model, given)
         found = _traced(model, plain(given), dynamic, closed)
+        noted = (*found.notes, *without_writes(found.module, model, plain(given)))
         inputs = in_form(given, pytree.tree_leaves(found.inputs))
-        return replace(
-            found, inputs=inputs, training=training, answer=forms.answer, written=forms.written()
-        )
+        found = replace(found, inputs=inputs, notes=noted, training=training)
+        return replace(found, answer=forms.answer, written=forms.written())
 
 
 def _traced(
@@ -189,7 +190,7 @@ def _down_to_one(model: nn.Module, module: nn.Module, inputs: Inputs, guard: Gua
         lower = f"{symbol} >= 2"
         less = replace(guard, conditions=tuple(c for c in guard.conditions if c != lower))
         small = guard.narrowed(inputs, symbol)
-        if less == guard or small is None or not isinstance(_arranged(less, small), list):
+        if less == guard or small is None or not isinstance(less.arranged(*small), list):
             continue
         wanted, found = _answers(model, small), _answers(module, small)
         if wanted is not None and found is not None and _agree(wanted, found):
@@ -197,16 +198,12 @@ def _down_to_one(model: nn.Module, module: nn.Module, inputs: Inputs, guard: Gua
     return guard
 
 
-def _arranged(guard: Guard, inputs: Inputs) -> list[Any] | str:
-    return guard.arranged(*inputs)
-
-
 def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     """What a model answers; ``None`` if it raises."""
     try:
-        if model.training:  # statistics are written
-            model = detached_copy(model, {id(p): p for p in model.parameters()})
-        with preserve_rng(), torch.no_grad():
+        shared = model.parameters() if model.training else (*model.parameters(), *model.buffers())
+        model = detached_copy(model, {id(t): t for t in shared})  # flags, statistics
+        with preserve_rng(), torch.no_grad(), PutBack(model.parameters()):
             seed(0)
             args, kwargs = map_tensors(Tensor.clone, inputs)
             return tensors_of(model(*args, **kwargs))

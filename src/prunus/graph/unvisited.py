@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from prunus._common.modules import joined
+from prunus.graph.call import some
 from prunus.graph.labels import Array, Dim, Fixed, Value
 from prunus.graph.solve import Solved
 from prunus.types import Kept
@@ -107,21 +108,21 @@ def infer(
     grown = _Grown(tensors, solved)
     like: dict[str, tuple[str, ...]] = {}
     unsure: list[str] = []
-    for some in entries:
-        for entry, inside in some.others.items():
+    for each in entries:
+        for entry, inside in each.others.items():
             if kept is not None:
                 for name in inside:
                     grown.decided(_at(entry, name), shapes[_at(entry, name)], kept)
                 continue
             alike = [
                 v
-                for v, own in some.visited.items()
+                for v, own in each.visited.items()
                 if list(own) == list(inside)
                 and all(shapes[_at(v, n)] == shapes[_at(entry, n)] for n in inside)
             ]
             if not alike or not grown.agree(alike, inside):
                 unsure.append(entry)
-                for visited, own in some.visited.items():
+                for visited, own in each.visited.items():
                     grown.pin(visited, own, entry)
             if alike:
                 grown.copy(entry, alike[0], inside)
@@ -135,19 +136,15 @@ def _notes(like: Mapping[str, tuple[str, ...]], unsure: Sequence[str]) -> tuple[
     if like:
         visited = ", ".join(dict.fromkeys(v for alike in like.values() for v in alike))
         found.append(
-            f"no example visits {_some(list(like))}: taken to read and write what {visited} do; "
+            f"no example visits {some(list(like))}: taken to read and write what {visited} do; "
             "examples that visit them (example=[a, b]) would show it"
         )
     if unsure:
         found.append(
-            f"no example visits {_some(unsure)}: what they may read stays; give examples that "
+            f"no example visits {some(unsure)}: what they may read stays; give examples that "
             "visit them (example=[a, b])"
         )
     return tuple(found)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + ("" if len(names) <= 3 else f" and {len(names) - 3} more")
 
 
 def _at(entry: str, name: str) -> str:

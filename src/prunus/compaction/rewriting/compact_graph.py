@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from prunus._common.inputs import in_form
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
-from prunus.errors import InputError
+from prunus.errors import InputError, MissingError
 from prunus.graph.call import base_name, module_path
 from prunus.graph.decisions import DECIDED, decided
 from prunus.graph.guard import Guard
@@ -118,7 +118,7 @@ class CompactGraph(fx.GraphModule):
 
     def __getattr__(self, name: str) -> Any:
         if name in self.methods:
-            raise AttributeError(
+            raise MissingError(
                 f"{self.stands_for}.{name} is not there: the compact model is a graph of its "
                 "forward alone. Call it on the dense model, or prune with a scope that leaves "
                 "out what made a graph necessary (prunus.units shows the units)"

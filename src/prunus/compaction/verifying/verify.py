@@ -23,6 +23,7 @@ from prunus.errors import InputError, first_line
 from prunus.graph.call import describe, operator_name, written_arguments
 from prunus.graph.labels import Value
 from prunus.graph.trace import Traced, analysis_mode, trace
+from prunus.graph.writing import PutBack
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
@@ -107,10 +108,11 @@ def wide(value: Any) -> Any:
     return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
-class Still(TorchDispatchMode):
+class Still(PutBack):
     """Noise made constant, so that models of different sizes meet the same."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note(func, args)
         name = operator_name(func)
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
@@ -165,7 +167,7 @@ def answers(
         stack.enter_context(torch.set_grad_enabled(use.gradient))
         stack.enter_context(analysis_mode(model, training=use.training, fast=use.fast or use.steps))
         if not use.fast:  # fused paths are taken under no mode
-            stack.enter_context(Still())
+            stack.enter_context(Still(t for k, t in own.items() if k not in buffers))
         if gate.wide:
             stack.enter_context(Double())
         seed(0)  # numpy's and Python's chance too

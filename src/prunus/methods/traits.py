@@ -14,6 +14,7 @@ TRAITS: dict[str, dict[str, Any]] = {
         "SPARES_OUTPUT": False,  # whether the output layer stays unless the scope includes it
         "N_OF_M": None,  # (n, m): exactly n of every m stay, which is the sparsity
         "HEADS": None,  # at attention: "whole" heads, the same "dims" of all, or they "stay"
+        "ROTATES": False,  # whether streams are turned to principal directions before a cut
         "HIDDEN": False,  # whether the widths that norms count can go
         "SHORT": None,  # a pattern of what may be written instead; its groups are settings
     },

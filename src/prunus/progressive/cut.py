@@ -14,6 +14,7 @@ from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.latency_target import calibrate_target
+from prunus.progressive.rotation import turned
 from prunus.progressive.state import RunContext, RunState, blob, unblob
 from prunus.pruning.masks import apply
 from prunus.types import State
@@ -32,7 +33,7 @@ def cut(job: RunContext, at: RunState) -> bool:
         at.requested = engine.scheduled(at.progress)
     recalls = engine.recipe.trait("restore", "RECALLS") == "cut"
     before = engine.state(at.optimizer) if recalls else None
-    asked = engine.cut(at.progress, at.requested)
+    asked = engine.cut(at.progress, at.requested, turned(job, at))
     at.requested = asked
     hard = at.progress >= 1 and not engine.recipe.until_guard
     if revives(engine, "before") and hard:  # the last cut is hard

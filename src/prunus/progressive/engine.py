@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from prunus.pruning.space import build_space, target_of
 from prunus.recipe.fields import Spec
 from prunus.recipe.resolve import bind, resolve
 from prunus.recipe.schema import Recipe
-from prunus.types import Kept, Masks, State
+from prunus.types import Group, Kept, Masks, State
 
 
 class PruningEngine:
@@ -214,12 +215,18 @@ class PruningEngine:
         target = max(self.target, self.start)
         return self.selector.methods.schedule(progress, self.start, target)
 
-    def cut(self, progress: float, requested: float | None = None) -> float:
+    def cut(
+        self,
+        progress: float,
+        requested: float | None = None,
+        scores: Mapping[Group, Tensor] = MappingProxyType({}),
+    ) -> float:
         """Choose masks and apply them; the model is unchanged if that fails.
 
         Args:
             progress: of the schedule, 0 to 1.
             requested: the sparsity, by default what the schedule asks for.
+            scores: of units, in place of the criterion's.
 
         Returns:
             The sparsity requested of the groups together.
@@ -227,7 +234,7 @@ class PruningEngine:
         requested = self.scheduled(progress) if requested is None else requested
         goal = Sparsity(progress, requested, self.target)
         masks, counts = self.selector.choose(
-            self.model, self.space, self._removed, goal, self.running
+            self.model, self.space, self._removed, goal, self.running, scores
         )
         self._set_masks(masks)
         apply(self.model, masks)

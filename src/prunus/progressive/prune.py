@@ -26,6 +26,7 @@ from prunus.progressive.latency_target import calibrate_target, latency_verdict,
 from prunus.progressive.loop import all_rounds
 from prunus.progressive.progress import shown
 from prunus.progressive.result import Result, last_accepted
+from prunus.progressive.rotation import refuse_rotation, rotation_notes
 from prunus.progressive.state import OnEvent, RunContext, RunState, begin
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.masks import copy_of, put_back
@@ -192,6 +193,7 @@ def _check(
 ) -> None:
     """What can be known before work starts."""
     refuse_plain_train(engine, train)
+    refuse_rotation(engine, train)
     if recipe.guard is not None and evaluate is None:
         raise InputError("guard: nothing to judge with: pass evaluate(model) -> float, or no guard")
     if train is not None and not recipe.in_rounds and duration.parse(recipe.retrain).value == 0:
@@ -263,7 +265,7 @@ def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str
         folder=job.journal.folder,
         compaction=compaction,
         deployment=deployment,
-        notes=job.engine.space.notes,
+        notes=(*job.engine.space.notes, *rotation_notes(job)),
     )
     if (place := job.journal.folder) is not None:
         first = job.journal.fetch(at.blobs["dense"]) if "dense" in at.blobs else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from prunus.pruning.space import PruningSpace
 from prunus.pruning.units import unit_density, unit_scores
 from prunus.recipe.resolve import Methods
 from prunus.recipe.schema import Recipe
-from prunus.types import Counts, Masks
+from prunus.types import Counts, Group, Masks
 
 
 class Choice(NamedTuple):
@@ -82,6 +83,12 @@ class Selector:
                 f"criterion {self.recipe.criterion.name} needs gradients: pass calibration "
                 "(batches) and loss (a function of model and batch); magnitude needs neither"
             )
+        if self.recipe.trait("structure", "ROTATES") and self.calibration is None:
+            raise InputError(
+                "structure: rotate turns to the principal directions of what the model computes "
+                "on calibration batches: pass calibration (batches; with loss, unless they are "
+                "the model's inputs)"
+            )
         if self.reads_training:
             refuse_frozen(parameters)
 
@@ -92,6 +99,7 @@ class Selector:
         kept: Masks,
         goal: Sparsity,
         running: Mapping[str, Tensor],
+        scores: Mapping[Group, Tensor] = MappingProxyType({}),
     ) -> Choice:
         """The masks for a goal; nothing is changed.
 
@@ -101,6 +109,7 @@ class Selector:
             kept: masks that hold already: what they remove stays removed.
             goal: how much is to go.
             running: statistics of the training so far, by parameter name.
+            scores: of units, in place of the criterion's.
         """
         if not space.groups:  # every group of a smaller model is down to its last unit
             return Choice(dict(kept), {})
@@ -111,7 +120,8 @@ class Selector:
         density = {g: unit_density(g, kept, shapes) for g in space.groups if coupled}
         units = LazyUnits(space.groups, score, alive, density)
         for group in space.groups if units.in_memory else ():
-            units.hold(group, unit_scores(group, score))
+            given = scores.get(group)
+            units.hold(group, unit_scores(group, score) if given is None else given.clone())
         limits, cost = limits_of(space.groups, alive), space.cost_model
         once = self.recipe.order == "all"
         amount = goal.requested if once else goal.target

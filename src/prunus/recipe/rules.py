@@ -71,6 +71,12 @@ RULES: tuple[Rule, ...] = (
     (lambda r: r.compact != "every_round" and _units(r) == "experts",
      "structure: {r.structure.name} makes the router forget experts, which no mask of weights "
      "does: add compact: every_round (with rounds, 1 or more), so that they go with each cut"),
+    (lambda r: _rotates(r) and r.criterion != RecipeFields().criterion,
+     "criterion: with rotate the variance of calibration activations orders the indices, and "
+     "{r.criterion.name} would not be asked: leave criterion out, or rotate"),
+    (lambda r: _rotates(r) and r.trait("restore", "CHANGES"),
+     "restore: {r.restore.name} brings back weights from before the rotation, which belong to "
+     "other indices: use restore: keep, or leave rotate out"),
     (lambda r: r.compact == "every_round" and not r.in_rounds,
      "compact: every_round needs rounds: add, for example, rounds: 4; gradual pruning "
      "takes compact: end"),
@@ -134,6 +140,10 @@ def _coupled(r: RecipeFields) -> bool:
     return takes("structures", r.structure.name, "analysis")
 
 
+def _rotates(r: RecipeFields) -> Any:
+    return r.trait("structure", "ROTATES")
+
+
 def _stays(r: RecipeFields) -> bool:
     """Whether zeros stay in the model; of the user's own structure that is said when it loads."""
     return not _coupled(r) and (_units(r) == "modules" or not is_own(r.structure.name))
@@ -168,6 +178,11 @@ def own_loop_conflict(recipe: RecipeFields, *, judged: bool) -> str | None:
         return (
             "compact: end would replace the model under your loop: leave it out, and "
             "call prunus.compact(model, pruner.masks, example) after training"
+        )
+    if _rotates(recipe):
+        return (
+            "structure: rotate turns all weights before a cut, and the state of your optimizer "
+            "would not turn with them: leave rotate out, or use prunus.prune"
         )
     if recipe.deploy is not None or recipe.quantize != "none":
         return (

@@ -210,6 +210,7 @@ def _weights() -> dict[str, Any]:
         "a mask": (x, mask),
         "a mask for each head": (x, mask.expand(8, 6, 6)),
         "a mask of floats": (x, mask.float() * -3),
+        "weights too": (x, mask, True),
     }
 
 
@@ -223,9 +224,6 @@ def _options() -> dict[str, Any]:
     }
 
 
-UNREAD = "no pass reads a module, and what it would read, or be added to, is cut"
-
-
 def _entry(name: str, make: Any, example: Any, units: dict[str, int], **more: Any) -> Entry:
     return Entry(name, seeded(make), example, lambda: units, None, **more)
 
@@ -237,8 +235,7 @@ ENTRIES = [
     _entry("attention weights on request", Weighing, normal(2, 6, 16), {"heads": 4, "ffn": 23},
            calls=_weights),
     _entry("a branch on the resolution", Resolution, normal(2, 3, 8, 8), {"a": 12, "c": 19},
-           calls=lambda: {"beyond the branch": normal(2, 3, 16, 16)()},
-           faults=dict.fromkeys(("8 becomes 16", "a larger picture", "beyond the branch"), UNREAD)),
+           calls=lambda: {"beyond the branch": normal(2, 3, 16, 16)()}),
     _entry("auxiliary head", Auxiliary, normal(2, 3, 9, 8), {"b": 14},
            note="what ``a`` writes goes with noise of a literal width in train mode, which stays"),
     _entry("teacher forcing", Forced, lambda: (normal(2, 6)(), tokens(17, 2, 5)),
@@ -246,14 +243,12 @@ ENTRIES = [
     _entry("answers that are dropped", Parts, normal(2, 6), {"a": 16},
            calls=lambda: {"the others": (normal(2, 6)(), True)}),
     _entry("heads by name", Tasks, normal(2, 6), {"a": 16},
-           calls=lambda: {"the other task": (normal(2, 6)(), "two")},
-           faults={"the other task": UNREAD}),
+           calls=lambda: {"the other task": (normal(2, 6)(), "two")}),
     _entry("branches on request", Adapted, normal(2, 6), {"a": 16},
            calls=lambda: {"adapted": (normal(2, 6)(), True),
-                          "features too": (normal(2, 6)(), False, True)},
-           faults={"adapted": UNREAD, "features too": "they are narrower, and nothing says so"}),
+                          "features too": (normal(2, 6)(), False, True)}),
     _entry("large values take another way", Doubtful, normal(2, 6), {"a": 16}, export=False,
-           calls=lambda: {"large values": 20 * normal(2, 6)()}, faults={"large values": UNREAD}),
+           calls=lambda: {"large values": 20 * normal(2, 6)()}),
     _entry("the batch as a divisor", Centered, normal(2, 8), {"a": 21, "b": 13}),
     _entry("sampling in train mode", Sampling, normal(2, 9), {"read": 16, "values": 12}),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,7 @@ def without_experts(
         found = everywhere.check(twin, small, found)
         if found.equal:
             note = (gate.note,) if gate.note else ()
-            equal = Comparison(found.error, effect, tolerance=found.tolerance)
+            equal = replace(found, effect=effect)
             return Surgery(kept, tuple(changes)), equal, (*cut.analysis.notes, *note)
     what = found.problem or f"they differ by {found.error:.2g}"
     where = ", ".join(e.where or "the model" for e in experts)

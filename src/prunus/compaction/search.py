@@ -16,11 +16,12 @@ from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
 from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, guesses, standard
 from prunus.compaction.slicing.configs import configured
+from prunus.compaction.slicing.limits import Limits, unread
 from prunus.compaction.slicing.surgery import Surgery, refresh
 from prunus.compaction.verifying.values import WHOLE
 from prunus.compaction.verifying.verify import Comparison, first_differing
 from prunus.errors import InputError, RunError
-from prunus.graph.call import describe
+from prunus.graph.call import describe, some
 from prunus.graph.trace import Traced
 
 ROUTES = {
@@ -71,7 +72,8 @@ def find_plan(
     """
     if cut.analysis.experts:
         surgery, comparison, notes = without_experts(model, cut, example, whole=whole)
-        return CompactionPlan("attributes", surgery, None, comparison, notes)
+        plan = CompactionPlan("attributes", surgery, None, comparison, notes)
+        return _limited(plan, model, cut)
     case = case_of(model, cut, example, whole=whole)
     traced = cut.analysis.traced
     graph = case.check(case.rewritten.module)
@@ -82,7 +84,32 @@ def find_plan(
         _fail(case, graph)
     found = found or _whole(case)
     notes = (*cut.analysis.notes, *([case.gate.note] if case.gate.note else []), *found.notes)
-    return replace(found, notes=notes, traced=case.rewritten.traced)
+    return _limited(replace(found, notes=notes, traced=case.rewritten.traced), model, cut)
+
+
+def _limited(plan: CompactionPlan, model: nn.Module, cut: IndexCut) -> CompactionPlan:
+    """A model of its own class refuses what was seen to go wrong; a graph knows its calls."""
+    if plan.graph is not None:
+        return plan
+    seen = {name for node, name in cut.analysis.read.items() if node.users}
+    inside = tuple(f"{name}." for name in plan.surgery.replaced)
+    names = cut.analysis.names
+    never = unread(model, names, seen | {n for n in cut.analysis.tensors if _like(cut, n)})
+    limits = Limits(
+        dict(plan.comparison.flags), tuple(n for n in never if not n.startswith(inside))
+    )
+    note = (
+        (f"no example visits {some(limits.unread)}: what is cut is not for them",)
+        if limits.unread
+        else ()
+    )
+    surgery = replace(plan.surgery, limits=limits)
+    return replace(plan, surgery=surgery, notes=(*plan.notes, *note))
+
+
+def _like(cut: IndexCut, name: str) -> bool:
+    """Whether a tensor is of an entry that is cut as others that some pass visits."""
+    return any(name == entry or name.startswith(f"{entry}.") for entry in cut.analysis.like)
 
 
 def _first_route(case: Case) -> CompactionPlan | None:
@@ -113,22 +140,26 @@ def _modules_kept(case: Case) -> CompactionPlan | None:
             _set(twin, guess)
             found = case.check_everywhere(twin)
             if found.equal:
-                guilty = _needed(case, twin, guess)
+                guilty = _needed(case, twin, guess, found)
                 adapted = narrow or wide or guilty or _reads(case, twin, told)
                 surgery = Surgery(case.kept, (*fixed, *told, *guilty))
-                return CompactionPlan("attributes" if adapted else "sliced", surgery, None, found)
+                route = "attributes" if adapted else "sliced"
+                return CompactionPlan(route, surgery, None, found, refusals(found))
             _set(twin, guess, back=True)
         _set(twin, told, back=True)
     return None
 
 
-def _needed(case: Case, twin: nn.Module, guess: list[Attribute]) -> list[Attribute]:
+def _needed(
+    case: Case, twin: nn.Module, guess: list[Attribute], right: Comparison
+) -> list[Attribute]:
     """Those of a right guess that the model cannot do without."""
     needed = list(guess)
     for name in dict.fromkeys(a.name for a in guess):
         own = [a for a in guess if a.name == name]
         _set(twin, own, back=True)
-        if case.check_everywhere(twin).equal:
+        found = case.check_everywhere(twin)
+        if found.equal and found.flags == right.flags:
             needed = [a for a in needed if a.name != name]
         else:
             _set(twin, own)

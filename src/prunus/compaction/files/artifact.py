@@ -42,6 +42,7 @@ from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
 from prunus.compaction.slicing.attributes import Attribute, changed
 from prunus.compaction.slicing.drop import LEFT, Dropped
+from prunus.compaction.slicing.limits import Limits, limits_of
 from prunus.compaction.slicing.norms import Wide, Widening
 from prunus.compaction.slicing.surgery import refresh
 from prunus.errors import InputError, did_you_mean
@@ -53,14 +54,18 @@ HEADS_FORMAT = "prunus compact 3"
 """Of files with narrow attentions, for the same reason."""
 NORMS_FORMAT = "prunus compact 4"
 """Of files with wide norms, likewise."""
+LIMITS_FORMAT = "prunus compact 5"
+"""Of files of models that refuse some calls, likewise."""
 
 _KNOWN = {"format": str, "class": str, "attributes": list, "graphs": dict, "dropped": list,
-          "tied": dict, "sparse": dict, "heads": dict, "norms": dict}  # fmt: skip
+          "tied": dict, "sparse": dict, "heads": dict, "norms": dict,
+          "limits": dict}  # fmt: skip
 _LACKING = {
-    FORMAT: {"sparse", "heads", "norms"},
-    PACKED_FORMAT: {"heads", "norms"},
-    HEADS_FORMAT: {"norms"},
-    NORMS_FORMAT: set(),
+    FORMAT: {"sparse", "heads", "norms", "limits"},
+    PACKED_FORMAT: {"heads", "norms", "limits"},
+    HEADS_FORMAT: {"norms", "limits"},
+    NORMS_FORMAT: {"limits"},
+    LIMITS_FORMAT: set(),
 }
 """Formats, and the keys of the manifest that they have not."""
 
@@ -161,10 +166,13 @@ def packed(
         plain_tensors, entries = pack(plain_tensors, values=values, rounded=rounded)
         if entries:  # else the file is the dense one, byte by byte
             manifest |= {"format": PACKED_FORMAT, "sparse": entries}
-    if heads or norms:
+    limits = limits_of(model)
+    if heads or norms or limits:
         manifest = {"sparse": {}, **manifest, "format": HEADS_FORMAT, "heads": heads}
-    if norms:
+    if norms or limits:
         manifest |= {"format": NORMS_FORMAT, "norms": norms}
+    if limits:
+        manifest |= {"format": LIMITS_FORMAT, "limits": limits.to_plain()}
     # One key: the library writes several in a random order, and equal models are equal files.
     return safetensors.torch.save(plain_tensors, {"prunus": json.dumps(manifest)})
 
@@ -235,6 +243,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     attributes = changes(model, manifest["attributes"])
     attributes += narrow(model, manifest.get("heads", {}), {**graphs, **dropped})
     attributes += widened(model, manifest.get("norms", {}), {**graphs, **dropped})
+    limits = Limits.from_plain(model, manifest.get("limits", {}), {**graphs, **dropped})
     for name, graph in {**graphs, **dropped}.items():
         model.set_submodule(name, graph)
     writable = own_memory(model)
@@ -243,6 +252,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             put(place, writable)
     for attribute in attributes:
         attribute.set(model)
+    limits.apply(model)
     refresh(model)
     return model.eval()
 

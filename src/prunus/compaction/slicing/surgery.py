@@ -16,6 +16,7 @@ from prunus._common.modules import canonical_names, drop_caches, joined, take_mo
 from prunus._common.torch_internals import pre_hooks, refresh_flat_weights, without_fast_path
 from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.slicing.attributes import Attribute
+from prunus.compaction.slicing.limits import Limits
 from prunus.compaction.slicing.parameters import shrink
 from prunus.types import Kept
 
@@ -28,11 +29,13 @@ class Surgery:
         kept: indices that stay, by the first name of each tensor that is sliced.
         attributes: numbers that modules remember.
         replaced: modules by name that became graphs.
+        limits: what the model refuses behind it.
     """
 
     kept: Kept
     attributes: tuple[Attribute, ...] = ()
     replaced: Mapping[str, nn.Module] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
     def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, nn.Module]:
         """Make the model smaller; parameters keep their identity, and an optimizer its state.
@@ -51,11 +54,13 @@ class Surgery:
             plain_attributes(module, before[name])
             take_mode_of_operators(module, before[name])
             model.set_submodule(name, module)
+        self.limits.apply(model)
         refresh(model)
         return before
 
     def undo(self, model: nn.Module, before: Mapping[str, nn.Module]) -> None:
         """Put modules and attributes back; tensors are put back by whoever has their values."""
+        self.limits.take_back(model)
         for name, module in before.items():
             take_mode(module, of=model.get_submodule(name))
             model.set_submodule(name, module)

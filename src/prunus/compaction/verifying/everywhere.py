@@ -74,15 +74,19 @@ class Everywhere:
             known: how it compared in the pass that was traced.
 
         Returns:
-            ``known`` with the names of uses that the candidate itself refuses, or the first
-            comparison that fails.
+            ``known`` with the names of uses that the candidate itself refuses and the flags with
+            which it answers otherwise, or the first comparison that fails.
         """
         refusals = []
+        flags = []
         for use, gate, expected in self.uses if known.equal else ():
             found = compare(expected, model, state, use, gate)
             if found.refused:
                 refusals.append(use.name)
+            elif not found.equal and use.flag is not None:
+                refusals.append(use.name)
+                flags.append(use.flag)
             elif not found.equal:
                 what = found.problem or f"they differ by {found.error:.2g}"
                 return replace(found, effect=known.effect, problem=f"with {use.name}, {what}")
-        return replace(known, refusals=tuple(refusals))
+        return replace(known, refusals=tuple(refusals), flags=tuple(flags))

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, by_name, map_tensors, positional_names, tensors_of
+from prunus._common.inputs import (
+    Inputs,
+    by_name,
+    defaults_of,
+    map_tensors,
+    positional_names,
+    tensors_of,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Use:
         gradient: with autograd on.
         fast: with torch's fused paths and the model's own cache, as users call it.
         steps: token by token: each step gets the cache that the one before returned.
+        flag: an argument that no example gives this value.
     """
 
     name: str
@@ -32,6 +40,7 @@ class Use:
     gradient: bool = False
     fast: bool = False
     steps: bool = False
+    flag: tuple[str, bool] | None = None
 
 
 def uses_of(model: nn.Module, examples: Sequence[Inputs]) -> Iterator[tuple[Use, ...]]:
@@ -57,6 +66,9 @@ def uses_of(model: nn.Module, examples: Sequence[Inputs]) -> Iterator[tuple[Use,
             yield (Use(f"an attention mask with padding{which}", masked),)
         if _generates(model, inputs):
             yield (Use(f"token by token{which}", inputs, steps=True),)
+    for name, value in _flags(model, examples):
+        asked = examples[0][0], {**examples[0][1], name: value}
+        yield (Use(f"{name}={value}", asked, flag=(name, value)),)
 
 
 def _other_sizes(inputs: Inputs, which: str) -> Iterator[tuple[Use, ...]]:
@@ -119,6 +131,20 @@ def _may_cache(model: nn.Module, inputs: Inputs) -> bool:
     off = getattr(getattr(model, "config", None), _CACHE, None) is not True
     takes = _CACHE in inspect.signature(model.forward).parameters
     return off and takes and _CACHE not in by_name(positional_names(model), inputs)
+
+
+def _flags(model: nn.Module, examples: Sequence[Inputs]) -> list[tuple[str, bool]]:
+    """Arguments that are a yes or a no, which every example leaves as they are."""
+    given = [by_name(positional_names(model), inputs) for inputs in examples]
+    found = [
+        (name, not default)
+        for name, default in defaults_of(model).items()
+        if isinstance(default, bool) and name != _CACHE and all(name not in g for g in given)
+    ]
+    return found[:_MOST_FLAGS]
+
+
+_MOST_FLAGS = 6
 
 
 def _padded(model: nn.Module, inputs: Inputs) -> Inputs | None:

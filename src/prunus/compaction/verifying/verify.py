@@ -75,6 +75,7 @@ class Comparison:
         tolerance: for the error.
         refused: whether the compact model itself says that it does not take this call.
         refusals: uses that it refuses, each with the reason.
+        flags: arguments, and values with which it answers otherwise.
     """
 
     error: float
@@ -83,6 +84,7 @@ class Comparison:
     tolerance: float = TOLERANCE
     refused: bool = False
     refusals: tuple[str, ...] = ()
+    flags: tuple[tuple[str, bool], ...] = ()
 
     @property
     def equal(self) -> bool:

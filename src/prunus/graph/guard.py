@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -132,10 +132,30 @@ class Guard:
         made: Inputs = map_tensors(narrow, inputs)
         return made
 
+    def cut(self, sizes: Sequence[Sequence[int | None]]) -> Guard:
+        """The guard of a graph whose inputs are smaller.
+
+        Args:
+            sizes: of each tensor among the arguments, by dimension; ``None``: as it was.
+        """
+        each = iter(sizes)
+        leaves = {
+            name: tuple(
+                _smaller(leaf, next(each)) if leaf.kind in _ARTICLES else leaf for leaf in own
+            )
+            for name, own in self.leaves.items()
+        }
+        return replace(self, leaves=leaves)
+
     @property
     def open(self) -> bool:
         """Whether any size is open."""
         return bool(self.places())
+
+
+def _smaller(leaf: Leaf, sizes: Sequence[int | None]) -> Leaf:
+    left = [old if new is None else new for old, new in zip(leaf.sizes, sizes, strict=True)]
+    return replace(leaf, sizes=tuple(left))
 
 
 _NOTHING = object()

@@ -18,7 +18,7 @@ from prunus._common.torch_internals import origin, schema
 from prunus.compaction.cut import IndexCut
 from prunus.graph.call import base_name, named_arguments
 from prunus.graph.labels import Value
-from prunus.graph.rules.norms import LAST_DIMS
+from prunus.graph.rules.norms import LAST_DIMS, standardizes
 from prunus.graph.rules.reductions import COUNTS, dimensions
 
 aten = torch.ops.aten
@@ -35,10 +35,15 @@ def counts_on(cut: IndexCut, node: fx.Node) -> dict[int, int]:
     name = base_name(node)
     first = node.args[0] if node.args else None
     x = cut.analysis.known.get(first) if isinstance(first, fx.Node) else None
-    if not isinstance(x, Value) or name not in (*COUNTS, *LAST_DIMS):
+    if not isinstance(x, Value):
         return {}
-    rank = len(x.shape)
-    over = [rank - 1] if name in LAST_DIMS else dimensions(named_arguments(node).get("dim"), rank)
+    over, rank, named = [], len(x.shape), named_arguments(node)
+    if name in LAST_DIMS:
+        over = [rank - 1]
+    elif name in COUNTS:
+        over = dimensions(named.get("dim"), rank)
+    elif name == "batch_norm" and standardizes(name, named):
+        over = [d for d in range(rank) if d != 1]
     gone = {d: x.shape[d] - cut.size(x.dims[d], x.shape[d]) for d in over}
     return {d: number for d, number in gone.items() if number}
 
@@ -70,7 +75,7 @@ def counting(
         return write(node.target, *arranged(node.target, named))
     ((d, number),) = gone.items()
     for key in ("weight", "bias"):
-        if named.get(key) is not None:
+        if named.get(key) is not None and base_name(node) in LAST_DIMS:
             named[key] = write.padded(named[key], {0: number})
     target = _SINGLE.get(base_name(node), node.target)
     normed = write(target, *arranged(target, named))

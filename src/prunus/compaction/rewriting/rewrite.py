@@ -19,6 +19,7 @@ from prunus.compaction.rewriting.counting import arranged, counting, counts_on
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.errors import RunError
 from prunus.graph.call import base_name, describe, named_arguments
+from prunus.graph.guard import Guard
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.reductions import COUNTS
@@ -102,7 +103,20 @@ class _Rewriter:
         self.graph.lint()
         both = not any(p.training is not traced.training for p in self.analysis.passes)
         training = None if both else traced.training
-        return GraphPass(self.graph, traced.guard, training, traced.answer)
+        return GraphPass(self.graph, self._guard(traced), training, traced.answer)
+
+    def _guard(self, traced: Traced) -> Guard:
+        """The calls that a pass holds for: a module inside a model is given less."""
+        entering = [n for n in traced.module.graph.nodes if n.op == "placeholder"]
+        values = [v for n in entering if isinstance(v := self.analysis.known.get(n), Value)]
+        if not any(map(self.cut.changes, values)):
+            return traced.guard
+        return traced.guard.cut(
+            [
+                [None if left is None else len(left) for left in self.cut.left(value)]
+                for value in values
+            ]
+        )
 
     def _one(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prunus.graph.call import Call, Found
@@ -22,12 +23,21 @@ def channel_norm(call: Call) -> Found:
         if part is not None:
             dims[1] = call.labels.join(dims[1], part.dims[0])
     scale, shift = parts[0], parts[1]
-    made_zero = scale is not None and scale.zero[0] and (shift is None or shift.zero[0])
-    if call.name == "instance_norm" or call["training"] or call["use_input_stats"]:
-        for d, dim in enumerate(dims):
-            if d != 1:
-                call.labels.pin(dim, f"{call.where}: statistics count every index")
+    own = call.name == "instance_norm" or bool(call["training"] or call["use_input_stats"])
+    made_zero = (scale is not None and scale.zero[0]) or (own and x.zero[1])  # its mean is 0, too
+    made_zero = made_zero and (shift is None or shift.zero[0])
+    for d in (d for d in range(len(dims)) if d != 1 and own):
+        why = f"{call.where}: statistics count every index"
+        if standardizes(call.name, call.args):
+            call.counted(x, d, why)
+        else:
+            call.labels.pin(dims[d], why)
     return _with_statistics(call, dims, [False, made_zero, *(False for _ in dims[2:])])
+
+
+def standardizes(name: str, args: Mapping[str, Any]) -> bool:
+    """Whether a batch norm keeps no statistics: so weights are standardized."""
+    return name == "batch_norm" and bool(args["training"]) and args["running_mean"] is None
 
 
 def last_dims_norm(call: Call) -> Found:

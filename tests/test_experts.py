@@ -358,15 +358,43 @@ def test_experts_go_with_each_cut_or_are_refused() -> None:
 def test_a_router_that_looks_at_experts_in_groups_of_a_fixed_size_is_refused() -> None:
     class Grouped(Fused):
         def forward(self, x: Tensor) -> Tensor:
-            first = F.linear(x.reshape(-1, 8), self.router).view(-1, 2, 2).amax(-1)
+            first = F.linear(x.reshape(-1, 8), self.router).view(-1, 2, 4).amax(-1)
             return super().forward(x) * first.mean()
 
-    model = Grouped()
+    model = Grouped(8, 2)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(prunus.errors.RunError, match="Nothing was changed"):
         prunus.prune(model, {**EXPERT, "target": 0.25}, example=ROUTED)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert model.num_experts == 4
+    assert model.num_experts == 8
+
+
+def test_of_experts_that_are_looked_at_in_groups_one_of_each_goes() -> None:
+    class Limited(Fused):
+        """The best of three groups is chosen first, by its two best experts."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            each = F.linear(rows, self.router).sigmoid().view(-1, 3, self.num_experts // 3)
+            best = each.topk(2, dim=-1)[0].sum(-1).argmax(-1)
+            open_ = F.one_hot(best, 3)[..., None].expand_as(each).flatten(1)
+            weights, chosen = each.flatten(1).masked_fill(open_ == 0, -torch.inf).topk(2, dim=-1)
+            gate, up = torch.einsum("td,tkod->tko", rows, self.gate_up[chosen]).chunk(2, dim=-1)
+            out = torch.einsum("tki,tkoi->tko", F.silu(gate) * up, self.down[chosen])
+            return (out * weights[..., None]).sum(1).reshape(*x.shape[:-1], -1)
+
+    torch.manual_seed(0)
+    model = Limited(12, 2)
+    with torch.no_grad():
+        for tensor in (model.down, model.gate_up):
+            tensor[[0, 5, 9]] *= 1e-3
+            tensor[[2, 6, 10]] *= 1e-2
+    result = prunus.prune(model, {**EXPERT, "target": 0.5}, example=ROUTED)
+    assert model.num_experts == len(model.router) == 6
+    assert result.compaction is not None
+    assert result.compaction.error < 1e-9
+    with pytest.raises(prunus.errors.InputError, match="at most"):  # two stay in each group
+        prunus.prune(Limited(12, 2), {**EXPERT, "target": 0.75}, example=ROUTED)
 
 
 def test_training_goes_on_with_fewer_experts_and_the_file_opens(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 A router's softmax and top-k look at all experts at once, so index propagation pins them. That an
 expert is taken out means that it is never chosen: its logit is −∞. What is left of a softmax, a
-sigmoid and a top-k is then what a router of fewer rows gives.
+sigmoid and a top-k is then what a router of fewer rows gives. Where the router looks at its experts
+in groups of one size, one of each group goes at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from prunus._common.layers import Layer
 from prunus._common.torch_internals import module_paths
@@ -20,6 +22,7 @@ from prunus.graph.call import base_name, named_arguments
 from prunus.graph.labels import Array, Dim
 from prunus.graph.units import Place
 
+_VIEWS = frozenset({"view", "reshape", "unflatten", "_unsafe_view"})
 _CHOICES = frozenset({"topk", "argmax", "max", "sort"})
 
 
@@ -32,14 +35,21 @@ class Experts:
         places: the dimensions that lose an index with an expert; the router's weight comes last.
         added: vectors beside the router, which are added to what it chooses by.
         count: how many experts there are.
-        chosen: how many of them each item goes to.
+        least: of each group, how many stay at least: those that each item goes to.
+        groups: in which the router looks at them.
     """
 
     where: str
     places: tuple[Place, ...]
     added: tuple[str, ...]
     count: int
-    chosen: int
+    least: int
+    groups: int = 1
+
+    @property
+    def units(self) -> int:
+        """How many can go one after the other: an expert, or one of each group."""
+        return self.count // self.groups
 
     @property
     def router(self) -> str:
@@ -76,8 +86,9 @@ def find_experts(analysis: Analysis, layers: Sequence[Layer]) -> list[Experts]:
         stack = [(la.name, la.stack[0]) for la in members]
         rest = [(n, 0) for n in (*biases, *added, router)]
         places = (*stack, *rest)
-        chosen = max(_chosen(analysis, where), default=1)
-        found.append(Experts(where, places, tuple(added), count, chosen))
+        groups = _groups(analysis, where, count)
+        least = _least(analysis, where, count, groups)
+        found.append(Experts(where, places, tuple(added), count, least, groups))
     return found
 
 
@@ -106,18 +117,42 @@ def _below(analysis: Analysis, module: str, shape: tuple[int, ...]) -> Iterator[
             yield name
 
 
-def _chosen(analysis: Analysis, where: str) -> Iterator[int]:
-    """How many indices the choices inside a module take."""
+def _inside(analysis: Analysis, where: str, names: frozenset[str]) -> Iterator[tuple[fx.Node, int]]:
+    """Operators of a module by these names, and how many indices their last dimension has."""
     for traced in analysis.passes:
         for node in traced.module.graph.nodes:
-            inside = not where or where in module_paths(node) if _is_choice(node) else False
-            if inside:
-                taken = named_arguments(node).get("k")
-                yield taken if isinstance(taken, int) else 1
+            if node.op != "call_function" or base_name(node) not in names:
+                continue
+            read = node.all_input_nodes[0].meta.get("val") if node.all_input_nodes else None
+            if (
+                isinstance(read, Tensor)
+                and read.dim()
+                and (not where or where in module_paths(node))
+            ):
+                yield node, read.shape[-1]
 
 
-def _is_choice(node: fx.Node) -> bool:
-    return node.op == "call_function" and base_name(node) in _CHOICES
+def _groups(analysis: Analysis, where: str, count: int) -> int:
+    """How many groups of one size a module makes of as many numbers as there are experts."""
+    for node, size in _inside(analysis, where, _VIEWS):
+        made = node.meta.get("val")
+        shape = tuple(made.shape[-2:]) if isinstance(made, Tensor) and made.dim() > 2 else ()
+        if size == count and math.prod(shape) == count and 1 not in shape:
+            return int(shape[0])
+    return 1
+
+
+def _least(analysis: Analysis, where: str, count: int, groups: int) -> int:
+    """Of each group, how many are needed for what is chosen inside a module."""
+    taken: dict[int, list[int]] = {}
+    for node, size in _inside(analysis, where, _CHOICES):
+        k = named_arguments(node).get("k")
+        taken.setdefault(size, []).append(k if isinstance(k, int) else 1)
+    every = max(taken.get(count, [1]))
+    if groups == 1:
+        return every
+    open_groups = min(taken.get(groups, [groups]))
+    return max(*taken.get(count // groups, [1]), 1, math.ceil(every / open_groups))
 
 
 def with_experts(analysis: Analysis, layers: Sequence[Layer]) -> Analysis:
@@ -127,8 +162,8 @@ def with_experts(analysis: Analysis, layers: Sequence[Layer]) -> Analysis:
     labels: list[Array] = [solved.classes]
     count, number = len(solved.classes), len(solved.reason)
     for experts in found:
-        classes = np.arange(number, number + experts.count, dtype=np.int64)
-        number += experts.count
+        classes = number + np.arange(experts.count, dtype=np.int64) % experts.units
+        number += experts.units
         for name, d in experts.places:
             made = np.arange(count, count + experts.count, dtype=np.int64)
             count += experts.count

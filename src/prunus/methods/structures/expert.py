@@ -29,7 +29,8 @@ def expert(
 ) -> list[Group]:
     """Expert: a slice of each fused tensor of experts, with the router's row; never chosen again.
 
-    At least as many experts stay as each item goes to.
+    At least as many experts stay as each item goes to. Where the router looks at experts in groups
+    of one size, one of each group goes at a time.
 
     Args:
         layers: weights in scope.
@@ -49,8 +50,9 @@ def expert(
         raise InputError(
             "no expert can be removed from this model: looked for weights [experts, out, in] with "
             "one matrix beside them that has a row for each expert (the router), of which more "
-            "are there than each item goes to; experts in a ModuleList go by structure: layer, "
-            "their inner widths by structure: channel"
+            "are there than each item goes to. Experts in a ModuleList go by structure: layer with "
+            "modules: ['*.experts.*'], and answer zero where they are chosen still; all become "
+            "narrower by structure: channel, those of one matrix [experts · out, in] too"
         )
     return groups
 
@@ -67,20 +69,20 @@ def _group(
     for name, d in experts.places:
         if name in shapes:
             scored = name in scope and name != experts.router
-            members.append(
-                Member(name, (along(d, len(shapes[name]), torch.arange(experts.count)),), scored)
-            )
-            size += math.prod(shapes[name]) // experts.count if scored else 0
+            units = torch.arange(experts.count) % experts.units
+            members.append(Member(name, (along(d, len(shapes[name]), units),), scored))
+            size += math.prod(shapes[name]) // experts.units if scored else 0
     name, d = experts.places[0]
     dim = analysis.tensors[name].dims[d]
-    classes = () if isinstance(dim, Fixed) else tuple(int(c) for c in analysis.solved.of(dim))
+    every = () if isinstance(dim, Fixed) else analysis.solved.of(dim)
+    classes = tuple(int(c) for c in every[: experts.units])
     return Group(
         name=name,
-        units=experts.count,
+        units=experts.units,
         members=tuple(members),
         shape=shapes[name],
         run=0,
-        sizes=torch.full((experts.count,), size),
+        sizes=torch.full((experts.units,), size),
         classes=classes,
-        least=max(least, experts.chosen),
+        least=max(least, experts.least),
     )

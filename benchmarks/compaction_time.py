@@ -164,13 +164,13 @@ class WindowAttention(nn.Module):
         many = (tall // 7) * (wide // 7)
         x = x.view(batch, tall // 7, 7, wide // 7, 7, dim).permute(0, 1, 3, 2, 4, 5)
         x = x.reshape(batch * many, 49, dim)
-        qkv = self.qkv(x).reshape(len(x), 49, 3, self.heads, dim // self.heads)
+        qkv = self.qkv(x).reshape(x.size(0), 49, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         scores = (q * (dim // self.heads) ** -0.5) @ k.transpose(-2, -1)
         scores = scores + self.table[self.index].view(49, 49, -1).permute(2, 0, 1)[None]
         if shift:
-            scores = scores + self._apart(x, tall, wide, shift, len(scores) // many)
-        x = (scores.softmax(-1) @ v).transpose(1, 2).reshape(len(x), 49, dim)
+            scores = scores + self._apart(x, tall, wide, shift, scores.size(0) // many)
+        x = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.size(0), 49, dim)
         x = self.proj(x).view(batch, tall // 7, wide // 7, 7, 7, dim)
         x = x.permute(0, 1, 3, 2, 4, 5).reshape(batch, tall, wide, dim)
         if shift:

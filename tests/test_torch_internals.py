@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import prunus
 from prunus._common import torch_internals as internals
 from prunus._common.torch_internals import pytree
-from prunus.graph.trace import export
+from prunus.graph.exporting import export
 
 aten = torch.ops.aten
 

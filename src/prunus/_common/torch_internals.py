@@ -153,6 +153,15 @@ def is_open(size: int | torch.SymInt) -> bool:
     return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
+def parts_of(size: int | torch.SymInt) -> int:
+    """How many numbers and operations an open size is computed from; 0: it is a number."""
+
+    def parts(expression: Any) -> int:
+        return 1 + sum(map(parts, expression.args))
+
+    return parts(size.node.expr) if isinstance(size, torch.SymInt) and is_open(size) else 0
+
+
 def open_sizes(module: fx.GraphModule) -> tuple[list[tuple[int | str, ...]], list[str]] | None:
     """Sizes of an exported graph's inputs, and what the trace took for granted of open ones.
 

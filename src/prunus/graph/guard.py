@@ -148,6 +148,14 @@ class Guard:
         return replace(self, leaves=leaves)
 
     @property
+    def readable(self) -> bool:
+        """Whether what is known of open sizes can be computed from them."""
+        try:
+            return bool(self._holds) or not self.conditions
+        except InputError:
+            return False
+
+    @property
     def open(self) -> bool:
         """Whether any size is open."""
         return bool(self.places())
@@ -285,8 +293,9 @@ def _same(one: Any, other: Any) -> bool:
 _ALLOWED = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Name, ast.Load,
     ast.Constant, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub, ast.Eq,
-    ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.And, ast.Or, ast.Not,
+    ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.And, ast.Or, ast.Not, ast.Call,
 )  # fmt: skip
+_FUNCTIONS = {"max": max, "min": min}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -304,12 +313,13 @@ def expression(text: str) -> Callable[[Mapping[str, int]], Any]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         tree = None
     parts = list(ast.walk(tree)) if tree is not None else [None]
-    if len(text) > _LONGEST or not all(isinstance(p, _ALLOWED) and _small(p) for p in parts):
+    fit = len(text) <= _LONGEST and all(isinstance(p, _ALLOWED) and _small(p) for p in parts)
+    if not fit or not all(_known(p) for p in parts if isinstance(p, ast.Call)):
         raise InputError(f"{text[:80]!r} is no arithmetic of sizes")
     assert tree is not None
     code = compile(tree, "<sizes>", "eval")
     # the tree holds arithmetic alone
-    return lambda sizes: eval(code, {"__builtins__": {}}, dict(sizes))
+    return lambda sizes: eval(code, {"__builtins__": _FUNCTIONS}, dict(sizes))
 
 
 _LONGEST = 2000
@@ -323,6 +333,11 @@ def _small(part: ast.AST) -> bool:
         plain = isinstance(part.left, (ast.Name, ast.Constant))
         return plain and isinstance(part.right, ast.Constant) and part.right.value in range(8)
     return True
+
+
+def _known(call: ast.Call) -> bool:
+    """The largest or the smallest of some numbers, which sizes of windows are made of."""
+    return isinstance(call.func, ast.Name) and call.func.id in _FUNCTIONS and not call.keywords
 
 
 def condition(text: str) -> Callable[[Mapping[str, int]], bool]:

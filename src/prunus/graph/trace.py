@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import operator
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 from prunus._common.inputs import (
     Inputs,
     arguments,
-    by_name,
     defaults_of,
     in_form,
     map_tensors,
@@ -26,7 +23,7 @@ from prunus._common.inputs import (
     positional_names,
     tensors_of,
 )
-from prunus._common.modules import detached_copy, keeping_modes, set_forward, shared_copy
+from prunus._common.modules import detached_copy, keeping_modes, shared_copy
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import (
     TYPE_CHECK,
@@ -37,6 +34,7 @@ from prunus._common.torch_internals import (
 )
 from prunus.errors import InputError, first_line
 from prunus.graph.decisions import decided
+from prunus.graph.exporting import export, open_exports
 from prunus.graph.forms import Forms
 from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.recorder import record
@@ -157,18 +155,21 @@ def _guard(
 
 def _opened(model: nn.Module, inputs: Inputs, closed: Sequence[Collection[int]]) -> Traced | None:
     """The graph of open sizes, and what is known of them; ``None`` where none can be had."""
-    inputs = _two_items(model, inputs)
-    program = _open_export(model, *inputs, closed)
-    if program is None:
-        return None
-    module = exported_module(program)
-    known = open_sizes(module)
-    if known is None or len(known[0]) != len(tensors_of(inputs)):
-        return None
-    guard = _guard(model, inputs, *known)
-    _inline(module)
-    _settle(module)
-    return Traced(module, inputs, "export", _down_to_one(model, module, inputs, guard))
+    given, inputs = inputs, _two_items(model, inputs)
+    for program in open_exports(model, *inputs, closed):
+        module = exported_module(program)
+        known = open_sizes(module)
+        if known is None or len(known[0]) != len(tensors_of(inputs)):
+            continue
+        guard = _guard(model, inputs, *known)
+        if not guard.readable:
+            continue
+        _inline(module)
+        _settle(module)
+        guard = _down_to_one(model, module, inputs, guard)
+        if isinstance(guard.arranged(*given), list):  # or its code reads a size as a number
+            return Traced(module, inputs, "export", guard)
+    return None
 
 
 def _two_items(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -245,64 +246,6 @@ def _recorded(model: nn.Module, inputs: Inputs, refused: Exception) -> Traced:
     given = f"torch.export refused ({first_line(refused)}), so one pass was recorded"
     noted = (given, *notes["notes"], *notes["executed"])
     return Traced(module, inputs, "recorder", _guard(model, inputs), noted)
-
-
-def export(
-    model: nn.Module, args: Any, kwargs: Any, shapes: Any = None
-) -> ExportedProgram | Exception:
-    """torch.export's program, or why it refuses; without the graph that it prints then."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # export's own or the model's code's: they have no common type
-            return error
-
-
-def _open_export(
-    model: nn.Module, args: Any, kwargs: Any, closed: Sequence[Collection[int]]
-) -> ExportedProgram | None:
-    """With open sizes: of every dimension, else of the first one, else not at all."""
-    model = shared_copy(model)
-    names = _spell_out(model, args, kwargs)
-
-    def shapes(most: int) -> Any:
-        these = iter(closed)
-
-        def one(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return None
-            fixed = next(these, ())
-            return {
-                d: torch.export.Dim.AUTO
-                for d in range(min(most, value.dim()))
-                if value.shape[d] > 1 and d not in fixed
-            }
-
-        by_position = pytree.tree_map(one, args)
-        by_name = pytree.tree_map(one, kwargs)
-        return dict(zip(names, (*by_position, *by_name.values()), strict=True))
-
-    for most in (8, 1):
-        try:
-            wanted = shapes(most)
-        except AttributeError:  # of a PackedSequence, which looks at what it is made of
-            return None
-        program = export(model, args, kwargs, wanted)
-        if isinstance(program, ExportedProgram):  # many refuse: their code branches on sizes
-            return program
-    return None
-
-
-def _spell_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """Let a copy's ``forward`` name every argument: export mixes up those under ``**kwargs``."""
-    forward = model.forward
-    names = list(by_name(positional_names(model), (args, kwargs)))
-
-    def plain(*given: Any, **named: Any) -> Any:
-        return forward(*given, **named)
-
-    set_forward(model, plain, names)
-    return names
 
 
 def _settle(module: fx.GraphModule) -> None:

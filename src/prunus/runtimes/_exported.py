@@ -13,7 +13,8 @@ from torch.fx import GraphModule
 
 from prunus._common.torch_internals import is_open
 from prunus.errors import InputError, first_line
-from prunus.graph.trace import analysis_mode, export
+from prunus.graph.exporting import export
+from prunus.graph.trace import analysis_mode
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._flat import Flat, flat
 from prunus.runtimes._pools import Plain

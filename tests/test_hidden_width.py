@@ -78,6 +78,23 @@ class Literal(nn.Module):
         return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-3).sqrt()
 
 
+class Written(Shifted):
+    """A layer norm written out, as BERT's and ConvNeXt's authors did: x − μ is no zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / torch.sqrt(self.variance(centered) + self.epsilon)
+        return self.weight * scaled + self.bias
+
+    def variance(self, centered: Tensor) -> Tensor:
+        return centered.pow(2).mean(-1, keepdim=True)
+
+
+class WrittenAsSum(Written):
+    def variance(self, centered: Tensor) -> Tensor:
+        return (centered * centered).sum(-1, keepdim=True) / 8
+
+
 class Last(nn.LayerNorm):
     """Of channels that come second, as ConvNeXt has it."""
 
@@ -100,6 +117,8 @@ PLAIN = {"rms norm, eps", "own rms norm", "scale 1 + w"}
 GRAPHS: dict[str, Callable[[int], nn.Module]] = {
     "own norm with a bias": Shifted,
     "eps in the code": lambda _: Literal(),
+    "layer norm written out": Written,
+    "its variance as a sum": WrittenAsSum,
 }
 
 
@@ -280,6 +299,48 @@ def test_wide_norms_are_exported(kind: str) -> None:
     model = prunus.prune(Stream(NORMS[kind]), {**HIDDEN, "compact": "end"}, example=X).model
     program = torch.export.export(model, (X,), strict=True)
     assert torch.allclose(program.module()(X), model(X), atol=1e-6)
+
+
+class Pooled(nn.Module):
+    """A PoolFormer block: its norm is one group of all channels and positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 3)
+        self.norm, self.last = nn.GroupNorm(1, 8), nn.GroupNorm(1, 8, affine=False)
+        self.scale = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x)
+        normed = self.norm(x)
+        mixed = F.avg_pool2d(normed, 3, 1, 1, count_include_pad=False) - normed
+        return self.head(self.last(x + self.scale[:, None, None] * mixed).mean((-2, -1)))
+
+
+def test_one_group_of_all_channels_counts_those_that_went(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert prunus.units(Pooled(), x).total == 0
+    result = prunus.prune(Pooled(), HIDDEN, example=x)
+    small = prunus.compact(result.model, result.masks, x)
+    assert (small.route, small.model.patch.out_channels) == ("attributes", 4)
+    assert small.error < 1e-12
+    other = torch.randn(3, 3, 4, 12)
+    assert torch.allclose(small.model(other), result.model(other), atol=1e-5)
+    assert "WideGroupNorm(1, 4, " in repr(small.model.norm)
+    assert "counted=8" in repr(small.model.norm)
+    again = prunus.load(small.save(tmp_path / "small.safetensors"), model=Pooled())
+    assert torch.equal(again(x), small.model(x))
+
+
+def test_what_chance_makes_of_zeros_is_not_counted() -> None:
+    class Net(Stream):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(F.rrelu(self.words(tokens) - 1, training=True).mean(-1, keepdim=True)
+                             + self.last(self.words(tokens)))  # fmt: skip
+
+    why = {p.why for p in prunus.units(Net(nn.LayerNorm), X, hidden=True).pinned}
+    assert any("mean: looks at every index, and a cut does not make it zero" in w for w in why)
 
 
 # --- RMS norms as plain ones again

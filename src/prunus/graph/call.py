@@ -105,18 +105,26 @@ class Call:
         if not any(v.zero[d] for v, d in operands):
             self.labels.pin(joined, f"{self.where}: {what} of values that a cut does not make zero")
 
-    def counted(self, value: Value, d: int, why: str) -> bool:
-        """Whether indices may go although the operator counts every one: as zeros, counted on."""
+    def counted(self, value: Value, d: int, why: str, *, made: bool = False) -> bool:
+        """Whether indices may go although the operator counts every one: as zeros, counted on.
+
+        Args:
+            value: whose indices are counted.
+            d: its dimension.
+            why: for the reason.
+            made: whether what other operators make of zeros can be counted as well.
+        """
         dim = value.dims[d]
+        known = value.known(d) if made else value.zero[d]
         if isinstance(dim, Fixed):
             return False
         if not self.labels.hidden:
             self.labels.pin(dim, why)
-        elif not value.zero[d]:
+        elif not known:
             self.labels.pin(dim, f"{why}, and a cut does not make it zero")
         else:
             self.labels.counted.append(dim)
-        return self.labels.hidden and value.zero[d]
+        return self.labels.hidden and known
 
 
 def base_name(node: fx.Node) -> str:

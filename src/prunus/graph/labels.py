@@ -38,14 +38,21 @@ class Value:
         zero: for each dimension, whether the indices that a cut removes are zero in the masked
             model. Only then may they be left out of a sum.
         shape: sizes.
+        even: for each dimension, whether they are, if not zero, what the operators before make of
+            zeros: ``x − mean`` is, where x is zero. Not given: nowhere.
     """
 
     dims: Dims
     zero: tuple[bool, ...]
     shape: tuple[int, ...]
+    even: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.dims) == len(self.zero) == len(self.shape)
+
+    def known(self, d: int) -> bool:
+        """Whether the removed indices of a dimension can be made again from zeros."""
+        return self.zero[d] or (bool(self.even) and self.even[d])
 
     def all_fixed(self) -> bool:
         """Whether no index can go."""

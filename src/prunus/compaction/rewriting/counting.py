@@ -19,7 +19,7 @@ from prunus.compaction.cut import IndexCut
 from prunus.graph.call import base_name, named_arguments
 from prunus.graph.labels import Value
 from prunus.graph.rules.norms import LAST_DIMS, standardizes
-from prunus.graph.rules.reductions import COUNTS, dimensions
+from prunus.graph.rules.reductions import COUNTS, SUMS, dimensions
 
 aten = torch.ops.aten
 
@@ -40,10 +40,13 @@ def counts_on(cut: IndexCut, node: fx.Node) -> dict[int, int]:
     over, rank, named = [], len(x.shape), named_arguments(node)
     if name in LAST_DIMS:
         over = [rank - 1]
-    elif name in COUNTS:
+    elif name in (*COUNTS, *SUMS):
         over = dimensions(named.get("dim"), rank)
+        over = over if name in COUNTS else [d for d in over if not x.zero[d]]
     elif name == "batch_norm" and standardizes(name, named):
         over = [d for d in range(rank) if d != 1]
+    elif name == "group_norm" and named["num_groups"] == 1:
+        over = [1]
     gone = {d: x.shape[d] - cut.size(x.dims[d], x.shape[d]) for d in over}
     return {d: number for d, number in gone.items() if number}
 
@@ -61,21 +64,22 @@ def counting(
     """
     gone, named = counts_on(cut, node), named_arguments(node)
     first = next(iter(named))
-    x = cut.value(named[first])
+    source = named[first]
+    x = cut.value(source)
     named = dict(fx.node.map_arg(named, lambda n: new[n]))
-    write = _Writer(graph, node)
-    if base_name(node) == "mean":
+    write = _Writer(graph, node, cut, new)
+    if base_name(node) == "mean" and all(x.zero[d] for d in gone):
         made = write(node.target, *arranged(node.target, named))
         made.meta["val"] = node.meta["val"]
         return write(
             aten.mul.Tensor, (made, math.prod(1 - n / x.shape[d] for d, n in gone.items()))
         )
-    named[first] = write.padded(named[first], gone)
-    if base_name(node) in COUNTS:
+    named[first] = write.whole(source, gone)
+    if base_name(node) in (*COUNTS, *SUMS):
         return write(node.target, *arranged(node.target, named))
     ((d, number),) = gone.items()
     for key in ("weight", "bias"):
-        if named.get(key) is not None and base_name(node) in LAST_DIMS:
+        if named.get(key) is not None and base_name(node) != "batch_norm":
             named[key] = write.padded(named[key], {0: number})
     target = _SINGLE.get(base_name(node), node.target)
     normed = write(target, *arranged(target, named))
@@ -89,10 +93,37 @@ class _Writer:
 
     graph: fx.Graph
     node: fx.Node
+    cut: IndexCut
+    new: Mapping[fx.Node, fx.Node]
 
     def __call__(self, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
         made = self.graph.call_function(target, args, kwargs)
         made.meta = origin(self.node)
+        return made
+
+    def whole(self, source: fx.Node, more: Mapping[int, int]) -> fx.Node:
+        """A value with what the masked model has at so many removed indices of each dimension.
+
+        Zeros, or what the operators that made it make of zeros.
+        """
+        value = self.cut.value(source)
+        if all(value.zero[d] for d in more):
+            return self.padded(self.new[source], more)
+
+        def operand(argument: fx.Node) -> fx.Node:
+            known = self.cut.analysis.known.get(argument)
+            if not isinstance(known, Value):
+                return self.new[argument]
+            behind = len(value.shape) - len(known.shape)
+            own = {
+                d - behind: number
+                for d, number in more.items()
+                if d >= behind and known.shape[d - behind] == value.shape[d] > 1
+            }
+            return self.whole(argument, own) if own else self.new[argument]
+
+        made = self(source.target, *fx.node.map_arg((source.args, source.kwargs), operand))
+        made.meta["val"] = source.meta["val"]
         return made
 
     def padded(self, source: fx.Node, more: Mapping[int, int]) -> fx.Node:

@@ -112,7 +112,7 @@ def standard(model: nn.Module, patches: Sequence[Patch]) -> list[Attribute]:
 
 def _group_count(module: nn.Module, patched: tuple[Any, ...] | None) -> int | None:
     """The new number of groups of a convolution or group norm, from its patched call."""
-    if patched is None:
+    if not patched:  # or it counts on what is gone
         return None
     if isinstance(module, nn.GroupNorm):
         return int(patched[1])

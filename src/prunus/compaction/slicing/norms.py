@@ -44,9 +44,9 @@ class Wide:
         said = super().extra_repr()  # type: ignore[misc]
         return ", ".join([*([said] if said else []), f"{COUNTED}={self.counted}"])
 
-    def _with_zeros(self, tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    def _with_zeros(self, tensor: Tensor | None, like: Tensor, dim: int = -1) -> Tensor | None:
         """A tensor with as many zeros at its end as indices of ``like`` are gone."""
-        return None if tensor is None else F.pad(tensor, (0, self.counted - like.shape[-1]))
+        return None if tensor is None else F.pad(tensor, (0, self.counted - like.shape[dim]))
 
 
 class WideLayerNorm(Wide, nn.LayerNorm):
@@ -96,6 +96,22 @@ class WideRMSNorm(Wide, nn.RMSNorm):
         return F.rms_norm(padded, (self.counted,), weight, self.eps)[..., : x.shape[-1]]
 
 
+class WideGroupNorm(Wide, nn.GroupNorm):
+    """The same of a group norm whose only group is all channels.
+
+    Source: Wu, He (2018), arXiv:1803.08494.
+    """
+
+    narrow = nn.GroupNorm
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[N, d, …]`` to ``[N, d, …]``."""
+        weight, bias = (self._with_zeros(t, input, 1) for t in (self.weight, self.bias))
+        gone = self.counted - input.shape[1]
+        padded = F.pad(input, (*(0,) * (2 * input.dim() - 4), 0, gone))
+        return F.group_norm(padded, 1, weight, bias, self.eps)[:, : input.shape[1]]
+
+
 class WideScaled(Wide):
     """Any other RMS norm without a shift, by its own code.
 
@@ -107,6 +123,9 @@ class WideScaled(Wide):
         """``[…, d]`` to ``[…, d]``."""
         normed: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return normed * math.sqrt(self.counted / x.shape[-1])
+
+
+_TORCHS: tuple[Any, ...] = (WideLayerNorm, WideRMSNorm, WideGroupNorm)
 
 
 def _empty(narrow: type[nn.Module]) -> nn.Module:
@@ -121,10 +140,10 @@ def wide_class(narrow: Any) -> type[nn.Module]:
     >>> wide_class(nn.LayerNorm).__name__
     'WideLayerNorm'
     """
-    for torchs in (WideLayerNorm, WideRMSNorm):
+    for torchs in _TORCHS:
         if narrow is torchs.narrow:
-            return torchs
-    own = next((w for w in (WideLayerNorm, WideRMSNorm) if issubclass(narrow, w.narrow)), None)
+            return torchs  # type: ignore[no-any-return]
+    own = next((w for w in _TORCHS if issubclass(narrow, w.narrow)), None)
     bases = (WideScaled, narrow) if own is None else (narrow, own)  # whose super() is the wide one
     return type(f"Wide{narrow.__name__}", bases, {"narrow": narrow, "__doc__": Wide.__doc__})
 
@@ -164,6 +183,8 @@ def width_of(module: nn.Module) -> int | None:
         return module.counted
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return int(module.normalized_shape[-1]) if len(module.normalized_shape) == 1 else None
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels if module.num_groups == 1 else None
     sizes = [p.numel() for p in module.parameters()]
     return sizes[0] if len(sizes) == 1 and _eps(module) and not module._modules else None
 
@@ -203,6 +224,8 @@ def _widened(path: str, module: nn.Module, width: int, left: int) -> Sequence[At
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         shape = tuple(module.normalized_shape)
         changes.append(Attribute(path, "normalized_shape", shape, (shape[0] - width + left,)))
+    elif isinstance(module, nn.GroupNorm):
+        changes.append(Attribute(path, "num_channels", width, left))
     else:
         changes += [Attribute(path, k, v, v * width / left) for k, v in _eps(module).items()]
     return changes if isinstance(module, Wide) else [*changes, Widening(path, None, width)]

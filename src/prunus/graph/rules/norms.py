@@ -67,6 +67,9 @@ def group_norm(call: Call) -> Found:
         return None
     groups = int(call.first("num_groups", "group"))
     dims = list(x.dims)
+    zero = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
+    if groups == 1 and call.labels.hidden and call.name == "group_norm":
+        return _one_group(call, x, [v for v in (weight, bias) if v is not None], zero=zero)
     for part in (weight, bias):
         if part is not None:
             dims[1] = call.labels.join(dims[1], part.dims[0])
@@ -77,8 +80,17 @@ def group_norm(call: Call) -> Found:
     )
     for dim in dims[2:]:
         call.labels.pin(dim, f"{call.where}: its variance counts every position")
-    zero = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
     return _with_statistics(call, dims, [False, zero, *(False for _ in dims[2:])])
+
+
+def _one_group(call: Call, x: Value, scales: list[Value], *, zero: bool) -> Found:
+    """All channels together are counted as a layer norm counts its width."""
+    channels = call.labels.join(x.dims[1], *(v.dims[0] for v in scales))
+    call.counted(x, 1, f"{call.where}: its variance counts every channel")
+    for dim in x.dims[2:]:
+        call.labels.pin(dim, f"{call.where}: its variance counts every position")
+    dims = [x.dims[0], channels, *x.dims[2:]]
+    return call.result(dims, [False, zero, *(False for _ in x.dims[2:])])
 
 
 def weight_norm(call: Call) -> Found:

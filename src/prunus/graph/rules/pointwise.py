@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.call import Call, Found
+from prunus.graph.call import Call, Found, written_arguments
 from prunus.graph.labels import Dim, Dims, Labels, Value
 
 PRODUCTS = frozenset({"mul", "multiply", "logical_and", "bitwise_and", "__and__"})
@@ -28,6 +29,10 @@ OTHERS = frozenset(
      "log_sigmoid", "addcmul", "addcdiv", "isin", "hardshrink", "softshrink", "erf", "bernoulli",
      "complex", "polar", "angle"}
 )  # fmt: skip
+
+
+CHANCE = ("bernoulli", "rrelu")
+"""Operators whose results are other ones each time."""
 
 
 def line_up(labels: Labels, out: Sequence[int], dims: Sequence[Value]) -> Dims:
@@ -61,6 +66,7 @@ def pointwise(call: Call) -> Found:
     shape = tuple(int(n) for n in tensor.shape)
     dims = line_up(call.labels, shape, values)
     found = call.result(dims, [_zero(call, e, shape) for e in range(len(shape))], tensor)
+    found = replace(found, even=tuple(_even(call, e, shape) for e in range(len(shape))))
     if isinstance(out, Tensor):
         return found
     return [found, *(call.fixed("a by-product", t) for t in out[1:])]
@@ -100,10 +106,21 @@ def _zero(call: Call, e: int, shape: tuple[int, ...]) -> bool:
     return name in SUMS and all(zero(n) for n in nodes)
 
 
+def _even(call: Call, e: int, shape: tuple[int, ...]) -> bool:
+    """Whether operands have zeros at removed indices of a dimension, or what was made of some."""
+    if written_arguments(call.node.target) or call.name in CHANCE:
+        return False
+    for value in call.operands():
+        d = len(value.shape) - len(shape) + e
+        if d >= 0 and value.shape[d] != 1 and not value.known(d):
+            return False
+    return True
+
+
 def _keeps_zero(call: Call, operand: fx.Node) -> bool:
     """Whether a function of one tensor maps 0 to 0: asked of the function itself."""
     value = operand.meta.get("val")
-    if not isinstance(value, Tensor) or call.name in ("bernoulli", "rrelu"):
+    if not isinstance(value, Tensor) or call.name in CHANCE:
         return False
     zeros = torch.zeros(1, dtype=value.dtype)
 

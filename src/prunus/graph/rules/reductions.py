@@ -43,10 +43,11 @@ def reduction(call: Call) -> Found:
         given = -1
     over = dimensions(call["dims"] if given is None else given, rank)
     for d in over:
-        if call.name in SUMS and not _least(call):
+        sums = call.name in SUMS and not _least(call)
+        if sums and (x.zero[d] or not (call.labels.hidden and x.known(d))):
             call.summed((x, d), what="a sum")
-        elif call.name in COUNTS:
-            call.counted(x, d, f"{call.where}: looks at every index")
+        elif sums or call.name in COUNTS:
+            call.counted(x, d, f"{call.where}: looks at every index", made=True)
         else:
             call.labels.pin(x.dims[d], f"{call.where}: looks at every index")
     if call.name in ("softmax", "_softmax", "_safe_softmax") and rank > 2 and over == [rank - 1]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from prunus._common.parts import parts
 
 
 def l1(model: nn.Module) -> float:
@@ -14,4 +16,14 @@ def l1(model: nn.Module) -> float:
     >>> l1(linear)
     3.5
     """
-    return sum(float(p.detach().abs().sum(dtype=torch.float64)) for p in model.parameters())
+    return sum(l1_of(p) for p in model.parameters())
+
+
+def l1_of(tensor: Tensor) -> float:
+    """Σ|w| of one tensor, in float64; a large one in parts that stay in a processor's cache.
+
+    >>> l1_of(torch.full((3, 2**18), -0.5))
+    393216.0
+    """
+    every = parts(tensor.detach())
+    return sum(float(part.abs().sum(dtype=torch.float64)) for (part,) in every)

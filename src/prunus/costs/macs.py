@@ -106,8 +106,7 @@ def _with_zeros_skipped(
         owner = name.rpartition(".")[0]
         module = table.get(f"{type(model).__name__}.{owner}") if owner else table.get("Global")
         if module:
-            weight = model.get_parameter(name)
-            density = float(mask.expand(weight.shape).float().mean())
+            density = int(mask.count_nonzero()) / max(1, mask.numel())
             saved += sum(module.values()) / 2 * (1 - density) * _share(model, owner, name)
     return whole, round(whole - saved)
 

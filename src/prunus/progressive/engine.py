@@ -25,6 +25,7 @@ from prunus.compaction.shrink import (
     smaller_masks,
 )
 from prunus.compaction.slicing.drop import put_back_modules
+from prunus.costs.l1 import l1_of
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
 from prunus.methods.signals.grad_sq_running import DECAY
@@ -126,7 +127,7 @@ class PruningEngine:
         """Σ|w| over the scope."""
         with torch.no_grad():
             weights = scored(self.model, self.space).values()
-            return sum(float(p.abs().sum(dtype=torch.float64)) for p in weights)
+            return sum(map(l1_of, weights))
 
     # --- following an optimizer
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.layers import plain_name
+from prunus._common.parts import parts
 from prunus.errors import InputError, RunError
 from prunus.types import Masks
 
@@ -73,7 +74,8 @@ def check(model: nn.Module, masks: Masks) -> None:
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         weight = parameters[name]
-        if bool((weight.masked_fill(mask.to(weight.device), 0) != 0).any()):
+        both = parts(weight, mask.to(weight.device).expand(weight.shape))
+        if any(bool(part.masked_fill(kept, 0).count_nonzero()) for part, kept in both):
             raise RunError(
                 f"removed weights of '{name}' are not zero: something writes to them outside "
                 "the optimizer step (a master copy, an EMA, a loaded state?)"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, map_tensors
+from prunus._common.parts import parts
 from prunus._common.torch_internals import no_torch_function, pytree, wrapper
 from prunus.compaction.cut import take
 from prunus.graph.call import written_arguments
@@ -52,10 +53,9 @@ def values_for_test(
             dense[id(tensor)] = _varied(name, tensor.detach(), name in parameters, draws)
     masked = dict(dense)
     for name, mask in masks.items():  # what is zero already would hide what the masks do
-        key, shape = id(every[name]), every[name].shape
-        removed = (mask.numel() - int(mask.sum())) * (shape.numel() // mask.numel())
+        key = id(every[name])
         masked[key] = replace(dense[key], mask=mask)
-        dense[key] = replace(masked[key], fill=draws.later((removed,)))
+        dense[key] = replace(masked[key], fill=draws.apart())
     made: dict[int, Tensor] = {}
     lazily = sum(sizes.values()) > whole
 
@@ -174,14 +174,14 @@ class _Values:
         parameter: whether it is one.
         noise: makes constants random.
         mask: what is kept.
-        fill: random numbers for what is not, instead of zeros.
+        fill: where random numbers for what is not come from, instead of zeros.
     """
 
     own: Tensor
     parameter: bool
     noise: Callable[[Tensor], Tensor] | None = None
     mask: Tensor | None = None
-    fill: Callable[[], Tensor] | None = None
+    fill: Callable[[], torch.Generator] | None = None
 
     @property
     def large(self) -> bool:
@@ -200,10 +200,11 @@ class _Values:
             values = self.noise(values)
         if self.mask is not None:
             mask = self.mask.to(values.device).expand(self.own.shape)
-            if self.fill is not None:
-                values = _filled(values, mask, self.fill)
-            else:
-                values = values * (take(mask, kept) if early and kept is not None else mask)
+            mask = take(mask, kept) if early and kept is not None else mask
+            values = values.clone() if values is self.own else values
+            _mask(values, mask)
+            if self.fill is not None and not values.is_meta:
+                _fill(values, mask, self.fill())
         return values if kept is None or early else take(values, kept)
 
 
@@ -228,14 +229,23 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64
 
 
-def _filled(values: Tensor, kept: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-    """Random numbers, of the size of what is kept, in place of what is removed."""
-    if values.is_meta:
-        return values
-    left = values.masked_select(kept)
-    spread = float(left.std()) if left.numel() > 1 else 0.1
-    drawn = draw().to(values.device, values.dtype)
-    return values.masked_scatter(~kept, drawn * max(spread, 1e-3))
+def _mask(values: Tensor, kept: Tensor) -> None:
+    """Zero what is removed, in place."""
+    for part, mask in parts(values, kept):
+        part.mul_(mask)
+
+
+def _fill(values: Tensor, kept: Tensor, generator: torch.Generator) -> None:
+    """Random numbers, of the size of what is kept, in place of the zeros of what is removed."""
+    left, total, squares = 0, 0.0, 0.0
+    for part, mask in parts(values, kept):
+        left += int(mask.count_nonzero())
+        total += float(part.real.sum())
+        squares += float(torch.linalg.vector_norm(part)) ** 2
+    spread = (max(squares - total**2 / left, 0.0) / (left - 1)) ** 0.5 if left > 1 else 0.1
+    for part, mask in parts(values, kept):
+        drawn = torch.randn(part.shape, generator=generator)
+        part.add_((drawn * max(spread, 1e-3)).to(part.device) * ~mask)
 
 
 class _Draws:
@@ -247,12 +257,19 @@ class _Draws:
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._shapes: list[tuple[int, ...]] = []
+        self._seed, self._others = seed, 0
         self._states = [self._generator.get_state()]  # before each that was reached so far
 
     def later(self, shape: Sequence[int]) -> Callable[[], Tensor]:
         """The next place in the sequence, as a function that draws its numbers."""
         self._shapes.append(tuple(shape))
         return partial(self._draw, len(self._shapes) - 1)
+
+    def apart(self) -> Callable[[], torch.Generator]:
+        """A sequence of its own, as a function that begins it anew."""
+        self._others += 1
+        number = self._seed * 2**20 + self._others
+        return lambda: torch.Generator().manual_seed(number)
 
     def _draw(self, place: int) -> Tensor:
         while len(self._states) <= place:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +220,20 @@ def test_a_module_that_took_anothers_place_gets_its_mode() -> None:
     with keeping_modes(model):
         model[0] = nn.Sequential(nn.Dropout(), nn.Dropout())
     assert [m.training for m in model.modules()] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("kind", [F.dropout, F.alpha_dropout, F.feature_alpha_dropout])
+def test_chance_that_is_always_on_stays_on_in_a_graph(kind: Any, tmp_path: Path) -> None:
+    class Doubting(Whole):
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.selu(self.norm(self.a(x))).view(-1, 16)
+            return self.out(self.b(kind(h, 0.5, training=True)))  # type: ignore[no-any-return]
+
+    model = Doubting().eval()
+    masks = prunus.prune(copy.deepcopy(model), {"structure": "channel", "target": 0.5}, example=X)
+    small = prunus.compact(model, masks.masks, X)
+    assert small.route == "graph"
+    again = prunus.load(small.save(tmp_path / "small.safetensors"))
+    for graph in (small.model, again):
+        for training in (False, True, False):
+            assert switched_on(graph.train(training)) == (True, training)

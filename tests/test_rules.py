@@ -147,6 +147,22 @@ def test_a_transform_over_one_dimension_leaves_the_others(
     assert halved(around(middle), normal(4, 10, 5))[0].total == units
 
 
+@pytest.mark.parametrize(
+    ("middle", "units"),
+    [
+        (lambda m, y: y.view(4, 10, 2, 3).softmax(-1).view_as(y), 2),
+        (lambda m, y: y.flatten().view_as(y) + y.mT.reshape_as(y.mT).mT, 6),
+        (lambda m, y: y * y[..., [-2]].cos(), 5),
+        (lambda m, y: y * y.index_select(-1, torch.tensor([4, 1, 4])).sum(-1, keepdim=True), 4),
+        (lambda m, y: y * y[..., torch.tensor([[0, 3]])].sum((-1, -2))[..., None], 4),
+    ],
+)  # fmt: skip
+def test_what_code_reads_by_written_out_positions_stays_and_the_rest_goes(
+    middle: Callable[..., Tensor], units: int
+) -> None:
+    assert halved(around(middle), normal(4, 10, 5))[0].total == units
+
+
 def test_a_complex_kernel_loses_what_its_channels_lose() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         h = m.p(x).transpose(1, 2)

@@ -50,7 +50,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "falcon, one key-value head": (
         "Falcon",
         {**DECODER, "ffn_hidden_size": 44, "multi_query": True},
-        {"heads": 4, "ffn": 88},
+        {"heads of queries": 2 * 4, "ffn": 88},
     ),
     "falcon, new decoder": (
         "Falcon",

@@ -216,6 +216,8 @@ class _Walk:
         name = self.names.get(target, self._by_identity.get(id(tensor), target))
         self._by_identity.setdefault(id(tensor), name)
         self.read[node] = name
+        if name not in self.names:
+            self.memo.constants[node] = tensor
         if name not in self.tensors:
             shape = tuple(int(n) for n in tensor.shape)
             real = tensor.is_floating_point() or tensor.is_complex()

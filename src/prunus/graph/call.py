@@ -21,9 +21,15 @@ Found: TypeAlias = "Value | list[Value | None] | None"
 
 @dataclass
 class Memo:
-    """What movements of the same form were found to do; a model repeats them block by block."""
+    """What movements of the same form were found to do; a model repeats them block by block.
+
+    Attributes:
+        relations: of movements.
+        constants: tensors that the model's code wrote out.
+    """
 
     relations: dict[Any, tuple[Relation, list[int]]] = field(default_factory=dict)
+    constants: dict[fx.Node, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,11 @@ class Call:
         found = self.known.get(argument) if isinstance(argument, fx.Node) else None
         return found if isinstance(found, Value) else None
 
+    def constant(self, argument: Any) -> Tensor | None:
+        """The values of a tensor that the model's code wrote out."""
+        node = written_out(argument)
+        return None if node is None else self.memo.constants.get(node)
+
     def operands(self) -> list[Value]:
         """Every tensor that goes in."""
         return [v for n in self.node.all_input_nodes if (v := self.of(n)) is not None]
@@ -125,6 +136,19 @@ class Call:
         else:
             self.labels.counted.append(dim)
         return self.labels.hidden and known
+
+
+_COPIES = frozenset({"lift_fresh_copy", "lift_fresh", "detach", "clone", "alias", "to", "_to_copy"})
+
+
+def written_out(argument: Any) -> fx.Node | None:
+    """The node that reads a tensor of which an argument is a copy."""
+    while isinstance(argument, fx.Node) and argument.op == "call_function":
+        if base_name(argument) not in _COPIES:
+            return None
+        argument = argument.args[0]
+    found = isinstance(argument, fx.Node) and argument.op == "get_attr"
+    return argument if found else None
 
 
 def base_name(node: fx.Node) -> str:

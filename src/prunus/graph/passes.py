@@ -16,12 +16,9 @@ from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, below_autograd
 from prunus.errors import first_line
 from prunus.graph.call import operator_name
+from prunus.graph.flags import TRAINING_FLAGS
 from prunus.graph.trace import Traced, analysis_mode, trace
 from prunus.graph.writing import PutBack
-
-TRAINING_FLAGS = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5,
-                  "lstm": 6, "gru": 6, "rnn_tanh": 6, "rnn_relu": 6}  # fmt: skip
-"""Operators with a training flag, and its place among their arguments."""
 
 _COUNTER = "num_batches_tracked"
 

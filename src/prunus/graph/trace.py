@@ -35,6 +35,7 @@ from prunus._common.torch_internals import (
 from prunus.errors import InputError, first_line
 from prunus.graph.decisions import decided
 from prunus.graph.exporting import export, open_exports
+from prunus.graph.flags import keep_flags
 from prunus.graph.forms import Forms
 from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.recorder import record
@@ -121,6 +122,8 @@ def trace(
     with analysis_mode(model, training=training), torch.no_grad():
         forms = Forms.between(model, given)
         found = _traced(model, plain(given), dynamic, closed)
+        if not training:
+            keep_flags(found.module)
         noted = (*found.notes, *without_writes(found.module, model, plain(given)))
         inputs = in_form(given, pytree.tree_leaves(found.inputs))
         found = replace(found, inputs=inputs, notes=noted, training=training)

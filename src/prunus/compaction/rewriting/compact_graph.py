@@ -16,10 +16,10 @@ from prunus._common.inputs import in_form
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
 from prunus.errors import InputError, MissingError
-from prunus.graph.call import base_name, module_path
+from prunus.graph.call import module_path
 from prunus.graph.decisions import DECIDED, decided
+from prunus.graph.flags import flag_place
 from prunus.graph.guard import Guard
-from prunus.graph.passes import TRAINING_FLAGS
 
 
 @dataclass(frozen=True)
@@ -294,14 +294,5 @@ def _flagged(module: fx.GraphModule) -> list[tuple[fx.Node, int]]:
     """Operators with a flag that ``train()`` switches, and its place."""
     passes = module.passes if isinstance(module, CompactGraph) else ()
     graphs = [p.graph for p in passes if p.training is not False] or [module.graph]
-    found = [(node, _flag(node)) for graph in graphs for node in graph.nodes]
+    found = [(node, flag_place(node)) for graph in graphs for node in graph.nodes]
     return [(node, place) for node, place in found if place is not None]
-
-
-def _flag(node: fx.Node) -> int | None:
-    """The place of a flag that ``train()`` switches; without statistics a norm has no eval mode."""
-    name = base_name(node) if node.op == "call_function" else ""
-    place = TRAINING_FLAGS.get(name)
-    if place is None or len(node.args) <= place or (name == "batch_norm" and node.args[3] is None):
-        return None
-    return place

@@ -17,11 +17,11 @@ from prunus.compaction.cut import IndexCut, take, way_out
 from prunus.compaction.rewriting.compact_graph import CompactGraph, GraphPass, copied
 from prunus.compaction.rewriting.counting import arranged, counting, counts_on
 from prunus.compaction.rewriting.literals import PATCHES
+from prunus.compaction.rewriting.moving import many, moves, one_dim_move, run, stand_in
 from prunus.errors import RunError
-from prunus.graph.call import base_name, describe, named_arguments
+from prunus.graph.call import base_name, describe, named_arguments, written_out
 from prunus.graph.guard import Guard
 from prunus.graph.labels import Fixed, Value
-from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.reductions import COUNTS
 from prunus.graph.trace import Traced
 
@@ -134,8 +134,12 @@ class _Rewriter:
             return self._taken_apart(node)
         if base_name(node) == "slice" and self._strided(node):
             return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
+        if base_name(node) in ("index", "_unsafe_index", "index_select"):
+            made = self._at_positions(node)
+            if made is not None:
+                return self._described(made, node)
         args, kwargs, target = self._patched(node)
-        if _moves(node) and not self._still_right(node, target, args, kwargs):
+        if moves(node) and not self._still_right(node, target, args, kwargs):
             return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
         if args != tuple(node.args) or kwargs != dict(node.kwargs):
             self.patches.append(Patch(node, (*node.args, node.kwargs), (*args, kwargs)))
@@ -197,7 +201,7 @@ class _Rewriter:
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
         known = self.analysis.known[node]
         try:
-            found = _many(node.target(*args, **kwargs))  # type: ignore[operator]
+            found = many(node.target(*args, **kwargs))  # type: ignore[operator]
         except Exception:  # of an operator on sizes that its literals do not fit
             return False
         values = known if isinstance(known, (list, tuple)) else [known]
@@ -278,7 +282,7 @@ class _Rewriter:
             fx.Node, self._small_stand_in, (tuple(args[1:]), dict(kwargs))
         )
         original = pytree.tree_map_only(
-            fx.Node, _stand_in, (tuple(node.args[1:]), dict(node.kwargs))
+            fx.Node, stand_in, (tuple(node.args[1:]), dict(node.kwargs))
         )
         for d, dim in enumerate(before.dims):
             if isinstance(dim, Fixed):
@@ -288,11 +292,11 @@ class _Rewriter:
             whole = torch.arange(before.shape[d])
             part = whole if indices is None else indices
             try:
-                expected = _run(node.target, whole.view(view).expand(before.shape), *original)
-                found = _run(target, part.view(view).expand(small), *literal)
+                expected = run(node.target, whole.view(view).expand(before.shape), *original)
+                found = run(target, part.view(view).expand(small), *literal)
             except RuntimeError:
                 return False
-            pairs = zip(_many(expected), _many(found), outs, strict=False)
+            pairs = zip(many(expected), many(found), outs, strict=False)
             for want, got, value in pairs:
                 if not isinstance(value, Value):
                     return False
@@ -305,13 +309,41 @@ class _Rewriter:
         value = self.analysis.known.get(node)
         if isinstance(value, Value):
             return torch.zeros(self.cut.shape(value))
-        return _stand_in(node)
+        return stand_in(node)
+
+    def _at_positions(self, node: fx.Node) -> fx.Node | None:
+        """An operator that reads positions which the code writes out; indices before them go."""
+        named = named_arguments(node)
+        x = self.analysis.known.get(node.all_input_nodes[0])
+        given = (
+            enumerate(named["indices"]) if "indices" in named else [(named["dim"], named["index"])]
+        )
+        places = [(d, n) for d, n in given if n is not None]
+        source = written_out(places[0][1]) if len(places) == 1 else None
+        if source is None or not isinstance(x, Value):
+            return None
+        stays, numbers = self.cut.stays(x.dims[places[0][0]]), self.traced.tensor(source)
+        if numbers is None or stays is None:
+            return None
+        held = self._held(torch.from_numpy(np.cumsum(stays) - 1)[numbers % len(stays)])
+        self.patches.append(Patch(node, tuple(node.args), ()))
+        args = fx.node.map_arg(
+            (node.args, node.kwargs), lambda n: held if n is places[0][1] else self.new[n]
+        )
+        return self.graph.create_node("call_function", node.target, *args)
+
+    def _held(self, numbers: Tensor) -> fx.Node:
+        """A constant of the smaller graph."""
+        name = f"_kept{self.lookups}"
+        self.lookups += 1
+        self.root.register_buffer(name, numbers)
+        return self.graph.get_attr(name)
 
     def _read(self, node: fx.Node, x: Value, out: Value) -> fx.Node:
         """A movement that literals cannot express: read the kept indices one by one."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        moved = _one_dim_move(node, x, out)
+        moved = one_dim_move(node, x, out)
         if moved is None:
             raise RunError(
                 f"{describe(node)} cannot be rewritten for the smaller shapes: it puts the indices "
@@ -322,57 +354,8 @@ class _Rewriter:
         kept_out = self.cut.indices(out.dims[dim])
         wanted = index if kept_out is None else index[kept_out.numpy()]
         position = np.cumsum(np.ones(x.shape[dim]) if stays is None else stays) - 1
-        name = f"_kept{self.lookups}"
-        self.lookups += 1
         numbers = torch.from_numpy(position[wanted].astype(np.int64))
-        self.root.register_buffer(name, numbers)
-        read = self.graph.get_attr(name)
+        read = self._held(numbers)
         made = self.graph.call_function(aten.index_select.default, (self.new[source], dim, read))
         self.patches.append(Patch(node, tuple(node.args), ()))
         return self._described(made, node)
-
-
-def _one_dim_move(node: fx.Node, x: Value, out: Value) -> tuple[int, np.ndarray[Any, Any]] | None:
-    """The one dimension that a movement reorders, and the input index of each output index."""
-    if len(x.shape) != len(out.shape):
-        return None
-    differs = None
-    for d in range(len(x.shape)):
-        view = [-1 if i == d else 1 for i in range(len(x.shape))]
-        numbers = torch.arange(x.shape[d]).view(view).expand(x.shape)
-        rest, kwargs = pytree.tree_map_only(
-            fx.Node, _stand_in, (tuple(node.args[1:]), dict(node.kwargs))
-        )
-        moved = _run(node.target, numbers, rest, kwargs)
-        rows = moved.movedim(d, 0).reshape(moved.shape[d], -1)
-        if not bool((rows == rows[:, :1]).all()):
-            return None
-        index = rows[:, 0].numpy()
-        if len(index) != x.shape[d] or not np.array_equal(index, np.arange(x.shape[d])):
-            if differs is not None:
-                return None
-            differs = (d, index)
-    return differs
-
-
-def _moves(node: fx.Node) -> bool:
-    name = base_name(node)
-    return name in (*MOVES, *SPLITS) and name not in ("pad", "constant_pad_nd", "tril", "triu")
-
-
-def _stand_in(node: fx.Node) -> Any:
-    value = node.meta["val"]
-    return torch.zeros(tuple(value.shape)) if isinstance(value, Tensor) else value
-
-
-def _run(target: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-    """An operator on index numbers; a view of them may need a copy, which changes nothing."""
-    if target in (aten.view.default, aten._unsafe_view.default):
-        target = aten.reshape.default
-    if target is aten.im2col.default:  # which knows no integers
-        x = x.double()
-    return target(x, *args, **kwargs)
-
-
-def _many(result: Any) -> list[Tensor]:
-    return list(result) if isinstance(result, (list, tuple)) else [result]

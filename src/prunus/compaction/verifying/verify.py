@@ -169,7 +169,9 @@ def answers(
         stack.enter_context(torch.set_grad_enabled(use.gradient))
         stack.enter_context(analysis_mode(model, training=use.training, fast=use.fast or use.steps))
         if not use.fast:  # fused paths are taken under no mode
-            stack.enter_context(Still(t for k, t in own.items() if k not in buffers))
+            stack.enter_context(
+                Still(t for k, t in own.items() if not use.training or k not in buffers)
+            )
         if gate.wide:
             stack.enter_context(Double())
         seed(0)  # numpy's and Python's chance too

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from prunus.graph.call import Call, Found
-from prunus.graph.labels import Dim, Fixed
+from prunus.graph.labels import Array, Dim, Fixed, Value
 
 
 def embedding(call: Call) -> Found:
@@ -37,7 +38,7 @@ def index(call: Call) -> Found:
     places = [i for i, n in enumerate(numbers) if n is not None]
     why = f"{call.where}: read by position"
     for place in places:
-        call.labels.pin(x.dims[place], why)
+        call.labels.pin(_wanted(call, x, place, numbers[place], alone=len(places) == 1), why)
         value = call.of(numbers[place])
         for dim in value.dims if value is not None else ():
             call.labels.pin(dim, why)
@@ -48,6 +49,15 @@ def index(call: Call) -> Found:
     dims: list[Dim] = [*x.dims[:first], *(Fixed(why) for _ in range(read)), *x.dims[last:]]
     zero = [*x.zero[:first], *(False for _ in range(read)), *x.zero[last:]]
     return call.result(dims, zero)
+
+
+def _wanted(call: Call, x: Value, d: int, numbers: object, *, alone: bool = True) -> Dim:
+    """The indices of a dimension that are read: all, unless the code writes out which."""
+    known, dim = call.constant(numbers) if alone else None, x.dims[d]
+    if known is None or known.dtype is not torch.int64 or isinstance(dim, Fixed):
+        return dim
+    places: Array = known.flatten().numpy() % x.shape[d]
+    return dim[places]
 
 
 def index_put(call: Call) -> Found:
@@ -89,7 +99,7 @@ def index_select(call: Call) -> Found:
         return None
     d = int(call["dim"]) % len(x.dims)
     why = f"{call.where}: read by position"
-    call.labels.pin(x.dims[d], why)
+    call.labels.pin(_wanted(call, x, d, call["index"]), why)
     dims: list[Dim] = [Fixed(why) if i == d else dim for i, dim in enumerate(x.dims)]
     return call.result(dims, [z and i != d for i, z in enumerate(x.zero)])
 

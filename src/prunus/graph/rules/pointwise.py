@@ -99,6 +99,8 @@ def _zero(call: Call, e: int, shape: tuple[int, ...]) -> bool:
         return zero(call["abs"])
     if name == "complex":
         return zero(call["real"]) and zero(call["imag"])
+    if name == "alpha_dropout" and call["train"]:
+        return False  # what it drops becomes a number
     if name in COPIES and nodes:
         return zero(nodes[0])
     if len(nodes) == 1:

@@ -15,13 +15,23 @@ from torch import Tensor, fx, nn
 
 from prunus._common.modules import canonical_names
 from prunus._common.torch_internals import pytree, schema
-from prunus.graph.call import Call, Found, Known, Memo, base_name, describe, named_arguments
+from prunus.graph.call import (
+    Call,
+    Found,
+    Known,
+    Memo,
+    base_name,
+    describe,
+    named_arguments,
+    written_out,
+)
 from prunus.graph.expansion import Expansion, expanded
 from prunus.graph.labels import Dim, Fixed, Labels, Value
 from prunus.graph.passes import trace_all
 from prunus.graph.reading import read_classes, values_of
 from prunus.graph.rules import Rule, all_rules
 from prunus.graph.rules.fourier import PAIRS
+from prunus.graph.rules.lookup import BY_POSITION, places_read
 from prunus.graph.rules.movement import MOVES, SPLITS
 from prunus.graph.rules.pointwise import COPIES, pointwise
 from prunus.graph.solve import Heads, Solved, solve
@@ -322,8 +332,13 @@ class _Walk:
         lasting = isinstance(found, Value) and all(found.zero)
         if isinstance(first, fx.Node) and _in_place(node) and not lasting:
             self._written(first)
-        if name not in _MOVING and node not in self.inside:
+        if name not in _MOVING and node not in self.inside and not self._written_out(node, name):
             self._readers.append(node)
+
+    def _written_out(self, node: fx.Node, name: str) -> bool:
+        """Whether the code writes out what is read, and passes it on."""
+        places = places_read(node) if name in BY_POSITION else []
+        return len(places) == 1 and written_out(places[0][1]) in self.memo.constants
 
     def _written(self, node: fx.Node) -> None:
         """A value written in place: what it is a view of may no longer be zero."""

@@ -22,6 +22,7 @@ from prunus.errors import RunError
 from prunus.graph.call import base_name, describe, named_arguments, written_out
 from prunus.graph.guard import Guard
 from prunus.graph.labels import Fixed, Value
+from prunus.graph.rules.lookup import BY_POSITION, places_read
 from prunus.graph.rules.reductions import COUNTS
 from prunus.graph.trace import Traced
 
@@ -134,7 +135,7 @@ class _Rewriter:
             return self._taken_apart(node)
         if base_name(node) == "slice" and self._strided(node):
             return self._read(node, self.cut.value(node.args[0]), self.cut.value(node))
-        if base_name(node) in ("index", "_unsafe_index", "index_select"):
+        if base_name(node) in BY_POSITION:
             made = self._at_positions(node)
             if made is not None:
                 return self._described(made, node)
@@ -313,12 +314,7 @@ class _Rewriter:
 
     def _at_positions(self, node: fx.Node) -> fx.Node | None:
         """An operator that reads positions which the code writes out; indices before them go."""
-        named = named_arguments(node)
-        x = self.analysis.known.get(node.all_input_nodes[0])
-        given = (
-            enumerate(named["indices"]) if "indices" in named else [(named["dim"], named["index"])]
-        )
-        places = [(d, n) for d, n in given if n is not None]
+        x, places = self.analysis.known.get(node.all_input_nodes[0]), places_read(node)
         source = written_out(places[0][1]) if len(places) == 1 else None
         if source is None or not isinstance(x, Value):
             return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
-from prunus.graph.call import Call, Found
+from prunus.graph.call import Call, Found, named_arguments
 from prunus.graph.labels import Array, Dim, Fixed, Value
 
 
@@ -49,6 +51,16 @@ def index(call: Call) -> Found:
     dims: list[Dim] = [*x.dims[:first], *(Fixed(why) for _ in range(read)), *x.dims[last:]]
     zero = [*x.zero[:first], *(False for _ in range(read)), *x.zero[last:]]
     return call.result(dims, zero)
+
+
+BY_POSITION = ("index", "_unsafe_index", "index_select")
+
+
+def places_read(node: fx.Node) -> list[tuple[int, Any]]:
+    """The dimensions along which one of ``BY_POSITION`` reads, and the positions."""
+    named = named_arguments(node)
+    given = enumerate(named["indices"]) if "indices" in named else [(named["dim"], named["index"])]
+    return [(d, numbers) for d, numbers in given if numbers is not None]
 
 
 def _wanted(call: Call, x: Value, d: int, numbers: object, *, alone: bool = True) -> Dim:

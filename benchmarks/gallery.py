@@ -55,6 +55,8 @@ ROWS = (
     Row("reviews_lstm", "Text: movie reviews, bidirectional LSTM, units", ("reviews_lstm",)),
     Row("reviews_transformer", "Text: movie reviews, transformer, heads and neurons",
         ("reviews_transformer",)),
+    Row("reviews_width", "Text: movie reviews, transformer, its hidden width too",
+        ("reviews_transformer", "structure.hidden=true")),
     Row("spoken_digits", "Speech: spoken digits, convolutions and GRU", ("spoken_digits",)),
     Row("shakespeare", "Language: Shakespeare, transformer, heads and neurons", ("shakespeare",)),
     _language("shakespeare_dense", "next to nothing removed (0.1 %)", "structure=weight",

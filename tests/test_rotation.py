@@ -189,6 +189,21 @@ def test_a_convolution_that_writes_patches_turns_with_the_stream() -> None:
     assert result.model.patch.out_channels == 4
 
 
+def test_a_norm_whose_result_nobody_reads_keeps_its_scale() -> None:
+    class Net2(Net):
+        def forward(self, tokens: Tensor) -> Tensor:
+            self.spare(self.words(tokens))
+            return super().forward(tokens)
+
+    model = Net2()
+    model.spare = nn.RMSNorm(8)
+    nn.init.uniform_(model.spare.weight)
+    before = model.spare.weight.detach().clone()
+    result = pruned(model, {**ROTATED, "target": 0.2})
+    kept = result.masks["spare.weight"].flatten()
+    assert torch.equal(model.spare.weight[kept], before[kept])
+
+
 # --- what keeps it from being turned
 
 

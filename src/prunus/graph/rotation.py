@@ -151,9 +151,10 @@ class _Walk:
         both = next((n for n, _ in self.uses if n in scales or n in self._scalars), None)
         if both is not None:
             raise StaysError(f"{both} is the scale of a norm, and something else")
+        stay = {*self._scalars, *(n for s in self.scales.values() for n in self._vectors(s))}
         for name, value in self.analysis.tensors.items():
             for d in self.dims(value):
-                if (name, d) not in self.uses and name not in {*scales, *self._scalars}:
+                if (name, d) not in self.uses and name not in stay:  # a scale that nobody reads
                     raise StaysError(f"no example shows how {name} meets the stream")
                 if name not in self.analysis.names:
                     raise StaysError(f"{name} is a constant in the model's code")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import prunus
 from prunus import InputError
 from prunus._common.inputs import tensors_of
+from prunus.compaction.verifying.everywhere import Everywhere
+from prunus.compaction.verifying.verify import FLOAT64, Comparison
 from prunus.graph.guard import expression, guard_of
 from prunus.graph.passes import Modes, trace_all
 
@@ -286,3 +288,39 @@ def test_a_use_is_tried_whatever_the_first_operator_thinks_of_mixed_types() -> N
     model, x = SecondHead(), torch.randn(2, 3, 8, 8)
     result = prunus.prune(model, {**HALF, "compact": "end"}, example=x)
     assert result.model.train()(x)[1].shape == (2, 4)
+
+
+SEEN: set[int] = set()
+
+
+class Pictures(nn.Module):
+    """A convolution that notes the sizes that it is given, and may take one alone."""
+
+    def __init__(self, only: int | None = None) -> None:
+        super().__init__()
+        self.only = only
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.only not in (None, x.shape[-1]):
+            raise InputError("another size")
+        found = self.conv(x).mean((2, 3))
+        SEEN.add(x.shape[-1])
+        return found
+
+
+def test_uses_run_on_half_of_a_large_picture_or_on_all_of_it_where_half_is_refused() -> None:
+    model, fixed = Pictures().eval(), Pictures(128).eval()
+    fixed.conv = model.conv
+    state = {name: p.detach().double() for name, p in model.named_parameters()}
+    SEEN.clear()
+    everywhere = Everywhere(model, state, [((torch.randn(1, 3, 128, 128),), {})], FLOAT64)
+    assert everywhere.check(model, state, Comparison(0.0)).equal
+    assert {64, 127} == SEEN
+    SEEN.clear()
+    found = everywhere.check(fixed, state, Comparison(0.0))
+    assert found.equal
+    assert found.refusals == ("inputs of other sizes than 128",)
+    assert {128} == SEEN
+    wrong = Pictures(128).eval()
+    assert not everywhere.check(wrong, {**state, "conv.bias": 2 + state["conv.bias"]}, found).equal

@@ -74,9 +74,7 @@ def without_experts(
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
     small = small_state(states[1], kept, names)
     sliced = partial(small_state, kept=kept, names=names)
-    everywhere = Everywhere(model, states[1], examples, gate, sliced)
-    with NeverChosen():
-        _ = everywhere.uses
+    everywhere = Everywhere(model, states[1], examples, gate, sliced, NeverChosen)
     own = {id(t): t for t in (*model.parameters(), *model.buffers())}
     found = Comparison(float("inf"))
     for numbers in _numbers(model, experts, kept):

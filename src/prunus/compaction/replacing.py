@@ -53,9 +53,12 @@ def modules_replaced(case: Case) -> Replaced | None:
     for _ in range(MOST_ROUNDS):
         surgery = Surgery(case.kept, tuple(fixed), dict(graphs))
         twin = _operated(case, surgery)
-        if case.check(twin).equal:
+        entered = _watched(twin, graphs)
+        found = case.check(twin)
+        if found.equal:
             return _without_needless(case, surgery)
-        wanted = [n for n in _failing(case, twin, graphs, tried) if n and n not in tried]
+        broken = entered if found.problem else []
+        wanted = [n for n in _failing(case, broken, graphs, tried) if n and n not in tried]
         if not wanted:
             return None
         calls = _calls(case, wanted)
@@ -169,10 +172,10 @@ def closed_graph(case: Case) -> CompactGraph:
 
 
 def _failing(
-    case: Case, twin: nn.Module, graphs: Mapping[str, nn.Module], tried: Container[str]
+    case: Case, broken: list[str], graphs: Mapping[str, nn.Module], tried: Container[str]
 ) -> list[str]:
     """Modules to replace next: where the pass breaks; the second time all of that class."""
-    place = _own_code(case, _broken(case, twin, graphs), tried)
+    place = _own_code(case, broken, tried)
     if place is None:
         return _patched_modules(case, graphs)
     kind = type(case.model.get_submodule(place))
@@ -184,10 +187,10 @@ def _failing(
     return [n for n, m in every if type(m) is kind and (n in changed or n == place)]
 
 
-def _broken(case: Case, twin: nn.Module, graphs: Mapping[str, nn.Module]) -> list[str]:
-    """The modules that had been entered when the pass broke, the innermost one last.
+def _watched(twin: nn.Module, graphs: Mapping[str, nn.Module]) -> list[str]:
+    """The modules that a pass of a candidate is in, the innermost one last: where it breaks.
 
-    The candidate keeps the hooks: it is the last thing that is asked of it.
+    The candidate keeps the hooks: it is let go behind that pass.
     """
     stack: list[str] = []
 
@@ -201,7 +204,7 @@ def _broken(case: Case, twin: nn.Module, graphs: Mapping[str, nn.Module]) -> lis
         if not _within_any(name, graphs):
             module.register_forward_pre_hook(partial(enter, name))
             module.register_forward_hook(leave)
-    return stack if case.check(twin).problem else []
+    return stack
 
 
 def _own_code(case: Case, broken: list[str], tried: Container[str]) -> str | None:

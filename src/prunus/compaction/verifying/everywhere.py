@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ from prunus.compaction.verifying.verify import (
     difference,
 )
 
+Tried = tuple[Use, Gate, Answers]
+
 
 @dataclass(frozen=True, eq=False)
 class Everywhere:
@@ -34,6 +38,7 @@ class Everywhere:
         examples: as they were given, their numbers random, in their own types.
         gate: how answers are compared.
         sliced: what a smaller model has of the buffers that training leaves.
+        within: in what the masked model answers.
     """
 
     model: nn.Module
@@ -41,24 +46,34 @@ class Everywhere:
     examples: Sequence[Inputs]
     gate: Gate
     sliced: Callable[[State], State] = lambda state: state
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    _known: dict[int, Tried | None] = field(default_factory=dict, init=False)
 
     @functools.cached_property
-    def uses(self) -> list[tuple[Use, Gate, Answers]]:
-        """Each use that the model is capable of, how it is compared, and the answers."""
-        found = []
-        for alternatives in () if self.gate is META else uses_of(self.model, self.examples):
-            for use in alternatives:
-                gate = AS_CALLED if use.fast and self.gate is FLOAT64 else self.gate
-                try:
+    def _uses(self) -> list[tuple[Use, ...]]:
+        return [] if self.gate is META else list(uses_of(self.model, self.examples))
+
+    def _first(self, alternatives: Sequence[Use], *, halves: bool) -> Tried | None:
+        """The first that the model is capable of; ``None`` where no answers can be compared."""
+        for use in alternatives:
+            tried = self._tried(use) if halves or use.whole is None else None
+            if tried is not None and (tried[2][0] or use.whole is None):
+                return tried if tried[2][0] else None
+        return None
+
+    def _tried(self, use: Use) -> Tried | None:
+        """A use and the answers: none where they say nothing; ``None`` if the model cannot."""
+        if id(use) not in self._known:
+            gate = AS_CALLED if use.fast and self.gate is FLOAT64 else self.gate
+            try:
+                with self.within():
                     given, buffers = answers(self.model, self.state, use, gate)
-                    if use.fast and self._noisy(use, given):
-                        break
-                except Exception:  # of the model's code: it does not take this
-                    continue
-                if given and all(bool(t.isfinite().all()) for t in given):
-                    found.append((use, gate, (given, dict(self.sliced(buffers)))))
-                break
-        return found
+                    noisy = use.fast and self._noisy(use, given)
+                said = not noisy and all(bool(t.isfinite().all()) for t in given)
+                self._known[id(use)] = use, gate, (given * said, dict(self.sliced(buffers)))
+            except Exception:  # of the model's code: it does not take this
+                self._known[id(use)] = None
+        return self._known[id(use)]
 
     def _noisy(self, use: Use, given: list[Tensor]) -> bool:
         """Whether chance is among the answers: a smaller model draws other numbers."""
@@ -77,10 +92,17 @@ class Everywhere:
             ``known`` with the names of uses that the candidate itself refuses and the flags with
             which it answers otherwise, or the first comparison that fails.
         """
-        refusals = []
-        flags = []
-        for use, gate, expected in self.uses if known.equal else ():
+        refusals, flags, halves = [], [], True
+        for alternatives in self._uses if known.equal else ():
+            tried = self._first(alternatives, halves=halves)
+            if tried is None:
+                continue
+            use, gate, expected = tried
             found = compare(expected, model, state, use, gate)
+            if found.refused and use.whole is not None:
+                halves = False  # as of a graph of the example's sizes
+                use, gate, expected = self._first(alternatives, halves=halves) or tried
+                found = compare(expected, model, state, use, gate)
             if found.refused:
                 refusals.append(use.name)
             elif not found.equal and use.flag is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Use:
         fast: with torch's fused paths and the model's own cache, as users call it.
         steps: token by token: each step gets the cache that the one before returned.
         flag: an argument that no example gives this value.
+        whole: the same use of the example's own sizes, where this one is of half of them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Use:
     fast: bool = False
     steps: bool = False
     flag: tuple[str, bool] | None = None
+    whole: Use | None = None
 
 
 def uses_of(model: nn.Module, examples: Sequence[Inputs]) -> Iterator[tuple[Use, ...]]:
@@ -54,9 +56,9 @@ def uses_of(model: nn.Module, examples: Sequence[Inputs]) -> Iterator[tuple[Use,
         which = f" with example {number + 1}" if number else ""
         if number:
             yield (Use(f"example {number + 1}", inputs),)
-        yield (Use(f"autograd{which}", inputs, gradient=True),)
-        yield (Use(f"train mode{which}", inputs, training=True, gradient=True),)
-        yield (Use(f"a call under no_grad{which}", inputs, fast=True),)
+        yield _smaller(Use(f"autograd{which}", inputs, gradient=True))
+        yield _smaller(Use(f"train mode{which}", inputs, training=True, gradient=True))
+        yield _smaller(Use(f"a call under no_grad{which}", inputs, fast=True))
         if _may_cache(model, inputs):
             cached = inputs[0], {**inputs[1], _CACHE: True}
             yield (Use(f"{_CACHE}=True{which}", cached, fast=True),)
@@ -77,8 +79,8 @@ def _other_sizes(inputs: Inputs, which: str) -> Iterator[tuple[Use, ...]]:
         return
     batch = len(tensors[0])
     if batch > 1:
-        yield (Use(f"one item{which}", resized(inputs, {0: {batch: 1}})),)
-    yield (Use(f"another batch size{which}", resized(inputs, {0: {batch: batch + 1}})),)
+        yield _smaller(Use(f"one item{which}", resized(inputs, {0: {batch: 1}})))
+    yield _smaller(Use(f"another batch size{which}", resized(inputs, {0: {batch: batch + 1}})))
     lengths = {size for t in tensors for size in t.shape[1:] if size > 2}
     for size in sorted(lengths, reverse=True)[:_MOST_LENGTHS]:
         changes = ({d: {size: new} for d in range(1, 8)} for new in _near(size))
@@ -97,6 +99,20 @@ def _near(size: int) -> list[int]:
 
 
 _LARGE = 64
+
+
+def _smaller(use: Use) -> tuple[Use, ...]:
+    """A use on half of a large picture, where the model takes that: the pass that was traced ran
+    on all of it, and a use has nothing to do with sizes."""
+    tensors = tensors_of(use.inputs)
+    sizes = {size for t in tensors for size in t.shape[1:] if size > _LARGE}
+    if not sizes or max(t.numel() for t in tensors) < _COSTLY:
+        return (use,)
+    halves = {d: {size: size // 2 for size in sizes} for d in range(1, 8)}
+    return replace(use, inputs=resized(use.inputs, halves), whole=use), use
+
+
+_COSTLY = 2**14
 
 
 def resized(inputs: Inputs, sizes: dict[int, dict[int, int]]) -> Inputs:

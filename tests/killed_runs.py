@@ -19,8 +19,6 @@ import torch
 
 import prunus
 from prunus._common import files
-from prunus.progressive import journal
-from prunus.progressive import prune as call
 from prunus.tasks.digits import digits
 
 COMMON = ["dense=2ep", "retrain=1ep", "snapshot=4it", "task=digits"]
@@ -57,40 +55,49 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Watched:
+    """The module os as what writes files sees it, with a point before and after each effect."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self._files: dict[int, str] = {}
+        self._half: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
+        kind = "journal" if flags & os.O_APPEND else "file" if flags & os.O_CREAT else ""
+        if kind:
+            self._points(f"{kind} not opened")
+        made = os.open(path, flags, mode)
+        self._files[made] = kind
+        return made
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Half of it first, as the system may; the caller goes on with the rest."""
+        kind = self._files[descriptor]
+        self._points(f"{kind} half written" if descriptor in self._half else f"{kind} empty")
+        self._half ^= {descriptor}
+        return os.write(descriptor, data[: len(data) // 2] if descriptor in self._half else data)
+
+    def fsync(self, descriptor: int) -> None:
+        self._points(f"{self._files.get(descriptor) or 'folder'} not flushed")
+        os.fsync(descriptor)
+
+    def replace(self, *paths: Any) -> None:
+        self._points("file not renamed")
+        os.replace(*paths)
+        self._points("file renamed")
+
+    def close(self, descriptor: int) -> None:
+        self._half.discard(descriptor)
+        os.close(descriptor)
+
+
 def watch_writes(points: Points) -> None:
-    """The package's writes, with a point before and after each effect."""
-
-    def write_atomically(path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            points("temporary file, empty")
-            file.write(data[: len(data) // 2])
-            file.flush()
-            points("temporary file, half")
-            file.write(data[len(data) // 2 :])
-            file.flush()
-            points("before fsync")
-            os.fsync(file.fileno())
-        points("before rename")
-        os.replace(temporary, path)
-        points("after rename")
-
-    def append_line(path: Path, line: str) -> None:
-        with path.open("ab") as file:
-            points("before journal line")
-            file.write(line.encode()[: len(line) // 2])
-            file.flush()
-            points("half a journal line")
-            file.write(line.encode()[len(line) // 2 :] + b"\n")
-            file.flush()
-            points("journal line before fsync")
-            os.fsync(file.fileno())
-        points("after journal line")
-
-    for module in (files, journal, call):
-        for function in (write_atomically, append_line):
-            if hasattr(module, function.__name__):
-                setattr(module, function.__name__, function)
+    """The package's writes, with points between their effects."""
+    files.os = Watched(points)  # type: ignore[assignment]
 
 
 def run(recipe: str, folder: Path) -> None:
@@ -160,7 +167,7 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
     expected = outcome(place / "whole")
     lines = (place / "whole" / "journal.jsonl").read_text().splitlines()
     before = next(i for i, x in enumerate(lines) if json.loads(x)["event"] == "snapshot")
-    ends = [i for i, kind in enumerate(kinds) if kind == "after journal line"]
+    ends = [i for i, kind in enumerate(kinds) if kind == "journal not flushed"]
     first = ends[before]
     kills = []
     for point in spread(kinds, first, count, each=recipe == EACH_KIND):

@@ -7,6 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +19,97 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from prunus.errors import RunError
+from prunus.errors import InputError, RunError
 
 _PLAIN = (str, int, float, bool, type(None))
+
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a temporary file, flush it to the disk, rename it: a crash leaves old or new.
 
+    The temporary file has a random name and is opened exclusively, so that nothing that somebody
+    laid there before is written to.
+
     Raises:
         RunError: if the disk is full or refuses.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+                _write_out(file, data)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         _flush_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | _NO_LINK | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_out(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
+
+
+def is_temporary(path: Path, names: str) -> bool:
+    """Whether this is what a killed writer of such a file left behind.
+
+    Args:
+        path: of anything.
+        names: a pattern of the names of the files that were to be written.
+    """
+    made = _TEMPORARY.fullmatch(path.name)
+    return bool(made and re.fullmatch(names, made["name"])) and stat.S_ISREG(path.lstat().st_mode)
+
+
+def remove_temporaries(folder: Path, names: str) -> None:
+    """Take away what killed writers of such files left in a folder that nobody else writes to."""
+    for path in folder.iterdir():
+        if is_temporary(path, names):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def refuse_links(folder: Path, names: Collection[str] | None = None) -> None:
+    """Refuse a folder of ours with a link in it: what is written there would land elsewhere.
+
+    The folder itself may be reached through links.
+
+    Args:
+        folder: of a run, a sweep or an artifact; it need not be there.
+        names: what of it is ours; by default all.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for place, folders, files in os.walk(folder):
+        if names is not None and place == str(folder):
+            folders[:] = [name for name in folders if name in names]
+            files = [name for name in files if name in names]
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise InputError(
+                    f"'{path}' is a link to {str(path.readlink())!r:.200}, and what is written "
+                    "there would land elsewhere: remove the link if you made it; if not, do not "
+                    "trust this folder"
+                )
 
 
 def write_json(path: Path, value: object) -> None:
@@ -52,10 +124,8 @@ def append_line(path: Path, line: str) -> None:
         RunError: if the disk is full or refuses.
     """
     try:
-        with path.open("ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+            _write_out(file, line.encode() + b"\n")
     except OSError as error:
         raise disk_error(path, error) from error
 

@@ -89,14 +89,15 @@ def write_template(folder: Path) -> list[Path]:
     Raises:
         InputError: if one of them exists, or the folder cannot be written.
     """
-    paths = [folder / "task.py", folder / "recipe.yaml"]
-    for path in paths:
-        if path.exists():
+    task = folder / "task.py"
+    texts = {task: TASK, folder / "recipe.yaml": RECIPE.format(task=task)}
+    for path, text in texts.items():  # the first one as it is: this was stopped before the second
+        if path.exists() and (path != task or path.read_bytes() != text.encode()):
             raise InputError(f"'{path}' exists; name another folder: prunus init my_project")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"'{folder}' cannot be created: {error.strerror}") from None
-    write_atomically(paths[0], TASK.encode())
-    write_atomically(paths[1], RECIPE.format(task=paths[0]).encode())
-    return paths
+    for path, text in texts.items():
+        write_atomically(path, text.encode())
+    return [*texts]

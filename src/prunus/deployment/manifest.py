@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus._common.files import write_json
+from prunus._common.files import refuse_links, write_json
 from prunus._common.inputs import by_name, leaves_of, positional_names, tensors_of
 from prunus.errors import InputError
 from prunus.runtimes import BuildRequest, Session
@@ -104,9 +104,10 @@ def read_manifest(folder: Path) -> Manifest:
     """What a folder's card says.
 
     Raises:
-        InputError: if it holds none, or a damaged one.
+        InputError: if it holds none, or a damaged one, or a link.
     """
     path = folder / MANIFEST
+    refuse_links(folder)
     try:
         found = json.loads(path.read_bytes())
         if found["format"] != FORMAT:

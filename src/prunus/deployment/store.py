@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from prunus._common.files import refuse_links
 from prunus.deployment.manifest import MANIFEST, Manifest
 from prunus.errors import InputError, RunError
 
@@ -21,6 +22,8 @@ def prepare(folder: Path, names: Sequence[str]) -> None:
     Raises:
         InputError: if it cannot be written, or other files lie where an artifact would.
     """
+    own = [(folder / name, _fresh(folder / name), _old(folder / name)) for name in names]
+    refuse_links(folder, [path.name for paths in own for path in paths])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
@@ -51,7 +54,7 @@ def keep(source: Path, target: Path, card: Manifest) -> None:
     Raises:
         RunError: if the disk refuses; what was there before is there still.
     """
-    fresh, old = target.with_name(f".{target.name}.new"), _old(target)
+    fresh, old = _fresh(target), _old(target)
     try:
         _remove(fresh)
         shutil.copytree(source, fresh)
@@ -74,6 +77,10 @@ def keep(source: Path, target: Path, card: Manifest) -> None:
         raise
     with contextlib.suppress(OSError):
         _remove(old)
+
+
+def _fresh(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new")
 
 
 def _old(target: Path) -> Path:

@@ -15,12 +15,14 @@ from torch import Tensor
 from prunus._common import files
 from prunus._common.distributed import on_rank_zero
 from prunus._common.environment import describe
+from prunus._common.files import is_temporary, refuse_links, remove_temporaries
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
 from prunus.methods.catalog import digest as file_digest
 from prunus.methods.catalog import find
+from prunus.progressive.contents import checked
 from prunus.progressive.engine import PruningEngine
-from prunus.progressive.journal import Journal
+from prunus.progressive.journal import LOCK, SNAPSHOTS, Journal
 from prunus.progressive.record import Record
 from prunus.progressive.result import Result
 from prunus.recipe.resolve import code_digests
@@ -31,11 +33,11 @@ from prunus.recipe.schema import Recipe
 def open_journal(folder: Path | None, engine: PruningEngine) -> Iterator[Journal]:
     """The journal of a run; a folder that holds another one is refused."""
     if folder is not None:
-        own = identity(engine)
-        on_rank_zero(lambda: refuse_other(folder, own))
+        own, text = identity(engine), engine.recipe.to_yaml().encode()
+        on_rank_zero(lambda: refuse_other(folder, own, text))
     with contextlib.closing(Journal(folder)) as journal:
         if folder is not None:
-            on_rank_zero(lambda: _write_identity(folder, engine))
+            on_rank_zero(lambda: _write_identity(folder, own, text))
         yield journal
 
 
@@ -75,22 +77,42 @@ def _since_renamed(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
     return {**theirs, "code": {**code, **same}}
 
 
-def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
+RECIPE, RUN = "recipe.yaml", "run.json"
+"""The first two files of a run; the second one says that it has begun."""
+OWN = r"(recipe\.yaml|(run|result)\.json|journal\.jsonl(\.\d+)?|(model|masks|dense)\.safetensors)"
+"""Names of files that a run writes into its folder while it holds the lock."""
+
+
+def refuse_other(folder: Path, own: Mapping[str, Any], recipe: bytes) -> None:
     """Refuse a folder that another recipe's run, or another model's, lies in.
+
+    A run that was killed before its second file was written has left nothing that another could
+    want: it begins again.
+
+    Args:
+        folder: of the run.
+        own: this run's identity.
+        recipe: its recipe, as the folder has it.
 
     Raises:
         InputError: saying what differs.
     """
-    path = folder / "run.json"
+    refuse_links(folder)
+    path = folder / RUN
     if not path.exists():
-        if folder.exists() and any(p.name not in (".lock", "snapshots") for p in folder.iterdir()):
-            raise InputError(f"'{folder}' contains other files: choose a new folder with --folder")
+        others = [p.name for p in folder.iterdir()] if folder.exists() else []
+        others = [name for name in others if not _begun(folder / name, recipe)]
+        if others:
+            raise InputError(
+                f"'{folder}' contains other files ({others[0][:80]}): choose a new folder with "
+                "--folder"
+            )
         return
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        theirs = _since_renamed(written, own)
-    except (ValueError, KeyError, OSError) as error:
+        written = checked("run.json", json.loads(path.read_text(encoding="utf-8")), path)
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"'{path}' cannot be read ({error}): choose another folder") from None
+    theirs = _since_renamed(written.get("identity", {}), own)
     words = {
         "recipe": "another recipe",
         "code": "other code",
@@ -105,15 +127,24 @@ def refuse_other(folder: Path, own: Mapping[str, Any]) -> None:
         )
 
 
-def _write_identity(folder: Path, engine: PruningEngine) -> None:
+def _begun(path: Path, recipe: bytes) -> bool:
+    """Whether this is what a run leaves that was killed before it had begun."""
+    if path.name in (LOCK, SNAPSHOTS) or is_temporary(path, OWN):
+        return True
+    return path.name == RECIPE and path.is_file() and path.read_bytes() == recipe
+
+
+def _write_identity(folder: Path, own: Mapping[str, Any], recipe: bytes) -> None:
+    remove_temporaries(folder, OWN)
+    if (folder / RUN).exists():
+        return
     values = {
-        "identity": identity(engine),
+        "identity": own,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": describe(),
     }
-    if not (folder / "run.json").exists():
-        files.write_atomically(folder / "recipe.yaml", engine.recipe.to_yaml().encode())
-        files.write_json(folder / "run.json", values)
+    files.write_atomically(folder / RECIPE, recipe)
+    files.write_json(folder / RUN, values)
 
 
 DENSE = "dense.safetensors"

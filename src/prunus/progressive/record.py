@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prunus._common.files import refuse_links
 from prunus.errors import InputError
+from prunus.progressive.contents import checked
 from prunus.progressive.journal import read_events
 from prunus.progressive.result import Round, last_accepted
 from prunus.recipe.schema import Recipe
@@ -26,6 +28,9 @@ class Record:
     """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        refuse_links(self.folder)
 
     @property
     def name(self) -> str:
@@ -68,7 +73,11 @@ class Record:
     @property
     def yaml(self) -> str:
         """The recipe as it is written."""
-        return self._held("recipe.yaml").read_text(encoding="utf-8")
+        path = self._held("recipe.yaml")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"'{path}' cannot be read: {error}") from None
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -84,6 +93,7 @@ class Record:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-        except (OSError, ValueError, TypeError) as error:
+            value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"'{path}' cannot be read: {error}") from None
+        return {} if value is None else checked(name, value, path)

@@ -147,7 +147,7 @@ def begin(job: RunContext) -> RunState:
     """The position from which a run goes on: its newest good snapshot, or the start."""
     tree = job.journal.latest()
     for problem in job.journal.damaged:
-        job.note(f"{problem}; the last good one before it is used")
+        job.note(problem)
     if tree is None:
         at = RunState()
         if _recalls_start(job.engine.recipe):

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -225,11 +226,20 @@ class Dense(_Frozen):
         return dict(self) if "learning_rate" in _changed(self) else self.length
 
 
+def _no_path(name: str) -> str:
+    """A folder is called so."""
+    if not re.fullmatch(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", name):
+        raise ValueError(
+            "a name is part of a folder's name: 1 to 100 characters, no slash, no dot in front"
+        )
+    return name
+
+
 class RecipeFields(_Frozen):
     """The values of a recipe, which may not go together yet; see :class:`prunus.Recipe`."""
 
     version: Literal[1] = 1
-    name: str | None = None
+    name: Annotated[str, AfterValidator(_no_path)] | None = None
     task: Spec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     dense: Dense = Dense()

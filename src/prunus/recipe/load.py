@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from prunus._common import examples
 from prunus.errors import InputError, did_you_mean
@@ -28,7 +31,7 @@ def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return dict(source)
     path = recipe_path(source)
-    return {"name": path.stem, **_read(path)}
+    return {"name": path.stem.lstrip("."), **_read(path)}
 
 
 def recipe_path(source: str | Path) -> Path:
@@ -53,12 +56,65 @@ def recipe_path(source: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml().load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"'{path}' is not a YAML file: {' '.join(str(error).split())}") from None
+        with path.open("rb") as file:
+            values = parsed(file.read(LONGEST + 1).decode())
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' is not a YAML file: {_short(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"'{path}' should contain keys and values, such as target: 0.9")
     return {str(k): v for k, v in values.items()}
+
+
+SHOWN = 20
+"""Errors that are listed."""
+LONGEST, MOST, DEEPEST = 50_000, 2_000, 30
+"""Bytes of a recipe's text; values in it, those that aliases repeat counted each time; nesting."""
+
+
+def parsed(text: str) -> Any:
+    """The value of a YAML text, which takes no longer than its length makes it.
+
+    Raises:
+        ValueError: if it is none, or is larger than any recipe.
+
+    >>> parsed("{target: 0.9}")
+    {'target': 0.9}
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST:,} characters")
+    if max(len(word) for word in re.split(r"[^0-9a-fxoA-FXO_]", text)) > 400:
+        raise ValueError("it contains a number or a word of more than 400 characters")
+    depth = 0
+    try:
+        for event in yaml().parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} deep")
+        value = yaml().load(text)
+    except YAMLError as error:
+        raise ValueError(str(error)) from None
+    _count(value, {})
+    return value
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Values in a value, repeated ones counted each time; 0 marks those at work."""
+    if not isinstance(value, dict | list):
+        return 1
+    if (found := known.get(id(value))) is not None:
+        if found == 0:
+            raise ValueError("an alias stands inside what it repeats")
+        return found
+    known[id(value)] = 0
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    known[id(value)] = found = 1 + sum(_count(v, known) for v in inside)
+    if found > MOST:
+        raise ValueError(f"it contains more than {MOST:,} values, aliases counted each time")
+    return found
+
+
+def _short(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300, placeholder=" …")
 
 
 def change(values: dict[str, Any], written: str) -> None:
@@ -69,11 +125,13 @@ def change(values: dict[str, Any], written: str) -> None:
     """
     key, equals, text = written.partition("=")
     if not equals or not key:
-        raise InputError(f"'{written}' is not a change: write key=value, for example target=0.95")
+        raise InputError(
+            f"'{written:.200}' is not a change: write key=value, for example target=0.95"
+        )
     try:
-        value = yaml().load(text)
-    except (YAMLError, ValueError) as error:
-        raise InputError(f"'{written}': {' '.join(str(error).split())}") from None
+        value = parsed(text)
+    except ValueError as error:
+        raise InputError(f"'{written:.200}': {_short(error)}") from None
     *parents, last = key.split(".")
     place = values
     for parent in parents:
@@ -94,8 +152,8 @@ _SHORT = {"target": "sparsity", "dense": "length"}
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line an error: where, what is wrong, what is allowed."""
-    lines = []
-    for item in error.errors():
+    lines, found = [], error.errors()
+    for item in found[:SHOWN]:
         where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function"))
         if item["type"] == "extra_forbidden":
             fields = _fields(model, [str(p) for p in item["loc"][:-1]])
@@ -106,7 +164,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
         got = item.get("input")
         short = f" (got {got!r:.60})" if item["type"] != "value_error" and "input" in item else ""
         lines += [f"  {where}: {m}{short}" if where else f"  {m}" for m in message.split("\n")]
-    return list(dict.fromkeys(lines))
+    more = [f"  … and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return [*dict.fromkeys(lines), *more]
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunus._common.files import refuse_links
 from prunus._common.packages import require
 from prunus.errors import InputError, Interrupted
 from prunus.progressive.prune import Source
@@ -125,6 +126,7 @@ def _refuse_other_files(folder: Path) -> None:
     ours = (folder / ".workers").is_dir()
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
+    refuse_links(folder)
 
 
 def _summary(ledger: Ledger, common: Checked, folder: Path, run: Trials | None) -> Sweep:

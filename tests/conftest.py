@@ -69,6 +69,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     np.random.seed(0)
     monkeypatch.chdir(tmp_path)
     with patch.dict(os.environ):  # the command line sets variables for what it starts
+        os.environ["XDG_CONFIG_HOME"] = f"{tmp_path}-config"  # what code this user has run
+        os.environ["PRUNUS_TRUST"] = "1"
         yield
 
 

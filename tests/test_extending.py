@@ -151,3 +151,71 @@ def test_a_structure_of_ones_own_that_asks_for_the_analysis_can_be_taken_out(
         model, {**recipe, "structure": f"{tmp_path}/mine.py:first"}, example=example
     ).model
     assert sum(p.numel() for p in small.parameters()) <= 0.6 * 58
+
+
+# --- whose code it is
+
+THEIRS = "from prunus.tasks.mlp import mlp\n\nprint('RAN')\n\n\ndef task():\n    return mlp()\n"
+BRIEF = ["dense=3it", "retrain=3it", "rounds=1", "guard=null", "target=0.5"]
+ASKING = (
+    ["resume", "run"],
+    ["deploy", "run", "--runtime", "eager"],
+    ["measure", "run", "--seconds", "0.01"],
+    ["measure", "run", "--seconds", "0.01", "--json"],
+    ["plan", "run/recipe.yaml"],
+    ["plan", "run/recipe.yaml", "--json"],
+    ["units", "task.py:task"],
+)
+
+
+@pytest.fixture
+def run_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run whose recipe names code."""
+    monkeypatch.delenv("PRUNUS_TRUST")
+    Path("task.py").write_text(THEIRS)
+    done = CliRunner().invoke(cli, ["run", "iterative", "task=task.py", *BRIEF, "--folder", "run"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("words", ASKING)
+def test_code_of_others_is_asked_for_by_every_command_that_would_run_it(
+    run_of_theirs: None, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "RAN" in CliRunner().invoke(cli, words).output  # this user has run it before
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path("another user").absolute()))
+    refused = CliRunner().invoke(cli, words)
+    assert refused.exit_code == 2
+    assert "RAN" not in refused.output
+    assert "task.py (sha256 " in refused.output
+    assert "add --trust, or set PRUNUS_TRUST=1" in refused.output
+    said = CliRunner().invoke(cli, [*words, "--trust"])
+    assert said.exit_code == 0, said.output
+    assert "RAN" in said.output
+    assert "runs code from task.py (sha256 " in said.stderr
+    assert CliRunner().invoke(cli, words).exit_code == 0  # remembered
+    Path("task.py").write_text(THEIRS + "# changed\n")
+    changed = CliRunner().invoke(cli, words)
+    assert changed.exit_code == 2
+    assert "RAN" not in changed.output
+
+
+def test_the_variable_and_an_answer_at_the_terminal_say_yes_or_no(
+    run_of_theirs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path("another user").absolute()))
+    monkeypatch.setattr("prunus.cli.trust._at_a_terminal", lambda: True)
+    words = ["units", "task.py:task"]
+    assert CliRunner().invoke(cli, words, input="n\n").exit_code == 2
+    assert CliRunner().invoke(cli, words, input="y\n").exit_code == 0
+    assert CliRunner().invoke(cli, words, input="").exit_code == 0
+    Path("task.py").write_text(THEIRS + "# changed\n")
+    monkeypatch.setenv("PRUNUS_TRUST", "1")
+    assert CliRunner().invoke(cli, words).exit_code == 0
+
+
+def test_a_list_that_cannot_be_written_stops_nothing(
+    run_of_theirs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path("a file").absolute()))
+    assert CliRunner().invoke(cli, ["units", "task.py:task", "--trust"]).exit_code == 0

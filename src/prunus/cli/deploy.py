@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunus.cli.shared import DATA, JSON, model_of, says_errors, show, timing_options
+from prunus.cli.trust import TRUST, ask
 from prunus.errors import InputError
 from prunus.methods.traits import trait
 
@@ -41,6 +42,7 @@ BATCHES = 8
     help="Where artifacts are kept (default: RUN/deployed; of a function's model, nowhere).",
 )  # fmt: skip
 @DATA
+@TRUST
 @JSON
 @says_errors
 def deploy(
@@ -89,7 +91,10 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
     from prunus.deployment.calibration import inputs_of
     from prunus.deployment.deploy import deploy as deploy_model
     from prunus.progressive.finished import open_run
+    from prunus.progressive.record import Record
+    from prunus.recipe.resolve import code_digests
 
+    ask(code_digests(Record(run).recipe))
     done = open_run(run)
     task = done.task
     batches = task.train if task.calibration is None else task.calibration

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunus.cli.shared import DATA, JSON, model_of, says_errors, show, timing_options
+from prunus.cli.trust import TRUST, ask
 
 if TYPE_CHECKING:
     from prunus.measurement.result import Measurement
@@ -24,6 +25,7 @@ WRITTEN = "measure.json"
     seconds="Time for each model and batch.",
 )
 @DATA
+@TRUST
 @JSON
 @says_errors
 def measure(run: str, batches: tuple[int, ...], as_json: bool, **settings: Any) -> None:
@@ -58,7 +60,10 @@ def _of_run(folder: Path, settings: dict[str, Any]) -> Measurement:
     from prunus._common.files import write_json
     from prunus.measurement.measure import measure as measure_model
     from prunus.progressive.finished import open_run
+    from prunus.progressive.record import Record
+    from prunus.recipe.resolve import code_digests
 
+    ask(code_digests(Record(folder).recipe))
     done = open_run(folder)
     found = measure_model(done.pruned, done.task.example, baseline=done.dense, **settings)
     write_json(folder / WRITTEN, found.to_dict())

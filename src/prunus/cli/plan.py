@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from prunus.cli.shared import DATA, JSON, THREADS, says_errors
+from prunus.cli.trust import TRUST, ask
 
 
 @click.command()
@@ -12,6 +13,7 @@ from prunus.cli.shared import DATA, JSON, THREADS, says_errors
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
 @DATA
 @THREADS
+@TRUST
 @JSON
 @says_errors
 def plan(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
@@ -23,6 +25,9 @@ def plan(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
       prunus plan gradual task=mnist target=0.99 allocation=erk
     """
     from prunus.cli.dry_run import dry_run, print_plan
+    from prunus.recipe.resolve import code_digests
     from prunus.recipe.schema import Recipe
 
-    print_plan(dry_run(Recipe.load(recipe, changes)), as_json=as_json)
+    made = Recipe.load(recipe, changes)
+    ask(code_digests(made))
+    print_plan(dry_run(made), as_json=as_json)

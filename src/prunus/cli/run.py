@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from prunus.cli.shared import DATA, JSON, THREADS, says_errors, stoppable
+from prunus.cli.trust import TRUST, announce, ask
 from prunus.errors import InputError, Interrupted
 
 BOARD = click.option(
@@ -49,11 +50,8 @@ def run(
         raise InputError(
             "the recipe names no task: add task=digits, or task=my/task.py (prunus init writes one)"
         )
-    digests = code_digests(made)
     where = folder or Path("runs") / folder_name(made)
-    if digests and not as_json:
-        for file, digest in digests.items():
-            click.echo(f"runs code from {file} (sha256 {digest[:12]})")
+    announce(code_digests(made))
     _go(where, as_json, tensorboard, lambda **hooks: _start(made, where, **hooks))
 
 
@@ -70,6 +68,7 @@ def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
 @DATA
 @THREADS
 @BOARD
+@TRUST
 @JSON
 @says_errors
 def resume(folder: Path, tensorboard: bool, as_json: bool) -> None:
@@ -80,8 +79,10 @@ def resume(folder: Path, tensorboard: bool, as_json: bool) -> None:
       prunus resume runs/iterative-1a2b3c4d
     """
     from prunus.progressive.folder import recipe_of
+    from prunus.recipe.resolve import code_digests
 
     made = recipe_of(folder)
+    ask(code_digests(made))
     _go(folder, as_json, tensorboard, lambda **hooks: _start(made, folder, **hooks))
 
 

@@ -98,11 +98,13 @@ def model_of(name: str) -> tuple[Any, Any]:
     Raises:
         InputError: if it is neither, nor the folder of a run.
     """
+    from prunus.cli.trust import ask_file
     from prunus.methods.catalog import meant, names
     from prunus.tasks.find import find_model
 
     if ".py" not in name and name not in names("tasks"):
         raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
+    ask_file(name)
     return find_model(name)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from prunus.cli.shared import DATA, JSON, THREADS, says_errors, show, stoppable
+from prunus.cli.trust import remember
 from prunus.errors import RunError
 
 
@@ -65,6 +66,7 @@ def sweep(
     shown = console.choose(as_json=as_json)
 
     def watch(event: Mapping[str, Any]) -> None:
+        remember(event.get("code", {}))
         line = None if as_json else _line(event)
         shown(event if line is None else {"event": "note", "text": line})
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from prunus.cli.shared import DATA, JSON, says_errors
+from prunus.cli.trust import TRUST, ask_file
 
 
 @click.command()
@@ -22,6 +23,7 @@ from prunus.cli.shared import DATA, JSON, says_errors
 @click.option("--hidden", is_flag=True, help="Count the widths that norms count as well.")
 @click.option("--all", "everything", is_flag=True, help="Name every dimension, not the first four.")
 @DATA
+@TRUST
 @JSON
 @says_errors
 def units(model: str, heads: Any, hidden: bool, everything: bool, as_json: bool) -> None:
@@ -38,6 +40,7 @@ def units(model: str, heads: Any, hidden: bool, everything: bool, as_json: bool)
     from prunus.graph.listing import units as units_of
     from prunus.tasks.find import find_model
 
+    ask_file(model)
     made, example = find_model(model)
     found = units_of(made, example, heads=heads, hidden=hidden)
     if not as_json:

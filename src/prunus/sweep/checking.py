@@ -59,7 +59,8 @@ def check(
     if task is None and first.task is None:
         raise InputError("the recipe names no task: add task=digits, or task=my/task.py")
     for file, digest in {k: v for r in recipes for k, v in code_digests(r).items()}.items():
-        on_event({"event": "note", "text": f"runs code from {file} (sha256 {digest[:12]})"})
+        text = f"runs code from {file} (sha256 {digest[:12]})"
+        on_event({"event": "note", "text": text, "code": {file: digest}})
     for recipe in recipes:
         resolve(recipe)
     if task is None:

@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-zoo test-zoo-all check format bench bench-quality bench-structure bench-artifact clean
+.PHONY: demo test test-zoo test-zoo-all test-kills check format bench bench-quality bench-structure bench-artifact clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -21,6 +21,9 @@ test-zoo: $(READY)
 
 test-zoo-all: $(READY)  # an hour or two of a core; stopped, it goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
+
+test-kills: $(READY)  # half an hour of a core
+	OMP_NUM_THREADS=1 $(BIN)/python tests/killed_runs.py random 500 0
 
 check: $(READY)
 	$(BIN)/ruff format --check .

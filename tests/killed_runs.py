@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +38,14 @@ RECIPES = {
         "compact=every_round",
         "allocation=per_cost",
         "guard={max_drop: 0.03}",
+    ],
+    "serving": [
+        "iterative",
+        "rounds=1",
+        "structure=channel",
+        "target={max_macs: 0.5}",
+        "compact=end",
+        "deploy=eager",
     ],
     "revive": ["iterative", "rounds=3", "restore={name: revive, values: cut, when: after}"],
 }
@@ -108,6 +119,15 @@ def run(recipe: str, folder: Path) -> None:
     prunus.prune(digits(batch=128), Recipe.load(name, [*COMMON, *changes]), folder=folder)
 
 
+def sweep(_: str, folder: Path) -> None:
+    """A sweep of two trials in its folder."""
+    changes = ["rounds=1", "target=0.5,0.8"]
+    prunus.sweep.sweep("iterative", [*COMMON, *changes], task=digits(batch=128), folder=folder)
+
+
+WORK: dict[str, Callable[[str, Path], None]] = {**dict.fromkeys(RECIPES, run), "sweep": sweep}
+
+
 def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
     """Run in a fork; its signal (0 if none) and what it returned."""
     reading, writing = os.pipe()
@@ -135,13 +155,18 @@ def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be the same, bit for bit: weights, masks, metrics; times left out."""
+    if (folder / "sweep.json").exists():
+        names = sorted(p.parent.name for p in folder.glob("*/result.json"))
+        return {name: outcome(folder / name) for name in names}
     result = json.loads((folder / "result.json").read_text())
     for row in result["rounds"]:
         row.pop("seconds")
-    digests = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "masks.safetensors")
-    }
+        row.pop("latency")
+    served = result.pop("deployment")
+    names = ["model.safetensors", "masks.safetensors"]
+    if served is not None:
+        names.append("deployed/eager/model.safetensors")
+    digests = {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names}
     return {**digests, "result": result}
 
 
@@ -189,6 +214,46 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
     return {"recipe": recipe, "kinds": sorted(set(kinds)), "kills": kills}
 
 
+def randomly(count: int, seed: int, place: Path) -> bool:
+    """Kill at random points, every third run twice; whether all ended with the same bits."""
+    chance = random.Random(seed)
+    expected: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, int] = {}
+    other = 0
+    for turn in range(count):
+        name = chance.choice([*WORK])
+        work = WORK[name]
+        if name not in kinds:
+
+            def whole(name: str = name, work: Any = work) -> int:
+                points = Points(None)
+                watch_writes(points)
+                work(name, place / name)
+                return len(points.kinds)
+
+            _, kinds[name] = in_child(whole)
+            expected[name] = outcome(place / name)
+        folder = place / f"{turn}"
+        early = chance.random() < 0.25
+        for _ in range(1 + (turn % 3 == 0)):
+            point = chance.randrange(20 if early else kinds[name])
+
+            def killed(point: int = point, name: str = name, work: Any = work) -> None:
+                watch_writes(Points(point))
+                work(name, folder)  # noqa: B023  (forked at once)
+
+            in_child(killed)
+        in_child(lambda name=name, work=work: work(name, folder))  # noqa: B023
+        same = outcome(folder) == expected[name]
+        other += not same
+        if same:
+            shutil.rmtree(folder)
+        print(f"{turn + 1}/{count} {name}: {'the same' if same else f'OTHER BITS in {folder}'}",
+              flush=True)  # fmt: skip
+    print(f"{count} runs killed, {other} ended with other bits")
+    return other == 0
+
+
 def warm() -> None:
     """Import here, once, what every child would: data, and what traces a model."""
     model = digits(batch=128).model()
@@ -198,4 +263,7 @@ def warm() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warm()
+    if sys.argv[1] == "random":
+        with tempfile.TemporaryDirectory() as place:
+            sys.exit(not randomly(int(sys.argv[2]), int(sys.argv[3]), Path(place)))
     print(json.dumps(trial(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))

@@ -344,14 +344,18 @@ def pair(
     """The masked model and the compact one, both in float64."""
     model = randomized(model)
     example = tuple(e.double() for e in example)
-    recipe = {"structure": structure, "target": target, "allocation": "uniform"}
-    masked = prunus.prune(copy.deepcopy(model), recipe, example=example)
-    small = prunus.compact(model, masked.masks, example)
-    assert small.route == "attributes"
-    assert not any("graph" in note for note in small.notes)
-    assert type(small.model) is type(model)
+    recipe = {"structure": structure, "target": target, "allocation": "uniform", "compact": "end"}
+    masked = copy.deepcopy(model)
+    small = prunus.prune(model, recipe, example=example)
+    assert small.compaction is not None
+    assert small.compaction.route == "attributes"
+    assert not any("graph" in note for note in small.compaction.notes)
+    assert type(small.model) is type(masked)
     assert any(isinstance(m, NarrowAttention) for m in small.model.modules())
-    return masked.model, small.model, masked.masks
+    with torch.no_grad():
+        for name, mask in small.masks.items():
+            masked.get_parameter(name).mul_(mask)
+    return masked, small.model, small.masks
 
 
 def padding(batch: int, length: int, *, left: bool = True) -> Tensor:

@@ -155,7 +155,7 @@ def test_a_structure_of_ones_own_that_asks_for_the_analysis_can_be_taken_out(
 
 # --- whose code it is
 
-THEIRS = "from prunus.tasks.mlp import mlp\n\nprint('RAN')\n\n\ndef task():\n    return mlp()\n"
+THEIRS = "from prunus.tasks.mlp import mlp\n\n\ndef task():\n    print('RAN')\n    return mlp()\n"
 BRIEF = ["dense=3it", "retrain=3it", "rounds=1", "guard=null", "target=0.5"]
 ASKING = (
     ["resume", "run"],

@@ -15,7 +15,7 @@ import killed_runs
 SCRIPT = Path(__file__).with_name("killed_runs.py")
 
 
-@pytest.mark.parametrize("recipe", killed_runs.RECIPES)
+@pytest.mark.parametrize("recipe", [r for r in killed_runs.RECIPES if r != "serving"])
 def test_a_killed_run_resumes_to_the_same_bits_wherever_it_was_killed(
     tmp_path: Path, recipe: str
 ) -> None:

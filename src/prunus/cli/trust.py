@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 
-from prunus._common.files import digest, write_atomically
 from prunus.errors import InputError, RunError
 
 _META = "prunus.trust"
@@ -63,6 +62,8 @@ def ask_file(name: str) -> None:
     Raises:
         InputError: if the answer is no, or nobody is there to give one.
     """
+    from prunus._common.files import digest
+
     path = Path(name.partition(".py")[0] + ".py")
     if ".py" in name and path.is_file():
         ask({str(path): digest(path.read_bytes())})
@@ -81,6 +82,8 @@ def remember(code: Mapping[str, str]) -> None:
     """Of files that this user runs, the digests; they are not asked for any more."""
     if not code:
         return
+    from prunus._common.files import write_atomically
+
     folder = _folder()
     with contextlib.suppress(OSError, RunError):  # then it is asked for again
         folder.mkdir(parents=True, exist_ok=True)

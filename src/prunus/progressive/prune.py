@@ -27,6 +27,7 @@ from prunus.progressive.loop import all_rounds
 from prunus.progressive.progress import shown
 from prunus.progressive.result import Result, last_accepted
 from prunus.progressive.rotation import refuse_rotation, rotation_notes
+from prunus.progressive.shrinks import original_kept, original_masks
 from prunus.progressive.state import OnEvent, RunContext, RunState, begin
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.masks import copy_of, put_back
@@ -239,7 +240,7 @@ def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str
     compaction = compacted(job)
     deployment = serve(job, compaction)
     if compaction is not None:
-        masks = dict(job.engine.masks)
+        masks = original_masks(job.engine.shrinks, job.engine.masks)
     kept = on_rank_zero(lambda: latency_verdict(job.engine.recipe, deployment))
     why = "; ".join(x for x in (at.reason, kept) if x)
     good = last_accepted(at.rounds)
@@ -254,6 +255,7 @@ def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str
     result = Result(
         model=job.model,
         masks=masks,
+        kept=original_kept(job.engine.shrinks),
         rounds=tuple(at.rounds),
         metric=good.metric,
         test_metric=found,

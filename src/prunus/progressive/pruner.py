@@ -14,11 +14,11 @@ from prunus.errors import InputError
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.in_loop import LoopRounds, in_steps, lengths_of, with_lengths
 from prunus.progressive.result import Round
-from prunus.progressive.shrinks import begins
+from prunus.progressive.shrinks import begins, original_kept
 from prunus.pruning.masks import apply
 from prunus.recipe.rules import own_loop_conflict
 from prunus.recipe.schema import Recipe
-from prunus.types import Masks
+from prunus.types import Kept, Masks
 
 
 class Pruner:
@@ -145,6 +145,11 @@ class Pruner:
     def masks(self) -> Masks:
         """Parameter name to bool, True = kept."""
         return self._engine.masks
+
+    @property
+    def kept(self) -> Kept:
+        """What is left of the model as it was given, as in :attr:`Result.kept`."""
+        return original_kept(self._engine.shrinks)
 
     @property
     def sparsity(self) -> float:

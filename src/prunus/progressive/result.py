@@ -13,7 +13,7 @@ from torch import nn
 from prunus._common.metrics import MetricEstimate
 from prunus._common.numbers import metric
 from prunus._common.tables import Table, page
-from prunus.types import Masks
+from prunus.types import Kept, Masks
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ class Result:
 
     Attributes:
         model: the pruned model, its removed weights exactly zero.
-        masks: by parameter name; True = kept.
+        masks: by parameter name of the model as it was given; True = kept. They may be
+            broadcast to a parameter's shape.
         rounds: every round, rejected ones too.
         metric: of the last accepted round, on validation data.
         test_metric: the metric on test data, computed once, with its interval.
@@ -169,6 +170,9 @@ class Result:
         deployment: the artifact in the runtime that will serve it (:class:`Deployment`);
             ``None`` unless the recipe says ``deploy`` or ``quantize``.
         notes: what to know of the scope.
+        kept: where the model became smaller, what is left of each sliced parameter of the model as
+            it was given: a tuple with the kept indices of every dimension, ``None`` for all. After
+            any number of rounds ``small = dense[i][:, j]`` for ``(i, j)``.
     """
 
     model: nn.Module
@@ -183,6 +187,7 @@ class Result:
     compaction: Compaction | None = None
     deployment: Any = None
     notes: tuple[str, ...] = ()
+    kept: Kept = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The end in a few lines; the rounds are in ``rounds``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunus.compaction.shrink import ShrinkStep
 from prunus.pruning.space import PruningSpace
-from prunus.types import Masks
+from prunus.types import Kept, Masks
 
 
 class Shrunk(NamedTuple):
@@ -26,6 +26,45 @@ def saved(shrinks: Sequence[Shrunk]) -> list[dict[str, Any]]:
     """Shrinks as plain values: the indices that stayed, and what the gate found."""
     found = [(s.step.kept, s.step.plan.comparison) for s in shrinks]
     return [{"kept": dict(k), "error": c.error, "effect": c.effect} for k, c in found]
+
+
+def original_kept(shrinks: Sequence[Shrunk]) -> Kept:
+    """What is left after all shrinks, as indices into the tensors before the first one.
+
+    For each sliced tensor a tuple with an entry a dimension: the kept indices in their order, or
+    ``None`` where all of it is kept. ``small = dense[:, i]`` if the entries are ``(None, i)``.
+    """
+    found: dict[str, tuple[Tensor | None, ...]] = {}
+    for step in (s.step for s in shrinks):
+        for name, kept in step.kept.items():
+            before = found.get(name, (None,) * len(kept))
+            found[name] = tuple(
+                old if new is None else new if old is None else old[new]
+                for old, new in zip(before, kept, strict=True)
+            )
+    return found
+
+
+def original_masks(shrinks: Sequence[Shrunk], masks: Masks) -> Masks:
+    """Masks of what is left, and of the tensors before the first shrink: what went is False.
+
+    Args:
+        shrinks: all of them.
+        masks: of the smaller model.
+    """
+    found = dict(masks)
+    for name, kept in original_kept(shrinks).items():
+        shape = next(s.step.tensors[name] for s in shrinks if name in s.step.tensors)
+        small = masks.get(name, torch.ones((1,) * len(kept), dtype=torch.bool))
+        left = [n if i is None else len(i) for n, i in zip(small.shape, kept, strict=True)]
+        whole = [n if i is None else size
+                 for n, i, size in zip(small.shape, kept, shape, strict=True)]  # fmt: skip
+        mask = torch.zeros(whole, dtype=torch.bool, device=small.device)
+        places = [torch.arange(n) if i is None else i for n, i in zip(whole, kept, strict=True)]
+        index = [p.to(small.device) for p in places]
+        mask[torch.meshgrid(*index, indexing="ij")] = small.expand(left)
+        found[name] = mask
+    return found
 
 
 def as_saved(step: ShrinkStep, values: Mapping[str, Any]) -> ShrinkStep:

@@ -25,10 +25,11 @@ def apportion(shares: Tensor, total: int, least: Tensor, most: Tensor) -> Tensor
     shares = shares.double()
     low, high = least.double(), most.double()
     total = min(max(total, int(least.sum())), int(most.sum()))
+    if total == int(least.sum()):
+        return least.clone()
     small, large = 0.0, float((high / shares).max()) + 1.0
-    for _ in range(200):
-        middle = (small + large) / 2
-        if float((shares * middle).clamp(low, high).sum()) < total:
+    while small < (middle := (small + large) / 2) < large:  # until no number lies between
+        if (shares * middle).clamp_(low, high).sum().item() < total:
             small = middle
         else:
             large = middle

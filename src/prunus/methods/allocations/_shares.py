@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 
@@ -24,15 +25,21 @@ def keep_by_share(
     whole units allow without passing it.
     """
     groups = list(units)
-    least = torch.tensor([limits[g].least for g in groups])
-    most = torch.tensor([limits[g].most for g in groups])
-    share = torch.tensor([shares[g] for g in groups], dtype=torch.float64)
+    least, most = tuple(limits[g].least for g in groups), tuple(limits[g].most for g in groups)
+    share = tuple(shares[g] for g in groups)
 
     def counts(total: int) -> Counts:
-        kept = apportion(share, total, least, most)
-        return {g: int(n) for g, n in zip(groups, kept, strict=True)}
+        return dict(zip(groups, _apportioned(share, total, least, most), strict=True))
 
     everything = sum(g.units for g in groups)
     if all(g.sizes is None for g in groups):
         return counts(everything - round(target * everything))
     return fewest(counts, cost, target, {g: limits[g] for g in groups})
+
+
+@lru_cache(maxsize=1024)  # a bound on a cost asks for the same totals over and over
+def _apportioned(
+    shares: tuple[float, ...], total: int, least: tuple[int, ...], most: tuple[int, ...]
+) -> list[int]:
+    bounds = torch.tensor(least), torch.tensor(most)
+    return apportion(torch.tensor(shares, dtype=torch.float64), total, *bounds).tolist()

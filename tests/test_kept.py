@@ -43,15 +43,17 @@ def cut(dense: torch.Tensor, indices: tuple[torch.Tensor | None, ...]) -> torch.
 
 
 def agrees(dense: nn.Module, small: nn.Module, kept: Kept) -> None:
-    before, after = dict(dense.named_parameters()), dict(small.named_parameters())
+    before, after = dense.state_dict(), small.state_dict()
     assert {n for n in before if before[n].shape != after[n].shape} == set(kept)
-    assert all(torch.equal(cut(before[n], kept[n]), after[n]) for n in kept)
+    same = [n for n in kept if "running" not in n]  # which batch norm changes in training
+    assert all(torch.equal(cut(before[n], kept[n]), after[n]) for n in same)
 
 
 @pytest.mark.parametrize("rounds", [None, 1, 3])
 def test_kept_are_indices_of_the_original(rounds: int | None) -> None:
     model, dense = network(), network()
-    recipe: dict[str, Any] = {"structure": "channel", "target": 0.6, "compact": "end"}
+    recipe: dict[str, Any] = {"structure": "channel", "target": 0.6, "compact": "end",
+                              "allocation": "uniform"}  # fmt: skip
     if rounds is not None:
         recipe |= {"rounds": rounds, "retrain": "2it", "compact": "every_round"}
     given = {} if rounds is None else {"train": train}
@@ -62,7 +64,7 @@ def test_kept_are_indices_of_the_original(rounds: int | None) -> None:
         for name, mask in result.masks.items():
             whole = mask.expand_as(masked.get_parameter(name))
             masked.get_parameter(name).mul_(whole)
-            if name in result.kept:
+            if name in result.kept:  # all of what is left, and nothing else
                 assert torch.equal(cut(whole, result.kept[name]).all(), torch.tensor(True))
                 assert int(whole.sum()) == result.model.get_parameter(name).numel()
     masked.eval(), result.model.eval()

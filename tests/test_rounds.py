@@ -593,7 +593,8 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
         assert math.isfinite(result.metric or 0)
         for name, mask in result.masks.items():
             weight = result.model.get_parameter(name)
-            assert bool((weight.masked_fill(mask, 0) == 0).all())
+            if name not in result.kept:  # what is left has no zeros, and another shape
+                assert bool((weight.masked_fill(mask, 0) == 0).all())
     assert worked > 0
     assert worked + refused == len(combinations)
 

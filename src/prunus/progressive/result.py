@@ -170,9 +170,9 @@ class Result:
         deployment: the artifact in the runtime that will serve it (:class:`Deployment`);
             ``None`` unless the recipe says ``deploy`` or ``quantize``.
         notes: what to know of the scope.
-        kept: where the model became smaller, what is left of each sliced parameter of the model as
-            it was given: a tuple with the kept indices of every dimension, ``None`` for all. After
-            any number of rounds ``small = dense[i][:, j]`` for ``(i, j)``.
+        kept: where the model became smaller, what is left of each sliced parameter and buffer of
+            the model as it was given: a tuple with the kept indices of every dimension, ``None``
+            for all. After any number of rounds ``small = dense[i][:, j]`` for ``(i, j)``.
     """
 
     model: nn.Module

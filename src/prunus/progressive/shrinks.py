@@ -31,8 +31,8 @@ def saved(shrinks: Sequence[Shrunk]) -> list[dict[str, Any]]:
 def original_kept(shrinks: Sequence[Shrunk]) -> Kept:
     """What is left after all shrinks, as indices into the tensors before the first one.
 
-    For each sliced tensor a tuple with an entry a dimension: the kept indices in their order, or
-    ``None`` where all of it is kept. ``small = dense[:, i]`` if the entries are ``(None, i)``.
+    For each sliced parameter and buffer a tuple with an entry a dimension: the kept indices in
+    their order, or ``None`` where all of it is kept. For ``(None, i)``: ``small = dense[:, i]``.
     """
     found: dict[str, tuple[Tensor | None, ...]] = {}
     for step in (s.step for s in shrinks):
@@ -53,12 +53,14 @@ def original_masks(shrinks: Sequence[Shrunk], masks: Masks) -> Masks:
         masks: of the smaller model.
     """
     found = dict(masks)
+    shapes = {n: shape for s in reversed(shrinks) for n, shape in s.step.tensors.items()}
     for name, kept in original_kept(shrinks).items():
-        shape = next(s.step.tensors[name] for s in shrinks if name in s.step.tensors)
+        if name not in shapes:  # a buffer
+            continue
         small = masks.get(name, torch.ones((1,) * len(kept), dtype=torch.bool))
         left = [n if i is None else len(i) for n, i in zip(small.shape, kept, strict=True)]
         whole = [n if i is None else size
-                 for n, i, size in zip(small.shape, kept, shape, strict=True)]  # fmt: skip
+                 for n, i, size in zip(small.shape, kept, shapes[name], strict=True)]  # fmt: skip
         mask = torch.zeros(whole, dtype=torch.bool, device=small.device)
         places = [torch.arange(n) if i is None else i for n, i in zip(whole, kept, strict=True)]
         index = [p.to(small.device) for p in places]

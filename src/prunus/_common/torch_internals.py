@@ -280,6 +280,14 @@ def pre_hooks(module: nn.Module) -> list[Any]:
     return list(module._forward_pre_hooks.values())
 
 
+def drop_pre_hooks(module: nn.Module, kind: type) -> None:
+    """Take away what runs before a module's forward, of one class."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, kind):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def refresh_flat_weights(module: nn.RNNBase) -> None:
     """Let a recurrent module compute with its parameters as they are: it keeps a list of them."""
     names = module._flat_weights_names

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from prunus._common.inputs import Inputs, map_tensors
 from prunus._common.modules import detached_copy
 from prunus._common.rng import preserve_rng
-from prunus._common.torch_internals import TorchDispatchMode
+from prunus._common.torch_internals import OpOverload, TorchDispatchMode
 from prunus.graph.call import some, written_arguments
 
 
@@ -102,7 +102,7 @@ def _written(module: fx.GraphModule) -> Written:
         (node, node.args[0])
         for node in module.graph.nodes
         if node.op == "call_function"
-        and isinstance(node.target, torch._ops.OpOverload)
+        and isinstance(node.target, OpOverload)
         and 0 in written_arguments(node.target)
         and isinstance(node.args[0], fx.Node)
         and node.args[0].op == "get_attr"

@@ -15,7 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.inputs import by_name, positional_names
-from prunus._common.torch_internals import AnyBatchNorm, AnyConv, AnyTransposedConv, pre_hooks
+from prunus._common.torch_internals import (
+    AnyBatchNorm,
+    AnyConv,
+    AnyTransposedConv,
+    drop_pre_hooks,
+    pre_hooks,
+)
 from prunus.errors import InputError
 
 WAY_OUT = "Give an example of every kind of call when you prune or compact: example=[first, second]"
@@ -49,13 +55,13 @@ class Limits:
         prunus.errors.InputError: the compact Net does not answer with features=True as the...
         """
         flags = {**limits_of(model).flags, **self.flags}
-        _forget(model, _Flags)
+        drop_pre_hooks(model, _Flags)
         if flags:
             names = tuple(positional_names(model))
             model.register_forward_pre_hook(_Flags(flags, names), with_kwargs=True)
         for path in self.unread:
             module = model.get_submodule(path)
-            _forget(module, _Unread)
+            drop_pre_hooks(module, _Unread)
             module.register_forward_pre_hook(_Unread(path))
 
     def __bool__(self) -> bool:
@@ -90,9 +96,9 @@ class Limits:
     def take_back(self, model: nn.Module) -> None:
         """Let a model that is as it was take everything again."""
         left = {n: v for n, v in limits_of(model).flags.items() if n not in self.flags}
-        _forget(model, _Flags)
+        drop_pre_hooks(model, _Flags)
         for path in self.unread:
-            _forget(model.get_submodule(path), _Unread)
+            drop_pre_hooks(model.get_submodule(path), _Unread)
         Limits(left).apply(model)
 
 
@@ -171,10 +177,3 @@ class _Unread:
                 f"'{self.path}' reads {width} features and is given {sizes[dim]}: no example "
                 f"visited it when the model became smaller. {WAY_OUT}"
             )
-
-
-def _forget(module: nn.Module, kind: type) -> None:
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, kind):
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)

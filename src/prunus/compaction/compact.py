@@ -129,11 +129,7 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
             "where they are (prune with structure: channel or head; prunus.units shows the units)"
         )
     before = costs.measure(model, example)
-    twin = detached_copy(model)
-    apply(twin, masks)
-    plan = replace(find_plan(twin, cut, example), traced=())  # which holds slices of its own
-    small = perform(twin, plan)
-    attributes = (*plan.surgery.attributes, *rescale(small))
+    small, plan, attributes = smaller_copy(model, masks, cut, example)
     return Compact(
         model=small,
         route=plan.route,
@@ -146,6 +142,21 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
         notes=plan.notes,
         attributes=attributes,
     )
+
+
+def smaller_copy(
+    model: nn.Module, masks: Masks, cut: IndexCut, example: Any
+) -> tuple[nn.Module, CompactionPlan, tuple[Attribute, ...]]:
+    """A copy of a model without units that are known: the copy, what was done, what it took.
+
+    Raises:
+        RunError: if the result does not equal the masked model.
+    """
+    twin = detached_copy(model)
+    apply(twin, masks)
+    plan = replace(find_plan(twin, cut, example), traced=())  # which holds slices of its own
+    small = perform(twin, plan)
+    return small, plan, (*plan.surgery.attributes, *rescale(small))
 
 
 def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> IndexCut:

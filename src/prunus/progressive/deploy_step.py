@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from prunus._common.distributed import on_rank_zero, world_size
-from prunus.compaction.compact import compact
+from prunus.compaction.compact import compact, smaller_copy
+from prunus.compaction.cut import cut_of
 from prunus.compaction.files.artifact import save
 from prunus.deployment.calibration import inputs_of
 from prunus.deployment.deploy import candidates, deploy
@@ -80,7 +81,10 @@ def smaller(engine: PruningEngine, masks: Masks) -> nn.Module:
     """A copy of the model without what masks remove; the model itself where that is nothing."""
     if all(bool(m.all()) for m in masks.values()):
         return engine.model
-    return compact(engine.model, masks, engine.example).model
+    if engine.space.analysis is None:
+        return compact(engine.model, masks, engine.example).model
+    cut = cut_of(engine.space.analysis, masks)
+    return smaller_copy(engine.model, masks, cut, engine.example)[0]
 
 
 def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:

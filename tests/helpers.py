@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,17 @@ class Fused(nn.Module):
 def zeros(model: nn.Module, name: str) -> int:
     """How many weights of a parameter are exactly zero."""
     return int((model.get_parameter(name) == 0).sum())
+
+
+def pruned_both(model: nn.Module, recipe: Any, example: Any) -> tuple[nn.Module, prunus.Result]:
+    """A model that is masked, and the result that is smaller, of one choice; the model shrinks."""
+    masked = copy.deepcopy(model)
+    result = prunus.prune(model, {**recipe, "compact": "end"}, example=example)
+    assert result.compaction is not None
+    with torch.no_grad():
+        for name, mask in result.masks.items():
+            masked.get_parameter(name).mul_(mask)
+    return masked, result
 
 
 def quick(**values: Any) -> prunus.Recipe:

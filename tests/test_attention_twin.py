@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunus
+from helpers import pruned_both
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing, narrowings
 from prunus.compaction.slicing.surgery import Surgery
 from prunus.errors import InputError
@@ -344,17 +345,13 @@ def pair(
     """The masked model and the compact one, both in float64."""
     model = randomized(model)
     example = tuple(e.double() for e in example)
-    recipe = {"structure": structure, "target": target, "allocation": "uniform", "compact": "end"}
-    masked = copy.deepcopy(model)
-    small = prunus.prune(model, recipe, example=example)
+    recipe = {"structure": structure, "target": target, "allocation": "uniform"}
+    masked, small = pruned_both(model, recipe, example)
     assert small.compaction is not None
     assert small.compaction.route == "attributes"
     assert not any("graph" in note for note in small.compaction.notes)
     assert type(small.model) is type(masked)
     assert any(isinstance(m, NarrowAttention) for m in small.model.modules())
-    with torch.no_grad():
-        for name, mask in small.masks.items():
-            masked.get_parameter(name).mul_(mask)
     return masked, small.model, small.masks
 
 

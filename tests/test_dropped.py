@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import prunus
+from helpers import pruned_both
 from prunus.graph.analysis import analyze
 
 
@@ -39,10 +38,8 @@ def test_what_only_another_call_reads_stays(name: str) -> None:
     found = analyze(model, torch.randn(2, 6))
     assert not found.solved.free(found.tensors["out.weight"].dims[0]).any()  # type: ignore[arg-type]
     assert found.solved.free(found.tensors["first.weight"].dims[0]).all()  # type: ignore[arg-type]
-    masked = copy.deepcopy(model)
     recipe = {"structure": "channel", "target": 0.4}
-    prunus.prune(masked, recipe, example=torch.randn(2, 6))
-    result = prunus.prune(model, {**recipe, "compact": "end"}, example=torch.randn(2, 6))
+    masked, result = pruned_both(model, recipe, torch.randn(2, 6))
     x = torch.randn(3, 6)
     for some in (True, False):
         torch.testing.assert_close(result.model(x, some), masked(x, some))

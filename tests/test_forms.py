@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import types
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunus
+from helpers import pruned_both
 from prunus import RunError
 from prunus._common.inputs import in_form, leaves_of, map_tensors, plain, tensors_of
 from prunus._common.torch_internals import pytree
@@ -100,12 +100,8 @@ def dense(value: Any) -> list[Tensor]:
 @pytest.mark.parametrize("name", FORMS)
 def test_any_form_goes_in_and_comes_out(name: str, hard: bool) -> None:
     make, enter, leave = FORMS[name]
-    masked = Net(enter, leave, hard).eval()
     recipe = {"structure": "channel", "allocation": "uniform", "target": 0.5}
-    model = copy.deepcopy(masked)
-    prunus.prune(masked, recipe, example=make())
-    result = prunus.prune(model, {**recipe, "compact": "end"}, example=make())
-    assert result.compaction is not None
+    masked, result = pruned_both(Net(enter, leave, hard).eval(), recipe, make())
     assert result.compaction.route == ("graph" if hard else "sliced")
     given = make()
     given = given if isinstance(given, tuple) else (given,)
@@ -127,16 +123,13 @@ def test_a_module_inside_a_model_answers_in_its_form() -> None:
             return self.net(Answer(self.before(x))).scores * 2
 
     model = Outer().eval()
-    masked = copy.deepcopy(model)
     recipe = {
         "structure": "channel",
         "allocation": "uniform",
         "target": 0.5,
         "scope": {"exclude": ["before"]},
     }
-    prunus.prune(masked, recipe, example=rows())
-    result = prunus.prune(model, {**recipe, "compact": "end"}, example=rows())
-    assert result.compaction is not None
+    masked, result = pruned_both(model, recipe, rows())
     assert result.compaction.route == "modules"
     x = torch.randn(7, 6)
     torch.testing.assert_close(result.model(x), masked(x))

@@ -445,5 +445,6 @@ def main(place: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]  # the power stays on
     torch.set_num_threads(1)
     print(json.dumps(main(Path(sys.argv[1]))))

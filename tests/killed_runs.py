@@ -22,9 +22,11 @@ import torch
 
 import prunus
 from prunus._common import files
+from prunus.recipe.resolve import resolve
+from prunus.recipe.schema import Recipe
 from prunus.tasks.digits import digits
 
-COMMON = ["dense=2ep", "retrain=1ep", "snapshot=4it", "task=digits"]
+COMMON = ["dense=1ep", "retrain=1ep", "snapshot=4it", "task=digits"]
 RECIPES = {
     "rounds": ["iterative", "rounds=3", "criterion=fisher_running", "guard={max_drop: 0.01}"],
     "gradual": ["gradual", "retrain=2ep", "schedule={name: cubic, end: 0.7, every: 5it}"],
@@ -113,8 +115,6 @@ def watch_writes(points: Points) -> None:
 
 def run(recipe: str, folder: Path) -> None:
     """One run, with nothing written by the report."""
-    from prunus.recipe.schema import Recipe
-
     name, *changes = RECIPES[recipe]
     prunus.prune(digits(batch=128), Recipe.load(name, [*COMMON, *changes]), folder=folder)
 
@@ -255,13 +255,16 @@ def randomly(count: int, seed: int, place: Path) -> bool:
 
 
 def warm() -> None:
-    """Import here, once, what every child would: data, and what traces a model."""
+    """Import here, once, what every child would: data, recipes, and what traces a model."""
     model = digits(batch=128).model()
+    for name, *changes in RECIPES.values():
+        resolve(Recipe.load(name, [*COMMON, *changes]))
     prunus.units(model, torch.ones(2, 1, 8, 8))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]  # the power stays on
     warm()
     if sys.argv[1] == "random":
         with tempfile.TemporaryDirectory() as place:

@@ -598,7 +598,7 @@ def test_a_model_of_ones_own_is_measured_alone() -> None:
     )
     done = command("measure", "mine.py:make", *QUICK, "--batch", "3", "--json")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.output)
+    found = json.loads(done.stdout)  # what code runs is said beside
     assert found["against"] is None
     assert [p["batch"] for p in found["model"]["passes"]] == [2, 3]
     assert found["model"]["macs"] == 15

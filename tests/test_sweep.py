@@ -6,10 +6,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def never(progress, dense):
 def fails(weight):
     raise ZeroDivisionError("no such score")
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """The ledger's database, as conftest has it for our own files."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+
+    def connected(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", connected)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", connected)
+
+
 FAST = ["task=task.py", "dense=2ep", "retrain=1ep", "rounds=2"]
 PYTHON = {"dense": "2ep", "retrain": "1ep", "rounds": 2, "schedule": "linear"}
 

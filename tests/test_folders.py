@@ -203,6 +203,22 @@ def test_a_full_disk_at_any_file_event_costs_no_result(monkeypatch: pytest.Monke
         shutil.rmtree("run")
 
 
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_call_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Seen:
+        def __getattr__(self, name: str) -> Any:
+            if name in ("write", "fsync", "replace"):
+                order.append(name)
+            return getattr(os, name)
+
+    order: list[str] = []
+    monkeypatch.setattr(files, "os", Seen())
+    files.write_json(Path("a.json"), 1)
+    files.append_line(Path("b.jsonl"), "{}")
+    assert order == ["write", "fsync", "replace", "fsync", "write", "fsync"]
+
+
 def test_another_recipe_does_not_take_what_a_killed_beginning_left() -> None:
     Path("run/snapshots").mkdir(parents=True)
     Path("run/.lock").touch()
@@ -301,6 +317,15 @@ def test_wrong_types_in_any_file_end_in_one_line(finished: Path, draw: st.DataOb
     """Of a finished run: whatever stands in a file, it is read or refused; pictures left out."""
     with patch("prunus.report.page.PICTURES", {}):
         judge_changed(finished, draw)
+
+
+@pytest.mark.parametrize("part", ["recipe", "code", "parameters", "weights"])
+@pytest.mark.parametrize("value", [None, "0", 3, [1], {"x": None}])
+def test_an_identity_of_other_types_is_refused(folder: Path, part: str, value: Any) -> None:
+    about = json.loads((folder / "run.json").read_text())
+    about["identity"][part] = value
+    (folder / "run.json").write_text(json.dumps(about))
+    assert "run" in refused(run)
 
 
 def judge_changed(finished: Path, draw: st.DataObject) -> None:

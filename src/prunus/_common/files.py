@@ -22,8 +22,6 @@ from torch import Tensor
 from prunus.errors import InputError, RunError
 
 _PLAIN = (str, int, float, bool, type(None))
-
-
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")
 
@@ -43,7 +41,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
                 _write_out(file, data)
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # a full disk, or Ctrl-C in the middle: raised again
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise

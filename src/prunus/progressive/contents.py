@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, TypeAdapter, ValidationError
 
 from prunus.errors import InputError
+from prunus.progressive.result import Round, as_named
 
 STORED = r"\d{6}-[A-Za-z0-9_-]+"
 """Names of the values that a journal keeps beside it."""
@@ -59,24 +61,6 @@ class _Tested(_Contents):
     change: tuple[float, float, float] | None
 
 
-class _Round(_Contents):
-    index: _Count
-    step: _Count
-    progress: float
-    asked: float
-    achieved: float
-    metric: float | None
-    verdict: StrictStr
-    train_metric: float | None = None
-    l1: float = 0.0
-    densities: dict[StrictStr, float] = {}
-    cost: _Numbers = {}
-    seconds: float = 0.0
-    sparsity: float | None = None
-    target: StrictStr = "sparsity"
-    latency: dict[StrictStr, float] = {}
-
-
 class _Result(_Contents):
     why: StrictStr = ""
     metric_name: StrictStr = ""
@@ -88,8 +72,15 @@ class _Result(_Contents):
     deployment: _Deployed | None = None
 
 
+class _Identity(_Contents):
+    recipe: StrictStr = ""
+    code: dict[StrictStr, StrictStr] = {}
+    parameters: dict[StrictStr, list[int]] = {}
+    weights: StrictStr = ""
+
+
 class _Run(_Contents):
-    identity: dict[StrictStr, Any] = {}
+    identity: _Identity = _Identity()
     environment: dict[StrictStr, StrictStr] = {}
 
 
@@ -125,22 +116,27 @@ FILES: Mapping[str, type[BaseModel]] = {
     "result.json": _Result,
     "deploy.json": _Deployed,
 }
-EVENTS: Mapping[str, type[BaseModel]] = {
-    "round": _Round,
+EVENTS: Mapping[str, Any] = {
+    "round": Round,
     "snapshot": _Snapshot,
     "end": _End,
     "latency": _Latency,
 }
 
 
-def wrong(kind: type[BaseModel], value: Any) -> str | None:
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def wrong(kind: Any, value: Any) -> str | None:
     """The first thing in a value that is not as its type says; ``None`` if all is well.
 
     >>> wrong(_Timed, {"median_ms": "soon"})
     "median_ms: Input should be a valid number, unable to parse string as a number (got 'soon')"
     """
     try:
-        kind.model_validate(value)
+        _adapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -152,7 +148,8 @@ def is_event(value: Any) -> bool:
     """Whether a journal's line says what its event needs."""
     if wrong(_Line, value):
         return False
-    return wrong(EVENTS.get(value["event"], _Other), value) is None
+    kind = EVENTS.get(value["event"], _Other)
+    return wrong(kind, as_named(kind, value) if kind is Round else value) is None
 
 
 def checked(name: str, value: Any, path: Any) -> dict[str, Any]:

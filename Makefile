@@ -7,17 +7,20 @@ TORCH_INDEX ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY = $(VENV)/.ready
 BIN = $(VENV)/bin
+# One thread a worker; an empty PYTHONDONTWRITEBYTECODE keeps what Python compiles, which otherwise
+# every worker and every process that a test starts would do again.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-zoo test-zoo-all test-kills check format bench bench-quality bench-structure bench-artifact clean
+.PHONY: demo test test-zoo test-zoo-all test-kills check format docs bench bench-quality bench-methods bench-repair bench-structure bench-artifact bench-one-shot bench-llm clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(PYTEST)
 
 test-zoo: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m zoo
+	$(PYTEST) -m zoo
 
 test-zoo-all: $(READY)  # an hour or two of a core; stopped, it goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
@@ -35,6 +38,9 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs  # build/site/index.html; needs no network once the packages are installed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c docs . build/site
+
 bench: $(READY)
 	$(BIN)/python benchmarks/choosing.py
 	$(BIN)/python benchmarks/enforcing.py
@@ -45,17 +51,33 @@ bench-quality: $(READY)
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/source_budget.py
 
+bench-methods: $(READY)  # a day of a core: what is finished is not run again
+	$(BIN)/python benchmarks/methods.py
+
+bench-repair: $(READY)  # an hour of a core
+	$(BIN)/python benchmarks/repair.py
+
 bench-structure: $(READY)  # two hours of a core; the opponent's rows: see benchmarks/structure.md
 	$(BIN)/python benchmarks/structure.py --data $(PRUNUS_DATA) --out benchmarks/structure.jsonl
 	$(BIN)/python benchmarks/structure_speed.py --data $(PRUNUS_DATA)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/compaction_time.py
+
+bench-one-shot: $(READY)
+	$(BIN)/python benchmarks/one_shot.py
+
+bench-llm: $(READY)  # hours of a core; PRUNUS_LLM=folder, see benchmarks/llm.py
+	$(BIN)/python benchmarks/llm.py
 
 bench-artifact: $(READY)  # an hour of a core
 	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artifact.jsonl
 	$(BIN)/python benchmarks/artifact.py --table benchmarks/artifact.jsonl
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build/site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.docs: $(READY)
+	$(PIP) -e '.[docs]'
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -179,7 +179,7 @@ def table(path: Path) -> str:
     out = []
     for machine, name in dict.fromkeys((r["machine"], r["network"]) for r in rows):
         own = [r for r in rows if (r["machine"], r["network"]) == (machine, name)]
-        out += [f"\n### {name}, {machine}\n", HEAD, "|---|---|---|---|---|---|---|---|"]
+        out += [f"\n## {name}, {machine}\n", HEAD, "|---|---|---|---|---|---|---|---|"]
         for r in own:
             dense = next(d for d in own if d["engine"] == r["engine"] and d["variant"] == "dense"
                          and d["runtime"] == ENGINES[r["engine"]][0])  # fmt: skip

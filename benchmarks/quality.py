@@ -73,6 +73,7 @@ def train(
     rate: Callable[[float], float] = lambda progress: 1.0,
     penalty: Callable[[int, nn.Module], Tensor | float] = lambda step, model: 0.0,
     before: Callable[[int], None] = lambda step: None,
+    loss: Callable[[nn.Module, Any], Tensor] = classification_loss,
 ) -> nn.Module:
     """The loop of every row."""
     optimizer = optimizer or sgd(model)
@@ -82,7 +83,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = RATE * rate(step / steps)
         optimizer.zero_grad()
-        (classification_loss(model, next(stream)) + penalty(step, model)).backward()
+        (loss(model, next(stream)) + penalty(step, model)).backward()
         optimizer.step()
     return model.eval()
 
@@ -115,6 +116,21 @@ def ours(start: nn.Module, model: nn.Module, target: float, seed: int, **changes
     optimizer = sgd(model)
     pruner = prunus.Pruner(model, recipe, optimizer, steps=BUDGET)
     train(model, batches(seed, 1), BUDGET, optimizer=optimizer, rate=decay)
+    pruner.finish()
+    return model
+
+
+def taught(start: nn.Module, model: nn.Module, target: float, seed: int, **how: Any) -> nn.Module:
+    """The default recipe, and a loss of which the dense network's answers are a part."""
+    teacher = copy.deepcopy(model).eval()
+    optimizer = sgd(model)
+    recipe = prunus.Recipe(target=target, criterion="fisher_running")
+    pruner = prunus.Pruner(model, recipe, optimizer, steps=BUDGET)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return prunus.distill(model, teacher, batch, loss=classification_loss, **how)
+
+    train(model, batches(seed, 1), BUDGET, optimizer=optimizer, rate=decay, loss=loss)
     pruner.finish()
     return model
 
@@ -216,6 +232,7 @@ def dense_longer(start: nn.Module, model: nn.Module, target: float, seed: int) -
 
 ROWS: dict[str, Callable[..., nn.Module]] = {
     "prunus, default recipe": ours,
+    "prunus, taught by the dense network": taught,
     "one-shot global": one_shot,
     "one-shot per layer": per_layer,
     "L1 training, then one-shot": l1,
@@ -229,6 +246,12 @@ ROWS: dict[str, Callable[..., nn.Module]] = {
 # Settings of opponents, tried on validation with a seed of their own; the best is reported.
 TRIALS, TRIAL_SEED, TRIAL_TARGETS = (
     {
+        "prunus, taught by the dense network": [
+            {"temperature": 2.0, "weight": 0.5},
+            {"temperature": 2.0, "weight": 0.9},
+            {"temperature": 4.0, "weight": 0.9},
+            {"temperature": 2.0, "weight": 1.0, "mix": True},
+        ],
         "L1 training, then one-shot": [
             {"strength": 1e-5, "share": 0.25},
             {"strength": 3e-5, "share": 0.25},

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from prunus._common.timing import Timing, interleaved
+from fresh import Pythons
 
 # What takes how long is the machine's affair, and not a test's.
 settings.register_profile("prunus", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,14 +35,20 @@ LONG = (
     "test_tasks.py",
 )
 """Files whose tests take longest: a worker that starts them last ends alone."""
-
-
+gc.set_threshold(50_000, 20, 50)
+"""Garbage is looked for more rarely: imports and traces make many objects that all stay alive."""
 os.fsync = lambda descriptor: None  # type: ignore[assignment]
 """No test cuts the power: what a killed process has written is there, and the disk is slow."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in a random order")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch, before its warnings are errors; not in the process that only hands out the tests."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import torch  # noqa: F401
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -64,11 +70,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: files.index(item.path))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_imported_stays() -> None:
+    """What the modules have made is not looked through again whenever memory is."""
+    gc.collect()
+    gc.freeze()
+
+
+_FOLDERS = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that no other test has; to number it, pytest looks through all that there are."""
+    return tmp_path_factory.mktemp(f"test-{next(_FOLDERS)}", numbered=False)
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test in a folder and an environment of its own, with one thread and fixed seeds."""
+    import numpy as np
+    import torch
+
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    if torch.accelerator.is_available():
+        torch.manual_seed(0)
+    else:  # that would note a stack of calls for devices that are not there: most of its time
+        torch.default_generator.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
     monkeypatch.chdir(tmp_path)
@@ -78,7 +106,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _briefly(functions: Any, *, seconds: float, **limits: Any) -> dict[str, Timing]:
+def _briefly(functions: Any, *, seconds: float, **limits: Any) -> Any:
+    from prunus._common.timing import interleaved
+
     return interleaved(functions, seconds=min(seconds, MOMENT), **limits)
 
 
@@ -89,10 +119,26 @@ def _a_moment_of_timing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"prunus.{user}.interleaved", _briefly)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have none: to draw them takes longer than a small run."""
+    with contextlib.suppress(ImportError):  # without matplotlib there are no reports
+        monkeypatch.setattr("prunus.report.page.PICTURES", {})
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pythons]:
+    """Code in a process of its own."""
+    with Pythons(tmp_path_factory.mktemp("python")) as started:
+        yield started
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_registry() -> Iterator[None]:
-    """torch's ONNX exporter builds its table of operators anew for each model: here, once."""
+    """torch's exporters build their tables of operators anew for each model: here, once."""
     with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        _quicker_exports(patch)
         with contextlib.suppress(ImportError):  # without onnxscript, or in another torch
             from torch.onnx._internal.exporter import _registration
 
@@ -106,6 +152,35 @@ def _one_registry() -> Iterator[None]:
                 )
                 return copy
 
-            patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(registry, "from_torchlib", staticmethod(copied))
         yield
+
+
+def _quicker_exports(patch: pytest.MonkeyPatch) -> None:
+    """What each export does to thousands of operators, where that is the same as last time."""
+    import torch._ops
+
+    class Annotation(Callable):  # type: ignore[misc,valid-type]
+        """Of the functions that export registers: to make it anew takes longer than to register."""
+
+        @classmethod
+        def __class_getitem__(cls, _: Any) -> Any:
+            return cls
+
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            return any("__call__" in vars(base) for base in other.__mro__)
+
+    patch.setattr(torch._ops, "Callable", Annotation, raising=False)
+    with contextlib.suppress(ImportError, AttributeError):  # in another torch
+        from torch._export import utils
+
+        made, seen = utils._materialize_cpp_cia_ops, []
+
+        def once() -> None:
+            now = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+            if now != seen:
+                made()
+                seen[:] = now
+
+        patch.setattr(utils, "_materialize_cpp_cia_ops", once)

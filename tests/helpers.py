@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,13 @@ from prunus._common.layers import Layer
 from prunus._common.torch_internals import lacking
 from prunus.compaction.cut import IndexCut
 from prunus.graph.analysis import Analysis
+from prunus.methods.traits import trait
 from prunus.pruning.scope import find_layers
-from prunus.recipe.fields import Spec
+from prunus.recipe.resolve import bind
+from prunus.recipe.specs import Spec
 from prunus.runtimes import missing, torchao_int8
 from prunus.tasks.base import Batches, Task, accuracy, classification_loss
-from prunus.types import Group
+from prunus.types import Allocation, Group
 
 # Settings without a default, for the models of these tests.
 NEEDED: dict[str, dict[str, Any]] = {
@@ -55,6 +59,19 @@ def transformers() -> Any:
 def spec(name: str) -> Spec:
     """An idea with the settings that it cannot do without."""
     return Spec(name=name, **NEEDED.get(name, {}))
+
+
+def allocation_of(name: str, groups: list[Group]) -> Allocation:
+    """An allocation; what it would measure is made up: a curve that rises, with a dip."""
+    found = bind("allocations", spec(name))
+    if not trait("allocations", name, "MEASURES"):
+        return found
+    curves = {}
+    for number, group in enumerate(groups):
+        kept = sorted({max(1, group.units - i * max(1, group.units // 4)) for i in range(5)})
+        losses = ((k, (number + 1) * (group.units - k) ** 2 % 7) for k in reversed(kept))
+        curves[group] = tuple((k, float(loss)) for k, loss in losses)
+    return functools.partial(found, damage=curves)
 
 
 class Conv1D(nn.Module):
@@ -190,3 +207,21 @@ def cut_units(analysis: Analysis, classes: NDArray[np.int64]) -> IndexCut:
     """The cut that removes these classes, but for what is pinned."""
     chosen = np.isin(np.arange(len(analysis.solved.reason)), classes)
     return IndexCut(analysis, chosen & (analysis.solved.reason < 0))
+
+
+def language_model(place: Path, name: str) -> None:
+    """A folder of transformers with a tiny Llama and a tokenizer that knows the words w2 to w63."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    library = transformers()
+    torch.manual_seed(0)
+    config = library.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    library.LlamaForCausalLM(config).save_pretrained(place / name)
+    vocabulary = {**{f"w{i}": i for i in range(64) if i != 1}, "<s>": 1}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = library.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+    tokenizer.save_pretrained(place / name)

@@ -5,6 +5,7 @@ One process imports torch and forks a child for every run, so that many kills ar
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,24 @@ import torch
 
 import prunus
 from prunus._common import files
-from prunus.recipe.resolve import resolve
 from prunus.recipe.schema import Recipe
+from prunus.tasks.base import Batches, Task
 from prunus.tasks.digits import digits
 
-COMMON = ["dense=1ep", "retrain=1ep", "snapshot=4it", "task=digits"]
+COMMON = ["dense=1ep", "retrain=1ep", "snapshot=3it", "task=digits"]
 RECIPES = {
     "rounds": ["iterative", "rounds=3", "criterion=fisher_running", "guard={max_drop: 0.01}"],
-    "gradual": ["gradual", "retrain=2ep", "schedule={name: cubic, end: 0.7, every: 5it}"],
-    "rewind": ["lottery_ticket", "rounds=2", "restore={name: rewind, k: 7it}"],
+    "gradual": ["gradual", "retrain=2ep", "schedule={name: cubic, end: 0.7, every: 3it}"],
+    "rewind": ["lottery_ticket", "rounds=2", "restore={name: rewind, k: 4it}"],
     "compact": [
         "iterative",
-        "rounds=3",
+        "rounds=2",
         "structure=channel",
         "target={max_macs: 0.3}",
         "schedule=linear",
         "compact=every_round",
         "allocation=per_cost",
-        "guard={max_drop: 0.03}",
+        "guard={max_drop: 0.1}",
     ],
     "serving": [
         "iterative",
@@ -51,6 +53,36 @@ RECIPES = {
     ],
     "revive": ["iterative", "rounds=3", "restore={name: revive, values: cut, when: after}"],
 }
+MORE = {
+    "acdc": ["acdc", "rounds=2", "last_retrain=2ep"],
+    "rigl": ["rigl", "retrain=2ep", "regrow={name: rigl, every: 3it}"],
+    "pulled": ["greg", "retrain=3ep", "regularize={name: greg, every: 2, during: retrain}"],
+    "scan": ["iterative", "rounds=2", "allocation=measured", "keep=front", "guard={max_drop: 0.2}"],
+    "adapt": [
+        "iterative",
+        "rounds=null",
+        "schedule=linear",
+        "structure=channel",
+        "compact=every_round",
+        "target={adapt: true}",
+        "guard={max_drop: 0.05}",
+        "limit=8ep",
+    ],
+    "teacher": [
+        "iterative",
+        "rounds=2",
+        "teacher={model: dense, hidden: ['2']}",
+        "repair=least_squares",
+    ],
+    "controls": [
+        "iterative",
+        "rounds=1",
+        "structure=channel",
+        "compact=end",
+        "controls=[dense_longer, same_shape_from_scratch, random_choice]",
+    ],
+}
+"""Killed at random points alone."""
 EACH_KIND = "rounds"
 """The recipe that is killed at every kind of point, too."""
 
@@ -113,19 +145,35 @@ def watch_writes(points: Points) -> None:
     files.os = Watched(points)  # type: ignore[assignment]
 
 
-def run(recipe: str, folder: Path) -> None:
+def few_digits() -> Task:
+    """Six batches of digits, on which a run is short."""
+
+    def few(data: Any, count: int = 64) -> Batches:
+        tensors = (t[:count] for t in data.tensors)
+        return Batches(*tensors, size=32, shuffle=data.shuffle)
+
+    task = digits(rate=0.1)
+    judged = {n: few(getattr(task, n)) for n in ("validation", "test", "train_sample")}
+    return replace(task, train=few(task.train, 192), **judged)
+
+
+def run(recipe: str, folder: Path, *others: str) -> None:
     """One run, with nothing written by the report."""
-    name, *changes = RECIPES[recipe]
-    prunus.prune(digits(batch=128), Recipe.load(name, [*COMMON, *changes]), folder=folder)
+    name, *changes = (RECIPES | MORE)[recipe]
+    chosen = Recipe.load(name, [*COMMON, *changes, *others])
+    prunus.prune(few_digits(), chosen, folder=folder)
 
 
 def sweep(_: str, folder: Path) -> None:
     """A sweep of two trials in its folder."""
     changes = ["rounds=1", "target=0.5,0.8"]
-    prunus.sweep.sweep("iterative", [*COMMON, *changes], task=digits(batch=128), folder=folder)
+    prunus.sweep.sweep("iterative", [*COMMON, *changes], task=few_digits(), folder=folder)
 
 
-WORK: dict[str, Callable[[str, Path], None]] = {**dict.fromkeys(RECIPES, run), "sweep": sweep}
+WORK: dict[str, Callable[[str, Path], None]] = {
+    **dict.fromkeys(RECIPES | MORE, run),
+    "sweep": sweep,
+}
 
 
 def in_child(work: Callable[[], Any]) -> tuple[int, Any]:
@@ -214,14 +262,21 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
     return {"recipe": recipe, "kinds": sorted(set(kinds)), "kills": kills}
 
 
-def randomly(count: int, seed: int, place: Path) -> bool:
-    """Kill at random points, every third run twice; whether all ended with the same bits."""
+def randomly(count: int, seed: int, place: Path, names: Sequence[str] = ()) -> bool:
+    """Kill at random points, every third run twice; whether all ended with the same bits.
+
+    Args:
+        count: of runs.
+        seed: of the points.
+        place: an empty folder.
+        names: of the runs that are drawn from, by default all.
+    """
     chance = random.Random(seed)
     expected: dict[str, dict[str, Any]] = {}
     kinds: dict[str, int] = {}
     other = 0
     for turn in range(count):
-        name = chance.choice([*WORK])
+        name = chance.choice([*(names or WORK)])
         work = WORK[name]
         if name not in kinds:
 
@@ -255,11 +310,10 @@ def randomly(count: int, seed: int, place: Path) -> bool:
 
 
 def warm() -> None:
-    """Import here, once, what every child would: data, recipes, and what traces a model."""
-    model = digits(batch=128).model()
-    for name, *changes in RECIPES.values():
-        resolve(Recipe.load(name, [*COMMON, *changes]))
-    prunus.units(model, torch.ones(2, 1, 8, 8))
+    """Import here, once, what every child would: a run that shrinks a model brings it all."""
+    with tempfile.TemporaryDirectory() as place:
+        run("compact", Path(place, "run"), "rounds=1")
+    gc.freeze()  # or each child copies the memory in which it looks for garbage
 
 
 if __name__ == "__main__":
@@ -268,5 +322,6 @@ if __name__ == "__main__":
     warm()
     if sys.argv[1] == "random":
         with tempfile.TemporaryDirectory() as place:
-            sys.exit(not randomly(int(sys.argv[2]), int(sys.argv[3]), Path(place)))
-    print(json.dumps(trial(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))
+            sys.exit(not randomly(int(sys.argv[2]), int(sys.argv[3]), Path(place), sys.argv[4:]))
+    place, count, *recipes = sys.argv[1:]
+    print(json.dumps([trial(recipe, Path(place, recipe), int(count)) for recipe in recipes]))

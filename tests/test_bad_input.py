@@ -8,11 +8,10 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
+from fresh import Pythons
 from helpers import quick, tiny_task
 from prunus._common import files
 from prunus.cli.main import cli
@@ -362,21 +362,18 @@ def test_a_task_file_that_fails_is_refused_with_its_error() -> None:
     assert "nothing_of_the_kind" in done.output
 
 
-def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path, python: Pythons) -> None:
     code = "from prunus.cli.entry import main; main()"
-    words = ["run", "iterative", "dense=1000ep", "--folder", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", code, *words],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    words = ["run", "iterative", "dense=1000ep", "snapshot=20it", "--folder", str(tmp_path / "run")]
+    process = python.start(code, *words)
     journal = tmp_path / "run" / "journal.jsonl"
     while not journal.exists() or '"snapshot"' not in journal.read_text():
-        assert process.poll() is None, process.communicate()[0]
+        os.kill(process.pid, 0)  # it is still there
         signal.sigtimedwait([], 0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 130, output
+    os.kill(process.pid, signal.SIGINT)
+    done = process.wait()
+    output = done.stdout + done.stderr
+    assert done.returncode == 130, output
     assert f"prunus resume {tmp_path / 'run'}" in output
     assert "Traceback" not in output
 
@@ -410,9 +407,29 @@ def test_any_mapping_is_a_recipe_or_one_of_our_own_errors(values: dict[str, Any]
         max_size=3,
     ),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_change_on_the_command_line_is_understood_or_one_of_our_own_errors(
     name: str, changes: list[str]
 ) -> None:
     with contextlib.suppress(PrunusError):
         assert Recipe.load(name, changes).version == 1
+
+
+@pytest.mark.parametrize(
+    "value", [len, torch.ones(2), torch.ones(()), {1, 2}, b"x", object(), 1j, np.ones(2), [len]]
+)
+def test_a_setting_that_no_file_can_hold_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match=r"criterion: .* cannot be written into a file"):
+        prunus.Recipe.load({"criterion": {"name": "magnitude", "p": value}})
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(np.float32(0.5), 0.5), (np.int64(3), 3), (np.bool_(True), True), (Path("x"), "x"),
+     ({"a": [np.int64(1)]}, {"a": [1]})],
+)  # fmt: skip
+def test_a_setting_is_what_a_file_would_hold(value: object, plain: object) -> None:
+    recipe = prunus.Recipe.load({"criterion": {"name": "magnitude", "p": value}})
+    assert recipe.criterion.settings == {"p": plain}
+    assert type(recipe.criterion.settings["p"]) is type(plain)
+    assert prunus.Recipe.load({"criterion": {"name": "magnitude", "p": plain}}) == recipe

@@ -9,6 +9,7 @@ from torch import nn
 import prunus
 from helpers import weights
 from prunus._common.layers import Layer
+from prunus._common.units import numbers
 from prunus.errors import InputError
 from prunus.methods.allocations.erk import erk
 from prunus.methods.allocations.global_ import global_
@@ -27,7 +28,6 @@ from prunus.methods.structures.neuron import neuron
 from prunus.methods.structures.subset import subset
 from prunus.methods.structures.weight import weight
 from prunus.pruning.decide import Cost, limits_of
-from prunus.pruning.units import numbers
 from prunus.types import Counts, State
 
 SCORES = ([5.0, 1.0, 4.0, 2.0], [3.0, 9.0, 8.0, 7.0, 6.0, 0.5])

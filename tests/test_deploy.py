@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 import helpers
 import prunus
+from fresh import Pythons
 from prunus._common import packages as distributions
 from prunus._common.timing import Timing
 from prunus.cli.main import cli
@@ -462,7 +461,9 @@ def test_the_model_and_the_process_are_as_they_were(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch_export", "onnxruntime", "openvino"])
-def test_opening_an_artifact_leaves_the_processs_small_numbers_alone(name: str) -> None:
+def test_opening_an_artifact_leaves_the_processs_small_numbers_alone(
+    name: str, python: Pythons
+) -> None:
     if missing(name):
         pytest.skip(f"{name} is not installed")
     deploy(small(), example=EXAMPLE, runtime=name, seconds=0.01, folder="kept")
@@ -471,7 +472,7 @@ def test_opening_an_artifact_leaves_the_processs_small_numbers_alone(name: str) 
         "opened(torch.ones(2, 8)); "
         "raise SystemExit(bool(torch.full((1,), 1e-39).eq(0)))"
     )  # in a process of its own: an engine may do it once a process
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert python(code).returncode == 0
 
 
 def test_what_was_deployed_does_not_train_on() -> None:
@@ -763,6 +764,19 @@ def test_deploy_builds_a_run_keeps_the_fastest_and_load_opens_it() -> None:
     assert torch.equal(again(given), opened(given))
     with pytest.raises(InputError, match="leave model out"):
         prunus.load("made/deployed/torch_export", pruned)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "torch_export", "onnxruntime"])
+def test_a_deployment_says_the_call_that_opens_it(runtime: str, tmp_path: Path) -> None:
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxscript")
+    model, given = small().eval(), torch.randn(2, 8)
+    made = prunus.deploy(model, example=given, folder=tmp_path, runtime=runtime, seconds=0.01)
+    assert made.opened_by in str(made)
+    assert made.opened_by in repr(made)
+    opened = eval(made.opened_by.replace("…", "small()"))
+    assert torch.allclose(opened(given), model(given), atol=1e-5)
+    assert prunus.deploy(model, example=given, runtime=runtime, seconds=0.01).opened_by == ""
 
 
 def test_deploy_knows_from_the_runs_guard_which_metric_is_better(

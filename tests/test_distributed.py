@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 
+from fresh import Pythons
+
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()),
@@ -23,13 +21,10 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def seen(tmp_path_factory: pytest.TempPathFactory, python: Pythons) -> dict[str, Any]:
     """What every rank of every world saw (``distributed_runs.py``)."""
     place = tmp_path_factory.mktemp("distributed")
-    done = subprocess.run(
-        [sys.executable, str(HERE / "distributed_runs.py"), str(place)],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False, timeout=1800,
-    )  # fmt: skip
+    done = python.script(str(HERE / "distributed_runs.py"), str(place))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -45,7 +40,19 @@ def same(ranks: list[Any]) -> Any:
 def test_several_processes_choose_the_masks_of_one(seen: dict[str, Any], ranks: int) -> None:
     alone = same(seen["chosen"][0])
     assert len(set(alone.values())) == len(alone)
-    assert same(seen["chosen"][ranks - 1]) == alone
+    chosen = same(seen["chosen"][ranks - 1])
+    assert chosen == {name: alone[name] for name in chosen}
+    assert {"sensitivity", "fisher_running"} < set(chosen)
+
+
+def test_what_criteria_read_of_calibration_is_that_of_all_ranks(seen: dict[str, Any]) -> None:
+    alone, together = (same(ranks) for ranks in seen["by_calibration"])
+    assert len(alone) > 8
+    assert together == alone
+
+
+def test_all_ranks_grow_the_same_weights_from_gradients_of_all(seen: dict[str, Any]) -> None:
+    assert same(seen["regrows"][0])["verdicts"] == ["dense", "accepted"]
 
 
 def test_clipping_sees_masked_gradients_in_a_loop_that_accumulates(seen: dict[str, Any]) -> None:
@@ -108,7 +115,7 @@ def test_a_run_that_was_stopped_and_lost_a_rank_ends_with_the_same_bits(
 ) -> None:
     first, again = same(seen[recipe])
     assert first == again
-    assert first["verdicts"] == ["dense", "accepted", "accepted", "accepted"]
+    assert first["verdicts"] == ["dense"] + ["accepted"] * {"rounds": 3, "shrinking": 2}[recipe]
     broken = seen[f"{recipe} broken"]
     assert broken["stops"] == len(seen[recipe])  # asked of the last rank only
     assert broken["died"].count("signal 9") == 1
@@ -116,7 +123,24 @@ def test_a_run_that_was_stopped_and_lost_a_rank_ends_with_the_same_bits(
     assert same(broken["again"]) == first
 
 
-def test_the_example_of_the_docs_survives_a_killed_rank_under_torchrun(tmp_path: Path) -> None:
+LAUNCH = """
+import runpy, sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import prunus
+prunus.prune  # what each rank would import
+
+config = LaunchConfig(
+    min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="docs", rdzv_backend="c10d",
+    rdzv_endpoint="localhost:0", max_restarts=1, monitor_interval=0.1, start_method="fork",
+)
+elastic_launch(config, lambda: bool(runpy.run_path("train.py")))()
+"""
+"""torchrun's agent, whose ranks are forks and need not import torch."""
+
+
+def test_the_example_of_the_docs_survives_a_killed_rank_under_torchruns_agent(
+    tmp_path: Path, python: Pythons
+) -> None:
     page = (HERE.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
     match = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert match is not None
@@ -127,23 +151,13 @@ def test_the_example_of_the_docs_survives_a_killed_rank_under_torchrun(tmp_path:
         "            if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "                os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    script = tmp_path / "train.py"
-    script.write_text("import os\nimport signal\n" + match[1].replace(step, deadly))
+    text = match[1].replace(step, deadly)
+    (tmp_path / "train.py").write_text(f"import os\nimport signal\n{text}")
     setting = re.search(r"export (\w+)=(\w+)", page)
     assert setting is not None
-    started = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "--max-restarts=1", "--monitor-interval=0.1", str(script)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={**ENVIRONMENT, setting[1]: setting[2]},
-    )  # fmt: skip
-    try:
-        out, problems = started.communicate(timeout=900)
-    except subprocess.TimeoutExpired:
-        started.terminate()  # which ends the processes that it started
-        out, problems = started.communicate(timeout=60)
-    assert started.returncode == 0, problems
-    assert "in_features=8" in out
+    done = python(LAUNCH, env={setting[1]: setting[2]})
+    assert done.returncode == 0, done.stderr
+    assert "in_features=8" in done.stdout
     lines = (tmp_path / "runs" / "ddp" / "journal.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [e["n"] for e in events] == list(range(len(events)))  # one writer

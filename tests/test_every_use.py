@@ -115,18 +115,16 @@ X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("model", [Scaled(), Within()], ids=["whole", "inner"])
-@pytest.mark.parametrize(
-    "call",
-    [{"scale": 2.0}, {"add": torch.ones(4, 1)}, {"scale": 2}],
-    ids=["number", "tensor", "int"],
-)
-def test_a_call_of_another_kind_is_refused_by_name(model: nn.Module, call: Any) -> None:
+def test_a_call_of_another_kind_is_refused_by_name(model: nn.Module) -> None:
     masked, small = pruned(model, X)
     assert small.route in ("graph", "modules")
     assert same(masked(X[:1]), small.model(X[:1]))
     assert same(masked(X, 1.0, add=None), small.model(X, 1.0, add=None))
-    with pytest.raises(InputError, match=f"{next(iter(call))} is .*example=\\[first, second\\]"):
-        small.model(X, **call)
+    calls: list[dict[str, Any]] = [{"scale": 2.0}, {"add": torch.ones(4, 1)}, {"scale": 2}]
+    for call in calls:
+        said = f"{next(iter(call))} is .*example=\\[first, second\\]"
+        with pytest.raises(InputError, match=said):
+            small.model(X, **call)
 
 
 def test_each_example_becomes_a_pass_of_one_module() -> None:
@@ -172,7 +170,7 @@ def test_a_size_that_chose_the_way_is_refused_beyond_it() -> None:
         small.model(torch.randn(2, 3, 16, 16))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 4])
 def test_an_example_of_any_batch_serves_all_batches(batch: int) -> None:
     masked, small = pruned(BatchMean(), X[:batch])
     assert small.route == "graph"
@@ -316,7 +314,7 @@ def test_uses_run_on_half_of_a_large_picture_or_on_all_of_it_where_half_is_refus
     SEEN.clear()
     everywhere = Everywhere(model, state, [((torch.randn(1, 3, 128, 128),), {})], FLOAT64)
     assert everywhere.check(model, state, Comparison(0.0)).equal
-    assert {64, 127} == SEEN
+    assert {64, 63} == SEEN
     SEEN.clear()
     found = everywhere.check(fixed, state, Comparison(0.0))
     assert found.equal

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -133,8 +131,7 @@ def test_blocks_lie_within_one_expert() -> None:
     assert set(blocks.flatten().tolist()) == {0.0, 1.0}
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(2, 5), st.integers(1, 2), st.sampled_from([4, 6]))
+@pytest.mark.parametrize(("experts", "most", "inner"), [(2, 1, 6), (2, 2, 4), (5, 1, 4), (5, 2, 6)])
 def test_inner_widths_of_gated_experts_go_together(experts: int, most: int, inner: int) -> None:
     torch.manual_seed(0)
     model = Fused(experts, most, inner=inner)
@@ -320,8 +317,7 @@ def never_chosen(model: Fused, kept: list[int]) -> Fused:
     return made
 
 
-@settings(max_examples=6, deadline=None)
-@given(st.integers(3, 6), st.integers(1, 2))
+@pytest.mark.parametrize(("experts", "most"), [(3, 1), (3, 2), (6, 2)])
 def test_an_expert_that_is_taken_out_is_never_chosen(experts: int, most: int) -> None:
     torch.manual_seed(experts)
     model = Fused(experts, most)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 import prunus
+from fresh import Pythons
 from helpers import quick, tiny_task
 from prunus.cli.main import cli
 from prunus.errors import InputError
@@ -43,25 +41,25 @@ def halfway(progress: float, start: float, target: float) -> float:
 '''
 
 
-def test_a_new_criterion_and_a_new_schedule_are_one_file_each(tmp_path: Path) -> None:
+def test_a_new_criterion_and_a_new_schedule_are_one_file_each(
+    tmp_path: Path, python: Pythons
+) -> None:
     package = Path(prunus.__file__).parent
     shutil.copytree(package, tmp_path / "copy" / "prunus")
     (tmp_path / "copy/prunus/methods/criteria/first.py").write_text(CRITERION)
     (tmp_path / "copy/prunus/methods/schedules/halfway.py").write_text(SCHEDULE)
 
-    def python(code: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "copy"), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True,
-            capture_output=True, text=True,
-        ).stdout  # fmt: skip
+    def told(code: str) -> str:
+        done = python(code, env={"PYTHONPATH": str(tmp_path / "copy")}, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    listed = python(
+    listed = told(
         "from prunus.cli.entry import main; import sys; sys.argv = ['prunus', 'list']; main()"
     )
     assert "first (slope=1.0): First: the further to the right" in listed
     assert "halfway: Halfway: start, and from the middle on" in listed
-    used = python(
+    used = told(
         "import prunus, torch; from torch import nn; m = nn.Linear(4, 2);"
         "recipe = {'criterion': {'name': 'first', 'slope': 2}, 'schedule': 'halfway',"
         " 'target': 0.5}; prunus.prune(m, recipe);"
@@ -100,6 +98,7 @@ def name():
     assert (first(), second()) == ("first", "second")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_users_own_code_is_announced_and_part_of_the_fingerprint() -> None:
     Path("own.py").write_text(CRITERION)
     Path("task.py").write_text(
@@ -169,7 +168,7 @@ ASKING = (
 
 
 @pytest.fixture
-def run_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_of_theirs(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
     """A finished run whose recipe names code."""
     monkeypatch.delenv("PRUNUS_TRUST")
     Path("task.py").write_text(THEIRS)

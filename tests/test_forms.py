@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import prunus
 from helpers import pruned_both
-from prunus import RunError
+from prunus import InputError, RunError
 from prunus._common.inputs import in_form, leaves_of, map_tensors, plain, tensors_of
 from prunus._common.torch_internals import pytree
 
@@ -96,8 +96,10 @@ def dense(value: Any) -> list[Tensor]:
     return [t.to_dense() if t.is_sparse else t for t in tensors_of(value)]
 
 
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    ("name", "hard"),
+    [*((name, True) for name in FORMS), *((name, False) for name in [*FORMS][::3])],
+)
 def test_any_form_goes_in_and_comes_out(name: str, hard: bool) -> None:
     make, enter, leave = FORMS[name]
     recipe = {"structure": "channel", "allocation": "uniform", "target": 0.5}
@@ -110,6 +112,25 @@ def test_any_form_goes_in_and_comes_out(name: str, hard: bool) -> None:
     torch.testing.assert_close(dense(found), dense(wanted))
     constants = [[v for _, v in leaves_of(a) if not isinstance(v, Tensor)] for a in (wanted, found)]
     assert constants[0] == constants[1]
+
+
+@pytest.mark.parametrize("leave", [
+    lambda y: types.SimpleNamespace(y=y, shape=y.shape),
+    lambda y: torch.distributions.Normal(y, 1.0),
+    lambda y: {"y": y, "count": len(y)},
+    lambda y: Answer(y, {"a": [y.mean(), y.shape[0]]}),
+])  # fmt: skip
+def test_constants_that_follow_a_size_are_never_those_of_another(leave: Any) -> None:
+    recipe = {"structure": "channel", "allocation": "uniform", "target": 0.5}
+    masked, result = pruned_both(Net(itself, leave, True).eval(), recipe, rows())
+    for items in (4, 2, 1, 7):
+        x = torch.randn(items, 6)
+        wanted = [v for _, v in leaves_of(masked(x)) if not isinstance(v, Tensor)]
+        if items != 4:
+            with pytest.raises(InputError, match="this is another"):
+                result.model(x)
+        else:
+            assert [v for _, v in leaves_of(result.model(x)) if not isinstance(v, Tensor)] == wanted
 
 
 def test_a_module_inside_a_model_answers_in_its_form() -> None:
@@ -207,3 +228,24 @@ def test_a_plain_value_goes_back_into_its_form(value: Any) -> None:
     before, after = list(leaves_of(value)), list(leaves_of(back))
     assert [path for path, _ in before] == [path for path, _ in after]
     assert all(a is b or a == b for (_, a), (_, b) in zip(before, after, strict=True))
+
+
+def test_sizes_of_a_model_that_is_traced_are_leaves() -> None:
+    """Their attributes lead through all that the tracing knows."""
+    seen: list[list[tuple[str, Any]]] = []
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            size: Any = x.shape[0]
+            held = types.SimpleNamespace(size=size, more=size > 3, half={"a": (size / 2,)})
+            seen.append(list(leaves_of(held)))
+            assert map_tensors(torch.neg, held) is held
+            assert plain(held)["half"] == {"a": (size / 2,)}
+            return x * 1
+
+    shapes = ({0: torch.export.Dim.AUTO},)
+    torch.export.export(Net(), (torch.ones(4, 2),), dynamic_shapes=shapes, strict=False)
+    kinds = [(path, type(value)) for path, value in seen[0]]
+    assert kinds == [
+        (".size", torch.SymInt), (".more", torch.SymBool), (".half['a'][0]", torch.SymFloat),
+    ]  # fmt: skip

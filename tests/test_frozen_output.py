@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from prunus.cli.main import cli
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = """
 from torch import nn, ones
@@ -70,7 +71,7 @@ TIMING = "median_ms p95_ms spread calls busy"
 
 def test_run_writes_these_keys(run: Path) -> None:
     found = {e["event"]: e for e in objects("run", "iterative", *SHORT, "rounds=2", "deploy=eager")}
-    assert keys(found["judged"]) == ROUND
+    assert keys(found["judged"]) == f"{ROUND} evidence"
     assert keys(found["judged"]["cost"]) == COST
     assert keys(found["round"]) == "event round asked"
     assert keys(found["note"]) == "event text"
@@ -130,7 +131,7 @@ def test_units_plan_compare_and_list_write_these_keys(run: Path) -> None:
     assert keys(stays[0]["stays"]) == "place size why"
     (plan,) = objects("plan", "iterative", *SHORT)
     assert keys(plan) == (
-        "recipe counts dense reachable asked steps seconds cost notes counted why_dense"
+        "recipe counts dense reachable asked steps seconds cost notes counted why_dense limits"
     )
     assert keys(objects("compare", str(run), str(run))[0]) == (
         "name state sparsity dense_metric metric metric_minus_dense test params "

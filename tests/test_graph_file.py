@@ -6,7 +6,6 @@ import collections
 import copy
 import json
 import math
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from fresh import Pythons
 from helpers import needs, transformers
 from prunus.compaction.files import graph_json as graph_file
 from prunus.compaction.files.graph_json import from_plain, to_plain
@@ -325,7 +325,9 @@ def test_inputs_are_given_as_to_the_model() -> None:
     assert again({"a": two}, one, two, bias=two, scale=[two]) == 9
 
 
-def test_a_model_output_is_one_where_its_class_is_in_memory_and_a_dict_elsewhere() -> None:
+def test_a_model_output_is_one_where_its_class_is_in_memory_and_a_dict_elsewhere(
+    python: Pythons,
+) -> None:
     model, args, kwargs = CASES["bert"]()
     document, tensors = to_plain(recorded(model, args, kwargs))
     expected = model(**kwargs)
@@ -344,7 +346,7 @@ def test_a_model_output_is_one_where_its_class_is_in_memory_and_a_dict_elsewhere
         "out = module(**inputs); assert type(out) is dict, type(out); "
         "torch.save(out['logits'], 'logits.pt')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = python(code)
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load("logits.pt"), expected.logits)
 

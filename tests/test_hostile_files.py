@@ -8,7 +8,6 @@ import json
 import math
 import os
 import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunus
+from fresh import Pythons
 from prunus.compaction.files.artifact import packed
 from prunus.compaction.files.checked_read import LONGEST_HEADER
 from prunus.compaction.files.unpack import unpack
@@ -409,9 +409,8 @@ assert len(blobs) > 60
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's here")
-def test_all_are_refused_within_200_megabytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LITTLE_MEMORY, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_all_are_refused_within_200_megabytes(python: Pythons) -> None:
+    done = python(LITTLE_MEMORY, str(Path(__file__).parent))
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -455,7 +454,7 @@ MODELS: dict[str, Callable[[], nn.Module | None]] = {
     "graph": lambda: None,
 }
 thorough = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -99,6 +99,15 @@ def test_an_absolute_bound_is_kept(clock: list[float]) -> None:
     assert left <= 0.4
 
 
+def test_widths_are_measured_once_however_many_parts_lead_to_them(clock: list[float]) -> None:
+    coarse = {"name": "channel", "multiple_of": 8}
+    notes: list[str] = []
+    prunus.prune(network(), recipe(structure=coarse), example=EXAMPLE,
+                 on_event=lambda event: notes.append(str(event.get("text"))))  # fmt: skip
+    assert len(clock) == len(set(clock))
+    assert any(f"({len(clock)} artifacts measured)" in note for note in notes)
+
+
 def test_a_bound_out_of_reach_is_refused_with_the_best_found(clock: list[float]) -> None:
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import MODULES, NEEDED, Fused, Heads, layers_of, spec, weights
+import prunus
+from helpers import MODULES, NEEDED, Fused, Heads, allocation_of, layers_of, spec, weights
+from prunus._common.units import numbers
 from prunus.compaction.cut import cut_of, masks_of
 from prunus.errors import InputError
 from prunus.graph.analysis import analyze
 from prunus.graph.experts import with_experts
 from prunus.methods import catalog as folder
 from prunus.methods.restores._memory import Memory
-from prunus.methods.signals import SignalContext, collect, needed
+from prunus.methods.signals import SignalContext, by_unit, collect
 from prunus.methods.traits import trait
 from prunus.pruning.decide import Cost, LazyUnits, limits_of
 from prunus.pruning.scope import find_layers
-from prunus.pruning.units import member_mask, numbers, unit_alive, unit_scores
+from prunus.pruning.units import member_mask, unit_alive, unit_scores
 from prunus.recipe.resolve import bind
 from prunus.types import Group, Member, State
 
@@ -79,30 +84,189 @@ def test_a_rate_is_a_factor_between_none_and_all_of_the_dense_one(
 # --- criteria
 
 
-@pytest.mark.parametrize("name", folder.names("criteria"))
-def test_a_criterion_gives_finite_scores_of_the_weights_shape_and_changes_nothing(
-    name: str,
-) -> None:
-    criterion = bind("criteria", spec(name))
-    model = nn.Linear(5, 3)
-    inputs, target = torch.randn(4, 5), torch.randn(4, 3)
-    look = SignalContext(
-        model=model,
-        parameters={"weight": model.weight},
-        calibration=[(inputs, target)],
-        loss=lambda m, b: (m(b[0]) - b[1]).square().mean(),
-        seed=3,
-        running={"weight": torch.rand(3, 5)},
+Batch = tuple[torch.Tensor, torch.Tensor]
+HIDDEN, READS = 6, 4
+NAMES = ("0.weight", "3.weight")
+WAYS = ("neuron", "channel", "weight")
+
+
+def network() -> nn.Sequential:
+    """Hidden units behind a batch norm, none of them like another."""
+    generator = torch.Generator().manual_seed(5)
+    model = nn.Sequential(
+        nn.Linear(READS, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 3)
     )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def permuted(model: nn.Sequential, order: torch.Tensor) -> nn.Sequential:
+    """The same function with its hidden units in another order."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
+            twin.get_parameter(name).copy_(model.get_parameter(name)[order])
+        twin.get_parameter("3.weight").copy_(model.get_parameter("3.weight")[:, order])
+    return twin
+
+
+def batches() -> list[Batch]:
+    generator = torch.Generator().manual_seed(6)
+    inputs = torch.randn(8, READS, generator=generator)
+    return [(inputs[:4], torch.tensor([0, 1, 2, 0])), (inputs[4:], torch.tensor([1, 2, 2, 1]))]
+
+
+def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+@functools.cache
+def groups_of(way: str) -> list[Group]:
+    """The hidden units, or all weights one by one."""
+    model = network()
+    layers, shapes = find_layers(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
+    if way == "channel":
+        return bind("structures", spec(way))(layers, shapes, analyze(model, batches()[0][0]))
+    return bind("structures", spec(way))(layers[:1] if way == "neuron" else layers, shapes)
+
+
+def looks(
+    model: nn.Module, way: str, calibration: list[Batch], order: torch.Tensor | None = None
+) -> SignalContext:
+    """What a criterion sees of the network, its hidden units in an order."""
+    order = torch.arange(HIDDEN) if order is None else order
+    generator = torch.Generator().manual_seed(7)
+    first, last = torch.rand(2, HIDDEN, READS, generator=generator)
+    groups = groups_of(way)
+    scored = {m.name for g in groups for m in g.members if m.scored}
+    return SignalContext(
+        model=model,
+        parameters={n: p for n, p in model.named_parameters() if n in scored},
+        calibration=calibration,
+        loss=loss,
+        seed=3,
+        running={"0.weight": first[order], "3.weight": last[order].T[:3]},
+        groups=groups,
+        example=batches()[0][0],
+    )
+
+
+def scores_of(name: str, look: SignalContext) -> list[torch.Tensor]:
+    """Of every parameter, or of every group where units are scored."""
+    criterion = bind("criteria", spec(name))
+    score = collect(criterion, look)
+    return [score(of) for of in (look.groups if by_unit(criterion) else look.parameters)]
+
+
+REFUSED = {
+    ("apoz", "neuron"): "no linear layer or convolution is known to read: use structure: channel",
+    ("apoz", "weight"): "no linear layer or convolution is known to read: use structure: channel",
+    ("bn_scale", "neuron"): "no batch norm follows .*: structure: channel knows",
+    ("bn_scale", "weight"): "no batch norm follows .*: structure: channel knows",
+    ("fpgm", "weight"): "single weights: use structure: channel or neuron",
+}
+FITTING = [
+    pair for pair in itertools.product(folder.names("criteria"), WAYS) if pair not in REFUSED
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "way"), REFUSED)
+def test_a_criterion_that_does_not_fit_the_units_says_which_do(name: str, way: str) -> None:
+    with pytest.raises(InputError, match=REFUSED[name, way]):
+        scores_of(name, looks(network(), way, batches()))
+
+
+@pytest.mark.parametrize(("name", "way"), FITTING)
+def test_a_criterion_gives_finite_scores_of_the_right_shape_and_changes_nothing(
+    name: str, way: str
+) -> None:
+    model = network()
+    look = looks(model, way, batches())
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    first, second = (collect(criterion, look)("weight") for _ in range(2))
-    assert first.shape == model.weight.shape
-    assert bool(torch.isfinite(first).all())
-    assert torch.equal(first, second)
-    assert not first.requires_grad
-    assert model.weight.grad is None
+    first, second = (scores_of(name, look) for _ in range(2))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    assert set(needed(criterion)) <= set(folder.names("signals"))
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    if by_unit(bind("criteria", spec(name))):
+        shapes = [(g.units,) for g in look.groups]
+    else:
+        shapes = [tuple(p.shape) for p in look.parameters.values()]
+    assert [tuple(s.shape) for s in first] == shapes
+    for one, other in zip(first, second, strict=True):
+        assert bool(torch.isfinite(one).all())
+        assert torch.equal(one, other)
+        assert not one.requires_grad
+
+
+@pytest.mark.parametrize("name", [n for n in folder.names("criteria")
+                                  if trait("criteria", n, "CALIBRATION")])  # fmt: skip
+def test_a_batch_that_fails_leaves_no_trace_in_the_model(name: str) -> None:
+    model = network()
+    look = looks(model, "channel", [*batches(), (torch.ones(2, READS + 1), torch.tensor([0, 1]))])
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        scores_of(name, look)
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(("name", "way"), [
+    pair for pair in FITTING if not trait("criteria", pair[0], "SAMPLES")  # numbers by place
+])  # fmt: skip
+def test_scores_follow_the_units_when_these_change_places(name: str, way: str) -> None:
+    order = torch.randperm(HIDDEN, generator=torch.Generator().manual_seed(8))
+    model = network()
+    given = scores_of(name, looks(model, way, batches()))
+    moved = scores_of(name, looks(permuted(model, order), way, batches(), order))
+    shapes = [(HIDDEN, READS), (3, HIDDEN)]
+    for one, other, shape in zip(given, moved, shapes, strict=False):
+        single = one.view(shape) if way == "weight" else one
+        expected = single[order] if len(single) == HIDDEN else single[:, order]
+        expected = expected.reshape(one.shape)
+        torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [
+    n for n in folder.names("criteria") if not trait("criteria", n, "BY_BATCH")
+])  # fmt: skip
+def test_scores_do_not_depend_on_how_calibration_is_cut_into_batches(name: str) -> None:
+    whole = tuple(torch.cat(part) for part in zip(*batches(), strict=True))
+    singly = [tuple(part[i : i + 1] for part in whole) for i in range(8)]
+    given = scores_of(name, looks(network(), "channel", batches()))
+    for other in ([whole], singly):
+        again = scores_of(name, looks(network(), "channel", other))  # type: ignore[arg-type]
+        for one, two in zip(given, again, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", folder.names("criteria"))
+def test_every_criterion_removes_exactly_as_many_as_asked_with_a_seed(name: str) -> None:
+    whole = trait("criteria", name, "BY_UNIT")
+    recipe = {
+        "criterion": name, "structure": "channel" if whole else "weight", "target": 0.5,
+        "dense": "1it", "retrain": "1it", "rounds": 1, "scope": {"include": ["0.weight"]},
+    }  # fmt: skip
+
+    def train(model: nn.Module, run: Any) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.attach(optimizer)
+        for batch in run.batches(batches()):
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+
+    masks = []
+    for _ in range(2):
+        result = prunus.prune(
+            network(), recipe, train=train, calibration=batches(), loss=loss,
+            example=batches()[0][0],
+        )  # fmt: skip
+        assert result.sparsity == 0.5
+        masks.append(result.masks["0.weight"])
+    assert torch.equal(*masks)
 
 
 def test_a_criterion_that_returns_its_signal_gets_a_copy_to_be_changed() -> None:
@@ -145,7 +309,7 @@ def test_an_allocation_removes_exactly_as_many_as_asked_and_respects_limits(
 ) -> None:
     groups, scores, target = problem
     target = min(target, reach(groups))
-    allocation = bind("allocations", spec(name))
+    allocation = allocation_of(name, groups)
     limits, cost = limits_of(groups, dict.fromkeys(groups)), Cost(groups)
     counts = allocation(scores, cost, target, limits)
     again = allocation(scores, cost, target, limits)
@@ -181,7 +345,7 @@ def test_units_of_many_weights_never_pass_the_target(
     scores = {g: torch.rand(g.units, generator=generator).double() + 1 for g in groups}
     limits, cost = limits_of(groups, dict.fromkeys(groups)), Cost(groups)
     target = min(target, cost({g: limits[g].least for g in groups}))
-    counts = bind("allocations", spec(name))(scores, cost, target, limits)
+    counts = allocation_of(name, groups)(scores, cost, target, limits)
     assert cost(counts) <= target + 1e-9
     assert all(limits[g].least <= int(counts[g]) <= limits[g].most for g in groups)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import importlib.util
 import itertools
-import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from torch import Tensor, nn
 
 import helpers
 import prunus
+from fresh import Pythons
 from helpers import tiny_task
 from prunus.errors import InputError
 from prunus.types import Masks
@@ -27,6 +32,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*is deprecated"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _packages() -> None:
+    """What the loops import takes a second: before the tests, so that it counts as imported."""
+    for name in ("accelerate", "transformers.trainer", "lightning.pytorch"):
+        with contextlib.suppress(Exception):  # the tests that need it say what is wrong
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(64, 8, generator=GENERATOR, dtype=torch.float64)
@@ -181,18 +197,29 @@ def close(one: nn.Module, other: nn.Module) -> bool:
     return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-12) for a, b in pairs)
 
 
-LOOPS: dict[str, Callable[..., prunus.Pruner]] = {"hf": hf, "lightning": lightning}
+LOOPS: dict[str, Callable[..., prunus.Pruner]] = {
+    "own": plain, "hf": hf, "lightning": lightning,
+}  # fmt: skip
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gradual": (GRADUAL, {}),
+    "rounds": (ROUNDS, {"evaluate": accuracy}),
+    "shrinking": ({**SHRINKING, "guard": {"max_drop": 0.05}}, {
+        "example": INPUTS[:2], "evaluate": accuracy,
+    }),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("recipe", ["gradual", "rounds", "shrinking"])
+@functools.cache
+def whole(loop: str, kind: str) -> prunus.Pruner:
+    """A pruner at the end of a loop that nothing interrupted; the tests only read it."""
+    recipe, options = KINDS[kind]
+    return LOOPS[loop](recipe, **options)
+
+
+@pytest.mark.parametrize("loop", ["hf", "lightning"])
+@pytest.mark.parametrize("recipe", KINDS)
 def test_the_same_recipe_gives_the_same_masks_in_all_loops(loop: str, recipe: str) -> None:
-    values, options = {
-        "gradual": (GRADUAL, {}),
-        "rounds": (ROUNDS, {"evaluate": accuracy}),
-        "shrinking": (SHRINKING, {"example": INPUTS[:2]}),
-    }[recipe]
-    own, theirs = plain(values, **options), LOOPS[loop](values, **options)
+    own, theirs = whole("own", recipe), whole(loop, recipe)
     assert own.sparsity > 0.3
     assert same(own.masks, theirs.masks)
     assert close(own.model, theirs.model)
@@ -272,21 +299,13 @@ def _scripted(metrics: list[float]) -> Callable[[nn.Module], float]:
     return lambda model: next(left, 1.0)
 
 
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "gradual": (GRADUAL, {}),
-    "rounds": (ROUNDS, {"evaluate": accuracy}),
-    "shrinking": ({**SHRINKING, "guard": {"max_drop": 0.05}}, {
-        "example": INPUTS[:2], "evaluate": accuracy,
-    }),
-}  # fmt: skip
-
-
 class Killed(Exception):  # noqa: N818
     pass
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at", [2, 11])
+@pytest.mark.parametrize(
+    ("kind", "at"), [("gradual", 11), ("rounds", 2), ("rounds", 11), ("shrinking", 11)]
+)
 def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
     from transformers import TrainerCallback
 
@@ -298,8 +317,6 @@ def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
                 raise Killed
 
     recipe, options = KINDS[kind]
-    whole = PruneCallback(recipe, **options)
-    hf_trainer(whole, net(), output_dir="whole").train()
     saving = {"save_strategy": "steps", "save_steps": at}
     trainer = hf_trainer(PruneCallback(recipe, **options), net(), **saving)
     trainer.add_callback(Kill())
@@ -312,19 +329,18 @@ def test_a_trainer_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
         resumed.resume(model, f"hf/checkpoint-{at}")
     hf_trainer(resumed, model, **saving).train(resume_from_checkpoint=f"hf/checkpoint-{at}")
     assert resumed.pruner.model is model
-    assert _ends_alike(resumed.pruner, whole.pruner)
+    assert _ends_alike(resumed.pruner, whole("hf", kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at", [4, 12])
+@pytest.mark.parametrize(
+    ("kind", "at"), [("gradual", 12), ("rounds", 4), ("rounds", 12), ("shrinking", 12)]
+)
 def test_lightning_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from prunus.integrations.lightning import PruneCallback
 
     recipe, options = KINDS[kind]
-    whole = PruneCallback(recipe, **options)
-    lit_trainer(whole).fit(lit(), loader())
 
     def trainer(callback: Any, *others: Any) -> Any:
         saves = ModelCheckpoint(
@@ -337,7 +353,7 @@ def test_lightning_goes_on_from_its_own_checkpoint(kind: str, at: int) -> None:
     resumed, module = PruneCallback(recipe, **options), lit()
     trainer(resumed).fit(module, loader(), ckpt_path=f"lit/step={at}.ckpt")
     assert resumed.pruner.model is module
-    assert _ends_alike(resumed.pruner, whole.pruner)
+    assert _ends_alike(resumed.pruner, whole("lightning", kind))
 
 
 def _kill(step: int) -> Any:
@@ -520,7 +536,7 @@ def test_a_transformer_shrinks_inside_a_trainer_and_goes_on_from_its_checkpoint(
     def bert() -> Any:
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
             intermediate_size=24, max_position_embeddings=8, num_labels=2,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )  # fmt: skip
@@ -541,11 +557,11 @@ def test_a_transformer_shrinks_inside_a_trainer_and_goes_on_from_its_checkpoint(
         trainer.train(resume_from_checkpoint=start)
         return callback.pruner
 
-    whole = trained("whole", bert())
+    first = trained("whole", bert())
     resumed = trained("again", bert(), "whole/checkpoint-8")
-    assert isinstance(whole.model, BertForSequenceClassification)
-    assert sum(p.numel() for p in whole.model.parameters()) < 0.81 * bert().num_parameters()
-    assert close(whole.model, resumed.model)
+    assert isinstance(first.model, BertForSequenceClassification)
+    assert sum(p.numel() for p in first.model.parameters()) < 0.81 * bert().num_parameters()
+    assert close(first.model, resumed.model)
 
 
 BREAKS = {
@@ -555,8 +571,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("how", BREAKS)
-@pytest.mark.parametrize("door", ["hf", "lightning"])
-def test_a_missing_or_broken_package_breaks_its_own_door_only(how: str, door: str) -> None:
+def test_a_missing_or_broken_package_breaks_its_own_door_only(how: str, python: Pythons) -> None:
     code = f"""
 import sys
 class Finder:
@@ -568,41 +583,56 @@ sys.meta_path.insert(0, Finder())
 import torch, prunus
 model = torch.nn.Linear(4, 4)
 prunus.Pruner(model, {{'target': 0.5}}, torch.optim.SGD(model.parameters()), steps=4)
-try:
-    import prunus.{door}
-except prunus.InputError as error:
-    print(error)
+for door in "hf", "lightning":
+    try:
+        __import__("prunus." + door)
+    except prunus.InputError as error:
+        print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    packages = {"hf": "transformers accelerate", "lightning": "lightning"}[door]
-    assert f"pip install {packages}" in done.stdout
-    assert ("not installed" if how == "missing" else "built for another torch") in done.stdout
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    says = "not installed" if how == "missing" else "built for another torch"
+    for packages in "transformers accelerate", "lightning":
+        assert f"pip install {packages}" in done.stdout
+    assert done.stdout.count(says) == 2
 
 
-def test_lightning_under_its_older_name_works_alone() -> None:
-    code = """
-import warnings; warnings.simplefilter("ignore")
-import torch, pytorch_lightning, sys
-from prunus.integrations.lightning import PruneCallback
-assert "lightning.pytorch" not in sys.modules
-assert issubclass(PruneCallback, pytorch_lightning.Callback)
-class Lit(pytorch_lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.a = torch.nn.Linear(4, 4)
-    def training_step(self, batch, index):
-        return self.a(batch).square().mean()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-callback = PruneCallback({"target": 0.5})
-trainer = pytorch_lightning.Trainer(max_epochs=2, callbacks=[callback], logger=False,
-    accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
-    enable_model_summary=False)
-trainer.fit(Lit(), torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=2))
-print(callback.pruner.sparsity)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "0.5"
+@pytest.mark.filterwarnings("ignore")  # of the older package
+def test_lightning_under_its_older_name_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pytorch_lightning", reason="pytorch_lightning is not installed")
+    import pytorch_lightning
+
+    from prunus.integrations import lightning as usual
+
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")
+    spec = importlib.util.spec_from_file_location("older", usual.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "lightning.pytorch" not in sys.modules
+    assert issubclass(module.PruneCallback, pytorch_lightning.Callback)
+    assert not issubclass(usual.PruneCallback, pytorch_lightning.Callback)
+
+    class Lit(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            return self.a(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = module.PruneCallback({"target": 0.5})
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=2, callbacks=[callback], logger=False, accelerator="cpu",
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Lit(), torch.utils.data.DataLoader(torch.ones(8, 4), batch_size=2))
+    assert callback.pruner.sparsity == 0.5
 
 
 @pytest.mark.parametrize(
@@ -693,7 +723,8 @@ def test_a_limit_of_the_recipe_ends_pruning_where_it_is() -> None:
         model(INPUTS, CLASSES)["loss"].backward()
         optimizer.step()
         taken += 1
-    assert (taken, pruner.sparsity, pruner.reason) == (6, 0.4, "the limit of 6it is reached")
+    says = "the limit of 6it is reached: sparsity 0.4 of 0.8 requested"
+    assert (taken, pruner.sparsity, pruner.reason) == (6, 0.4, says)
 
 
 def test_a_named_recipe_runs_in_a_trainer_once_its_learning_rate_is_left_out() -> None:
@@ -707,3 +738,99 @@ def test_a_named_recipe_runs_in_a_trainer_once_its_learning_rate_is_left_out() -
     assert callback.pruner.sparsity == 0.95
     hf_trainer(callback, net()).train()  # a callback serves again
     assert (callback.pruner.sparsity, callback.pruner.step) == (0.95, STEPS)
+
+
+ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gradual": ({"target": 0.8, "schedule": "linear"}, {}),
+    "rounds": ({"target": 0.8, "schedule": "linear", "rounds": 5}, {"evaluate": accuracy}),
+    "guard": ({"target": "guard", "retrain": "3it", "guard": {"max_drop": 0.9}},
+              {"evaluate": accuracy}),
+}  # fmt: skip
+
+
+def _own_ended(recipe: Any, options: Any, how: str) -> prunus.Pruner:
+    model = net()
+    optimizer = optimizer_of(model)
+    length = {} if "retrain" in recipe else {"steps": STEPS}
+    pruner = prunus.Pruner(model, recipe, optimizer, **length, **options)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(INPUTS, CLASSES)["loss"].backward()
+        optimizer.step()
+    pruner.finish()
+    return pruner
+
+
+def _hf_ended(recipe: Any, options: Any, how: str) -> prunus.Pruner:
+    helpers.transformers()
+    from transformers import EarlyStoppingCallback, TrainerCallback
+
+    from prunus.integrations.hf import PruneCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step >= 4
+
+    callback = PruneCallback(recipe, **options)
+    settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2,
+        "metric_for_best_model": "loss", "greater_is_better": True}  # fmt: skip
+    if how == "patience":  # the loss falls, and the more the better: never
+        trainer = hf_trainer(callback, net(), eval_dataset=DATA, **settings)
+        trainer.add_callback(EarlyStoppingCallback(1))
+    else:
+        trainer = hf_trainer(callback, net())
+        trainer.add_callback(Stop())
+    trainer.train()
+    assert trainer.state.global_step == 4
+    return callback.pruner
+
+
+def _lightning_ended(recipe: Any, options: Any, how: str) -> prunus.Pruner:
+    from lightning.pytorch import Callback
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    from prunus.integrations.lightning import PruneCallback
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+            trainer.should_stop = trainer.global_step >= 4
+
+    module = lit()
+    stop: Any = Stop()
+    if how == "patience":
+        module.on_train_epoch_end = lambda: module.log("same", 1.0)
+        stop = EarlyStopping("same", patience=1, check_on_train_epoch_end=True)
+    callback = PruneCallback(recipe, **options)
+    trainer = lit_trainer(None, callbacks=[callback, stop])
+    trainer.fit(module, loader())
+    assert 0 < trainer.global_step < STEPS
+    return callback.pruner
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize(
+    ("ended", "how"),
+    [(_own_ended, "asked"), (_hf_ended, "asked"), (_hf_ended, "patience"),
+     (_lightning_ended, "asked"), (_lightning_ended, "patience")],
+)  # fmt: skip
+def test_a_training_that_somebody_ends_early_says_what_was_asked_and_achieved_once(
+    ended: Any, how: str, kind: str
+) -> None:
+    recipe, options = ENDS[kind]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pruner = ended(recipe, options, how)
+    assert "ended" in pruner.reason
+    wanted = "requested as far as the guard allows" if kind == "guard" else "of 0.8 requested"
+    assert wanted in pruner.reason
+    part = pruner.rounds[-1].achieved if pruner.rounds else pruner.achieved
+    assert f"sparsity {part:.4g}" in pruner.reason
+    assert [str(w.message) for w in found].count(pruner.reason) == 1
+
+
+def test_a_training_that_takes_no_step_says_so() -> None:
+    from prunus.integrations.lightning import PruneCallback
+
+    trainer = lit_trainer(PruneCallback({"target": 0.5}), max_time={"seconds": 0})
+    with pytest.warns(UserWarning, match="no step, so nothing was pruned"):
+        trainer.fit(lit(), loader())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from fresh import Pythons
 from prunus._common import packages
+
+Lacking = Callable[..., CompletedProcess[str]]
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
@@ -67,26 +69,28 @@ print("done")
 """
 
 
-def python(code: str, *without: str) -> subprocess.CompletedProcess[str]:
-    """Run code where the packages of these extras are missing."""
-    modules = {module for extra in without for module in MODULES[extra]}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", REFUSE.format(modules=modules) + code],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def lacking(python: Pythons) -> Lacking:
+    """Runs code where the packages of some extras are missing."""
+
+    def run(code: str, *without: str) -> CompletedProcess[str]:
+        modules = {module for extra in without for module in MODULES[extra]}
+        return python(REFUSE.format(modules=modules) + code)
+
+    return run
 
 
-def command(words: str, *without: str) -> subprocess.CompletedProcess[str]:
+def command(words: str) -> str:
+    """Code that is a command, as its process runs it."""
     code = f"import sys; sys.argv = ['prunus', *{words.split()!r}]\n"
-    return python(code + "from prunus.cli.entry import main; main()", *without)
+    return code + "from prunus.cli.entry import main; main()"
 
 
 SHORT = "run iterative dense=1ep retrain=1it rounds=1 guard=null target=0.5"
 
 
-def test_the_core_prunes_compacts_and_enforces_without_any_extra() -> None:
-    done = python(PRUNE, *MODULES)
+def test_the_core_prunes_compacts_and_enforces_without_any_extra(lacking: Lacking) -> None:
+    done = lacking(PRUNE, *MODULES)
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout
     assert Path("run/result.json").exists()
@@ -103,16 +107,18 @@ def test_the_core_prunes_compacts_and_enforces_without_any_extra() -> None:
         (f"{SHORT} --tensorboard", "tensorboard", "tensorboard is not installed"),
     ],
 )
-def test_a_command_says_which_extra_it_needs(words: str, extra: str, what: str) -> None:
-    done = command(words, extra)
+def test_a_command_says_which_extra_it_needs(
+    words: str, extra: str, what: str, lacking: Lacking
+) -> None:
+    done = lacking(command(words), extra)
     assert done.returncode not in (0, None)
     assert what in done.stderr
     assert f"or install prunus with its extra '{extra}'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_without_the_report_extra_ends_with_a_note() -> None:
-    done = command(f"{SHORT} --folder run", "report")
+def test_a_run_without_the_report_extra_ends_with_a_note(lacking: Lacking) -> None:
+    done = lacking(command(f"{SHORT} --folder run"), "report")
     assert done.returncode == 0, done.stderr
     assert "no report: matplotlib is not installed" in done.stderr
     assert "test accuracy" in done.stdout
@@ -129,6 +135,6 @@ def test_every_dependency_is_justified_where_it_is_named() -> None:
 
 
 def test_messages_name_extras_that_exist() -> None:
-    assert set(EXTRAS) == {*MODULES, "all", "dev"}
+    assert set(EXTRAS) == {*MODULES, "all", "dev", "docs"}
     for _, extra in packages._OPTIONAL.values():
         assert extra in EXTRAS

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import prunus
+from fresh import Pythons
 
 MODULES = {"hf", "lightning", "tensorboard", "sweep"}
 
@@ -38,16 +39,29 @@ def test_a_short_name_is_the_same_module(name: str) -> None:
     assert module.__name__ == module.__spec__.name == f"prunus.integrations.{name}"
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import prunus; dir(prunus)",
+def test_a_fresh_python_finds_them(python: Pythons) -> None:
+    codes = [
         "import prunus, sys; assert prunus.sweep.sweep",
         "from prunus.hf import PruneCallback",
         "from prunus.lightning import PruneCallback",
         "from prunus.tensorboard import writer",
-    ],
-)
-def test_a_fresh_python_finds_them(code: str) -> None:
-    torch = "; import sys; sys.exit('torch' in sys.modules)" if "dir" in code else ""
-    assert subprocess.run([sys.executable, "-c", code + torch], check=False).returncode == 0
+    ]
+    code = f"""
+import importlib, os, sys
+for name in "transformers.trainer_callback", "lightning.pytorch":  # seconds, and not of prunus
+    importlib.import_module(name)
+for code in {codes!r}:
+    assert not any(name.startswith("prunus") for name in sys.modules)
+    child = os.fork()
+    if not child:
+        exec(code)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, code
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_look_at_them_imports_no_torch() -> None:
+    code = "import prunus, sys; dir(prunus); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -24,8 +24,14 @@ def finished(folder: str = "run", **changes: object) -> Path:
     return Path(folder)
 
 
-def test_the_page_needs_nothing_from_outside() -> None:
-    html = write_report(finished()).read_text()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of such a run; what it was made from lies beside it."""
+    return write_report(finished(str(tmp_path_factory.mktemp("page") / "run")))
+
+
+def test_the_page_needs_nothing_from_outside(page: Path) -> None:
+    html = page.read_text()
     assert "http://" not in html
     assert "https://" not in html
     assert "<script" not in html
@@ -33,35 +39,32 @@ def test_the_page_needs_nothing_from_outside() -> None:
         assert "".join(address).startswith("#")
 
 
-def test_every_round_has_a_row_and_rejected_ones_are_named() -> None:
-    html = write_report(finished()).read_text()
+def test_every_round_has_a_row_and_rejected_ones_are_named(page: Path) -> None:
+    html = page.read_text()
     rows = re.findall(r'<tr class="round"><td>(\d+)</td>.*?class="(\w+)">', html)
     assert rows == [("0", "dense"), ("1", "accepted"), ("2", "rejected"), ("3", "accepted"),
                     ("4", "accepted")]  # fmt: skip
 
 
-def test_theoretical_figures_are_marked() -> None:
-    html = write_report(finished()).read_text()
+def test_theoretical_figures_are_marked(page: Path) -> None:
+    html = page.read_text()
     marked = html.index("Theoretical")
     assert html.index(">params<") < marked < html.index("nonzero_params")
     assert marked < html.index("macs_if_zeros_skipped")
 
 
-def test_pictures_are_png_as_well() -> None:
-    folder = finished()
-    write_report(folder)
+def test_pictures_are_png_as_well(page: Path) -> None:
     for name in ("metric", "density", "complexity"):
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert page.with_name(f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_run_gives_the_same_page() -> None:
-    folder = finished()
-    first = write_report(folder).read_bytes()
-    assert write_report(folder).read_bytes() == first
+def test_the_same_run_gives_the_same_page(page: Path) -> None:
+    first = page.read_bytes()
+    assert write_report(page.parent).read_bytes() == first
 
 
-def test_ids_of_pictures_do_not_meet() -> None:
-    html = write_report(finished()).read_text()
+def test_ids_of_pictures_do_not_meet(page: Path) -> None:
+    html = page.read_text()
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids)) > 0
 

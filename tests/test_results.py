@@ -47,18 +47,15 @@ def swept() -> Any:
 
 
 @pytest.mark.parametrize("make", [pruned, measured, deployed, compacted, swept])
-def test_results_are_short_at_a_prompt_and_name_the_next_step(make: Callable[[], Any]) -> None:
-    text = repr(make())
+def test_results_are_short_at_a_prompt_and_a_table_in_notebooks(make: Callable[[], Any]) -> None:
+    result = make()
+    text = repr(result)
     assert len(text.splitlines()) < 10
     assert "tensor(" not in text
     assert "\nnext: " in text
     assert text.startswith("<")
     assert text.endswith(">")
-
-
-@pytest.mark.parametrize("make", [pruned, measured, deployed, compacted, swept])
-def test_notebooks_show_a_table(make: Callable[[], Any]) -> None:
-    html = make()._repr_html_()
+    html = result._repr_html_()
     assert html.count("<table>") == html.count("</table>") == 1
     assert "tensor(" not in html
 

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 import killed_runs
+from fresh import Pythons
 
-SCRIPT = Path(__file__).with_name("killed_runs.py")
+RECIPES = [name for name in killed_runs.RECIPES if name != "serving"]
 
 
-@pytest.mark.parametrize("recipe", [r for r in killed_runs.RECIPES if r != "serving"])
-def test_a_killed_run_resumes_to_the_same_bits_wherever_it_was_killed(
-    tmp_path: Path, recipe: str
-) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), recipe, str(tmp_path), "4"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory, python: Pythons) -> dict[str, Any]:
+    """What became of each recipe's runs (``killed_runs.py``)."""
+    place = tmp_path_factory.mktemp("killed")
+    done = python.script(killed_runs.__file__, str(place), "3", *RECIPES)
     assert done.returncode == 0, done.stderr
-    trial = json.loads(done.stdout)
+    return {trial["recipe"]: trial for trial in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_killed_run_resumes_to_the_same_bits_wherever_it_was_killed(
+    trials: dict[str, Any], recipe: str
+) -> None:
+    trial = trials[recipe]
     kills = trial["kills"]
     assert all(kill["signal"] == 9 for kill in kills)
     assert [kill for kill in kills if not kill["same"]] == []

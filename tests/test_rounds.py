@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -16,6 +17,7 @@ import prunus
 from helpers import NEEDED, Fused, Heads, quick, tiny_task
 from prunus.errors import InputError, RunError
 from prunus.methods import catalog as folder
+from prunus.methods.traits import trait
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.guard import next_progress
 from prunus.progressive.phase import Run
@@ -501,49 +503,69 @@ def _saved(value: Any) -> str:
     return "checkpoint.pt"
 
 
+_READS = ("CALIBRATION", "RUNNING", "BY_UNIT", "READS_EXAMPLE", "READS_INPUTS")
+KINDS = {
+    tuple(bool(trait("criteria", name, key)) for key in _READS): name
+    for name in folder.names("criteria")
+}
+"""A criterion of each kind, by what it reads; the laws hold for every one of them."""
 AXES: dict[str, list[Any]] = {
+    "structure": folder.names("structures"),
     "allocation": folder.names("allocations"),
     "restore": folder.names("restore"),
     "order": ["all", "bottom_up"],
     "rounds": [None, 2],
-    "criterion": folder.names("criteria"),
+    "criterion": list(KINDS.values()),
     "schedule": folder.names("schedules"),
     "learning_rate": [*folder.names("rates"), None],
 }
 
 
+PLAIN = {
+    "allocation": "uniform", "restore": "keep", "order": "all", "rounds": 2, "schedule": "linear",
+    "criterion": "magnitude", "learning_rate": None,
+}  # fmt: skip
+
+
 def all_pairs(axes: dict[str, list[Any]], seed: int) -> list[dict[str, Any]]:
     """Few combinations with every pair of values of any two axes in one of them."""
     chance = random.Random(seed)
-    names = list(axes)
-    missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
+    missing = dict.fromkeys(
+        frozenset(((a, x), (b, y)))
+        for a, b in itertools.combinations(axes, 2)
         for x, y in itertools.product(axes[a], axes[b])
-    }
+    )
+
+    def gain(picked: dict[str, Any], name: str, value: Any) -> int:
+        return sum(frozenset(((name, value), other)) in missing for other in picked.items())
+
+    def full() -> dict[str, Any]:
+        picked = dict(chance.choice([*missing]))
+        for name in chance.sample([n for n in axes if n not in picked], len(axes) - 2):
+            gains = {v: (gain(picked, name, v), chance.random()) for v in axes[name]}
+            picked[name] = max(gains, key=lambda v, g=gains: g[v])
+        return picked
+
     made = []
     while missing:
-        tries = []
-        for _ in range(20):
-            picked = dict(chance.choice(sorted(missing, key=str)))
-            for name in chance.sample(names, len(names)):
-                if name not in picked:
-                    picked[name] = max(
-                        axes[name],
-                        key=lambda v, n=name, p=picked: (
-                            len(_pairs({**p, n: v}) & missing),
-                            chance.random(),
-                        ),
-                    )
-            tries.append(picked)
-        best = max(tries, key=lambda p: len(_pairs(p) & missing))
-        missing -= _pairs(best)
+        best = max(
+            (full() for _ in range(10)),
+            key=lambda picked: sum(p in missing for p in _pairs(picked)),
+        )
+        for pair in _pairs(best):
+            missing.pop(pair, None)
         made.append(best)
     return made
 
 
-def _pairs(values: dict[str, Any]) -> set[tuple[tuple[str, Any], ...]]:
-    return set(itertools.combinations(sorted(values.items(), key=lambda v: [*AXES].index(v[0])), 2))
+def _pairs(values: dict[str, Any]) -> list[frozenset[tuple[str, Any]]]:
+    return [*map(frozenset, itertools.combinations(values.items(), 2))]
+
+
+@functools.cache
+def combinations() -> list[dict[str, Any]]:
+    """Every pair twice, in other company: one of the two may be refused for what is beside it."""
+    return [*all_pairs(AXES, 0), *all_pairs(AXES, 1)]
 
 
 def test_every_pair_of_values_is_in_one_of_the_combinations() -> None:
@@ -561,12 +583,13 @@ def normed() -> nn.Module:
 
 @pytest.mark.parametrize("structure", folder.names("structures"))
 def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: str) -> None:
-    combinations = all_pairs(AXES, seed=folder.names("structures").index(structure))
+    tried = [c for c in combinations() if c["structure"] == structure]
+    tried += [{**PLAIN, "structure": structure}]  # which goes with every structure
     subset = {"neurons": {"0": [1, 3]}}
     layer = {"modules": ["*"]}
     special = {**NEEDED, "subset": subset, "layer": layer}
     worked = refused = 0
-    for picked in combinations:
+    for picked in tried:
         name = picked["allocation"]
         values = {
             **picked,
@@ -596,7 +619,7 @@ def test_any_idea_goes_with_any_other_or_is_refused_before_training(structure: s
             if name not in result.kept:  # what is left has no zeros, and another shape
                 assert bool((weight.masked_fill(mask, 0) == 0).all())
     assert worked > 0
-    assert worked + refused == len(combinations)
+    assert worked + refused == len(tried)
 
 
 def test_without_train_it_is_one_shot_and_returns_at_once() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import prunus
+from prunus.deployment.build import Baseline, Builder
 from prunus.deployment.deploy import candidates
 from prunus.deployment.module import DeployedModule
 from prunus.report.page import write_report
@@ -71,6 +72,7 @@ def test_rounds_are_timed_as_the_small_models_that_they_would_end_as(compact: st
 
     def watched(model: nn.Module, **given: Any) -> Any:
         against = given["baseline"]
+        against = against.model if isinstance(against, Baseline) else against
         assert against is None or sum(p.numel() for p in against.parameters()) == seen[0]
         seen.append(sum(p.numel() for p in model.parameters()))
         return type("Made", (), {"rows": (), "runtime": "planted", "path": None})
@@ -103,7 +105,7 @@ def test_int8_is_calibrated_and_judged_in_the_runtime_that_serves_it(tmp_path: P
         judged.append(model.card.runtime if isinstance(model, DeployedModule) else "PyTorch")
         return accuracy(model)
 
-    result = go({"deploy": "onnxruntime", "quantize": "int8"}, evaluate=evaluate,
+    result = go({"deploy": "onnxruntime", "quantize": "int8", "rounds": 1}, evaluate=evaluate,
                 folder=tmp_path / "run")  # fmt: skip
     made = result.deployment
     assert made.runtime == "onnxruntime_int8"
@@ -124,7 +126,9 @@ def test_int8_that_loses_too_much_is_not_taken() -> None:
         spoilt = isinstance(model, DeployedModule) and model.card.runtime.endswith("int8")
         return 0.1 if spoilt else accuracy(model)
 
-    made = go({"deploy": "onnxruntime", "quantize": "int8"}, evaluate=evaluate).deployment
+    made = go(
+        {"deploy": "onnxruntime", "quantize": "int8", "rounds": 1}, evaluate=evaluate
+    ).deployment
     assert made.runtime == "onnxruntime"
     assert "metric 0.1000, more than 0.01 below" in made.row("onnxruntime_int8").refused
 
@@ -155,7 +159,8 @@ def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.M
 
     speed = iter([1.0, 3.0, 0.5, 1.0])  # of the machine, slower and faster from run to run
 
-    def planted(model: nn.Module, *, baseline: nn.Module | None, **_: Any) -> Any:
+    def planted(model: nn.Module, *, baseline: Any, **_: Any) -> Any:
+        baseline = baseline.model if isinstance(baseline, Baseline) else baseline
         slow = next(speed)
         times = {"pruned": model, **({} if baseline is None else {"dense": baseline})}
         rows = [
@@ -184,6 +189,21 @@ def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not() -> None
     assert [set(r.latency) for r in result.rounds] == [set(quick)] * 2
     assert result.deployment.row("semi_structured").refused
     assert result.deployment.runtime in names
+
+
+def test_the_dense_model_is_built_once_for_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+    real = Builder._build
+
+    def counted(self: Builder, name: str, kind: str, model: nn.Module) -> Any:
+        made.append((name, kind))
+        return real(self, name, kind, model)
+
+    monkeypatch.setattr(Builder, "_build", counted)
+    result = go({"rounds": 4, "retrain": "2it"})
+    assert [list(r.latency) for r in result.rounds] == [["eager"]] * 5
+    assert made.count(("eager", "pruned")) == 6  # five rounds, and the artifact
+    assert made.count(("eager", "dense")) == 2  # the rounds, and beside the artifact
 
 
 def test_an_engine_that_fails_costs_no_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,7 +253,7 @@ def test_a_multiple_that_forbids_the_target_is_an_error() -> None:
 def test_shrinking_on_the_way_removes_what_masks_would_have_removed(allocation: str) -> None:
     widths = []
     for compact in ("end", "every_round"):
-        recipe = {**BASE, "target": 0.8, "rounds": 4, "allocation": allocation, "compact": compact}
+        recipe = {**BASE, "target": 0.8, "rounds": 2, "allocation": allocation, "compact": compact}
         result = prunus.prune(
             mlp(8, 32, 64, 2), recipe, train=None, evaluate=lambda m: 1.0, example=X
         )

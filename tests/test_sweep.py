@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prunus
+from fresh import Pythons
 from helpers import tiny_task
 from prunus._common import packages as distributions
 from prunus.cli.main import cli
@@ -80,6 +81,15 @@ def _task() -> None:
     Path("task.py").write_text(TASK)
 
 
+@pytest.fixture(autouse=True)
+def _few_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and pages are made where a test looks at them, and else as without matplotlib."""
+    if "picture" not in request.node.name:
+        for name in ("sweep", "summary"):
+            module = importlib.import_module(f"prunus.sweep.{name}")
+            monkeypatch.setattr(module, "why_not", lambda: "not in this test")
+
+
 def shell(*words: str, code: int = 0) -> Result:
     done = CliRunner().invoke(cli, ["sweep", "iterative", *FAST, *words, "--folder", "out"])
     assert done.exit_code == code, done.output
@@ -126,14 +136,11 @@ def test_a_finished_sweep_is_not_repeated() -> None:
     assert json.loads(again.output.splitlines()[-1])["event"] == "sweep"
 
 
-def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial() -> None:
+def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(python: Pythons) -> None:
     words = ["sweep", "iterative", *FAST, "guard=null", "target=0.3,0.5,0.7"]
     code = "from prunus.cli.entry import main; main()"
-    python = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", code, *words, "--folder", "out"],
-        env={**os.environ, **python, "KILL_AT": "8"}, check=False, capture_output=True,
-    )  # fmt: skip
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "KILL_AT": "8"}
+    killed = python(code, *words, "--folder", "out", env=paths)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [r["state"] for r in rows()] == ["finished"]
     (first,) = [r["name"] for r in rows()]

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from prunus._common.metrics import MetricEstimate, bootstrap, number
 from prunus.cli.main import cli
 from prunus.errors import InputError
-from prunus.recipe.fields import Spec
 from prunus.recipe.schema import Recipe
+from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
 from prunus.tasks.find import find_task
 from stand_ins import EXAMPLES, MAKERS, ROWS, example, make_all
@@ -87,7 +87,7 @@ def test_a_checkout_around_the_current_folder_is_where_examples_are_found(
 def test_files_that_are_no_tasks_are_not_listed_as_tasks() -> None:
     shown = CliRunner().invoke(cli, ["list", "tasks", "--json"]).output.splitlines()
     names = {json.loads(line)["name"] for line in shown}
-    assert names == {"digits", "mnist", "mlp", "diagnosis", *MAKERS}
+    assert names == {"digits", "digits_normed", "mnist", "mlp", "diagnosis", *MAKERS}
 
 
 def make(name: str, **changes: Any) -> Task:
@@ -101,12 +101,13 @@ CORE = ("spoken_digits", "reviews_transformer", "cifar10_weights")
 @pytest.mark.parametrize(
     "name", [n if n in CORE else pytest.param(n, marks=pytest.mark.zoo) for n in ROWS]
 )
+@pytest.mark.usefixtures("no_pictures")
 def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artifact(name: str, place: Path) -> None:
     task = ROWS[name]
     words = [f"task.{k}={json.dumps(v)}" for k, v in SMALL[task].items()]
     better = "lower" if task == "shakespeare" else "higher"
     done = CliRunner().invoke(cli, [
-        "run", name, *words, "dense.length=2ep", "retrain=1it", "rounds=1", "target.step=0.3",
+        "run", name, *words, "dense.length=3it", "retrain=1it", "rounds=1", "target.step=0.3",
         f"guard={{max_drop: 9, better: {better}}}", "deploy=eager", "--folder", "run",
     ])  # fmt: skip
     assert done.exit_code == 0, done.output

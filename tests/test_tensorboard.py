@@ -17,7 +17,8 @@ from prunus.integrations.tensorboard import scalars, writer
 from prunus.progressive import prune as call
 from prunus.progressive.record import Record
 
-WORDS = ["run", "iterative", "dense=2ep", "retrain=1ep", "rounds=2", "guard={max_drop: 0.5}"]
+pytestmark = pytest.mark.usefixtures("no_pictures")
+WORDS = ["run", "iterative", "dense=20it", "retrain=10it", "rounds=2", "guard={max_drop: 0.9}"]
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -41,22 +42,20 @@ def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_every_judged_round_is_written_at_its_step_and_reads_back_as_the_journal_has_it() -> None:
-    done = CliRunner().invoke(cli, [*WORDS, "--folder", "run", "--tensorboard"])
-    assert done.exit_code == 0, done.output
+    for name, words in (("run", ["--tensorboard"]), ("without", [])):
+        done = CliRunner().invoke(cli, [*WORDS, "--folder", name, *words])
+        assert done.exit_code == 0, done.output
     found = read(Path("run"))
     assert found == expected(Path("run"))
     assert len(found["metric/validation"]) == 3
     assert {"metric/gap", "cost/macs", "cost/bytes", "pruning/l1", "density/0.weight"} <= set(found)
-
-
-def test_a_run_writes_no_events_unless_asked_and_has_the_same_fingerprint() -> None:
-    for words in ([], ["--tensorboard"]):
-        assert (
-            CliRunner().invoke(cli, [*WORDS, *words, "--folder", f"run{len(words)}"]).exit_code == 0
-        )
-    assert not Path("run0/tensorboard").exists()
-    first, second = (json.loads(Path(f"run{i}/run.json").read_text()) for i in (0, 1))
+    assert not Path("without/tensorboard").exists()  # none unless asked, and the same fingerprint
+    first, second = (json.loads(Path(f"{n}/run.json").read_text()) for n in ("run", "without"))
     assert first["identity"] == second["identity"]
+    for _ in range(2):  # a run that was finished without events gets them when asked
+        done = CliRunner().invoke(cli, ["resume", "without", "--tensorboard"])
+        assert done.exit_code == 0, done.output
+        assert read(Path("without")) == expected(Path("without"))
 
 
 class Killed(BaseException):
@@ -105,14 +104,6 @@ def test_rounds_at_the_same_step_are_all_kept_when_a_run_goes_on() -> None:
         prunus.prune(tiny_task(), recipe, folder="run", on_event=board)
     assert len({step for step, _ in read(Path("run"))["pruning/requested"]}) == 1
     assert read(Path("run")) == expected(Path("run"))
-
-
-def test_a_run_that_was_finished_without_events_gets_them_when_asked() -> None:
-    CliRunner().invoke(cli, [*WORDS, "--folder", "run"])
-    for _ in range(2):
-        done = CliRunner().invoke(cli, ["resume", "run", "--tensorboard"])
-        assert done.exit_code == 0, done.output
-        assert read(Path("run")) == expected(Path("run"))
 
 
 def test_without_the_package_it_is_refused_before_work_with_the_pip_line(

@@ -21,7 +21,7 @@ from prunus.methods.traits import TRAITS, trait
 ROOT = Path(prunus.__file__).parent
 BELOW = ("methods", "graph", "costs", "_common")
 """Floors that cannot know a method; ``linear`` and ``threshold`` are operators there."""
-METHODS = {name for axis in (*AXES, "signals") for name in names(axis)}
+METHODS = {name for axis in (*AXES, "signals") for name in names(axis)} - {"l1"}  # also a figure
 
 
 def compared(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from images in archives, with a ResNet-20 that starts from trained weights."""
+"""CIFAR-10 from images in archives, with a ResNet that starts from trained weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def cifar10(
     *,
-    folder: str | None = None,
+    folder: Path | None = None,
     weights: str | None = "resnet20.safetensors",
     batch: int = 128,
     rate: float = 0.02,
     part: float = 1.0,
+    blocks: int = 3,
 ) -> Task:
     """CIFAR-10: ResNet-20 from trained weights; SGD with Nesterov momentum, crops and flips.
 
@@ -33,7 +34,8 @@ def cifar10(
     second image of ``test.zip`` validates, the others test: given weights may have seen the
     training images. Without ``folder`` they are looked for in ``$PRUNUS_DATA/cifar10``.
     ``weights`` is a file there; ``null`` starts from scratch. ``part`` of the training images
-    train.
+    train. ``blocks`` in each of the three stages: 3 is ResNet-20, 9 ResNet-56 (with
+    ``weights: resnet56.safetensors``).
 
     Source: Krizhevsky 2009; He, Zhang, Ren, Sun 2015, arXiv:1512.03385.
     """
@@ -50,7 +52,7 @@ def cifar10(
         return Batches(normalized(pixels), of, size=500, shuffle=False)
 
     def model() -> nn.Module:
-        made: nn.Module = ResNet20(len(names))
+        made: nn.Module = ResNet(len(names), blocks)
         if weights is not None:
             made = load_weights("cifar10", made, place / weights)
         return made.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
@@ -135,16 +137,16 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
 
 
-class ResNet20(nn.Module):
-    """The ResNet-20 of CIFAR: three stages of three blocks, 16, 32 and 64 channels."""
+class ResNet(nn.Module):
+    """The ResNets of CIFAR: three stages of 16, 32 and 64 channels, of 6n + 2 layers in all."""
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, blocks: int = 3) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(Block(16, 16), Block(16, 16), Block(16, 16))
-        self.layer2 = nn.Sequential(Block(16, 32), Block(32, 32), Block(32, 32))
-        self.layer3 = nn.Sequential(Block(32, 64), Block(64, 64), Block(64, 64))
+        self.layer1 = stage(16, 16, blocks)
+        self.layer2 = stage(16, 32, blocks)
+        self.layer3 = stage(32, 64, blocks)
         self.linear = nn.Linear(64, classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -152,6 +154,11 @@ class ResNet20(nn.Module):
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+def stage(inputs: int, width: int, blocks: int) -> nn.Sequential:
+    """Blocks of one width."""
+    return nn.Sequential(Block(inputs, width), *(Block(width, width) for _ in range(blocks - 1)))
 
 
 def normalized(pixels: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ LENGTH = 48
 
 def movie_reviews(
     *,
-    folder: str | None = None,
+    folder: Path | None = None,
     network: Literal["lstm", "transformer"] = "lstm",
     vocabulary: int = 6000,
     batch: int = 64,

@@ -20,8 +20,8 @@ Layer = from_file(Path(__file__).parents[1] / "transformer.py", "Layer")
 
 def shakespeare(
     *,
-    folder: str | None = None,
-    weights: str | None = None,
+    folder: Path | None = None,
+    weights: Path | None = None,
     length: int = 128,
     layers: int = 4,
     width: int = 208,
@@ -53,7 +53,7 @@ def shakespeare(
 
     def model() -> nn.Module:
         made = Transformer(len(letters), length, layers, width, heads)
-        return made if weights is None else load_weights("shakespeare", made, Path(weights))
+        return made if weights is None else load_weights("shakespeare", made, weights)
 
     def windows(part: Tensor, most: int) -> Batches:
         return Batches(*cut(part, length, most), size=batch, shuffle=False)

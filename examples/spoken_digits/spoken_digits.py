@@ -21,7 +21,7 @@ RATE, WINDOW, HOP, BANDS, FRAMES = 8000, 256, 80, 40, 100
 """Samples a second, of a window and between windows; mel bands; frames of an example (1 s)."""
 
 
-def spoken_digits(*, folder: str | None = None, batch: int = 32, rate: float = 0.002) -> Task:
+def spoken_digits(*, folder: Path | None = None, batch: int = 32, rate: float = 0.002) -> Task:
     """Spoken digits: log-mel features, a convolutional-recurrent network; AdamW.
 
     ``recordings.zip`` in ``folder`` or ``$PRUNUS_DATA/speech-digits`` holds

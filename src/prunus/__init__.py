@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunus import sweep as sweep
+    from prunus._common.scores import Scores as Scores
+    from prunus.blocks.prune_blocks import prune_blocks as prune_blocks
+    from prunus.blocks.recipe import BlockResult as BlockResult
     from prunus.compaction.compact import Compact as Compact
     from prunus.compaction.compact import compact as compact
     from prunus.compaction.files.artifact import save as save
@@ -28,12 +31,16 @@ if TYPE_CHECKING:
     from prunus.integrations import tensorboard as tensorboard
     from prunus.measurement.measure import measure as measure
     from prunus.measurement.result import Measurement as Measurement
+    from prunus.progressive.distill import distill as distill
     from prunus.progressive.phase import Run as Run
     from prunus.progressive.prune import prune as prune
     from prunus.progressive.prune import resume as resume
     from prunus.progressive.pruner import Pruner as Pruner
+    from prunus.progressive.repair import repair as repair
     from prunus.progressive.result import Result as Result
     from prunus.progressive.result import Round as Round
+    from prunus.progressive.scan import Scan as Scan
+    from prunus.progressive.scan import scan as scan
     from prunus.pruning.enforce import enforce as enforce
     from prunus.recipe.schema import Recipe as Recipe
     from prunus.tasks.base import Batches as Batches
@@ -54,12 +61,19 @@ _HOMES = {
     "prune": "progressive.prune",
     "resume": "progressive.prune",
     "Recipe": "recipe.schema",
+    "distill": "progressive.distill",
+    "repair": "progressive.repair",
+    "scan": "progressive.scan",
+    "prune_blocks": "blocks.prune_blocks",
+    "BlockResult": "blocks.recipe",
+    "Scan": "progressive.scan",
     "Pruner": "progressive.pruner",
     "Result": "progressive.result",
     "Round": "progressive.result",
     "Run": "progressive.phase",
     "Task": "tasks.base",
     "Batches": "tasks.base",
+    "Scores": "_common.scores",
     "enforce": "pruning.enforce",
     "PrunusError": "errors",
     "InputError": "errors",

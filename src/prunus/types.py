@@ -94,10 +94,14 @@ Units: TypeAlias = Mapping[Group, Tensor]
 Counts: TypeAlias = dict[Group, int | Tensor]
 """Units kept in a group; a tensor ``[units // run]`` counts run by run."""
 
+Damage: TypeAlias = Mapping[Group, tuple[tuple[int, float], ...]]
+"""Of each group pairs of units kept and the loss then, the most first."""
+
 Criterion: TypeAlias = Callable[..., Tensor]
 Allocation: TypeAlias = Callable[..., Counts]
 Schedule: TypeAlias = Callable[..., float]
 Rate: TypeAlias = Callable[..., float]
+Repair: TypeAlias = Callable[..., None]
 Restore: TypeAlias = Callable[..., "State"]
 
 

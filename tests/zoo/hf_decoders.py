@@ -172,7 +172,7 @@ def mamba_config() -> Any:
         expand=2,
         conv_kernel=4,
         time_step_rank=3,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,

@@ -33,7 +33,7 @@ def t5_config(**changes: Any) -> Any:
             "d_model": 36,
             "d_kv": 11,
             "d_ff": 50,
-            "num_layers": 3,
+            "num_layers": 2,
             "num_decoder_layers": 2,
             "num_heads": 4,
             "relative_attention_num_buckets": 8,

@@ -191,18 +191,6 @@ def synchronize(model: nn.Module, when: str) -> None:
     share_buffers(model)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel or DistributedDataParallel.
-
-    >>> inner = nn.Linear(1, 1)
-    >>> unwrapped(nn.DataParallel(inner)) is inner, unwrapped(inner) is inner
-    (True, True)
-    """
-    while isinstance(model, WRAPPERS):
-        model = cast(nn.Module, model.module)
-    return model
-
-
 def refuse_sharded(model: nn.Module) -> None:
     """Models of which each rank holds a part only.
 

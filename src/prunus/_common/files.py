@@ -128,13 +128,31 @@ def append_line(path: Path, line: str) -> None:
         raise disk_error(path, error) from error
 
 
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses inside is said in words, as of this path.
+
+    Raises:
+        RunError: if the disk is full or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def disk_error(path: Path, error: OSError) -> RunError:
     """What to say when the disk refuses."""
+    if not path.parent.is_dir():
+        return RunError(
+            f"'{path}' could not be written: there is no folder '{path.parent}': make it first"
+        )
     what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
-    return RunError(
-        f"'{path}' could not be written: {what}. Everything finished so far is kept: fix this, "
-        f"then run: prunus resume {path.parent}"
-    )
+    run = next((p for p in list(path.parents)[:2] if (p / "recipe.yaml").is_file()), None)
+    more = "" if run is None else (
+        f". Everything finished so far is kept: fix this, then run: prunus resume {run}"
+    )  # fmt: skip
+    return RunError(f"'{path}' could not be written: {what}{more}")
 
 
 def _flush_folder(folder: Path) -> None:

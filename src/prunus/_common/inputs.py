@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from prunus._common.kinds import kind_of
 from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
 
@@ -22,7 +23,20 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 Parts = list[tuple[str, Any]]
 Rebuild = Callable[[list[Any]], Any]
 
-_LEAVES = (Tensor, nn.Module, type, Enum, FunctionType, MethodType, ModuleType, torch.Size)
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+"""Sizes while a model is traced: numbers whose attributes lead through all of the tracing."""
+_LEAVES = (
+    Tensor,
+    nn.Module,
+    type,
+    Enum,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    torch.Size,
+    *_SYMBOLS,
+    *(type(None), str, bytes, int, float, complex),
+)
 
 
 def every_example(example: Any) -> list[Inputs]:
@@ -118,8 +132,7 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
     for name, model in models.items():
         if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
             raise InputError(
-                f"measure takes models (nn.Module, not scripted), but {name} is a "
-                f"{type(model).__name__}"
+                f"measure takes models (nn.Module, not scripted), but {name} is {kind_of(model)}"
             )
         for tensor in (*model.parameters(), *model.buffers()):
             owners.setdefault(tensor.device, name)
@@ -270,8 +283,11 @@ def _names_of(value: Any) -> list[str]:
 
 def _taken_apart(value: Any) -> tuple[Parts, Rebuild] | None:
     """A value's parts by name, and how others are put in their place; ``None`` for a leaf."""
-    if value is None or isinstance(value, (*_LEAVES, str, bytes, int, float, complex)):
+    if isinstance(value, _LEAVES):
         return None
+    kind = type(value)
+    if kind is tuple or kind is list:  # nearly all are, and pytrees are slow
+        return [(f"[{i}]", part) for i, part in enumerate(value)], kind
     if _is_plain(value):
         root = iter([False])
         parts, spec = pytree.tree_flatten(value, is_leaf=lambda _: next(root, True))

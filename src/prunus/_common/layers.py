@@ -55,15 +55,6 @@ class Layer:
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
-def plain_name(name: str) -> str:
-    """A name without the prefixes that wrappers put before it.
-
-    >>> plain_name("module._orig_mod.fc.weight")
-    'fc.weight'
-    """
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
-
-
 def layers_of(name: str, module: nn.Module) -> Iterator[Layer]:
     """The prunable weights that a module itself owns, in the order of its parameters."""
     own = dict(module.named_parameters(recurse=False))

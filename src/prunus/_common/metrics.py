@@ -10,10 +10,13 @@ from typing import Any, SupportsFloat, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from prunus._common.scores import Scores
 from prunus.errors import InputError
 
-Metric: TypeAlias = Callable[[nn.Module], float | Tensor]
-"""``metric(model)``: a number, or a value for each item ``[n]``."""
+Metric: TypeAlias = Callable[[nn.Module], float | Tensor | Scores]
+"""``metric(model)``: a number, or a value for each item ``[n]``, with their classes or without."""
+
+Value: TypeAlias = float | Tensor | Scores
 
 LEVEL, DRAWS = 0.95, 2000
 
@@ -36,12 +39,14 @@ class MetricEstimate:
     change: tuple[float, float, float] | None = None
 
     @classmethod
-    def of(cls, pruned: float | Tensor, dense: float | Tensor | None = None) -> MetricEstimate:
+    def of(cls, pruned: Value, dense: Value | None = None) -> MetricEstimate:
         """From what ``test`` returned.
 
         >>> MetricEstimate.of(0.5).interval, MetricEstimate.of(torch.tensor([1.0, 1.0])).interval
         (None, (1.0, 1.0))
         """
+        pruned = pruned.items if isinstance(pruned, Scores) else pruned
+        dense = dense.items if isinstance(dense, Scores) else dense
         metric = number(pruned, "test")
         interval = bootstrap(pruned) if isinstance(pruned, Tensor) and pruned.dim() else None
         if dense is None:
@@ -87,6 +92,8 @@ def number(value: object, name: str) -> float:
     >>> number(torch.tensor([1.0, 0.0]), "evaluate")
     0.5
     """
+    if isinstance(value, Scores):
+        return value.mean
     if isinstance(value, Tensor) and value.dim() == 1 and len(value):
         return float(value.double().mean())
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunus.errors import InputError
+from prunus.errors import InputError, PrunusError, first_line
 
 Named = tuple[str, Tensor, bool]
 """A tensor under its name and, for a buffer, whether it is in the state dict."""
@@ -81,7 +82,17 @@ def detached_copy(model: nn.Module, shared: Mapping[int, Tensor] | None = None) 
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    return copy.deepcopy(model, memo)
+            elif type(value) in (dict, OrderedDict, set) and not value:
+                memo[id(value)] = type(value)()  # of hooks: ten a module, slow to copy one by one
+    try:
+        return copy.deepcopy(model, memo)
+    except PrunusError:
+        raise
+    except Exception as error:  # copying calls the code of whatever the model holds
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({first_line(error)}), and prunus works on a "
+            "copy: remove what copy.deepcopy refuses"
+        ) from error
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -103,35 +114,29 @@ def drop_caches(model: nn.Module) -> None:
     LeViT and its like keep them in a dictionary that their own ``train()`` empties.
     """
     for module in model.modules():
-        own = type(module).train is not nn.Module.train
+        if type(module).train is nn.Module.train or isinstance(module, fx.GraphModule):
+            continue
         cached = any(
             isinstance(v, dict) and v and all(isinstance(t, Tensor) for t in v.values())
             for k, v in vars(module).items()
             if k not in ("_parameters", "_buffers")
         )
-        if own and cached and not isinstance(module, fx.GraphModule):
+        if cached:
             mode = module.training
             module.train(True)
             module.train(mode)
 
 
-def evaluation_copy(model: nn.Module, who: str) -> nn.Module:
+def evaluation_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode with the same parameters; what a pass changes stays in the copy.
 
     Args:
         model: that is copied.
-        who: works on it, for the message.
 
     Raises:
         InputError: if the model cannot be copied.
     """
-    try:
-        made = detached_copy(model, {id(p): p for p in model.parameters()})
-    except Exception as error:  # copying calls the code of whatever the model holds
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "
-            f"{who} works on a copy: remove what copy.deepcopy refuses"
-        ) from error
+    made = detached_copy(model, {id(p): p for p in model.parameters()})
     drop_caches(made)
     return made.eval()
 

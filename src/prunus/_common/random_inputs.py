@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import Inputs, arguments
-from prunus._common.torch_internals import pytree
+from prunus._common.inputs import Inputs, arguments, tensors_of, with_tensors
 from prunus.errors import InputError
 
 
-def random_inputs(example: Any, *, batch: int | None = None, seed: int = 0) -> Inputs:
+def random_inputs(
+    example: Any,
+    *,
+    batch: int | None = None,
+    dims: Sequence[int | None] | None = None,
+    seed: int = 0,
+) -> Inputs:
     """Fresh inputs like an example, of another batch size if asked.
 
     Floats are standard normal, with no denormal number among them; integers are drawn from the
     example's own range, so that token ids stay known ones; bools are kept, and so are floats that
-    are a mask (both 0 and 1 and nothing else, or ±∞ or the lowest number among them). The batch
-    size is the leading dimension of the first tensor that has one; every tensor with the same
-    leading size changes with it, and what is kept is repeated or cut.
+    are a mask (both 0 and 1 and nothing else, or ±∞ or the lowest number among them). What is
+    kept is repeated or cut to another batch size.
 
     Args:
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
-        batch: the leading dimension wanted; ``None`` keeps the example's.
+        batch: items wanted; ``None`` keeps the example's.
+        dims: of each tensor the dimension that counts items; by default the leading one, of every
+            tensor that is there as long as the first one.
         seed: the same numbers on every machine and device.
 
     Returns:
@@ -40,7 +47,7 @@ def random_inputs(example: Any, *, batch: int | None = None, seed: int = 0) -> I
             [7, 7]])})
     """
     given = arguments(example)
-    leading = [len(t) for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()]
+    leading = [len(t) for t in tensors_of(given) if t.dim()]
     if batch is not None and batch < 1:
         raise InputError(f"the batch size is {batch}; it must be at least 1")
     if batch is not None and not leading:
@@ -49,21 +56,25 @@ def random_inputs(example: Any, *, batch: int | None = None, seed: int = 0) -> I
         )
     generator = torch.Generator().manual_seed(seed)
 
-    def fresh(value: Tensor) -> Tensor:
-        if batch is not None and value.dim() and len(value) == leading[0]:
-            return _fresh(value, (batch, *value.shape[1:]), generator)
-        return _fresh(value, tuple(value.shape), generator)
+    tensors = tensors_of(given)
+    if dims is None:
+        dims = [0 if t.dim() and len(t) == leading[0] else None for t in tensors]
 
-    made: Inputs = pytree.tree_map_only(Tensor, fresh, given)
-    return made
+    def fresh(value: Tensor, d: int | None) -> Tensor:
+        if batch is None or d is None:
+            return _fresh(value, tuple(value.shape), 0, generator)
+        shape = (*value.shape[:d], batch, *value.shape[d + 1 :])
+        return _fresh(value, shape, d, generator)
+
+    return with_tensors(given, map(fresh, tensors, dims))  # type: ignore[no-any-return]
 
 
-def _fresh(value: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """New values in the memory format of the old ones."""
+def _fresh(value: Tensor, shape: tuple[int, ...], d: int, generator: torch.Generator) -> Tensor:
+    """New values in the memory format of the old ones, of another size in one dimension."""
     if value.is_meta or value.numel() == 0:
         return value.new_empty(shape)
-    if value.dtype is torch.bool or _is_mask(value):
-        made = value if value.shape == shape else _repeated(value, shape[0])
+    if value.dtype is torch.bool or is_mask(value):
+        made = value if value.shape == shape else _repeated(value, shape[d], d)
     elif value.is_floating_point() or value.is_complex():
         made = _normal(value.dtype, shape, generator)
     else:
@@ -77,8 +88,8 @@ def _fresh(value: Tensor, shape: tuple[int, ...], generator: torch.Generator) ->
     return made
 
 
-def _repeated(value: Tensor, count: int) -> Tensor:
-    return value[torch.arange(count, device=value.device) % len(value)]
+def _repeated(value: Tensor, count: int, d: int) -> Tensor:
+    return value.index_select(d, torch.arange(count, device=value.device) % value.shape[d])
 
 
 def _normal(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -89,7 +100,8 @@ def _normal(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generat
     return made.masked_fill_(made.abs() < torch.finfo(dtype).tiny, 0).to(dtype)
 
 
-def _is_mask(value: Tensor) -> bool:
+def is_mask(value: Tensor) -> bool:
+    """Whether floats are a mask: both 0 and 1 and nothing else, or the lowest number among them."""
     if not value.is_floating_point():
         return False
     wide = value.detach().float()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from prunus._common.distributed import rank
+from prunus._common.kinds import given_number
+
+State = TypeVar("State")
 
 
 def state() -> dict[str, Any]:
@@ -41,18 +44,33 @@ def set_state(saved: dict[str, Any]) -> None:
     random.setstate((version, tuple(inner), gauss))
 
 
-def of_this_rank(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def of_this_rank(states: Sequence[State]) -> State:
     """This rank's among those of all ranks; the first where it had none."""
     return states[rank()] if rank() < len(states) else states[0]
 
 
 def seed(*parts: int) -> None:
     """Seed all generators from integers, the same on every machine."""
-    words = np.random.SeedSequence(parts).generate_state(2)
-    value = int(words[0]) << 32 | int(words[1])
-    torch.manual_seed(value % 2**63)
-    np.random.seed(int(words[0]))
+    high, low = words(*parts)
+    value = high << 32 | low
+    if torch.accelerator.is_available():
+        torch.manual_seed(value % 2**63)
+    else:  # that would note a stack of calls for devices that are not there: most of its time
+        torch.default_generator.manual_seed(value % 2**63)
+    np.random.seed(high)
     random.seed(value)
+
+
+def words(*parts: int) -> tuple[int, int]:
+    """Two numbers of 32 bits from integers, the same on every machine.
+
+    Raises:
+        InputError: for a seed that is no whole number from 0 on.
+    """
+    for part in parts:
+        given_number(part, "seed", least=0, whole=True)
+    high, low = np.random.SeedSequence(parts).generate_state(2)
+    return int(high), int(low)
 
 
 @contextlib.contextmanager

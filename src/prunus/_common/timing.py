@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from prunus._common.kinds import given_number
 from prunus.errors import InputError
 
 SHORTEST = 2e-3
@@ -186,8 +187,10 @@ def threads(count: int | None) -> Iterator[int]:
     >>> torch.get_num_threads() == before
     True
     """
-    if count is not None and count < 1:
-        raise InputError(f"threads is {count}; it must be at least 1, or None for torch's own")
+    if count is not None:
+        given_number(count, "threads", least=1, whole=True)
+        if count >= 2**31:
+            raise InputError(f"threads is {count:.3g}; no machine has as many")
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus._common.memory import lasting
+
 Part = Callable[[], Tensor]
 """Makes a flat tensor of scores; called once a pass, so that they need not all be in memory."""
 
@@ -34,6 +36,7 @@ class Cutoff:
 
 
 _CHUNK = 1 << 17  # scores looked at together: they stay in the cache between two comparisons
+_SHORT = 16  # up to this length all pairs of a run are compared
 _SMALL = 1 << 16
 _SAMPLE = 1 << 16
 
@@ -85,10 +88,43 @@ def keep_largest_by_run(scores: Tensor, keep: Tensor) -> Tensor:
     tensor([[False,  True, False],
             [ True, False, False]])
     """
-    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
-    rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    kept = rank < keep.to(scores.device)[:, None]
-    return torch.empty_like(scores, dtype=torch.bool).scatter_(1, order, kept)
+    kept = torch.empty_like(scores, dtype=torch.bool)
+    length = scores.shape[1]
+    together = _CHUNK >> 2 if scores.device.type == "cpu" else _CHUNK << 6
+    rows = max(1, together // max(1, length))
+    best = _best_of_short if length <= _SHORT else _best_of_long
+    numbers = keep.to(scores.device)
+    for some, number, out in zip(*(x.split(rows) for x in (scores, numbers, kept)), strict=True):
+        out.copy_(best(some, number))
+    return kept
+
+
+def _best_of_short(scores: Tensor, keep: Tensor) -> Tensor:
+    """By rank: how many of its run come before each score, every pair compared once."""
+    columns = scores.t().contiguous()
+    rank = torch.zeros(columns.shape, dtype=torch.int8, device=scores.device)
+    for j in range(len(columns)):
+        for i in range(j):
+            beaten = columns[j] > columns[i]  # of equal scores the first stays
+            rank[i] += beaten
+            rank[j] += ~beaten
+    return (rank < keep).t()
+
+
+def _best_of_long(scores: Tensor, keep: Tensor) -> Tensor:
+    """By the smallest score of each run that stays, of equal ones the first."""
+    last = torch.from_numpy(np.sort(scores.numpy())) if _numpy_reads(scores) else scores.sort()[0]
+    place = (scores.shape[1] - keep).clamp(0, scores.shape[1] - 1)
+    value = last.gather(1, place[:, None])
+    value[keep <= 0] = torch.inf
+    kept = scores >= value
+    excess = kept.sum(1) - keep
+    tied = ((excess > 0) & (keep > 0)).nonzero().flatten()
+    if len(tied):
+        above, equal = scores[tied] > value[tied], scores[tied] == value[tied]
+        missing = keep[tied] - above.sum(1)
+        kept[tied] = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= missing[:, None]))
+    return kept
 
 
 def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cutoff:
@@ -126,7 +162,7 @@ def at_least(scores: Tensor, value: float) -> Tensor:
     """``scores >= value``; numpy compares five times as fast as torch on a CPU."""
     if not _numpy_reads(scores):
         return scores >= value
-    mask = torch.empty(scores.shape, dtype=torch.bool)
+    mask = lasting(scores.shape, torch.bool)
     array = scores.numpy()
     np.greater_equal(array, array.dtype.type(value), out=mask.numpy())
     return mask
@@ -141,7 +177,8 @@ def count(mask: Tensor) -> int:
 
 def _bracket(parts: Sequence[Part], total: int, keep: int) -> tuple[float, float]:
     stride = max(1, total // _SAMPLE) | 1  # odd: does not fall in step with even row lengths
-    sample = torch.cat([part()[::stride] for part in parts]).sort(descending=True).values
+    some = [part()[::stride].clone() for part in parts]  # a view would hold all scores
+    sample = torch.cat(some).sort(descending=True).values
     middle = keep / total * len(sample)
     # Eight standard deviations of a binomial rank: a miss costs one more pass, not the answer.
     margin = 8 * (middle * (1 - keep / total)) ** 0.5 + 8
@@ -156,20 +193,24 @@ def _bracket(parts: Sequence[Part], total: int, keep: int) -> tuple[float, float
 def _pass(parts: Sequence[Part], low: float, high: float) -> tuple[list[int], list[Tensor]]:
     """By part: how many scores are ``high`` or more, and copies of those in ``[low, high)``."""
     above, inside = [], []
-    for part in parts:
-        scores = part()
-        assert scores.dim() == 1
-        number, kept = 0, []
-        for chunk in scores.split(_CHUNK):
-            between = at_least(chunk, low)
-            if high != float("inf"):
-                over = at_least(chunk, high)
-                number += count(over)
-                between.logical_xor_(over)
-            kept.append(_choose(chunk, between))
+    for part in parts:  # the scores of one are let go before the next are made
+        number, between = _within(part(), low, high)
         above.append(number)
-        inside.append(torch.cat(kept))
+        inside.append(between)
     return above, inside
+
+
+def _within(scores: Tensor, low: float, high: float) -> tuple[int, Tensor]:
+    assert scores.dim() == 1
+    number, kept = 0, []
+    for chunk in scores.split(_CHUNK):
+        between = at_least(chunk, low)
+        if high != float("inf"):
+            over = at_least(chunk, high)
+            number += count(over)
+            between.logical_xor_(over)
+        kept.append(_choose(chunk, between))
+    return number, torch.cat(kept)
 
 
 def _choose(scores: Tensor, mask: Tensor) -> Tensor:

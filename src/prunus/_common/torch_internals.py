@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _NormBase as AnyBatchNorm
 from torch.nn.modules.conv import _ConvNd as AnyConv
 from torch.nn.modules.conv import _ConvTransposeNd as AnyTransposedConv
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
@@ -307,6 +308,11 @@ class WithoutFastPath:
         return False
 
 
+def load_hooks(module: nn.Module) -> list[Any]:
+    """What runs after a module's ``load_state_dict``: registered publicly, shown nowhere."""
+    return list(module._load_state_dict_post_hooks.values())
+
+
 # ONNX
 
 
@@ -375,3 +381,9 @@ def aot_load(path: Path) -> Callable[[list[Tensor]], Iterable[Tensor]]:
     run: Callable[[list[Tensor]], Iterable[Tensor]]
     run = loader.boxed_run if hasattr(loader, "boxed_run") else loader.run  # torch 2.6 has no boxed
     return run
+
+
+def drop_workers(loader: DataLoader[Any]) -> None:
+    """Let persistent workers end: nothing public does, and each goes on with what it has drawn."""
+    if getattr(loader, "_iterator", None) is not None:
+        loader._iterator = None

@@ -10,12 +10,14 @@ import click
 
 from prunus._common.numbers import short
 from prunus._common.tables import Table
+from prunus.cli import completion
 from prunus.cli.shared import JSON, says_errors, show
 from prunus.errors import InputError
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path),
+                shell_complete=completion.runs)  # fmt: skip
 @JSON
 @says_errors
 def compare(folders: tuple[Path, ...], as_json: bool) -> None:

@@ -14,8 +14,7 @@ from prunus._common.numbers import NONE, count, error, metric
 from prunus.cli.shared import show
 from prunus.methods.traits import trait
 from prunus.progressive import progress
-from prunus.progressive.result import Result, rounds_table
-from prunus.runtimes import find
+from prunus.progressive.result import Result, last_accepted, rounds_table
 
 LINE_EVERY = 10.0  # seconds between lines of a log
 
@@ -107,9 +106,12 @@ def summary(result: Result, metric_name: str, report: str | None) -> None:
     rows = [
         ("ended", result.reason),
         ("sparsity", _sparsity(result)),
+        *_bounded(result),
         (f"test {metric_name}", NONE if result.test_metric is None else str(result.test_metric)),
         *(_stored(result) if result.compaction is None else _compact(result)),
         *_deployed(result, metric_name),
+        *(("control", str(arm)) for arm in result.controls),
+        *((("worth", result.worth),) if result.worth else ()),
     ]
     for name, text in rows:
         click.echo(f"{name:<13} {text}")
@@ -123,6 +125,15 @@ def _sparsity(result: Result) -> str:
     what = "zero" if result.compaction is None else "gone"
     part = f"{metric(fraction)} of all parameters are {what}"
     return f"{metric(result.sparsity)} of the weights in scope, {part}"
+
+
+def _bounded(result: Result) -> list[tuple[str, str]]:
+    """What the target counts, where that is no sparsity."""
+    last = last_accepted(result.rounds)
+    if last.target == "sparsity":
+        return []
+    gone, left = metric(last.achieved), metric(1 - last.achieved)
+    return [(last.target, f"{gone} of the dense model's are gone, {left} left")]
 
 
 def _stored(result: Result) -> list[tuple[str, str]]:
@@ -147,8 +158,7 @@ def _deployed(result: Result, metric_name: str) -> list[tuple[str, str]]:
         text += f"; batch {batch}: {timing.median_ms:.3g} ms{faster}"
     place = [("artifact", str(made.path))] if made.path is not None else []
     if made.path is not None and not trait("runtimes", made.runtime, "NEEDS_MODEL"):
-        trust = "" if find(made.runtime).FACTS.safe else ", trusted=True"
-        place.append(("open it", f"prunus.load('{made.path}'{trust})"))
+        place.append(("open it", made.opened_by))
     return [("runs in", text), *place, *(("note", note) for note in made.advice)]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunus.cli import completion
 from prunus.cli.shared import DATA, JSON, model_of, says_errors, show, timing_options
 from prunus.cli.trust import TRUST, ask
 from prunus.errors import InputError
@@ -24,9 +25,10 @@ BATCHES = 8
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs_or_models)
 @click.option(
     "--runtime", "runtimes", multiple=True, default=("auto",), show_default=True,
+    shell_complete=completion.runtimes,
     help="A name (prunus list runtimes), or auto for all; may be given several times.",
 )  # fmt: skip
 @timing_options(
@@ -92,9 +94,9 @@ def _of_run(run: Path, folder: Path | None, settings: dict[str, Any]) -> Deploym
     from prunus.deployment.deploy import deploy as deploy_model
     from prunus.progressive.finished import open_run
     from prunus.progressive.record import Record
-    from prunus.recipe.resolve import code_digests
+    from prunus.recipe.resolve import code_that_runs
 
-    ask(code_digests(Record(run).recipe))
+    ask(code_that_runs(Record(run).recipe))
     done = open_run(run)
     task = done.task
     batches = task.train if task.calibration is None else task.calibration

@@ -12,14 +12,18 @@ from prunus.cli.compare import compare
 from prunus.cli.deploy import deploy
 from prunus.cli.init import init
 from prunus.cli.list_ import list_
+from prunus.cli.llm import llm
 from prunus.cli.measure import measure
 from prunus.cli.plan import plan
 from prunus.cli.report import report
 from prunus.cli.run import resume, run
+from prunus.cli.scan import scan
 from prunus.cli.sweep import sweep
 from prunus.cli.units import units
 
-COMMANDS = (run, resume, sweep, report, compare, measure, deploy, plan, units, init, list_)
+COMMANDS = (
+    run, resume, sweep, llm, report, compare, measure, deploy, plan, units, scan, init, list_,
+)  # fmt: skip
 
 
 class _Help(click.Group):

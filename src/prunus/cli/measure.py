@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunus.cli import completion
 from prunus.cli.shared import DATA, JSON, model_of, says_errors, show, timing_options
 from prunus.cli.trust import TRUST, ask
 
@@ -19,10 +20,11 @@ WRITTEN = "measure.json"
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completion.runs_or_models)
 @timing_options(
     batch="Items of a pass; may be given several times.",
     seconds="Time for each model and batch.",
+    batches=(),  # 1 and 16 unless the example holds no batch
 )
 @DATA
 @TRUST
@@ -42,7 +44,7 @@ def measure(run: str, batches: tuple[int, ...], as_json: bool, **settings: Any) 
     """
     from prunus.measurement.measure import measure as measure_model
 
-    settings["batch_sizes"] = batches
+    settings["batch_sizes"] = batches or None
     folder = Path(run) if Path(run).is_dir() else None
     if folder is None:
         found = measure_model(*model_of(run), **settings)
@@ -61,9 +63,9 @@ def _of_run(folder: Path, settings: dict[str, Any]) -> Measurement:
     from prunus.measurement.measure import measure as measure_model
     from prunus.progressive.finished import open_run
     from prunus.progressive.record import Record
-    from prunus.recipe.resolve import code_digests
+    from prunus.recipe.resolve import code_that_runs
 
-    ask(code_digests(Record(folder).recipe))
+    ask(code_that_runs(Record(folder).recipe))
     done = open_run(folder)
     found = measure_model(done.pruned, done.task.example, baseline=done.dense, **settings)
     write_json(folder / WRITTEN, found.to_dict())

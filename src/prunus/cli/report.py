@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from prunus.cli import completion
 from prunus.cli.shared import JSON, says_errors
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @JSON
 @says_errors
 def report(folder: Path, as_json: bool) -> None:

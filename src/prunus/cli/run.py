@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from prunus.cli import completion
 from prunus.cli.shared import DATA, JSON, THREADS, says_errors, stoppable
 from prunus.cli.trust import TRUST, announce, ask
 from prunus.errors import InputError, Interrupted
@@ -19,8 +20,8 @@ BOARD = click.option(
 
 
 @click.command()
-@click.argument("recipe")
-@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("recipe", shell_complete=completion.recipes)
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completion.changes)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the run is kept.")
 @DATA
 @THREADS
@@ -42,7 +43,7 @@ def run(
       prunus run my/recipe.yaml task=my/task.py 'scope.exclude=[head]'
       prunus run iterative target=guard rounds=null 'guard={max_drop: 0.01}'
     """
-    from prunus.recipe.resolve import code_digests, folder_name
+    from prunus.recipe.resolve import code_that_runs, folder_name
     from prunus.recipe.schema import Recipe
 
     made = Recipe.load(recipe, changes)
@@ -51,7 +52,7 @@ def run(
             "the recipe names no task: add task=digits, or task=my/task.py (prunus init writes one)"
         )
     where = folder or Path("runs") / folder_name(made)
-    announce(code_digests(made))
+    announce(code_that_runs(made))
     _go(where, as_json, tensorboard, lambda **hooks: _start(made, where, **hooks))
 
 
@@ -64,7 +65,7 @@ def _start(recipe: Any, folder: Path, **hooks: Any) -> Any:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path), shell_complete=completion.runs)
 @DATA
 @THREADS
 @BOARD
@@ -79,10 +80,10 @@ def resume(folder: Path, tensorboard: bool, as_json: bool) -> None:
       prunus resume runs/iterative-1a2b3c4d
     """
     from prunus.progressive.folder import recipe_of
-    from prunus.recipe.resolve import code_digests
+    from prunus.recipe.resolve import code_that_runs
 
     made = recipe_of(folder)
-    ask(code_digests(made))
+    ask(code_that_runs(made))
     _go(folder, as_json, tensorboard, lambda **hooks: _start(made, folder, **hooks))
 
 

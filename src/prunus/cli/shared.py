@@ -43,11 +43,13 @@ THREADS = _sets(
 )  # fmt: skip
 
 
-def timing_options(*, batch: str, seconds: str) -> Callable[[Command], Command]:
+def timing_options(
+    *, batch: str, seconds: str, batches: tuple[int, ...] = (1, 16)
+) -> Callable[[Command], Command]:
     """What all that takes the time of a model asks for, with the help of two of the options."""
     options = (
         click.option("--batch", "batches", type=click.IntRange(1), multiple=True,
-                     default=(1, 16), show_default="1 and 16", help=batch),
+                     default=batches, show_default="1 and 16", help=batch),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True,
                      help="Processor threads."),
         click.option("--seconds", type=click.FloatRange(0, min_open=True), default=1.0,
@@ -99,10 +101,10 @@ def model_of(name: str) -> tuple[Any, Any]:
         InputError: if it is neither, nor the folder of a run.
     """
     from prunus.cli.trust import ask_file
-    from prunus.methods.catalog import meant, names
+    from prunus.methods.catalog import meant, names, own_file
     from prunus.tasks.find import find_model
 
-    if ".py" not in name and name not in names("tasks"):
+    if own_file(name) is None and name not in names("tasks"):
         raise InputError(f"there is no run folder and no task '{name}'; {meant('tasks', name)}")
     ask_file(name)
     return find_model(name)

@@ -9,14 +9,21 @@ from typing import Any
 
 import click
 
+from prunus.cli import completion
 from prunus.cli.shared import DATA, JSON, THREADS, says_errors, show, stoppable
 from prunus.cli.trust import remember
 from prunus.errors import RunError
 
 
 @click.command()
-@click.argument("recipe")
-@click.argument("space", nargs=-1, required=True, metavar="KEY=A,B,C|LOW..HIGH|VALUE...")
+@click.argument("recipe", shell_complete=completion.recipes)
+@click.argument(
+    "space",
+    nargs=-1,
+    required=True,
+    metavar="KEY=A,B,C|LOW..HIGH|VALUE...",
+    shell_complete=completion.changes,
+)
 @click.option(
     "--trials", type=click.IntRange(1),
     help="How many in all (default: every combination of lists; 20 with a range).",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from prunus._common.files import write_atomically
@@ -63,7 +65,8 @@ def task():
 
 RECIPE = """# How to prune. `prunus list` names every criterion, allocation, schedule and structure.
 version: 1
-task: {task}
+name: {name}
+task: task.py              # beside this file
 dense: 10ep                # training before the first cut; 0 if the model is trained already
 criterion: magnitude       # what a weight is worth
 allocation: global         # all layers compete; or uniform, erk, per_neuron
@@ -90,7 +93,7 @@ def write_template(folder: Path) -> list[Path]:
         InputError: if one of them exists, or the folder cannot be written.
     """
     task = folder / "task.py"
-    texts = {task: TASK, folder / "recipe.yaml": RECIPE.format(task=task)}
+    texts = {task: TASK, folder / "recipe.yaml": RECIPE.format(name=_name_of(folder))}
     for path, text in texts.items():  # the first one as it is: this was stopped before the second
         if path.exists() and (path != task or path.read_bytes() != text.encode()):
             raise InputError(f"'{path}' exists; name another folder: prunus init my_project")
@@ -101,3 +104,9 @@ def write_template(folder: Path) -> list[Path]:
     for path, text in texts.items():
         write_atomically(path, text.encode())
     return [*texts]
+
+
+def _name_of(folder: Path) -> str:
+    """The project's, as YAML: runs are called so."""
+    words = re.sub(r"[^\w -]+", "-", folder.resolve().name).strip("- ")
+    return json.dumps(words[:100] or "project", ensure_ascii=False)

@@ -28,7 +28,7 @@ def announce(code: Mapping[str, str]) -> None:
     """Say which files run, on standard error, and remember them: this user runs them.
 
     Args:
-        code: SHA-256 by file, as :func:`prunus.recipe.resolve.code_digests` gives it. What a file
+        code: SHA-256 by file, as :func:`prunus.recipe.resolve.code_that_runs` gives it. What a file
             imports in turn is not part of its digest.
     """
     for file, sha in code.items():
@@ -62,11 +62,11 @@ def ask_file(name: str) -> None:
     Raises:
         InputError: if the answer is no, or nobody is there to give one.
     """
-    from prunus._common.files import digest
+    from prunus.methods.catalog import digest, own_file
 
-    path = Path(name.partition(".py")[0] + ".py")
-    if ".py" in name and path.is_file():
-        ask({str(path): digest(path.read_bytes())})
+    file = own_file(name)
+    if file is not None and Path(file).is_file():
+        ask({file: digest(Path(file))})
 
 
 def _at_a_terminal() -> bool:

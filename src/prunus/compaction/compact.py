@@ -11,16 +11,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from prunus import costs
+from prunus._common.batch import find_batch
+from prunus._common.given import given_example, given_model
+from prunus._common.inputs import arguments
+from prunus._common.kinds import given_choice
 from prunus._common.modules import detached_copy
 from prunus._common.numbers import count, percent
+from prunus._common.steps import takes_steps
 from prunus._common.tables import Table, page
 from prunus.compaction.cut import IndexCut, cut_of, leaves_zeros
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
-from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
+from prunus.compaction.reopening import reopening
+from prunus.compaction.rewriting.compact_graph import take_mode_of_operators, untrainable
 from prunus.compaction.search import ROUTES, CompactionPlan, find_plan
 from prunus.compaction.slicing.attributes import Attribute
-from prunus.compaction.slicing.parameters import shrink
+from prunus.compaction.slicing.optimizer_copy import optimizer_copy, refuse_stranger
+from prunus.compaction.slicing.parameters import refuse_optimizer, shrink
 from prunus.compaction.slicing.rescaling import rescale
 from prunus.compaction.slicing.surgery import adopt, plain_attributes
 from prunus.errors import InputError
@@ -28,6 +35,7 @@ from prunus.graph.analysis import analyze
 from prunus.graph.passes import trace_all
 from prunus.graph.solve import Heads
 from prunus.pruning.masks import apply, match_names
+from prunus.pruning.optimizers import AnyOptimizer, real_optimizer
 from prunus.types import Kept, Masks
 
 
@@ -46,6 +54,7 @@ class Compact:
         kept: the indices that stay, by tensor and dimension.
         attributes: numbers that modules keep and that changed.
         notes: what to know beside.
+        optimizer: that goes on with the smaller model, if one was given.
     """
 
     model: nn.Module
@@ -58,6 +67,7 @@ class Compact:
     kept: Kept = field(repr=False)
     notes: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    optimizer: Optimizer | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, *, sparse: bool = False, values: Values | None = None) -> Path:
         """Write the model, without pickle; :func:`prunus.load` opens it.
@@ -92,7 +102,11 @@ class Compact:
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
-def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None = None) -> Compact:
+@takes_steps
+def compact(
+    model: nn.Module, masks: Masks, example: Any, *,
+    heads: Heads | None = None, optimizer: object = None,
+) -> Compact:  # fmt: skip
     """Remove what whole-unit masks set to zero: a smaller model that computes the same.
 
     Units are found by analysis; a unit goes when the masks remove all of its slices. Other zeros
@@ -104,13 +118,17 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         heads: at attention, whether masks remove ``whole`` heads or the same ``dims`` of every
             head; by default whatever removes more.
+        optimizer: of the model, if training is to go on: the result has a copy of it for the
+            smaller model, its state sliced, which takes the steps that it would have taken
+            under the masks. Hooks and schedulers stay with the one given, which is not changed.
 
     Returns:
         The smaller model, verified: of the same class where that is possible, otherwise with
         some modules, or all of it, as a ``torch.fx.GraphModule``.
 
     Raises:
-        InputError: if the masks do not fit, remove no whole unit, or the model cannot be traced.
+        InputError: if the masks do not fit, remove no whole unit, the model cannot be traced, or
+            the optimizer's state cannot be sliced (Adafactor's: it names what to do).
         RunError: if the result does not equal the masked model; it names the operator.
 
     >>> import torch
@@ -121,15 +139,21 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
     >>> small.model[0], small.route, small.units
     (Linear(in_features=4, out_features=2, bias=True), 'sliced', 1)
     """
-    masks = match_names(model, masks)
+    masks = match_names(given_model(model, "compact"), masks)
+    example = given_example(model, example)
+    given_choice(heads, "heads", (None, "whole", "dims"))
+    if optimizer is not None:
+        refuse_stranger(optimizer, model)
+        refuse_optimizer(real_optimizer(optimizer))
     cut = whole_units(model, masks, example, heads)
     if not cut.units():
         raise InputError(
             "these masks remove no whole unit, so nothing can be made smaller: single zeros stay "
             "where they are (prune with structure: channel or head; prunus.units shows the units)"
         )
-    before = costs.measure(model, example)
-    small, plan, attributes = smaller_copy(model, masks, cut, example)
+    batch = find_batch(model, arguments(example))
+    before = costs.measure(model, example, batch=batch)
+    small, plan, attributes, going_on = smaller_pair(model, masks, cut, example, optimizer)
     return Compact(
         model=small,
         route=plan.route,
@@ -137,26 +161,40 @@ def compact(model: nn.Module, masks: Masks, example: Any, *, heads: Heads | None
         effect=plan.comparison.effect,
         units=cut.units(),
         before=before,
-        after=costs.measure(small, example),
+        after=costs.measure(small, example, batch=batch),
         kept=plan.surgery.kept,
-        notes=plan.notes,
+        notes=(
+            *plan.notes,
+            *costs.notes(model, example, before["macs"], batch),
+            *reopening(small, example),
+        ),
         attributes=attributes,
+        optimizer=going_on,
     )
 
 
-def smaller_copy(
-    model: nn.Module, masks: Masks, cut: IndexCut, example: Any
-) -> tuple[nn.Module, CompactionPlan, tuple[Attribute, ...]]:
-    """A copy of a model without units that are known: the copy, what was done, what it took.
+def smaller_pair(
+    model: nn.Module, masks: Masks, cut: IndexCut, example: Any, optimizer: object = None
+) -> tuple[nn.Module, CompactionPlan, tuple[Attribute, ...], Optimizer | None]:
+    """A copy of a model without units that are known, and of its optimizer, if it has one.
+
+    Returns:
+        The copy, what was done, what it took, and the copied optimizer. With one, norms stay as
+        they train on.
 
     Raises:
+        InputError: if the smaller model could not be trained by the optimizer.
         RunError: if the result does not equal the masked model.
     """
     twin = detached_copy(model)
+    copied = None if optimizer is None else optimizer_copy(optimizer, model, twin)
     apply(twin, masks)
     plan = replace(find_plan(twin, cut, example), traced=())  # which holds slices of its own
-    small = perform(twin, plan)
-    return small, plan, (*plan.surgery.attributes, *rescale(small))
+    if copied is not None and plan.comparison.gradient:
+        raise InputError(untrainable(type(model).__name__, plan.comparison.gradient))
+    small = perform(twin, plan, copied)
+    changed = rescale(small) if copied is None else ()
+    return small, plan, (*plan.surgery.attributes, *changed), copied
 
 
 def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> IndexCut:
@@ -174,7 +212,7 @@ def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | Non
 
 
 def perform(
-    model: nn.Module, plan: CompactionPlan, optimizer: Optimizer | None = None
+    model: nn.Module, plan: CompactionPlan, optimizer: AnyOptimizer | None = None
 ) -> nn.Module:
     """Carry a plan out on a model, in place where its class stays.
 

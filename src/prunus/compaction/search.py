@@ -12,13 +12,13 @@ from prunus.compaction.case import Case, case_of
 from prunus.compaction.cut import IndexCut, way_out
 from prunus.compaction.experts import without_experts
 from prunus.compaction.replacing import closed_graph, modules_replaced, opened_graph, refusals
-from prunus.compaction.rewriting.compact_graph import take_mode_of_operators
+from prunus.compaction.rewriting.compact_graph import CompactGraph, take_mode_of_operators
 from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, guesses, standard
 from prunus.compaction.slicing.configs import configured
 from prunus.compaction.slicing.limits import Limits, unread
 from prunus.compaction.slicing.surgery import Surgery, refresh
-from prunus.compaction.verifying.values import WHOLE
+from prunus.compaction.verifying.values import WHOLE, Lazy
 from prunus.compaction.verifying.verify import Comparison, first_differing
 from prunus.errors import InputError, RunError
 from prunus.graph.call import describe, some
@@ -53,6 +53,9 @@ class CompactionPlan:
     traced: tuple[Traced, ...] = ()
 
 
+NOT_COMPARED = "gradients were not compared: not all values of a model this large are held at once"
+
+
 def find_plan(
     model: nn.Module, cut: IndexCut, example: Any, *, whole: int = WHOLE
 ) -> CompactionPlan:
@@ -82,9 +85,31 @@ def find_plan(
     found = _first_route(case) if case.kept else CompactionPlan("sliced", Surgery({}), None, graph)
     if found is None and not graph.equal:
         _fail(case, graph)
-    found = found or _whole(case)
+    found = _for_inference(found or _whole(case), case)
     notes = (*cut.analysis.notes, *([case.gate.note] if case.gate.note else []), *found.notes)
     return _limited(replace(found, notes=notes, traced=case.rewritten.traced), model, cut)
+
+
+def _for_inference(plan: CompactionPlan, case: Case) -> CompactionPlan:
+    """Graphs that answer alike and would train otherwise refuse a backward pass.
+
+    So does what is made of one that refuses it: there is nothing to compare with.
+    """
+    graphs = [g for g in (plan.graph, *plan.surgery.replaced.values()) if g is not None]
+    before = (m.gradient for m in case.model.modules() if isinstance(m, CompactGraph))
+    name = plan.comparison.gradient or next(filter(None, before), "")
+    if not name:
+        lazy = graphs and any(isinstance(t, Lazy) for t in case.small.values())
+        return replace(plan, notes=(*plan.notes, NOT_COMPARED)) if lazy else plan
+    plan = replace(plan, comparison=replace(plan.comparison, gradient=name))
+    for graph in graphs:
+        if isinstance(graph, CompactGraph):
+            vars(graph)["gradient"] = name
+    note = (
+        f"for inference alone: the gradient of '{name}' would not be the masked model's, so a "
+        "backward pass is refused"
+    )
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _limited(plan: CompactionPlan, model: nn.Module, cut: IndexCut) -> CompactionPlan:

@@ -13,11 +13,13 @@ from torch.optim import Optimizer
 from prunus._common.modules import take_mode
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import IndexCut, take
+from prunus.compaction.rewriting.compact_graph import untrainable
 from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.slicing.parameters import refuse_optimizer, resize
 from prunus.compaction.slicing.surgery import adopt, refresh
 from prunus.errors import InputError
 from prunus.graph.trace import Traced
+from prunus.pruning.optimizers import AnyOptimizer, each_of
 from prunus.types import Kept, Masks
 
 
@@ -52,8 +54,9 @@ class ShrinkStep:
 
 
 def shrink(
-    model: nn.Module, cut: IndexCut, example: Any, optimizer: Optimizer | None, *, in_place: bool
-) -> ShrinkStep:
+    model: nn.Module, cut: IndexCut, example: Any, optimizer: AnyOptimizer | None, *,
+    in_place: bool, trains: bool = False,
+) -> ShrinkStep:  # fmt: skip
     """Take units out of a model. Parameters keep their identity, so an optimizer goes on with them.
 
     Args:
@@ -62,12 +65,15 @@ def shrink(
         example: an input, a tuple of inputs, or a mapping of keyword arguments.
         optimizer: whose state is sliced along.
         in_place: whether others hold the model, so that it must stay this object.
+        trains: whether the smaller model is trained further.
 
     Raises:
-        InputError: if it must stay this object and cannot.
+        InputError: if it must stay this object and cannot, or could not be trained.
         RunError: if the smaller model does not equal the masked one; nothing is changed then.
     """
     plan = find_plan(model, cut, example)
+    if trains and plan.comparison.gradient:
+        raise InputError(untrainable(type(model).__name__, plan.comparison.gradient))
     if in_place:
         refuse_replacing(plan)
     shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
@@ -88,7 +94,7 @@ def shrink(
     )
 
 
-def grow(step: ShrinkStep, optimizer: Optimizer | None) -> nn.Module:
+def grow(step: ShrinkStep, optimizer: AnyOptimizer | None) -> nn.Module:
     """Undo a shrink; the values of what comes back are for the caller to fill in.
 
     The optimizer forgets its state of this model's parameters, which is of the smaller shapes (a
@@ -107,8 +113,8 @@ def grow(step: ShrinkStep, optimizer: Optimizer | None) -> nn.Module:
         take_mode(model, of=step.after)
     for name, parameter in dense.items():
         resize(parameter, larger[name])
-        if optimizer is not None:
-            optimizer.state.pop(parameter, None)
+        for one in () if optimizer is None else each_of(optimizer):
+            one.state.pop(parameter, None)
     for path, module in model.named_modules():
         for key, buffer in module._buffers.items():
             name = f"{path}.{key}" if path else key
@@ -175,18 +181,24 @@ def slice_saved(
 
 
 def refuse_for_shrinking(
-    optimizer: Optimizer, copies: Iterable[nn.Module], *, shrunk: bool
+    optimizer: Optimizer | None, copies: Iterable[object], *, shrunk: bool
 ) -> None:
     """What cannot go on with a model that becomes smaller while it trains.
 
     State that an optimizer brings from before a shrink it did not see is forgotten.
 
     Raises:
-        InputError: for an optimizer whose state cannot be sliced, and for copies of the model.
+        InputError: for an optimizer whose state cannot be sliced, for several (``None``), and for
+            copies of the model.
     """
+    if optimizer is None:
+        raise InputError(
+            "compact: every_round: a model that shrinks can have one optimizer only: leave compact "
+            "out, and call prunus.compact after training"
+        )
     if list(copies):
         raise InputError(
-            "run.attach was given a copy of the model (an EMA?), which would stay dense while the "
+            "a copy of the model was given (an EMA?), which would stay dense while the "
             "model shrinks: leave it out, or use compact: end"
         )
     for parameter, state in list(optimizer.state.items()) if shrunk else ():

@@ -11,55 +11,81 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunus._common.inputs import Inputs, arguments, tensors_of
-from prunus._common.torch_internals import pytree
+from prunus._common.batch import Batch, find_batch
+from prunus._common.inputs import Inputs, arguments, map_tensors
+from prunus._common.modules import evaluation_copy
+from prunus._common.names import unwrapped
+from prunus._common.put_back import PutBack
+from prunus._common.rng import preserve_rng
+from prunus._common.traces import trainable_again
+from prunus.errors import first_line
 from prunus.types import Masks
 
 
-def macs(model: nn.Module, example: Any, masks: Masks) -> tuple[int | None, int | None]:
-    """MACs for one example, and those that would be left if every zero were skipped.
+def macs(
+    model: nn.Module, example: Any, masks: Masks, batch: Batch | None = None
+) -> tuple[float | None, float | None]:
+    """MACs of one item of an example, and those that would be left if every zero were skipped.
 
-    Counted on the meta device, where the counter is right for LSTMs and attention as well;
-    1 MAC = 2 FLOPs. The second figure scales the MACs of each module by the density of its
-    masked weight: theoretical.
+    The pass is counted as it is given, and divided by the items in it. 1 MAC = 2 FLOPs; only
+    products count. The second figure scales the MACs of each module by the density of its masked
+    weight: theoretical.
 
     Args:
-        model: any model that runs on the meta device; ``(None, None)`` for others.
-        example: an input, a tuple of inputs, or a mapping of keyword arguments; counted for its
-            first item alone.
+        model: any; ``(None, None)`` where the counter cannot follow it (:func:`why_unknown`).
+        example: an input, a tuple of inputs, or a mapping of keyword arguments.
         masks: by parameter name.
+        batch: the items; by default :func:`prunus._common.batch.find_batch` finds them. Where there
+            are none (the nodes of one graph, pairs), the pass is the item.
+
+    >>> macs(nn.LSTM(3, 2), torch.ones(7, 5, 3), {})  # time first: 5 items of 7 steps
+    (280, 280)
     """
     inputs = arguments(example)
-    first = pytree.tree_map_only(Tensor, lambda t: t[:1] if t.dim() else t, inputs)
-    counted = _on_meta(model, first)
-    batches = {t.shape[0] for t in tensors_of(inputs) if t.dim()}
-    if counted is None and len(batches) > 1:  # nodes and edges of one graph: no items
-        counted = _on_meta(model, inputs)
-    return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
+    whole, skipped = macs_of_pass(model, inputs, masks)
+    if whole is None or skipped is None:
+        return None, None
+    batch = find_batch(model, inputs) if batch is None else batch
+    return _of_item(whole, batch.size), _of_item(skipped, batch.size)
 
 
 def macs_of_pass(model: nn.Module, inputs: Inputs, masks: Masks) -> tuple[int | None, int | None]:
-    """The same two figures for one forward pass of exactly these inputs.
+    """The same two figures for one forward pass of exactly these inputs, in eval mode.
 
-    A model that reads values while it runs cannot run on the meta device; its MACs are counted
-    in a real pass, with the fused kernels off that the counter does not know.
+    Counted on the meta device, where the counter is right for LSTMs and attention as well. A model
+    that reads values while it runs cannot run there; its MACs are counted in a real pass, with the
+    fused kernels off that the counter does not know.
 
     >>> macs_of_pass(nn.Linear(3, 2), ((torch.ones(5, 3),), {}), {})
     (30, 30)
     """
-    counted = _on_meta(model, inputs) or _for_real(model, inputs)
-    return (None, None) if counted is None else _with_zeros_skipped(model, counted, masks)
+    counted = _on_meta(model, inputs)
+    if isinstance(counted, Exception):
+        counted = _for_real(model, inputs)
+    if isinstance(counted, Exception):
+        return None, None
+    return _with_zeros_skipped(model, counted, masks)
 
 
-def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), inputs)
+def why_unknown(model: nn.Module, inputs: Inputs) -> str:
+    """Why a pass cannot be counted."""
+    found = _for_real(model, inputs)
+    return first_line(found) if isinstance(found, Exception) else "the counter does not follow it"
+
+
+def _of_item(whole: int, items: int) -> float:
+    return whole // items if whole % items == 0 else whole / items
+
+
+def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
     counter = FlopCounterMode(display=False)
     try:
-        twin = _without_values(model).eval()
+        args, kwargs = map_tensors(lambda t: t.to("meta"), inputs)
+        twin = unwrapped(_without_values(model)).eval()
         with counter, torch.no_grad():
             twin(*args, **kwargs)
-    except Exception:  # of the model's code: reads values, which meta tensors lack, or a slice
-        return None
+    except Exception as error:  # of the model's code: reads values, which meta tensors lack
+        return error
     return counter
 
 
@@ -73,24 +99,28 @@ def _without_values(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).to("meta")
 
 
-def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | None:
-    args, kwargs = inputs
+def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
     counter = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        twin = evaluation_copy(model)
+        args, kwargs = map_tensors(Tensor.clone, inputs)
         torch.backends.mha.set_fastpath_enabled(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of Intel's TF32 flag
             with (
+                PutBack(twin.parameters()),
+                trainable_again(twin),
+                preserve_rng(),
                 sdpa_kernel(SDPBackend.MATH),
                 torch.backends.mkldnn.flags(enabled=False),
                 torch.backends.cudnn.flags(enabled=False),
                 counter,
                 torch.no_grad(),
             ):
-                model(*args, **kwargs)
-    except Exception:  # the model runs: whatever its code raises
-        return None
+                twin(*args, **kwargs)
+    except Exception as error:  # of the model's code
+        return error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter
@@ -115,4 +145,5 @@ def _share(model: nn.Module, owner: str, name: str) -> float:
     """The part of a module's matrices that a parameter is."""
     own = model.get_submodule(owner) if owner else model
     matrices = [p for p in own.parameters() if p.dim() > 1]
-    return model.get_parameter(name).numel() / max(1, sum(p.numel() for p in matrices))
+    key = name.rpartition(".")[2]
+    return dict(own.named_parameters())[key].numel() / max(1, sum(p.numel() for p in matrices))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
+
+from prunus._common.parts import count_nonzero
 
 
 def params(model: nn.Module) -> int:
@@ -13,4 +14,4 @@ def params(model: nn.Module) -> int:
 
 def nonzero_params(model: nn.Module) -> int:
     """Those that are not zero (theoretical: zeros are stored and multiplied all the same)."""
-    return sum(int(torch.count_nonzero(p.detach())) for p in model.parameters())
+    return sum(map(count_nonzero, model.parameters()))

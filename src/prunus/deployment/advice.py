@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from prunus.deployment.table import RuntimeResult, gain
+from prunus._common.parts import computable
+from prunus.deployment.table import RuntimeResult, gain, takeable
 from prunus.runtimes import find
 
+Rows = tuple[RuntimeResult, ...]
 GAIN = 1.1
 """Less than this is no gain: it is within what timing can tell."""
 MANY_ZEROS = 0.2
@@ -23,8 +25,10 @@ FLAT = 0.5
 def advice(
     model: nn.Module,
     dense: nn.Module | None,
-    rows: tuple[RuntimeResult, ...],
+    rows: Rows,
     chosen: RuntimeResult,
+    *,
+    first: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Sentences for a user: where there is no gain, why, and the next step.
 
@@ -33,32 +37,58 @@ def advice(
         dense: what it is compared with, if anything.
         rows: of all runtimes.
         chosen: the one taken.
+        first: names of runtimes that are preferred to the others.
     """
+    allowed = takeable(rows, first)
     sizes = sorted(chosen.latency)
     gains = {b: g for b in sizes if (g := gain(rows, chosen.runtime, b)) is not None}
-    said = [*_speed(model, dense, chosen, gains), *_precision(rows, chosen)]
+    said = [*_speed(model, dense, allowed, chosen, gains), *_faster(allowed, chosen)]
+    said += _precision(rows, chosen)
     if any(t.busy for r in rows for t in r.latency.values()):
         said.append("the timings vary widely: the machine was busy; measure again when it is idle")
     return tuple(said)
 
 
 def _speed(
-    model: nn.Module, dense: nn.Module | None, chosen: RuntimeResult, gains: Mapping[int, float]
+    model: nn.Module,
+    dense: nn.Module | None,
+    allowed: Rows,
+    chosen: RuntimeResult,
+    gains: Mapping[int, float],
 ) -> list[str]:
     slow = [b for b, g in gains.items() if g < GAIN]
     zeros = zero_fraction(model)
-    skipped = find(chosen.runtime).FACTS.skips_zeros
-    if zeros > MANY_ZEROS and not skipped and (slow or dense is None):
+    skips = any(find(r.runtime).FACTS.skips_zeros for r in allowed)
+    if zeros > MANY_ZEROS and not skips and (slow or dense is None):
         return [_two_four(chosen) if is_two_four(model) else _single_zeros(zeros, chosen)]
     if not slow or dense is None:
         return []
     if parameters(model) > SMALLER * parameters(dense):
+        if len(slow) < len(gains):
+            return []
         return [
             "the model has about as many weights as the dense one, and few of them are zero: "
             "nothing could become faster (structure: channel with compact: every_round makes it "
             "smaller)"
         ]
-    return [_small_layers(chosen, slow, gains)]
+    return [_small_layers(model, chosen, slow, gains)]
+
+
+def _faster(allowed: Rows, chosen: RuntimeResult) -> list[str]:
+    """Where another row of the table that could have been taken is faster."""
+    said: dict[str, list[str]] = {}
+    for batch, own in sorted(chosen.latency.items()):
+        timed = [r for r in allowed if batch in r.latency]
+        best = min(timed, key=lambda r: r.latency[batch].median_ms, default=chosen)
+        ms = best.latency[batch].median_ms
+        if ms * GAIN < own.median_ms:
+            said.setdefault(best.runtime, []).append(
+                f"{own.median_ms / ms:.1f} times as fast at batch {batch}"
+            )
+    return [
+        f"{name} is {' and '.join(where)}: take it where those matter more, with runtime: {name}"
+        for name, where in said.items()
+    ]
 
 
 def _single_zeros(zeros: float, chosen: RuntimeResult) -> str:
@@ -77,33 +107,55 @@ def _two_four(chosen: RuntimeResult) -> str:
     )
 
 
-def _small_layers(chosen: RuntimeResult, slow: list[int], gains: Mapping[int, float]) -> str:
+def _small_layers(
+    model: nn.Module, chosen: RuntimeResult, slow: list[int], gains: Mapping[int, float]
+) -> str:
     """Fewer weights, and no faster: by how the time grows with the batch one sees why."""
     sizes = sorted(chosen.latency)
     first, last = sizes[0], sizes[-1]
-    text = f"at batch {' and '.join(map(str, slow))} the smaller model is hardly faster"
+    kinds = {
+        "hardly faster": [b for b in slow if gains[b] * GAIN > 1],
+        "slower than the dense one": [b for b in slow if gains[b] * GAIN <= 1],
+    }
+    found = [f"at batch {' and '.join(map(str, b))} the smaller model is {what}"
+             for what, b in kinds.items() if b]  # fmt: skip
+    text = ", ".join(found)
     growth = chosen.latency[last].median_ms / max(chosen.latency[first].median_ms, 1e-9)
     if len(sizes) > 1 and growth > FLAT * last / first:
+        odd = any(p.shape[0] % 8 for p in model.parameters() if p.dim() > 1)
+        widths = (
+            "odd numbers of channels leave vector units half empty (structure: {name: channel, "
+            "multiple_of: 8}), and "
+        )
         return (
-            f"{text}, and its time grows with the batch: odd numbers of channels leave vector "
-            "units half empty (structure: {name: channel, multiple_of: 8}), and layers that move "
+            f"{text}, and its time grows with the batch: {widths if odd else ''}layers that move "
             "data rather than compute do not shrink with the weights"
         )
-    more = [f"{gains[b]:.1f} times as fast at batch {b}" for b in sizes if gains.get(b, 0) >= GAIN]
-    where = f" (it is {more[-1]})" if more else ""
+    more = [b for b in sizes if b > slow[-1] and gains.get(b, 0) >= GAIN]
+    where = (
+        f"larger batches gain more (it is {gains[more[-1]]:.1f} times as fast at batch "
+        f"{more[-1]}), and so do fewer layers" if more else "fewer layers gain more"
+    )  # fmt: skip
     return (
-        f"{text}: its layers are so small that the cost of starting each operator decides; larger "
-        f"batches gain more{where}, and so do fewer layers (structure: layer)"
+        f"{text}: its layers are so small that the cost of starting each operator decides; "
+        f"{where} (structure: layer)"
     )
 
 
-def _precision(rows: tuple[RuntimeResult, ...], chosen: RuntimeResult) -> list[str]:
+def _precision(rows: Rows, chosen: RuntimeResult) -> list[str]:
     """What of a quantized artifact's gain is pruning's, and what is not known of it."""
     if chosen.exact:
         return []
     said = []
     dense = next((r for r in rows if (r.runtime, r.model) == (chosen.runtime, "dense")), None)
-    both = sorted(set(chosen.latency) & set(dense.latency)) if dense is not None else []
+    exact = [r for r in rows if r.model == "dense" and r.good and r.exact]
+    plain = {b: min(r.latency[b].median_ms for r in exact if b in r.latency)
+             for r in exact for b in r.latency}  # fmt: skip
+    both = [
+        b for b in sorted(chosen.latency)
+        if dense is not None and b in dense.latency
+        and dense.latency[b].median_ms < plain.get(b, 0.0)
+    ]  # fmt: skip
     if dense is not None and both:
         part = ", ".join(
             f"{dense.latency[b].median_ms / chosen.latency[b].median_ms:.2f} times as long at "
@@ -125,7 +177,7 @@ def zero_fraction(model: nn.Module) -> float:
     """Exact zeros among the weights of two or more dimensions, 0 to 1."""
     with torch.no_grad():
         weights = [p for p in model.parameters() if p.dim() > 1]
-        zeros = sum(p.numel() - int(torch.count_nonzero(p)) for p in weights)
+        zeros = sum(p.numel() - int(torch.count_nonzero(computable(p))) for p in weights)
     return zeros / max(1, sum(p.numel() for p in weights))
 
 

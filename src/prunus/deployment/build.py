@@ -50,6 +50,19 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A dense model that is set beside others again and again, and is built once.
+
+    Attributes:
+        model: the same each time, as are example, batch sizes and threads.
+        built: of it, by runtime.
+    """
+
+    model: nn.Module
+    built: dict[str, Built] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Builder:
     """Builds the same example for many models and runtimes.
 
@@ -62,6 +75,7 @@ class Builder:
         on_event: told what is done.
         judged: whether a metric judges the pruned model's artifacts.
         made: what runtimes made of the models, and others use.
+        known: artifacts of the dense model that need not be built again.
     """
 
     example: Any
@@ -72,9 +86,17 @@ class Builder:
     on_event: Callable[[str], None]
     judged: bool = False
     made: dict[tuple[str, int], Any] = field(default_factory=dict)
+    known: dict[str, Built] = field(default_factory=dict)
 
     def build(self, name: str, kind: str, model: nn.Module) -> Built:
         """Build, open and compare; what goes wrong becomes the row's ``refused``."""
+        if kind != "dense":
+            return self._build(name, kind, model)
+        if name not in self.known:
+            self.known[name] = self._build(name, kind, model)
+        return self.known[name]
+
+    def _build(self, name: str, kind: str, model: nn.Module) -> Built:
         self.on_event(f"{name}, {kind}")
         began = time.perf_counter()
         place = self.scratch / kind / name

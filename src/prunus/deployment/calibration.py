@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common import rng as randomness
-from prunus._common.inputs import by_name, positional_names
+from prunus._common.inputs import Inputs, arguments, by_name, positional_names
 from prunus._common.modules import evaluating
 from prunus._common.torch_internals import pytree
+from prunus._common.traces import without_trace
 from prunus.errors import InputError
 
 
@@ -49,7 +51,12 @@ def inputs_of(
 
     hook = model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with evaluating(model), torch.no_grad(), randomness.preserve_rng():
+        with (
+            without_trace(model, "loss"),
+            evaluating(model),
+            torch.no_grad(),
+            randomness.preserve_rng(),
+        ):
             for batch in islice(batches, limit):
                 calls.clear()
                 loss(model, batch)
@@ -61,6 +68,22 @@ def inputs_of(
     if not found:
         raise InputError("calibration contains no batch: pass at least one")
     return found
+
+
+def passes_of(
+    model: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None, batches: Iterable[Any]
+) -> list[Inputs]:
+    """The arguments of the calls on all batches: those of the loss, or the batches themselves.
+
+    Raises:
+        InputError: if there is no batch, or the loss does not call the model.
+    """
+    if loss is None:
+        found = [arguments(batch) for batch in batches]
+        if not found:
+            raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
+        return found
+    return [arguments(one) for one in inputs_of(model, loss, batches, limit=sys.maxsize)]
 
 
 def _as_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

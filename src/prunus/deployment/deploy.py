@@ -13,18 +13,21 @@ from torch import nn
 
 from prunus._common import rng as randomness
 from prunus._common.environment import describe
+from prunus._common.given import given_batches, given_example, given_hooks, given_model
 from prunus._common.inputs import arguments, tensors_of
+from prunus._common.kinds import given_number, given_path, given_sizes
 from prunus._common.metrics import Metric
 from prunus._common.modules import evaluation_copy
 from prunus._common.packages import pip_line
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import no_denormals
 from prunus._common.timing import threads as fixed_threads
+from prunus._common.traces import without_trace
 from prunus.deployment.advice import advice
-from prunus.deployment.build import Builder, Built
+from prunus.deployment.build import Baseline, Builder, Built
 from prunus.deployment.judge import Judge, measured, timed
 from prunus.deployment.store import keep, prepare
-from prunus.deployment.table import Deployment
+from prunus.deployment.table import Deployment, takeable
 from prunus.errors import InputError, did_you_mean
 from prunus.measurement.checks import problem_of
 from prunus.methods import catalog
@@ -39,7 +42,7 @@ def deploy(
     compare_with: Sequence[str] = (),
     quantize: Literal["auto", "none", "int8"] = "auto",
     folder: str | Path | None = None,
-    baseline: nn.Module | None = None,
+    baseline: nn.Module | Baseline | None = None,
     evaluate: Metric | None = None,
     better: Literal["higher", "lower"] = "higher",
     calibration: Sequence[Any] = (),
@@ -89,18 +92,31 @@ def deploy(
     >>> made.runtime, made.model(torch.randn(5, 4)).shape
     ('eager', torch.Size([5, 2]))
     """
-    sizes = tuple(dict.fromkeys(batch_sizes))
-    _refuse_settings(sizes, seconds=seconds, max_drop=max_drop)
+    given_hooks(evaluate=evaluate, on_event=on_event)
+    folder = None if folder is None else given_path(folder, "folder")
+    known = baseline.built if isinstance(baseline, Baseline) else {}
+    baseline = baseline.model if isinstance(baseline, Baseline) else baseline
+    batches = given_batches(calibration, "calibration")
+    calibration = [] if batches is None else list(batches)
+    if baseline is not None:
+        given_model(baseline, "deploy: baseline", values=True)
+    none = isinstance(compare_with, (list, tuple)) and not compare_with
+    others = [] if none else candidates(compare_with, quantized=True)[0]
+    example = given_example(given_model(model, "deploy", values=True), example)
+    sizes = given_sizes(batch_sizes, "batch_sizes")
+    given_number(seconds, "seconds", least=0, above=True)
+    given_number(max_drop, "max_drop", least=0)
     names, offers = candidates(runtime, quantized=_quantized(quantize, evaluate, calibration))
     names = _in_int8(names) if quantize == "int8" else names
     if quantize == "none":
         names = [n for n in names if find(n).FACTS.exact] or _none_exact(names)
-    others, _ = candidates(compare_with, quantized=True) if compare_with else ([], {})
     every = list(dict.fromkeys([*names, *others]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(fixed_threads(threads))
         stack.enter_context(no_denormals())
         stack.enter_context(randomness.preserve_rng())
+        for given in (model,) if baseline is None else (model, baseline):
+            stack.enter_context(without_trace(given, "a forward pass"))  # copies share parameters
         models = {"pruned": _twin(model)}
         if baseline is not None:
             models["dense"] = _twin(baseline)
@@ -116,7 +132,7 @@ def deploy(
             models["pruned"], evaluate, better=better, max_drop=max_drop, on_event=on_event
         )
         builder = Builder(example, calibration, threads, sizes, scratch, on_event,
-                          judged=evaluate is not None)  # fmt: skip
+                          judged=evaluate is not None, known=known)  # fmt: skip
         built = [builder.build(n, kind, m) for n in every for kind, m in models.items()]
         built = measured(built, judge)
         on_event("timing all of them in turn")
@@ -135,7 +151,7 @@ def deploy(
         runtime=chosen.row.runtime,
         model=served,
         path=path,
-        advice=advice(models["pruned"], models.get("dense"), rows, chosen.row),
+        advice=advice(models["pruned"], models.get("dense"), rows, chosen.row, first=names),
         offers=offers,
         threads=threads,
         machine=describe()["processor"],
@@ -157,8 +173,12 @@ def candidates(
     >>> candidates("eager", quantized=False)
     (['eager'], {})
     """
-    if runtime != "auto":
-        wanted = [runtime] if isinstance(runtime, str) else list(dict.fromkeys(runtime))
+    if not isinstance(runtime, str) or runtime != "auto":
+        several = isinstance(runtime, (list, tuple, set, frozenset))
+        wanted: list[Any] = [*runtime] if several else [runtime]
+        if any(not isinstance(name, str) for name in wanted):
+            raise InputError(f"runtime is {runtime!r:.80}: name one, or several in a list, or auto")
+        wanted = list(dict.fromkeys(wanted))
         if not wanted:
             raise InputError("runtime: name at least one, or auto")
         for name in wanted:
@@ -181,20 +201,20 @@ def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> B
     Raises:
         InputError: if there is none, with the reason of each.
     """
-    own = [b for b in built if b.row.model == "pruned"]
-    good = [b for b in own if b.row.good]
+    good = takeable([b.row for b in built], first)
     if not good:
-        reasons = "; ".join(f"{b.row.runtime}: {b.row.refused}" for b in own)
+        own = [b.row for b in built if b.row.model == "pruned"]
+        reasons = "; ".join(f"{r.runtime}: {r.refused}" for r in own)
         raise InputError(f"no runtime reproduces the model's outputs: {reasons}")
-    good = [b for b in good if b.row.runtime in first] or good
-    return min(good, key=lambda b: b.row.latency[size].median_ms)
+    best = min(good, key=lambda r: r.latency[size].median_ms)
+    return next(b for b in built if b.row is best)
 
 
 def _quantized(quantize: str, evaluate: Metric | None, calibration: Sequence[Any]) -> bool:
-    if quantize not in ("auto", "none", "int8"):
+    if not isinstance(quantize, str) or quantize not in ("auto", "none", "int8"):
         raise InputError(
             f"quantize: there is no '{quantize}'; "
-            f"{did_you_mean(str(quantize), ('auto', 'none', 'int8'))}"
+            f"{did_you_mean(str(quantize)[:80], ('auto', 'none', 'int8'))}"
         )
     if quantize == "auto":
         return evaluate is not None and len(calibration) > 0
@@ -225,23 +245,12 @@ def _none_exact(names: Sequence[str]) -> list[str]:
 
 def _twin(model: nn.Module) -> nn.Module:
     """A copy to build from; a language model's without its cache."""
-    made = evaluation_copy(model, "deploy")
+    made = evaluation_copy(given_model(model, "deploy"))
     for module in made.modules():
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
             setattr(config, "use_cache", False)  # noqa: B010 (its type is not ours)
     return made
-
-
-def _refuse_settings(sizes: Sequence[int], *, seconds: float, max_drop: float) -> None:
-    if not sizes or any(not isinstance(b, int) or b < 1 for b in sizes):
-        raise InputError(
-            f"batch_sizes: {list(sizes)} must be one or more whole numbers, each at least 1"
-        )
-    if not seconds > 0:
-        raise InputError(f"seconds is {seconds}; it must be above 0")
-    if not max_drop >= 0:
-        raise InputError(f"max_drop is {max_drop}; it must be at least 0")
 
 
 def _refuse_inputs(model: nn.Module, example: Any, sizes: Sequence[int]) -> None:

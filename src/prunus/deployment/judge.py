@@ -15,6 +15,7 @@ from prunus._common.inputs import tensors_of
 from prunus._common.metrics import Metric, number
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved
+from prunus._common.traces import without_trace
 from prunus.deployment.build import Built
 from prunus.errors import InputError, first_line
 
@@ -52,7 +53,7 @@ class Judge:
         Raises:
             InputError: if ``evaluate`` returns no number, or one that is not finite.
         """
-        if better not in ("higher", "lower"):
+        if not isinstance(better, str) or better not in ("higher", "lower"):
             raise InputError(f"better is '{better}'; it must be higher or lower")
         if evaluate is None:
             return cls(None, 0.0, better, max_drop, on_event)
@@ -76,7 +77,7 @@ def metric_of(evaluate: Metric, model: nn.Module) -> float:
     Raises:
         InputError: if what comes back is no number.
     """
-    with torch.no_grad(), randomness.preserve_rng():
+    with without_trace(model, "evaluate"), torch.no_grad(), randomness.preserve_rng():
         return number(evaluate(model), "evaluate")
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
+from prunus._common.given import given_model
+from prunus._common.kinds import given_path
+from prunus.compaction.files import pretrained
 from prunus.compaction.files.artifact import load as load_model
 from prunus.deployment.manifest import MANIFEST, read_manifest
 from prunus.deployment.module import open_artifact
@@ -24,8 +27,9 @@ def load(
     nothing but code), so it is opened only when you say that you trust it.
 
     Args:
-        path: of a file that :func:`prunus.save` or a run wrote, or of the run's folder; of an
-            artifact's folder, or of the file in it that its ``artefact.json`` names.
+        path: of a file that :func:`prunus.save` or a run wrote, or of the run's folder; of a
+            folder that ``prunus.hf.save`` wrote, which needs no ``model``; of an artifact's folder,
+            or of the file in it that its ``artefact.json`` names.
         model: the dense model's class, freshly made; it becomes the opened one, in place. Needed
             for a file of tensors unless the whole model became a graph; not for artifacts.
         threads: of the processor, for an artifact.
@@ -48,7 +52,11 @@ def load(
     >>> bool(((opened(made.weight) - made(made.weight)).abs() < 1e-6).all())
     True
     """
-    path = Path(path)
+    path = given_path(path, "path")
+    if model is not None:
+        given_model(model, "load")
+    if path.is_dir() and pretrained.is_folder(path):
+        return pretrained.load(path, model)
     folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
     if not (folder / MANIFEST).is_file():
         inside = sorted(p.parent.name for p in path.glob(f"*/{MANIFEST}")) if name is None else []

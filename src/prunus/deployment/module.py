@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,19 @@ class DeployedModule(nn.Module):
         super().__init__()
         self.session, self.card, self.answers = session, card, answers
         self.eval()
+
+    def __copy__(self) -> DeployedModule:
+        return DeployedModule(self.session, self.card, self.answers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DeployedModule:
+        """One that asks the same session, which has no state."""
+        return copy.copy(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"what runs in {self.card.runtime} is not pickled: pass on the path of its folder "
+            "(deploy(…, folder=…) keeps one), and open it with prunus.load"
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's answers to the same arguments.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from prunus._common.numbers import NONE, error, megabytes, metric
 from prunus._common.tables import Table, page
 from prunus._common.timing import Timing
 from prunus.deployment.module import DeployedModule
+from prunus.methods.traits import trait
+from prunus.runtimes import find
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,23 @@ class Deployment:
         rows = tuple(RuntimeResult.from_dict(r) for r in plain["rows"])
         return cls(rows=rows, model=model, path=path, advice=tuple(plain["advice"]), **own)
 
+    @property
+    def opened_by(self) -> str:
+        """The call that opens the artifact later; without a folder none does."""
+        if self.path is None:
+            return ""
+        needs = trait("runtimes", self.runtime, "NEEDS_MODEL")
+        more = ", model=…" if needs else "" if find(self.runtime).FACTS.safe else ", trusted=True"
+        return f"prunus.load({str(self.path)!r}{more})"
+
     def __repr__(self) -> str:
         gains = [f"{g:.2f} times as fast as dense at batch {b}" for b, g in self.gains.items()]
         place = [f"kept in {self.path}"] if self.path is not None else []
         text = "; ".join([f"in {self.runtime}", *gains, *place])
+        later = f", {self.opened_by} opens it later" if self.path is not None else ""
         return (
             f"<Deployment: {text}\n"
-            "next: deployment.model(inputs) runs it; print(deployment) shows every runtime>"
+            f"next: deployment.model(inputs) runs it{later}; print(deployment) shows every runtime>"
         )
 
     def _repr_html_(self) -> str:
@@ -137,7 +149,8 @@ class Deployment:
         return page("\n".join(self.summary()), table(self.rows, self.runtime).html())
 
     def __str__(self) -> str:
-        return "\n".join([*table(self.rows, self.runtime).lines(), "", *self.summary()])
+        later = [f"{self.opened_by} opens it later"] if self.path is not None else []
+        return "\n".join([*table(self.rows, self.runtime).lines(), "", *self.summary(), *later])
 
     def summary(self) -> list[str]:
         """What the table does not show: the gain, where it was measured, advice, offers."""
@@ -150,6 +163,17 @@ class Deployment:
             *(f"note: {text}" for text in (*(taken.notes if taken else ()), *self.advice)),
             *(f"not installed: {name} ({how})" for name, how in self.offers.items()),
         ]  # fmt: skip
+
+
+def takeable(rows: Sequence[RuntimeResult], first: Sequence[str] = ()) -> tuple[RuntimeResult, ...]:
+    """The rows of the pruned model of which one is taken.
+
+    Args:
+        rows: of all runtimes.
+        first: names of runtimes that are preferred to the others.
+    """
+    good = tuple(r for r in rows if r.model == "pruned" and r.good)
+    return tuple(r for r in good if r.runtime in first) or good
 
 
 def gain(rows: tuple[RuntimeResult, ...], runtime: str, batch: int) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -156,6 +157,7 @@ def base_name(node: fx.Node) -> str:
     return operator_name(node.target)
 
 
+@functools.cache
 def operator_name(operator: Any) -> str:
     """The name of an operator, without overload and in-place underscore.
 
@@ -191,18 +193,6 @@ def describe(node: fx.Node) -> str:
 def module_path(node: fx.Node) -> str:
     """The innermost of them; ``""`` for the model itself, or where none is known."""
     return (module_paths(node) or [""])[-1]
-
-
-def written_arguments(operator: Any) -> dict[int, str]:
-    """The places and names of the arguments that an operator writes to, by its schema.
-
-    >>> aten = __import__("torch").ops.aten
-    >>> written_arguments(aten.add_.Tensor), written_arguments(aten.add.Tensor)
-    ({0: 'self'}, {})
-    """
-    known = schema(operator)
-    places = enumerate(known.arguments if known.is_mutable else ())
-    return {i: a.name for i, a in places if a.alias_info and a.alias_info.is_write}
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:

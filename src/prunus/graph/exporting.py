@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.fx.config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
@@ -20,12 +21,39 @@ from prunus._common.torch_internals import parts_of, pytree
 def export(
     model: nn.Module, args: Any, kwargs: Any, shapes: Any = None
 ) -> ExportedProgram | Exception:
-    """torch.export's program, or why it refuses; without the graph that it prints then."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # export's own or the model's code's: they have no common type
-            return error
+    """torch.export's program, or why it refuses; without the graph that it prints then.
+
+    With autograd on, so that what the model's code does under ``no_grad`` is a part of its own.
+    """
+    for grad in (True, False):
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with quiet, torch.set_grad_enabled(grad), _without_stack_traces():
+            try:
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            except Exception as error:  # export's or the model's code's: they have no common type
+                refused = error
+        if not any(word in str(refused) for word in _ABOUT_GRADIENTS):
+            break
+    return refused
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Operators do not note the lines that they come from: a tenth of an export, and not read."""
+    name = "do_not_emit_stack_traces"  # new in torch 2.13
+    before = getattr(torch.fx.config, name, None)
+    if before is None:
+        yield
+        return
+    setattr(torch.fx.config, name, True)
+    try:
+        yield
+    finally:
+        setattr(torch.fx.config, name, before)
+
+
+_ABOUT_GRADIENTS = ("requires grad", "requires_grad", "nference tensor", "set_grad_enabled")
+"""In errors of code that only runs under ``no_grad``: it writes to a parameter, say."""
 
 
 def open_exports(

@@ -16,11 +16,15 @@ TRAINING_FLAGS = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch
 """Operators with a training flag, and its place among their arguments."""
 
 
+BATCH_NORM = "batch_norm"
+"""The operator whose statistics a mode chooses."""
+
+
 def flag_place(node: fx.Node) -> int | None:
     """The place of a flag that follows the mode; without statistics a norm has no eval mode."""
     name = base_name(node) if node.op == "call_function" else ""
     place = TRAINING_FLAGS.get(name)
-    if place is None or len(node.args) <= place or (name == "batch_norm" and node.args[3] is None):
+    if place is None or len(node.args) <= place or (name == BATCH_NORM and node.args[3] is None):
         return None
     return place
 
@@ -36,11 +40,14 @@ def keep_flags(module: fx.GraphModule) -> None:
     >>> found.args, found.kwargs
     ((x, 0.5), {'train': True})
     """
+    changed = False
     for node in module.graph.nodes:
         place = flag_place(node)
         if place is not None and node.args[place] is True:
+            changed = True
             names = [a.name for a in schema(node.target).arguments]
             named = zip(names[place:], node.args[place:], strict=False)
             node.kwargs = {**dict(named), **node.kwargs}
             node.args = node.args[:place]
-    module.recompile()
+    if changed:
+        module.recompile()

@@ -8,7 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from prunus._common.given import given_example, given_model
+from prunus._common.kinds import given_choice
 from prunus._common.numbers import count
+from prunus._common.steps import takes_steps
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.solve import Heads
 from prunus.graph.units import Coupled, Pinned, coupled_units, pinned_dims
@@ -63,6 +66,7 @@ class Units:
         return [*found, *(f"note: {note}" for note in self.notes)]
 
 
+@takes_steps
 def units(model: nn.Module, example: Any, *, heads: Heads = "whole", hidden: bool = False) -> Units:
     """What can be removed from a model, and what cannot and why. The model is not changed.
 
@@ -86,6 +90,8 @@ def units(model: nn.Module, example: Any, *, heads: Heads = "whole", hidden: boo
           1 stay   input input: 0.weight[1]
           2 stay   the model's output: 2.weight[0], 2.bias[0]
     """
+    example = given_example(given_model(model, "units"), example)
+    given_choice(heads, "heads", ("whole", "dims"))
     return table(model, analyze(model, example, heads=heads, hidden=hidden))
 
 

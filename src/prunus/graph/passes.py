@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.given import not_taken
 from prunus._common.inputs import Inputs, every_example, leaves_of, map_tensors, tensors_of
 from prunus._common.modules import detached_copy, named_tensors, put_attribute
+from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, below_autograd
 from prunus.errors import first_line
 from prunus.graph.call import operator_name
 from prunus.graph.flags import TRAINING_FLAGS
 from prunus.graph.trace import Traced, analysis_mode, trace
-from prunus.graph.writing import PutBack
 
 _COUNTER = "num_batches_tracked"
 
@@ -76,7 +77,10 @@ class Modes:
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs) -> Modes:
         """Run a copy of the model in both modes and compare the operators."""
-        eval_log = _log(model, inputs, training=False)
+        try:
+            eval_log = _log(model, inputs, training=False)
+        except Exception as error:  # of the model's code: tracing looks at sizes, not at all types
+            raise not_taken(model, inputs, error) from error
         try:
             train_log = _log(model, inputs, training=True)
         except Exception as error:  # of the model's code: targets that are missing, one item

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunus._common.inputs import by_name, positional_names, tensors_of
 from prunus._common.modules import named_tensors
+from prunus._common.put_back import written_arguments
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import (
     FakeTensorMode,
@@ -40,8 +41,8 @@ from prunus._common.torch_internals import (
 )
 from prunus.errors import InputError
 from prunus.graph.assembled import Stack, assemble, modules_entered
-from prunus.graph.call import written_arguments
 from prunus.graph.decisions import Decisions, counts_alone, other_data
+from prunus.graph.no_grad import NO_GRAD
 
 aten = torch.ops.aten
 
@@ -96,7 +97,7 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any) -> tuple[_Recorder, list
         recorder = _Recorder(model, stack)
         recorder.inputs(model, args, kwargs)
         with recorder.nothing_changed():
-            with below_autograd(), recorder, _Exits(recorder):
+            with torch.enable_grad(), below_autograd(), recorder, _Exits(recorder):
                 output = model(*args, **kwargs)
             recorder.outputs(output)
             return recorder, [tensor.clone() for tensor in tensors_of(output)]
@@ -270,6 +271,7 @@ class _Recorder(TorchDispatchMode):
         operands = pytree.tree_map_only(Tensor, self._node, (args, kwargs))
         node = self.graph.call_function(func, *operands)
         note_modules(node, self._stack)
+        node.meta[NO_GRAD] = not torch.is_grad_enabled()
         return node
 
     def _bind(self, node: fx.Node, result: Any, level: int) -> None:

@@ -18,12 +18,14 @@ from prunus._common.inputs import (
     arguments,
     defaults_of,
     in_form,
+    leaves_of,
     map_tensors,
     plain,
     positional_names,
     tensors_of,
 )
 from prunus._common.modules import detached_copy, keeping_modes, shared_copy
+from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import (
     TYPE_CHECK,
@@ -38,8 +40,9 @@ from prunus.graph.exporting import export, open_exports
 from prunus.graph.flags import keep_flags
 from prunus.graph.forms import Forms
 from prunus.graph.guard import Guard, Size, guard_of
+from prunus.graph.no_grad import NO_GRAD, stop_gradients
 from prunus.graph.recorder import record
-from prunus.graph.writing import PutBack, without_writes
+from prunus.graph.writing import without_writes
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,13 @@ def trace(
     with analysis_mode(model, training=training), torch.no_grad():
         forms = Forms.between(model, given)
         found = _traced(model, plain(given), dynamic, closed)
+        if forms.answer is not None:
+            if _counts_sizes(model, plain(given), found.guard, forms):
+                found = _traced(model, plain(given), False, closed)
+            _answers(model, plain(given))  # this example's constants, not the last size's tried
         if not training:
             keep_flags(found.module)
+        stop_gradients(found.module)
         noted = (*found.notes, *without_writes(found.module, model, plain(given)))
         inputs = in_form(given, pytree.tree_leaves(found.inputs))
         found = replace(found, inputs=inputs, notes=noted, training=training)
@@ -202,6 +210,21 @@ def _down_to_one(model: nn.Module, module: nn.Module, inputs: Inputs, guard: Gua
     return guard
 
 
+def _counts_sizes(model: nn.Module, inputs: Inputs, guard: Guard, forms: Forms) -> bool:
+    """Whether constants among the answers, which a graph holds, follow an open size."""
+    _answers(model, inputs)
+    before = _constants(forms)
+    for symbol in guard.places():
+        small = guard.narrowed(inputs, symbol)
+        if small is not None and _answers(model, small) is not None and before != _constants(forms):
+            return True
+    return False
+
+
+def _constants(forms: Forms) -> list[tuple[str, str]]:
+    return [(path, repr(value)) for path, value in leaves_of(forms.answer)]
+
+
 def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
     """What a model answers; ``None`` if it raises."""
     try:
@@ -260,24 +283,32 @@ def _settle(module: fx.GraphModule) -> None:
             return torch.empty(shape, dtype=value.dtype, device="meta")
         return size_hint(value) if isinstance(value, torch.SymInt) else value
 
-    for node in list(module.graph.nodes):
+    checks = []
+    for node in module.graph.nodes:
         if "val" in node.meta:
             node.meta["val"] = pytree.tree_map(settled, node.meta["val"])
         if node.target is TYPE_CHECK:
-            module.graph.erase_node(node)  # of a cast: half precision or float64 is no other graph
-    module.recompile()
+            checks.append(node)  # of a cast: half precision or float64 is no other graph
+    for node in checks:
+        module.graph.erase_node(node)
+    if checks:
+        module.recompile()
 
 
 def _inline(module: fx.GraphModule) -> None:
     """Bring the bodies of ``with no_grad()`` and ``with autocast()`` into the graph itself."""
-    graph = module.graph
+    graph, found = module.graph, False
     for node in list(graph.nodes):
         kind = str(node.target)
         if node.op != "call_function" or "wrap_with_" not in kind:
             continue
+        found = True
         body = next(i for i, a in enumerate(node.args) if _is_module(module, a))
         inner = getattr(module, str(node.args[body].target))
         _inline(inner)
+        if "set_grad_enabled" in kind:
+            for called in inner.graph.nodes:
+                called.meta.setdefault(NO_GRAD, not node.args[0])
         values = dict(
             zip(
                 (n for n in inner.graph.nodes if n.op == "placeholder"),
@@ -291,8 +322,13 @@ def _inline(module: fx.GraphModule) -> None:
         for user in list(node.users):  # each is a getitem
             user.replace_all_uses_with(outputs[user.args[1]])
             graph.erase_node(user)
+        holder = node.args[body]
         graph.erase_node(node)
-    module.recompile()
+        if isinstance(holder, fx.Node) and not holder.users:
+            graph.erase_node(holder)
+            delattr(module, str(holder.target))
+    if found:
+        module.recompile()
 
 
 def _is_module(module: fx.GraphModule, argument: Any) -> bool:
@@ -315,6 +351,7 @@ def analysis_mode(
     """
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     caching = [c for c in configs.values() if getattr(c, "use_cache", None) is True and not fast]
+    trainable = [(p, p.requires_grad) for p in model.parameters()]
     enabled = torch.backends.mha.get_fastpath_enabled()
     log = logging.getLogger("torch")
     level = log.level
@@ -334,6 +371,9 @@ def analysis_mode(
             warnings.simplefilter("ignore")
             yield
     finally:
+        for parameter, needed in trainable:  # its code may freeze some, and copies share them
+            if parameter.requires_grad != needed:  # which a tensor of inference mode refuses
+                parameter.requires_grad_(needed)
         if casts is not None:
             own["forward"] = casts
         log.setLevel(level)

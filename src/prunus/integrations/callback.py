@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from prunus._common.given import given_batches, given_copies, given_hooks
 from prunus._common.metrics import Metric
 from prunus._common.packages import pip_line
+from prunus._common.steps import through_training_step
+from prunus.compaction.reopening import reopening
 from prunus.errors import InputError, RunError
 from prunus.progressive.in_loop import in_steps
 from prunus.progressive.pruner import Pruner
+from prunus.pruning.copies import Copy
 from prunus.pruning.masks import check
 from prunus.recipe import duration
 from prunus.recipe.rules import own_loop_conflict
@@ -44,6 +49,11 @@ class LoopCallback:
         loss: ``(model, batch) -> scalar`` for the same.
         example: an input (a tuple, a mapping of keyword arguments) for structures found by
             analysis; the model needs a ``forward`` for these.
+        copies: of the model, to keep masked as well, as in :class:`prunus.Pruner`: modules, or
+            mappings of parameter names to tensors, such as an EMA that another callback keeps.
+        teacher: where the recipe names one, another than the dense model, as in
+            :class:`prunus.Pruner`.
+        metric: what ``evaluate`` returns is called.
 
     Attributes:
         pruner: the :class:`prunus.Pruner`, from the beginning of the training on.
@@ -60,17 +70,35 @@ class LoopCallback:
         calibration: Iterable[Any] | None = None,
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         example: Any = None,
+        copies: Iterable[Copy] = (),
+        teacher: nn.Module | str | Path | None = None,
+        metric: str = "metric",
     ) -> None:
         self._recipe = Recipe.load(recipe)
         problem = own_loop_conflict(self._recipe, judged=evaluate is not None)
         if problem is not None:
             raise InputError(problem)
+        given_hooks(evaluate=evaluate, loss=loss)
+        calibration = given_batches(calibration, "calibration")
         self._given = {
             "evaluate": evaluate, "calibration": calibration, "loss": loss, "example": example,
+            "copies": given_copies(copies), "teacher": teacher,
+            "metric": metric,
         }  # fmt: skip
         self.pruner: Pruner | None = None
+        self.notes: tuple[str, ...] = ()
+        self._steps = ExitStack()
         self._saved: Any = None
         self._watch: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle gets: there is none of a training at work."""
+        if self.pruner is not None and not self.pruner._finished:
+            raise InputError(
+                "this callback is pruning a model: copy or pickle it before the training begins, "
+                "and save a training by the Trainer's checkpoints"
+            )
+        return dict(vars(self))
 
     @property
     def _shrinks(self) -> bool:
@@ -79,7 +107,9 @@ class LoopCallback:
 
     def _pruner_of(self, model: nn.Module, saved: Mapping[str, Any] | None = None) -> Pruner:
         """Of a model, which is made as small as it was when it was saved."""
-        made = Pruner(model, self._recipe, **self._given)
+        self._steps.close()
+        example = self._steps.enter_context(through_training_step(model, self._given["example"]))
+        made = Pruner(model, self._recipe, **{**self._given, "example": example})
         if saved is not None:
             made.take_shapes(saved)
         return made
@@ -91,14 +121,16 @@ class LoopCallback:
         steps: int | None,
         per_epoch: int | None,
         saved: Mapping[str, Any] | None,
+        copies: Iterable[Copy] = (),
     ) -> None:
         """Let the pruner join a loop.
 
         Args:
-            optimizer: of the loop.
+            optimizer: of the loop, or a list of them.
             steps: that the loop will take; they are the recipe's where it has no ``retrain``.
             per_epoch: steps in an epoch, if it is known.
             saved: the pruner's state; model and optimizer are as they were with it.
+            copies: of the model that the loop keeps.
 
         Raises:
             InputError: if the loop ends before the recipe, or state and weights do not belong
@@ -113,7 +145,9 @@ class LoopCallback:
                 f"steps: the recipe needs {total} optimizer steps, but the training takes "
                 f"{steps}: train longer, or shorten dense and retrain"
             )
-        self.pruner.join(optimizer, steps=shared, steps_per_epoch=per_epoch, saved=saved)
+        self.pruner.join(
+            optimizer, steps=shared, steps_per_epoch=per_epoch, saved=saved, copies=copies
+        )
         if saved is not None and saved["enforced"]:
             try:
                 check(self.pruner.model, self.pruner.masks)
@@ -137,3 +171,6 @@ class LoopCallback:
         """Judge a round at work; masks are no longer enforced, removed weights stay zero."""
         if self.pruner is not None:
             self.pruner.finish()
+            if self.pruner.kept:
+                self.notes = reopening(self.pruner.model, self._given["example"])
+        self._steps.close()

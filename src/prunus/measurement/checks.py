@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, arguments, shapes, tensors_of
+from prunus._common.inputs import Inputs, arguments, shapes
 from prunus._common.torch_internals import pytree
 from prunus.errors import InputError, first_line
 from prunus.measurement.latency import forward
 
 
-def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[int, Inputs]) -> None:
-    """Run a model once on the example and once on each batch.
+def refuse_misfit(name: str, model: nn.Module, example: Any) -> None:
+    """Run a model once on the example.
 
     Args:
         name: what the caller calls the model.
         model: it is run as it is.
         example: an input, a tuple of inputs, or a mapping of keyword arguments; not changed.
-        inputs: by batch size.
 
     Raises:
         InputError: saying which shapes the model refuses, with its own words.
@@ -30,8 +29,26 @@ def refuse_misfits(name: str, model: nn.Module, example: Any, inputs: Mapping[in
     kept: Inputs = pytree.tree_map_only(Tensor, Tensor.clone, arguments(example))
     problem = problem_of(model, kept)
     if problem is not None:
-        raise InputError(f"{name}: {own} does not take this example ({shapes(example)}): {problem}")
-    known = next((len(t) for t in tensors_of(example) if t.dim()), None)
+        raise InputError(
+            f"{name}: {own} does not take this example ({shapes(arguments(example))}): {problem}"
+        )
+
+
+def refuse_batches(
+    name: str, model: nn.Module, inputs: Mapping[int, Inputs], *, known: int
+) -> None:
+    """Run a model once on each batch.
+
+    Args:
+        name: what the caller calls the model.
+        model: it is run as it is.
+        inputs: by batch size.
+        known: items in the example, which the model takes.
+
+    Raises:
+        InputError: saying which shapes the model refuses, with its own words.
+    """
+    own = type(model).__name__
     for batch, given in inputs.items():
         problem = problem_of(model, given)
         if problem is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,22 +11,27 @@ from torch import Tensor, nn
 
 from prunus import costs
 from prunus._common import rng as randomness
+from prunus._common.batch import Batch, find_batch
 from prunus._common.environment import describe
-from prunus._common.inputs import Inputs, one_device, tensors_of
+from prunus._common.given import given_example, given_model
+from prunus._common.inputs import Inputs, arguments, one_device, shapes, tensors_of
+from prunus._common.kinds import given_number, given_sizes
 from prunus._common.modules import evaluation_copy
 from prunus._common.random_inputs import random_inputs
+from prunus._common.steps import takes_steps
 from prunus._common.timing import Timing, no_denormals
 from prunus._common.timing import threads as fixed_threads
+from prunus._common.traces import without_trace
 from prunus.compaction.files.artifact import packed
 from prunus.costs.bytes_ import bytes_
-from prunus.costs.macs import macs_of_pass
-from prunus.errors import InputError, PrunusError
-from prunus.measurement.checks import refuse_misfits
+from prunus.errors import InputError, PrunusError, first_line
+from prunus.measurement.checks import refuse_batches, refuse_misfit
 from prunus.measurement.energy import Energy, estimated_energy, measured_energy
 from prunus.measurement.latency import forward, latency
 from prunus.measurement.memory import Memory, memory
 from prunus.measurement.meters import Meter, meter_for
 from prunus.measurement.result import Measurement, ModelCost, PassCost
+from prunus.pruning.masks import match_names
 from prunus.types import Masks
 
 PACK_BELOW = 10**9
@@ -35,12 +41,13 @@ MANY_ZEROS = 0.1
 """Share of zeros among the parameters above which one may expect speed from them."""
 
 
+@takes_steps
 def measure(
     model: nn.Module,
     example: Any,
     *,
     baseline: nn.Module | None = None,
-    batch_sizes: Sequence[int] = (1, 16),
+    batch_sizes: Sequence[int] | None = None,
     threads: int | None = 1,
     seconds: float = 1.0,
     masks: Masks | None = None,
@@ -57,7 +64,9 @@ def measure(
         example: an input, a tuple of inputs, or a mapping of keyword arguments; its values are
             not used, except the range of integers, bools and masks.
         baseline: another model that takes the same example, the dense one by custom.
-        batch_sizes: items of a pass, in the leading dimension of the inputs.
+        batch_sizes: items of a pass, in the dimension of the inputs that is found to hold them
+            (the first one, or the second one where time comes first); by default 1 and 16. Where
+            none holds items (the nodes of one graph), 1 is the pass as it is, and all there is.
         threads: processor threads of an operator; ``None`` for torch's own choice.
         seconds: of timing, for each model and batch size.
         masks: of the model, by parameter name, for ``macs_if_zeros_skipped``; by default its
@@ -76,21 +85,36 @@ def measure(
     (1024, 4.0, 1)
     """
     models = {"model": model} if baseline is None else {"model": model, "baseline": baseline}
+    for own in models.values():
+        if isinstance(own, nn.Module):
+            given_model(own, "measure")
+    example = given_example(model, example) if isinstance(model, nn.Module) else example
     device = one_device(models, example)
-    _refuse_sizes(batch_sizes, seconds)
-    with randomness.preserve_rng(), fixed_threads(threads) as used, no_denormals():
-        twins = {name: evaluation_copy(m, "measure") for name, m in models.items()}
-        inputs = {b: random_inputs(example, batch=b) for b in batch_sizes}
+    masks = None if masks is None else match_names(model, masks)
+    if batch_sizes is not None and len(given_sizes(batch_sizes, "batch_sizes")) < len(batch_sizes):
+        raise InputError(f"batch_sizes is {list(batch_sizes)}: name each size once")
+    given_number(seconds, "seconds", least=0, above=True)
+    with contextlib.ExitStack() as stack:
+        used = stack.enter_context(fixed_threads(threads))
+        stack.enter_context(randomness.preserve_rng())
+        stack.enter_context(no_denormals())
+        for given in models.values():  # copies share the parameters
+            stack.enter_context(without_trace(given, "a forward pass"))
+        twins = {name: evaluation_copy(m) for name, m in models.items()}
         for name, own in twins.items():
-            refuse_misfits(name, own, example, inputs)
+            refuse_misfit(name, own, example)
+        items = find_batch(model, arguments(example))
+        inputs = _inputs(example, batch_sizes, items)
+        for name, own in twins.items():
+            refuse_batches(name, own, inputs, known=items.size)
         timings = latency(twins, inputs, seconds=seconds)
         meter = meter_for(device)
         figures = {
             name: _figures(
                 own,
                 inputs,
+                still=_still(own, example, items, masks if name == "model" else None),
                 timings=timings[name],
-                masks=masks if name == "model" else None,
                 meter=meter,
                 seconds=seconds,
             )
@@ -103,61 +127,69 @@ def measure(
         device=device.type,
         threads=used,
         environment=environment,
-        warnings=tuple(_warnings(figures)),
+        warnings=(
+            *_warnings(figures),
+            *(
+                text
+                for name, own in models.items()
+                for text in costs.notes(own, example, figures[name].macs, items)
+            ),
+        ),
     )
 
 
-def _refuse_sizes(batch_sizes: Sequence[int], seconds: float) -> None:
-    if not batch_sizes or any(b < 1 for b in batch_sizes):
+def _inputs(example: Any, sizes: Sequence[int] | None, items: Batch) -> dict[int, Inputs]:
+    """Random inputs by batch size; without a batch, those of the pass as it is."""
+    whole = bool(items.why) and any(t.dim() for t in tensors_of(arguments(example)))
+    if not whole:
+        return {b: random_inputs(example, batch=b, dims=items.dims) for b in sizes or (1, 16)}
+    if sizes is not None and list(sizes) != [1]:
         raise InputError(
-            f"batch_sizes is {list(batch_sizes)}: pass one or more whole numbers, each at least 1"
+            f"batch_sizes is {list(sizes)}, but no batch was found in the example "
+            f"({shapes(arguments(example))}): {items.why}; pass batch_sizes=[1], which is the pass "
+            "as it is"
         )
-    if len(set(batch_sizes)) < len(batch_sizes):
-        raise InputError(f"batch_sizes is {list(batch_sizes)}: name each size once")
-    if not seconds > 0:
-        raise InputError(f"seconds is {seconds}; it must be above 0")
+    return {1: random_inputs(example)}
 
 
 def _figures(
     model: nn.Module,
     inputs: Mapping[int, Inputs],
     *,
+    still: Mapping[str, Any],
     timings: Mapping[int, Timing],
-    masks: Masks | None,
     meter: Meter | None,
     seconds: float,
 ) -> ModelCost:
     """Everything about one model."""
-    still = _still(model, inputs, masks)
     passes = []
     for batch, given in inputs.items():
-        room = memory(model, given)
+        room, why = _room(model, given)
         energy = _measured(model, given, batch=batch, meter=meter, seconds=seconds)
-        if energy is None:
+        if energy is None and room is not None:
             energy = _estimated(model, given, batch=batch, macs=still["macs"], room=room)
-        passes.append(PassCost(batch, timings[batch], room.peak_bytes, energy))
+        peak = None if room is None else room.peak_bytes
+        passes.append(PassCost(batch, timings[batch], peak, energy, why))
     return ModelCost(**still, passes=tuple(passes))
 
 
-def _still(model: nn.Module, inputs: Mapping[int, Inputs], masks: Masks | None) -> dict[str, Any]:
+def _room(model: nn.Module, inputs: Inputs) -> tuple[Memory | None, str]:
+    """The memory of a pass, or why it cannot be known."""
+    try:
+        return memory(model, inputs), ""
+    except Exception as error:  # of the model's code, which runs, but not while it is watched
+        return None, f"the memory at the peak is unknown: {first_line(error)}"
+
+
+def _still(model: nn.Module, example: Any, items: Batch, masks: Masks | None) -> dict[str, Any]:
     """What needs no clock."""
     if masks is None:
         masks = {n: p.detach() != 0 for n, p in model.named_parameters() if p.dim() > 1}
-    batch = min(inputs)
-    whole, skipped = macs_of_pass(model, inputs[batch], masks)
     return {
-        **costs.measure(model),
-        "macs": _share(whole, batch),
-        "macs_if_zeros_skipped": _share(skipped, batch),
+        **costs.measure(model, example, masks, items),
         "disk_bytes": _disk_bytes(model, sparse=False),
         "sparse_disk_bytes": _disk_bytes(model, sparse=True),
     }
-
-
-def _share(whole: int | None, batch: int) -> float | None:
-    if whole is None:
-        return None
-    return whole // batch if whole % batch == 0 else whole / batch
 
 
 def _disk_bytes(model: nn.Module, *, sparse: bool) -> int:
@@ -218,8 +250,7 @@ def _warnings(figures: Mapping[str, ModelCost]) -> list[str]:
             "are stored and multiplied like other values; prune channels instead (structure: "
             "channel, compact: end)"
         )
-    if any(f.macs is None for f in figures.values()):
-        found.append("MACs are unknown: the counter cannot trace a model")
+    found += sorted({p.why for p in passes if p.why})
     energies = [p.energy for p in passes if p.energy is not None]
     how = sorted({e.how for e in energies if not e.measured})
     found += [f"energy is estimated from {h}: for comparison only" for h in how]

@@ -21,14 +21,17 @@ class PassCost:
         batch: items of the pass.
         latency: measured, of the whole pass.
         peak_bytes: parameters and buffers, inputs, and activations alive together at the worst
-            moment (:class:`prunus.measurement.memory.Memory` says what is counted).
+            moment (:class:`prunus.measurement.memory.Memory` says what is counted); ``None`` where
+            the model does not run while it is watched.
         energy: of one item, measured or estimated; ``None`` where neither can be.
+        why: why a figure is not known.
     """
 
     batch: int
     latency: Timing
-    peak_bytes: int
+    peak_bytes: int | None
     energy: Energy | None
+    why: str = ""
 
     @property
     def items_per_second(self) -> float:
@@ -60,7 +63,7 @@ class ModelCost:
         params: numbers in all parameters.
         nonzero_params: those that are not zero (theoretical: zeros are stored and multiplied
             all the same).
-        macs: of one item; ``None`` where the counter cannot follow the model.
+        macs: of one item; ``None`` where the counter cannot follow the model (``warnings``).
         macs_if_zeros_skipped: theoretical.
         l1: Σ|w|.
         bytes: of parameters and buffers in memory.

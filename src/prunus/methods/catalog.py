@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import keyword
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from prunus._common import examples
 from prunus.errors import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parent.parent
-AXES = ("structures", "criteria", "allocations", "schedules", "restore", "rates")
+AXES = ("structures", "criteria", "allocations", "schedules", "repairs", "regrowths",
+        "regularizers", "restore", "rates", "solvers", "block_rates")  # fmt: skip
 _PLACES = {"restore": "methods.restores", "runtimes": "runtimes", "tasks": "tasks",
            "graph/rules": "graph.rules"}  # fmt: skip
 """Folders of the axes that are not those of ``methods`` by the same name."""
@@ -44,10 +46,16 @@ def names(axis: str) -> list[str]:
     >>> "magnitude" in names("criteria")
     True
     """
-    files = path_of(axis, "").parent.glob("*.py")
-    found = {p.stem.rstrip("_") for p in files if not p.stem.startswith("_")}
-    found -= _OTHERS.get(axis, set())
+    folder = PACKAGE.joinpath(*_place(axis).split("."))
+    found = _listed(folder, folder.stat().st_mtime_ns) - _OTHERS.get(axis, set())
     return sorted(found | examples.tasks().keys() if axis == "tasks" else found)
+
+
+@functools.lru_cache(maxsize=64)
+def _listed(folder: Path, _: int) -> frozenset[str]:
+    """The methods of a folder as it was at a time."""
+    files = folder.glob("*.py")
+    return frozenset(p.stem.rstrip("_") for p in files if not p.stem.startswith("_"))
 
 
 def meant(axis: str, name: str) -> str:
@@ -157,6 +165,14 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _tree(path: Path) -> ast.Module:
+    if PACKAGE not in path.parents:  # a user's own, which may change at any time
+        return _parsed(path.read_text(encoding="utf-8"))
+    return _shipped(path)
+
+
+@functools.cache
+def _shipped(path: Path) -> ast.Module:
+    """A file of the package, which is imported once as well."""
     return _parsed(path.read_text(encoding="utf-8"))
 
 
@@ -167,7 +183,17 @@ def _parsed(text: str) -> ast.Module:
 
 def is_own(name: str) -> bool:
     """Whether a name is that of a function of the user's own, ``path/to/file.py:function``."""
-    return ".py:" in name
+    return own_file(name) not in (None, name)
+
+
+def own_file(name: str) -> str | None:
+    """The file of ``path/to/file.py`` or ``path/to/file.py:function``; ``None`` of another name.
+
+    >>> own_file("my.pyproject/task.py:digits"), own_file("digits")
+    ('my.pyproject/task.py', None)
+    """
+    found = re.fullmatch(r"(.+\.py)(:\w*)?", name)
+    return found and found[1]
 
 
 def find(axis: str, name: str) -> Callable[..., Any]:

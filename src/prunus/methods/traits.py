@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from prunus.methods.catalog import constant, defaults, names, parameters
+from prunus.methods.catalog import constant, defaults, is_own, names, parameters
 
 TRAITS: dict[str, dict[str, Any]] = {
     "structures": {
@@ -21,7 +22,15 @@ TRAITS: dict[str, dict[str, Any]] = {
     "allocations": {
         "N_OF_M": False,  # whether it can take the same number from every m weights
         "WITHIN_NEURONS": False,  # whether it shares out the weights of a neuron
+        "MEASURES": False,  # whether it reads what removing part of one group alone costs
         "COUPLED": True,  # whether it can share out units that fall together
+    },
+    "repairs": {
+        "NEEDS_REFERENCE": False,  # whether it compares with the model before the cut
+    },
+    "regularizers": {
+        "OF": "weights",  # what it pulls: "weights", or the scales of "norms"
+        "GOING": False,  # whether it asks which weights will go
     },
     "restore": {
         "CHANGES": True,  # whether weights are others after it
@@ -34,9 +43,20 @@ TRAITS: dict[str, dict[str, Any]] = {
         "CONSTANT": False,  # whether it leaves the optimizer's rate as it is
         "NEEDS_DENSE": False,  # whether it repeats what was done in round 0
     },
+    "block_rates": {
+        "FLAT": False,  # whether every block loses the target
+    },
     "signals": {
         "RUNNING": False,  # whether it is collected while training
-        "CALIBRATION": False,  # whether it reads gradients of the calibration batches
+        "BEFORE": None,  # weights before a step that it reads: of the "first", or of "every" one
+        "CALIBRATION": False,  # whether it reads the calibration batches
+        "READS_INPUTS": False,  # whether it knows linear layers and convolutions that run alone
+        "BY_UNIT": False,  # whether it has a number for each unit, not for each weight
+        "READS_EXAMPLE": False,  # whether it passes the example through the model
+        "BY_BATCH": False,  # whether it depends, by definition, on what is in one batch
+        "SAMPLES": False,  # whether it draws random numbers for the places of weights
+        "CAPTURED": False,  # whether it is kept of a step before masks zero gradients
+        "ITERATES": False,  # whether rounds change it even if nothing trains between them
     },
     "runtimes": {
         "NEEDS_MODEL": False,  # whether its artifact is tensors alone, without the model's code
@@ -49,8 +69,8 @@ _SETTING = re.compile(r"\{(\w+)\}")
 def trait(axis: str, name: str, key: str, settings: Mapping[str, Any] | None = None) -> Any:
     """What a method declares, read from its file without running it, a user's own as well.
 
-    ``"{when}"`` stands for the value of the setting ``when``. Of criteria: whether one of the
-    signals that they read declares it.
+    ``"{when}"`` stands for the value of the setting ``when``. Of criteria and regrowths: whether
+    one of the signals that they read declares it.
 
     Args:
         axis: the folder.
@@ -65,7 +85,7 @@ def trait(axis: str, name: str, key: str, settings: Mapping[str, Any] | None = N
     >>> trait("criteria", "fisher", "CALIBRATION")
     True
     """
-    if axis == "criteria":
+    if axis in ("criteria", "regrowths"):
         known = set(names("signals")).intersection(_read(parameters, axis, name) or ())
         return any(trait("signals", signal, key) for signal in known)
     value = _read(constant, axis, name, key)
@@ -90,9 +110,18 @@ def takes(axis: str, name: str, parameter: str) -> bool:
                          *(_read(defaults, axis, name) or ())}  # fmt: skip
 
 
-def _read(read: Any, *of: str) -> Any:
-    """What a file says; nothing where it does not, or where finding it will fail anyway."""
+def _read(read: Any, axis: str, name: str, *of: str) -> Any:
+    """What a file says, as the file of a user's own does now."""
+    return (_said if is_own(name) else _shipped)(read, axis, name, *of)
+
+
+def _said(read: Any, *of: str) -> Any:
+    """Nothing where the file does not say it, or where finding it will fail anyway."""
     try:
         return read(*of)
     except (KeyError, ValueError, SyntaxError, OSError):
         return None
+
+
+_shipped = functools.cache(_said)
+"""Of prunus's own methods, which every step of a run asks for."""

@@ -21,7 +21,7 @@ def trainer(task: Task) -> Callable[[nn.Module, Run], None]:
         model.train()
         for batch in run.batches(task.train):
             optimizer.zero_grad()
-            loss = task.loss(model, batch)
+            loss = run.distill(batch, loss=task.loss)
             if not bool(torch.isfinite(loss)):
                 raise RunError(
                     f"the loss became {float(loss.detach())} at step {run.done + 1} of round "

@@ -79,8 +79,14 @@ class _Identity(_Contents):
     weights: StrictStr = ""
 
 
+class _Origin(_Contents):
+    folder: StrictStr
+    code: dict[StrictStr, StrictStr]
+
+
 class _Run(_Contents):
     identity: _Identity = _Identity()
+    origin: _Origin | None = None
     environment: dict[StrictStr, StrictStr] = {}
 
 

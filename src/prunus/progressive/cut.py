@@ -14,9 +14,12 @@ from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.latency_target import calibrate_target
+from prunus.progressive.repair import before_cut, repaired
 from prunus.progressive.rotation import turned
+from prunus.progressive.scan import scanned
 from prunus.progressive.state import RunContext, RunState, blob, unblob
 from prunus.pruning.masks import apply
+from prunus.pruning.optimizers import sole
 from prunus.types import State
 
 
@@ -33,7 +36,10 @@ def cut(job: RunContext, at: RunState) -> bool:
         at.requested = engine.scheduled(at.progress)
     recalls = engine.recipe.trait("restore", "RECALLS") == "cut"
     before = engine.state(at.optimizer) if recalls else None
-    asked = engine.cut(at.progress, at.requested, turned(job, at))
+    turns = turned(job, at)
+    engine.damage = scanned(job, at) if engine.selector.measures else None
+    whole = before_cut(engine)
+    asked = engine.cut(at.progress, at.requested, turns)
     at.requested = asked
     hard = at.progress >= 1 and not engine.recipe.until_guard
     if revives(engine, "before") and hard:  # the last cut is hard
@@ -41,12 +47,14 @@ def cut(job: RunContext, at: RunState) -> bool:
         return True
     if before is not None:
         at.blobs["cut"] = job.journal.store("cut", blob(before))
-    if not revives(engine, "after"):
+    if job.trial is None and not revives(engine, "after"):
         restore(job, at)
     held = not revives(engine, "before")
     engine.enforce(held)
     if held:
-        apply(engine.model, engine.masks)
+        if job.trial is None:  # else the cut has done so
+            apply(engine.model, engine.masks)
+        repaired(job, at, whole)
     if recipe.compact == "every_round":
         take_out(job, at)
     return held
@@ -56,7 +64,7 @@ def take_out(job: RunContext, at: RunState) -> None:
     """Make the model smaller by what the masks remove; its optimizer goes on."""
     engine = job.engine
     shapes = {n: tuple(p.shape) for n, p in engine.model.named_parameters()}
-    done = engine.shrink(engine.optimizer)
+    done = engine.shrink(sole(engine.optimizer), trains=True)
     if done is None:
         return
     at.optimizer = slice_saved(at.optimizer, at.names, done.kept, shapes)
@@ -78,7 +86,7 @@ def restore(job: RunContext, at: RunState) -> None:
         start=remembered("start"),
         rewind=remembered("rewind"),
         cut=remembered("cut"),
-        fresh=lambda: State(_fresh(engine.model, engine.recipe.seed, at.index), {}),
+        fresh=lambda: State(fresh_values(engine.model, engine.recipe.seed, at.index), {}),
     )
     state = engine.selector.methods.restore(engine.state(at.optimizer), engine.masks, memory)
     engine.load(state)
@@ -89,7 +97,9 @@ def revives(engine: PruningEngine, when: str) -> bool:
     return bool(engine.recipe.trait("restore", "RELEASES") == when)
 
 
-def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:
+def fresh_values(
+    model: nn.Module, seed: int, round: int, *, why: str = "restore: reinitialize"
+) -> dict[str, torch.Tensor]:
     """Newly initialized parameters and buffers.
 
     Raises:
@@ -107,7 +117,7 @@ def _fresh(model: nn.Module, seed: int, round: int) -> dict[str, torch.Tensor]:
                 reset()
             elif own:
                 raise InputError(
-                    f"restore: reinitialize: '{name}' ({type(module).__name__}) has parameters of "
+                    f"{why}: '{name}' ({type(module).__name__}) has parameters of "
                     "its own but no reset_parameters(): add that method"
                 )
     return dict(twin.state_dict())

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from prunus._common.distributed import on_rank_zero, world_size
-from prunus.compaction.compact import compact, smaller_copy
+from prunus.compaction.compact import compact, smaller_pair
 from prunus.compaction.cut import cut_of
 from prunus.compaction.files.artifact import save
 from prunus.deployment.calibration import inputs_of
@@ -21,7 +21,7 @@ from prunus.progressive.engine import PruningEngine
 from prunus.progressive.record import Record
 from prunus.progressive.result import Compaction
 from prunus.progressive.state import RunContext
-from prunus.recipe.fields import Deploy
+from prunus.recipe.parts import Deploy
 from prunus.recipe.schema import Recipe
 from prunus.runtimes import find
 from prunus.types import Masks
@@ -56,7 +56,7 @@ def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, floa
         made = deploy(
             _as_it_would_end(job), example=job.example, runtime=_sure(how.runtime),
             compare_with=_exact(how.runtime), batch_sizes=(how.batch,), threads=how.threads,
-            seconds=SECONDS, baseline=job.dense if dense else None,
+            seconds=SECONDS, baseline=job.baseline if dense else None,
         )  # fmt: skip
     except PrunusError as error:  # an engine that fails costs no round
         job.note(f"the round was not timed: {error}")
@@ -84,7 +84,7 @@ def smaller(engine: PruningEngine, masks: Masks) -> nn.Module:
     if engine.space.analysis is None:
         return compact(engine.model, masks, engine.example).model
     cut = cut_of(engine.space.analysis, masks)
-    return smaller_copy(engine.model, masks, cut, engine.example)[0]
+    return smaller_pair(engine.model, masks, cut, engine.example)[0]
 
 
 def serve(job: RunContext, compaction: Compaction | None) -> Deployment | None:

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from prunus.compaction.cut import IndexCut, cut_of, take
+from prunus.compaction.cut import IndexCut, cut_of
 from prunus.compaction.rewriting.submodules import cut_from_kept
-from prunus.compaction.search import find_plan
 from prunus.compaction.shrink import (
     ShrinkStep,
     grow,
     refuse_for_shrinking,
-    refuse_replacing,
     shrink,
     smaller_masks,
 )
 from prunus.compaction.slicing.drop import put_back_modules
-from prunus.costs.l1 import l1_of
 from prunus.errors import InputError
-from prunus.methods.restores._memory import Memory
-from prunus.methods.signals.grad_sq_running import DECAY
-from prunus.progressive.gradual import Gradual
+from prunus.progressive.gradual import Gradual, gradual_memory
+from prunus.progressive.regrow import Regrowth, begin_anew
+from prunus.progressive.regularize import Regularizer
+from prunus.progressive.running import Running
 from prunus.progressive.selector import Selector, Sparsity, scored
 from prunus.progressive.shrinks import Shrunk, as_saved, saved
+from prunus.pruning.copies import Copy
 from prunus.pruning.decide import Cost, kept_units, kept_weights
-from prunus.pruning.enforce import Enforcer, real_optimizer
-from prunus.pruning.masks import apply, copy_of, finite, put_back
+from prunus.pruning.enforce import Enforcer
+from prunus.pruning.masks import apply, copy_of, densities, finite, put_back
+from prunus.pruning.optimizers import AnyOptimizer, each_of, optimizer_of, pace_of, sole
 from prunus.pruning.scope import initial_masks
-from prunus.pruning.space import build_space, target_of
-from prunus.recipe.fields import Spec
-from prunus.recipe.resolve import bind, resolve
+from prunus.pruning.space import build_space
+from prunus.pruning.target import refuse_forced, target_of
+from prunus.recipe.resolve import resolve
 from prunus.recipe.schema import Recipe
-from prunus.types import Group, Kept, Masks, State
+from prunus.types import Damage, Group, Kept, Masks, State
 
 
 class PruningEngine:
@@ -56,7 +55,8 @@ class PruningEngine:
         masks: parameter name to bool, True = kept.
         gradual: which optimizer steps cut.
         shrinks: what made the model smaller so far.
-        optimizer: that trains the model.
+        optimizer: that trains the model, or several as one.
+        enforcer: keeps what is removed at zero.
 
     Raises:
         InputError: for whatever cannot be pruned as asked, before anything is changed.
@@ -78,28 +78,44 @@ class PruningEngine:
     ) -> None:
         self.recipe = Recipe.load(recipe)
         self.model, self.example = model, example
-        self.selector = Selector(self.recipe, resolve(self.recipe), calibration, loss)
+        self.selector = Selector(self.recipe, resolve(self.recipe), calibration, loss, example)
         self.space = build_space(model, self.recipe, self.selector.methods, example)
         finite(model)
-        self.target = target_of(self.recipe, self.space)
-        self.selector.refuse(scored(model, self.space))
-        self.running: dict[str, Tensor] = {}
+        self.target = target_of(self.recipe, self.space, model)
+        self.selector.refuse(model, self.space)
+        self.running = Running(self.selector, lambda: scored(self.model, self.space))
         self.gradual = Gradual()
         self.shrinks: list[Shrunk] = []
         self.dropped: dict[str, nn.Module] = {}
-        self.optimizer: Optimizer | None = None
+        self.optimizer: AnyOptimizer | None = None
+        self.tries: Callable[[Masks], None] | None = None  # applies masks that may be undone
+        self.damage: Damage | None = None  # where it is known
+        self.most: dict[str, float] = {}  # of groups, the largest part that may be gone by now
         self.in_place = False  # whether others hold the model, so that it must stay this object
         self.after_step: Callable[[], None] = lambda: None
-        self._hooks: list[RemovableHandle] = []
-        self._enforcer, self._enforced = Enforcer(), True
+        self.tell: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2)
+        self._hooks = ExitStack()
+        self.enforcer, self._enforced = Enforcer(), True
+        methods = self.selector.methods
+        self.regrowth = Regrowth(self.recipe, methods.regrow, self.enforcer)
+        self.regularizer = Regularizer(self.recipe, methods.regularize, lambda: self.choose(1.0))
+        self.regularizer.refuse(model, self.space)
         names = {m.name for g in self.space.groups for m in g.members if m.scored}
         self.initial_masks: Masks = initial_masks(
             model, [la for la in self.space.layers if la.name in names]
         )
-        self._units = {g.name: g.units for g in self.space.groups}
+        self._weights = {n: p.numel() for n, p in model.named_parameters() if n in names}
         self._start_state: State | None = None
         self._set_masks(dict(self.initial_masks))
         self.start = self.achieved
+        refuse_forced(self.space, max(self.target, self.start), self._alive)
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "what prunes a model is not pickled, nor copied without model and optimizer: save "
+            "pruner.state_dict() and load it into a new Pruner; copy.deepcopy((model, optimizer, "
+            "pruner)) copies all three"
+        )
 
     # --- what it is now
 
@@ -115,104 +131,103 @@ class PruningEngine:
 
     @property
     def densities(self) -> dict[str, float]:
-        """Kept ÷ all, by group: weights, or of coupled units those of the dense model."""
-        groups, alive = self.space.groups, self._alive
+        """Weights kept ÷ those of the dense model, by group; where units are coupled, by layer."""
         if self.space.analysis is None:
-            return {g.name: kept_weights(g, alive[g]) / g.weights for g in groups}
-        left = {g.name: g.units if (a := alive[g]) is None else int(a.sum()) for g in groups}
-        return {name: left.get(name, 1) / units for name, units in self._units.items()}
+            alive = self._alive
+            return {g.name: kept_weights(g, alive[g]) / g.weights for g in self.space.groups}
+        return densities(dict(self.model.named_parameters()), self.masks, self._weights)
 
-    @property
-    def l1(self) -> float:
-        """Σ|w| over the scope."""
-        with torch.no_grad():
-            weights = scored(self.model, self.space).values()
-            return sum(map(l1_of, weights))
+    def l1(self, sums: Mapping[str, float]) -> float:
+        """Σ|w| over the scope, from those of each parameter."""
+        return sum(sums[name] for name in scored(self.model, self.space))
 
     # --- following an optimizer
 
-    def attach(self, optimizer: object, copies: Iterable[nn.Module] = ()) -> Optimizer:
+    def attach(self, optimizer: object, copies: Iterable[Copy] = ()) -> AnyOptimizer:
         """Follow an optimizer until :meth:`detach`.
 
         Args:
-            optimizer: that trains the model; wrappers around it are looked through.
-            copies: modules to keep masked as well, such as an EMA.
+            optimizer: that trains the model, or a list of all that do; wrappers around it are
+                looked through. Of several, the last one that has a weight in scope sets the pace.
+            copies: of the model, to keep masked as well, such as an EMA.
         """
         self.detach()
-        real = real_optimizer(optimizer)
+        real = optimizer_of(optimizer)
         if self.recipe.compact == "every_round":
-            refuse_for_shrinking(real, copies, shrunk=bool(self.shrinks))
+            refuse_for_shrinking(sole(real), copies, shrunk=bool(self.shrinks))
         self.optimizer = real
         self._refresh()
-        self._enforcer.install(real, self.model, copies)
-        self._hooks.append(real.register_step_post_hook(self._after_step))
+        self.enforcer.install(real, self.model, copies)
+        scope = {id(self.model.get_parameter(la.name)) for la in self.space.layers}
+        self._hooks.callback(pace_of(real, scope).register_step_post_hook(self._after_step).remove)
+        self.running.attach(real, self._hooks)
         return real
+
+    def watch(self) -> None:
+        """Enforce masks whatever trains, until :meth:`detach`: of a loop that names nothing."""
+        self.detach()
+        self._refresh()
+        self.enforcer.install(None, self.model)
 
     def detach(self) -> None:
         """Take all hooks off; masks stay."""
-        self._enforcer.remove()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self.enforcer.remove()
+        self._hooks.close()
 
-    def begin(self, steps: int, per_epoch: int | None = None) -> None:
-        """Let the schedule run over the next ``steps`` optimizer steps."""
-        self.gradual = Gradual.over(steps, self.recipe.schedule, per_epoch)
+    def begin(
+        self, steps: int, per_epoch: int | None = None, *, gradual: bool = True, dense: bool = False
+    ) -> None:
+        """The next training, of so many optimizer steps, in which the schedule runs if gradual."""
+        if gradual:
+            self.gradual = Gradual.over(steps, self.recipe.schedule, per_epoch)
+        self.regrowth.begin(0 if dense else steps, per_epoch)
+        self.regularizer.begin(dense=dense)
 
     def enforce(self, enforced: bool) -> None:
         """Enforce the masks from now on, or let removed weights train."""
         self._enforced = enforced
         self._refresh()
 
-    def _after_step(self, *_: object) -> None:
-        if self.selector.reads_training:
-            self._read_gradients()
+    def _after_step(self, pace: Optimizer, *_: object) -> None:
+        if not self.enforcer.took_step(pace):
+            self.regrowth.capture()
+            return
+        self.running.after_step()
+        self.regularizer.after_step(self.model, self.space, self.masks, self.optimizer)
         progress = self.gradual.advance()
         if progress is not None:
             self._scheduled_cut(progress)
+        before = self.masks
+        masks = self.regrowth.after_step(self.model, self.space, before, self.initial_masks)
+        if masks is not None:
+            assert self.optimizer is not None
+            self._set_masks(masks)
+            apply(self.model, masks)
+            begin_anew(each_of(self.optimizer), self.model, before, masks)
         self.after_step()
-
-    def _read_gradients(self) -> None:
-        """After the step: where a closure computes them (Lightning), before it they are old."""
-        with torch.no_grad():
-            for name, weight in scored(self.model, self.space).items():
-                if weight.grad is None:
-                    continue
-                square = weight.grad.detach().float().square()
-                past = self.running.get(name)
-                self.running[name] = square if past is None else past.lerp_(square, 1 - DECAY)
 
     def _scheduled_cut(self, progress: float) -> None:
         requested = self.scheduled(progress)
         final = progress >= 1
         if not self._revives and self.recipe.order == "all" and requested <= self.achieved + 1e-12:
             return
-        if not self._revives:
-            self.cut(progress, requested)
-            return
-        before = self.state()
+        before = self.state() if self._revives else None
         self.cut(progress, requested)
+        if before is None:
+            return
         apply(self.model, self.masks)
         if not final:
-            restore = self.selector.methods.restore
-            self.load(restore(self.state(), self.masks, self._memory(before)))
+            self._start_state = self._start_state or before
+            memory = gradual_memory(self._start_state, before)
+            self.load(self.selector.methods.restore(self.state(), self.masks, memory))
         self.enforce(final)
-
-    def _memory(self, cut: State) -> Memory:
-        def unavailable() -> State:
-            raise InputError("restore: gradual pruning keeps no earlier state to return to")
-
-        if self._start_state is None:
-            self._start_state = cut
-        start = self._start_state
-        return Memory(lambda: start, unavailable, lambda: cut, unavailable)
 
     # --- cutting
 
     def scheduled(self, progress: float) -> float:
         """The sparsity that the schedule asks for."""
         if self.recipe.until_guard:
-            return max(progress, self.start)
+            return max(min(progress, self.space.reach(self._alive, self.most)), self.start)
         target = max(self.target, self.start)
         return self.selector.methods.schedule(progress, self.start, target)
 
@@ -234,11 +249,14 @@ class PruningEngine:
         """
         requested = self.scheduled(progress) if requested is None else requested
         goal = Sparsity(progress, requested, self.target)
-        masks, counts = self.selector.choose(
-            self.model, self.space, self._removed, goal, self.running, scores
-        )
+        masks, counts, notes = self.selector.choose(
+            self.model, self.space, self.removed, goal, self.running.tensors, scores, self.damage,
+            self.most,
+        )  # fmt: skip
+        for text in notes:
+            self.tell(text)
         self._set_masks(masks)
-        apply(self.model, masks)
+        apply(self.model, masks) if self.tries is None else self.tries(masks)
         if self.recipe.order != "bottom_up":
             return requested
         return (self.space.cost_model or Cost(self.space.groups))(counts)
@@ -246,39 +264,37 @@ class PruningEngine:
     def choose(self, progress: float) -> Masks:
         """The masks that a cut at this progress would give; nothing is changed."""
         goal = Sparsity(progress, self.scheduled(progress), self.target)
-        return self.selector.choose(self.model, self.space, self._removed, goal, self.running).masks
+        seen, known = self.running.tensors, (self.damage, self.most)
+        return self.selector.choose(
+            self.model, self.space, self.removed, goal, seen, {}, *known
+        ).masks  # fmt: skip
 
     @property
-    def _removed(self) -> Masks:
+    def removed(self) -> Masks:
         """Masks whose removed weights stay removed in a cut."""
         return self.initial_masks if self._revives else self.masks
 
-    def counts(self, requested: float) -> dict[str, tuple[int, int]]:
-        """Weights (of coupled groups: units) kept and all, by group, if so much were cut now."""
-        goal, groups = Sparsity(1.0, requested, self.target), self.space.groups
-        masks, counts = self.selector.choose(self.model, self.space, self.masks, goal, self.running)
-        if self.space.analysis is not None:
-            return {g.name: (int(counts[g]), g.units) for g in groups}
-        alive = kept_units(groups, masks, self._shapes())
-        return {g.name: (kept_weights(g, alive[g]), g.weights) for g in groups}
-
     # --- becoming smaller, and larger again
 
-    def shrink(self, optimizer: Optimizer | None = None) -> ShrinkStep | None:
+    def shrink(
+        self, optimizer: AnyOptimizer | None = None, *, trains: bool = False
+    ) -> ShrinkStep | None:
         """Take every unit out that the masks remove; ``None`` if there is none.
 
         Args:
             optimizer: whose state is sliced along.
+            trains: whether the smaller model is trained further; an InputError if it cannot be.
 
         Raises:
             RunError: if the smaller model does not equal the masked one; nothing is changed then.
         """
         assert self.space.analysis is not None
         cut = cut_of(self.space.analysis, self.masks)
-        return self._shrink(cut, optimizer) if cut.units() else None
+        return self._shrink(cut, optimizer, trains=trains) if cut.units() else None
 
-    def _shrink(self, cut: IndexCut, optimizer: Optimizer | None) -> ShrinkStep:
-        step = shrink(self.model, cut, self.example, optimizer, in_place=self.in_place)
+    def _shrink(self, cut: IndexCut, optimizer: AnyOptimizer | None, **how: bool) -> ShrinkStep:
+        place = self.in_place
+        step = shrink(self.model, cut, self.example, optimizer, in_place=place, **how)
         self.adopt(step)
         return step
 
@@ -293,7 +309,7 @@ class PruningEngine:
             layers=[la for la in self.space.layers if la.name in names],
             dense=self.space, traced=step.traced,
         )  # fmt: skip
-        self.running = {n: take(t, kept[n]) if n in kept else t for n, t in self.running.items()}
+        self.running.follow(kept)
         self.initial_masks = smaller_masks(self.initial_masks, kept, shapes)
         self._set_masks(smaller_masks(self.masks, kept, shapes))
 
@@ -319,26 +335,6 @@ class PruningEngine:
             step = as_saved(done, saved_step)
             self.shrinks[-1] = self.shrinks[-1]._replace(step=step)
 
-    def stay_in_place(self) -> None:
-        """Refuse a model that cannot become smaller while others hold it.
-
-        Raises:
-            InputError: with the way out.
-        """
-        self.in_place = True
-        if self.shrinks:
-            return
-        assert self.space.analysis is not None
-        # The widths are what counts here, so any criterion does.
-        magnitude = bind("criteria", Spec(name="magnitude"))
-        methods = dataclasses.replace(self.selector.methods, criterion=magnitude)
-        goal = Sparsity(1.0, min(self.target, 0.3), self.target)
-        trial = dataclasses.replace(self.selector, methods=methods)
-        masks, _ = trial.choose(self.model, self.space, self.masks, goal, {})
-        cut = cut_of(self.space.analysis, masks)
-        if cut.units():
-            refuse_replacing(find_plan(self.model, cut, self.example))
-
     # --- state
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -351,7 +347,7 @@ class PruningEngine:
         self._refresh()
 
     def _refresh(self) -> None:
-        self._enforcer.set(self.model, self.masks if self._enforced else self.initial_masks)
+        self.enforcer.set_masks(self.model, self.masks if self._enforced else self.initial_masks)
 
     def state(self, optimizer_state: dict[Any, Any] | None = None) -> State:
         """A copy of all that training changes."""
@@ -369,9 +365,11 @@ class PruningEngine:
             "masks": dict(self.masks),
             "enforced": self._enforced,
             "cuts": (gradual.first, gradual.last, gradual.every),
-            "running": dict(self.running),
+            "running": dict(self.running.tensors),
             "shrinks": saved(self.shrinks),
             "start": None if self._start_state is None else self._start_state.tensors,
+            **({} if self.recipe.regrow is None else {"regrowth": self.regrowth.place}),
+            **self.regularizer.state(),
         }
 
     def load_state_dict(
@@ -389,7 +387,9 @@ class PruningEngine:
         first, last, every = values["cuts"]
         self.gradual = Gradual(first, last, every, values["step"])
         self._enforced = values["enforced"]
-        self.running = dict(values["running"])
+        self.running.tensors = dict(values["running"])
         start = values["start"]
         self._start_state = None if start is None else State(dict(start), {})
         self._set_masks(dict(values["masks"]))
+        self.regrowth.load(values.get("regrowth", (0, 0, 0)))
+        self.regularizer.load(values, self.masks)

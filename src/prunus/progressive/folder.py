@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,15 +17,17 @@ from prunus._common import files
 from prunus._common.distributed import on_rank_zero
 from prunus._common.environment import describe
 from prunus._common.files import is_temporary, refuse_links, remove_temporaries
+from prunus._common.kinds import given_path
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
 from prunus.methods.catalog import digest as file_digest
-from prunus.methods.catalog import find
+from prunus.methods.catalog import find, own_file
 from prunus.progressive.contents import checked
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import LOCK, SNAPSHOTS, Journal
 from prunus.progressive.record import Record
 from prunus.progressive.result import Result
+from prunus.recipe.code_files import CODE, code_files, copy_of, settings_paths
 from prunus.recipe.resolve import code_digests
 from prunus.recipe.schema import Recipe
 
@@ -37,7 +40,7 @@ def open_journal(folder: Path | None, engine: PruningEngine) -> Iterator[Journal
         on_rank_zero(lambda: refuse_other(folder, own, text))
     with contextlib.closing(Journal(folder)) as journal:
         if folder is not None:
-            on_rank_zero(lambda: _write_identity(folder, own, text))
+            on_rank_zero(lambda: _write_identity(folder, own, text, engine.recipe))
         yield journal
 
 
@@ -46,8 +49,8 @@ def identity(engine: PruningEngine) -> dict[str, Any]:
     recipe = engine.recipe
     task = recipe.task
     code = code_digests(recipe)
-    if task is not None and ".py" not in task.name:
-        module = inspect.getsourcefile(find("tasks", task.name))
+    if task is not None and not own_file(task.name):
+        module = inspect.getsourcefile(find("tasks", recipe.located(task).name))
         if module is not None:
             code[task.name] = file_digest(Path(module))
     return {
@@ -59,21 +62,34 @@ def identity(engine: PruningEngine) -> dict[str, Any]:
 
 
 FORMER = {
-    "digits": "a9ec913b6e5d0c70628a2db0cc353dcc091a86314f4bbc73e74544e6c6e92e95",
-    "mlp": "d7ab0272925e532c1c79c07e7c0f75efef2fba77307661ae0b7495bd9dc6d70d",
-    "diagnosis": "4a7ddd5da8de62bda75b331a1a1d96f1356bf7bd47bf3fd35e6251e7b0b93fd7",
-    "mnist": "e55a27f937f0aea5afde1907c9e0c0b668f93f4ea4ca026fc8a47efd5d7df275",
+    "digits": (
+        "a9ec913b6e5d0c70628a2db0cc353dcc091a86314f4bbc73e74544e6c6e92e95",
+        "913dc83dc44194feac914c9be76808e8646489238c555b925365dbfcb151f549",
+    ),
+    "mlp": (
+        "d7ab0272925e532c1c79c07e7c0f75efef2fba77307661ae0b7495bd9dc6d70d",
+        "2b022ea5612d7dab363060be9a06e0861321dddb8f5f032c397460bc9fa8b711",
+    ),
+    "diagnosis": (
+        "4a7ddd5da8de62bda75b331a1a1d96f1356bf7bd47bf3fd35e6251e7b0b93fd7",
+        "63499edd7bb141d1004e8e20528a80399ec4a9154e6689bbea80415846edbe27",
+    ),
+    "mnist": (
+        "e55a27f937f0aea5afde1907c9e0c0b668f93f4ea4ca026fc8a47efd5d7df275",
+        "2bf41175548ab147bedb6c04cfc4f37630db3ce60d3931fed43b9d32dce4ae3e",
+        "b7724cb1bdcda051d597f0248da300cb7fdc13bbef0fdee481013f0ec57693d1",
+    ),
 }
-"""Digests of earlier files of tasks, which differ from today's by what they import and how a word
-is spelled: runs of those go on. A test holds the two together; who changes such a task takes its
-line out."""
+"""Digests of earlier files of tasks, which differ from today's by what they import, how a word is
+spelled, that their metric was the mean of today's items and that a folder was a text: runs of those
+go on. A test holds them together; who changes such a task takes its line out."""
 
 
 def _since_renamed(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """An earlier identity, with the present digest of a task that only imports anew."""
     code = dict(theirs.get("code", {}))
     same = {name: own["code"][name] for name in code.keys() & own["code"].keys() & FORMER.keys()
-            if code[name] == FORMER[name]}  # fmt: skip
+            if code[name] in FORMER[name]}  # fmt: skip
     return {**theirs, "code": {**code, **same}}
 
 
@@ -131,20 +147,39 @@ def _begun(path: Path, recipe: bytes) -> bool:
     """Whether this is what a run leaves that was killed before it had begun."""
     if path.name in (LOCK, SNAPSHOTS) or is_temporary(path, OWN):
         return True
+    if path.name == CODE and path.is_dir():
+        return all(re.fullmatch("[0-9a-f]{12}", p.name) for p in path.iterdir())
     return path.name == RECIPE and path.is_file() and path.read_bytes() == recipe
 
 
-def _write_identity(folder: Path, own: Mapping[str, Any], recipe: bytes) -> None:
+def _write_identity(folder: Path, own: Mapping[str, Any], recipe: bytes, of: Recipe) -> None:
     remove_temporaries(folder, OWN)
     if (folder / RUN).exists():
         return
+    files.write_atomically(folder / RECIPE, recipe)
+    code = code_files(of)
+    for path in code.values():
+        _keep(path.resolve(), folder)
     values = {
         "identity": own,
+        "origin": {
+            "folder": str(folder.resolve()),
+            "code": {name: str(path.resolve()) for name, path in code.items()},
+            **({"paths": paths} if (paths := settings_paths(of)) else {}),
+        },
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": describe(),
     }
-    files.write_atomically(folder / RECIPE, recipe)
     files.write_json(folder / RUN, values)
+
+
+def _keep(file: Path, folder: Path) -> None:
+    """Copy a file of code into the folder, which may be moved to where the file is not."""
+    data = file.read_bytes()
+    place = folder / copy_of(file, files.digest(data))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(place.parent, re.escape(place.name))
+    files.write_atomically(place, data)
 
 
 DENSE = "dense.safetensors"
@@ -180,7 +215,7 @@ def recipe_of(folder: str | Path) -> Recipe:
     Raises:
         InputError: if the folder holds no run, or one without a task.
     """
-    recipe = Record(Path(folder)).recipe
+    recipe = Record(given_path(folder, "folder")).recipe
     if recipe.task is None:
         raise InputError(
             f"the run in '{folder}' was started from Python: call prunus.prune again with the "

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunus.errors import InputError
+from prunus.methods.restores._memory import Memory
 from prunus.recipe import duration
-from prunus.recipe.fields import Schedule
+from prunus.recipe.specs import Schedule
+from prunus.types import State
 
 CUTS = 100
 """Cuts of a gradual run over its whole length, where the recipe does not space them."""
@@ -66,3 +68,12 @@ class Gradual:
             return None
         length = self.last - self.first
         return (self.step - self.first) / length if length else 1.0
+
+
+def gradual_memory(start: State, cut: State) -> Memory:
+    """What a restore may return to between the cuts of one training."""
+
+    def unavailable() -> State:
+        raise InputError("restore: gradual pruning keeps no earlier state to return to")
+
+    return Memory(lambda: start, unavailable, lambda: cut, unavailable)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from prunus.errors import InputError
 from prunus.progressive.result import Round, last_accepted
 from prunus.recipe.fields import Guard, Target
 from prunus.recipe.schema import Recipe
+
+GUARDED = "as far as the guard allows"
 
 
 def accepts(guard: Guard | None, metric: float | None, dense: float | None) -> bool:
@@ -21,6 +24,11 @@ def accepts(guard: Guard | None, metric: float | None, dense: float | None) -> b
     return worse <= allowed_drop(guard, dense) + 1e-12
 
 
+def better(guard: Guard | None) -> str:
+    """Which metric is better: the higher one unless the guard says otherwise."""
+    return "higher" if guard is None else guard.better
+
+
 def allowed_drop(guard: Guard, dense: float) -> float:
     """How much worse than the dense model's a metric may be.
 
@@ -30,6 +38,48 @@ def allowed_drop(guard: Guard, dense: float) -> float:
     return guard.max_drop * (abs(dense) if guard.relative else 1.0)
 
 
+UNSAID = "say guard.better=lower if less of it is better, or guard.better=higher if more is"
+
+
+def refuse_unclear(
+    guard: Guard | None, metric_name: str, metric: float | None, *, untrained: float | None = None
+) -> None:
+    """A guard that does not say which metric is better, where that may be the lower one.
+
+    Args:
+        guard: of the recipe; one that says it is never refused.
+        metric_name: what the metric is called.
+        metric: of the dense model, or of what it will be trained from; ``None``: not known yet.
+        untrained: the metric before the dense model was trained, where that is known.
+
+    Raises:
+        InputError: if the name is one of an error, the metric is outside 0 to 1, or it fell while
+            the dense model was trained.
+
+    >>> refuse_unclear(Guard(), "accuracy", 0.97, untrained=0.1)
+    >>> refuse_unclear(Guard(better="higher"), "score", 21.5)
+    >>> refuse_unclear(Guard(), "metric", 2.3)
+    Traceback (most recent call last):
+    ...
+    prunus.errors.InputError: guard: the metric is 2.3, outside 0 to 1: say guard.better=lower ...
+    """
+    if guard is None or guard.says_better:
+        return
+    if _sounds_like_an_error(metric_name):
+        raise InputError(f"guard: by its name the {metric_name} may be an error: {UNSAID}")
+    if metric is None:
+        return
+    if not 0 <= metric <= 1:
+        raise InputError(f"guard: the {metric_name} is {metric:.4g}, outside 0 to 1: {UNSAID}")
+    if untrained is not None and metric < untrained - max(allowed_drop(guard, untrained), FALL):
+        raise InputError(
+            f"guard: the {metric_name} fell from {untrained:.4g} to {metric:.4g} while the dense "
+            f"model was trained, as a loss does: {UNSAID}"
+        )
+
+
+FALL = 0.02
+"""A metric that falls by less while the dense model is trained may waver."""
 ERRORS = ("error", "loss", "perplexity", "bits", "mse", "mae", "rmse", "wer", "cer")
 
 
@@ -41,13 +91,57 @@ def direction_warning(guard: Guard | None, metric_name: str) -> str | None:
     >>> direction_warning(Guard(better="lower"), "loss") is None
     True
     """
-    words = metric_name.lower().replace("_", " ").split()
-    if guard is None or guard.better == "lower" or not set(words) & set(ERRORS):
+    if guard is None or guard.better == "lower" or not _sounds_like_an_error(metric_name):
         return None
     return (
         f"the guard assumes that a higher {metric_name} is better; if a lower one is, set "
         "guard.better=lower"
     )
+
+
+def _sounds_like_an_error(metric_name: str) -> bool:
+    return bool(set(metric_name.lower().replace("_", " ").split()) & set(ERRORS))
+
+
+BETTERED = {False: 0.1, True: 0.5}
+"""By which part of a metric's scale a round betters a dense model that was no trained one: one
+that came so, and one that the recipe itself has trained (too short, then)."""
+
+
+NOT_TRAINED = (
+    "round 0 ({0} {1:.4g}) was no trained model: round {3}, though pruned, has {2:.4g}; from here "
+    "on the guard judges against the best round accepted. Give it a trained model, or train one: "
+    "dense: 10ep"
+)
+"""A note for whoever watches."""
+
+
+def baseline(guard: Guard | None, rounds: Sequence[Round], *, trained: bool) -> float | None:
+    """What a round is judged against: the dense model, if it was a trained one.
+
+    A dense model that pruned and retrained rounds better by far says nothing of what is lost; the
+    best accepted round so far stands for it then.
+
+    Args:
+        guard: of the recipe.
+        rounds: so far, the dense one first.
+        trained: whether the recipe has trained the dense model.
+
+    >>> rows = [Round(i, 0, 0, 0, 0, m, "accepted") for i, m in enumerate((0.08, 0.777, 0.97))]
+    >>> baseline(Guard(), rows, trained=False), baseline(Guard(), rows[2:], trained=False)
+    (0.97, 0.97)
+    >>> rows = [Round(i, 0, 0, 0, 0, m, "accepted") for i, m in enumerate((0.93, 0.97))]
+    >>> baseline(Guard(), rows, trained=False)
+    0.93
+    """
+    known = [r.metric for r in rounds if r.accepted and r.metric is not None]
+    dense = rounds[0].metric if rounds else None
+    if guard is None or dense is None:
+        return dense
+    best = max(known) if guard.better == "higher" else min(known)
+    scale = 1.0 if 0 <= dense <= 1 else abs(dense)
+    least = max(allowed_drop(guard, dense), BETTERED[trained] * scale)
+    return best if abs(best - dense) > least else dense
 
 
 def next_progress(
@@ -65,7 +159,7 @@ def next_progress(
         asks: the sparsity that the schedule asks for at a progress.
     """
     if recipe.until_guard:
-        return _until_guard(rounds, recipe)
+        return _until_guard(rounds, recipe, asks)
     total = recipe.rounds or 1
     smallest = (recipe.target or Target()).smallest
     good = last_accepted(rounds)
@@ -88,16 +182,22 @@ def next_progress(
     return (1.0 if progress > 1 - 1e-9 else progress), ""
 
 
-def _halved(step: float, rounds: Sequence[Round]) -> float:
-    """A step after the rejections so far."""
-    return step / 2.0 ** sum(not r.accepted for r in rounds)
+def _halved(step: float, rounds: Sequence[Round], *, adapts: bool = False) -> float:
+    """A step after the rejections so far.
+
+    Where a rejection has its own groups go less far, the first one after an accepted round lets
+    the same step be tried once more.
+    """
+    rejected = [not r.accepted for r in rounds]
+    again = zip(rejected, [False, *rejected], strict=False)
+    return step / 2.0 ** sum(now and (before or not adapts) for now, before in again)
 
 
 def _end(good: Round, target: float) -> str:
     if good.achieved < target - 0.005:
         if good.achieved == 0:
             return "all rounds are done, but nothing was removed: one unit is more than the target"
-        return f"all rounds are done, at a sparsity of {good.achieved:.4g}"
+        return "all rounds are done"
     return "the target is reached"
 
 
@@ -111,16 +211,21 @@ def _caught_up(rounds: Sequence[Round], recipe: Recipe, target: float) -> bool:
     return not recipe.trait("restore", "CHANGES") and short and reached
 
 
-def _until_guard(rounds: Sequence[Round], recipe: Recipe) -> tuple[float | None, str]:
+def _until_guard(
+    rounds: Sequence[Round], recipe: Recipe, asks: Callable[[float], float]
+) -> tuple[float | None, str]:
     assert recipe.target is not None
     target = recipe.target
-    step = _halved(target.step, rounds)
+    step = _halved(target.step, rounds, adapts=target.adapt)
     good = last_accepted(rounds)
     before = [r for r in rounds[:-1] if r.accepted]
     if before and rounds[-1] is good and good.achieved <= before[-1].achieved + 1e-12:
-        return None, f"as far as whole units allow: {good.achieved:.4g}"
+        return None, "as far as whole units allow"
     if step < target.smallest:
-        return None, f"as far as the guard allows: {good.achieved:.4g}"
+        return None, GUARDED
     if recipe.rounds is not None and len(rounds) > recipe.rounds:
         return None, f"all {recipe.rounds} rounds are done"
-    return good.achieved + step * (1 - good.achieved), ""
+    progress = good.achieved + step * (1 - good.achieved)
+    if asks(progress) <= good.achieved + 1e-12:
+        return None, "as far as limits and whole units allow"
+    return progress, ""

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from prunus._common.metrics import Metric
-from prunus.errors import InputError
+from prunus.errors import InputError, RunError
+from prunus.progressive.distill import Lessons, own_teacher
+from prunus.progressive.ending import ended
 from prunus.progressive.engine import PruningEngine
+from prunus.progressive.guard import refuse_unclear
 from prunus.progressive.journal import Journal
 from prunus.progressive.judge import judge
 from prunus.progressive.loop import phases
-from prunus.progressive.phase import Budget
+from prunus.progressive.phase import Budget, Loss
+from prunus.progressive.scoring import given_score
 from prunus.progressive.state import RunContext, RunState, blob, put_back
-from prunus.progressive.train import length_of, names_of, rewind_step
+from prunus.progressive.train import length_of, names_of, rewind_step, teaching
+from prunus.progressive.verdict import asks_for_items
 from prunus.pruning.masks import apply
+from prunus.pruning.optimizers import AnyOptimizer
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
 
@@ -94,11 +100,16 @@ class LoopRounds:
     """
 
     def __init__(
-        self, engine: PruningEngine, evaluate: Metric | None, per_epoch: int | None
+        self,
+        engine: PruningEngine,
+        evaluate: Metric | None,
+        per_epoch: int | None,
+        metric_name: str = "metric",
+        taught_by: nn.Module | None = None,
     ) -> None:
         assert engine.optimizer is not None
         recipe = engine.recipe
-        self.optimizer: Optimizer = engine.optimizer
+        self.optimizer: AnyOptimizer = engine.optimizer
         self.job = RunContext(
             engine=engine,
             journal=Journal(None),
@@ -107,17 +118,31 @@ class LoopRounds:
             evaluate_train=None,
             on_event=lambda event: None,
             should_stop=lambda: False,
-            keeps=recipe.guard is not None,
+            keeps=recipe.guard is not None or recipe.teacher is not None,
+            teacher=own_teacher(recipe, engine.model, taught_by),
+            taught_by=taught_by,
+            metric_name=metric_name,
         )
         self.limit = Budget(recipe.limit)
         self.at = RunState(per_epoch=per_epoch)
         self.taken, self.length = 0, 0
+        self.lessons: Lessons | None = None
+        self.taught = False  # whether a batch of this phase learned from the teacher
         self.rewinds_at = rewind_step(recipe, lengths_of(recipe)[0], None)
         self._phases = phases(self.job, self.at, self.limit)
 
     def begin(self) -> None:
         """Go to where training is due: through round 0 and the first cut, if it needs none."""
-        recalls = self.job.engine.recipe.trait("restore", "RECALLS")
+        job, guard = self.job, self.job.engine.recipe.guard
+        refuse_unclear(guard, job.metric_name, None)
+        trains = bool(lengths_of(job.engine.recipe)[0])
+        unclear = guard is not None and not guard.says_better and trains
+        if unclear or asks_for_items(guard):
+            given = given_score(guard, job.evaluate, job.model)
+            refuse_unclear(guard, job.metric_name, given)
+            self.job = job = dataclasses.replace(job, untrained=given if trains else None)
+            self._phases = phases(job, self.at, self.limit)
+        recalls = job.engine.recipe.trait("restore", "RECALLS")
         if self.rewinds_at == 0 or recalls == "start":
             name = "rewind" if self.rewinds_at == 0 else "start"
             self.at.blobs[name] = self.job.journal.store(name, blob(self.job.engine.state()))
@@ -129,6 +154,8 @@ class LoopRounds:
         if at.phase == "end":
             return
         self.taken += 1
+        if self.lessons is not None and not self.taught:
+            raise RunError(NEVER_TAUGHT)
         if at.phase == "dense" and self.taken == self.rewinds_at:
             state = engine.state(self.optimizer.state_dict()["state"])
             at.blobs["rewind"] = self.job.journal.store("rewind", blob(state))
@@ -144,11 +171,33 @@ class LoopRounds:
                 self._end()
                 return
             engine.enforce(enforced)
+            self._let_teach()
             self.length = length_of(self.job, self.at).steps()
-            if not engine.recipe.in_rounds and self.at.phase in ("train", "free"):
-                engine.begin(self.length, self.at.per_epoch)
+            retrains = self.at.phase in ("train", "free")
+            dense, gradual = self.at.phase == "dense", retrains and not engine.recipe.in_rounds
+            engine.begin(self.length, self.at.per_epoch, gradual=gradual, dense=dense)
             if self.length:
                 return
+
+    def _let_teach(self) -> None:
+        """From the first cut on the dense model teaches."""
+        self.lessons = None if self.at.phase == "dense" else teaching(self.job, self.at)
+        self.taught = False
+
+    def learned(self) -> Lessons | None:
+        """The lessons of this phase, which somebody learns from."""
+        self.taught = self.taught or self.lessons is not None
+        return self.lessons
+
+    def teaches(self, model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
+        """The loss of a batch, for :func:`prunus.distill`."""
+        if (lessons := self.learned()) is not None:
+            return lessons.loss(model, batch, loss)
+        if loss is None:
+            raise InputError(
+                "distill: before the first cut nobody teaches, so the loss is all: give loss"
+            )
+        return loss(model, batch)
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
@@ -168,13 +217,14 @@ class LoopRounds:
         at = self.at
         if at.phase == "end":
             return
-        at.reason = f"the training ended in round {at.index}"
+        why = f"the training ended in round {at.index}, at optimizer step {at.step + self.taken}"
         with self._between_steps():
             if at.phase in ("train", "free"):
                 judge(self.job, at, self.limit)
             elif at.phase == "revived" and at.accepted is not None:
                 put_back(self.job, at, self.job.journal.fetch(at.accepted))
         at.phase = "end"
+        at.reason = ended(self.job.engine, why, at.rounds)
         self._end()
 
     def _end(self) -> None:
@@ -187,7 +237,17 @@ class LoopRounds:
         kept = dict(self.at.blobs)
         if self.at.accepted is not None:
             kept["accepted"] = self.at.accepted
-        names = ("phase", "progress", "asked", "step", "per_epoch", "round_began", "why", "rounds")
+        names = (
+            "phase",
+            "progress",
+            "asked",
+            "step",
+            "per_epoch",
+            "round_began",
+            "why",
+            "rounds",
+            "most",
+        )
         plain = self.at.to_dict()
         return {
             **{name: plain[name] for name in names},
@@ -203,10 +263,18 @@ class LoopRounds:
         kept = {n: self.job.journal.store(n, tree) for n, tree in values.pop("kept").items()}
         self.taken, self.length = values.pop("taken"), values.pop("length")
         self.at = RunState.from_dict(values)
+        self.job.engine.most = dict(self.at.most)
         self.at.accepted, self.at.blobs = kept.pop("accepted", None), kept
         self.limit = Budget(self.job.engine.recipe.limit, self.at.seconds)
         self._phases = phases(self.job, self.at, self.limit)
         next(self._phases, None)  # to where the loop trains
+        self._let_teach()
+
+
+NEVER_TAUGHT = (
+    "the recipe names a teacher, and an optimizer step was taken without it: let the loop's loss "
+    "be prunus.distill(model, pruner, batch, loss=loss)"
+)
 
 
 def _elsewhere(model: nn.Module) -> None:

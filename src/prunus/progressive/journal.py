@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
 import re
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +71,8 @@ class Journal:
                 raise InputError(
                     f"another run is using '{folder}': wait until it ends, or choose another folder"
                 ) from None
+        if hasattr(os, "register_at_fork"):  # a loader's worker that outlives us is no run
+            os.register_at_fork(after_in_child=functools.partial(_let_go, weakref.ref(self)))
         remove_temporaries(folder / SNAPSHOTS, STORED)
         return _mended(folder)
 
@@ -158,6 +162,12 @@ class Journal:
             except (RunError, ValueError, KeyError, TypeError) as error:
                 self.damaged.append(f"{error}; the last good one before it is used")
         return None
+
+
+def _let_go(journal: weakref.ref[Journal]) -> None:
+    held = journal()
+    if held is not None:
+        held.close()
 
 
 def _written(path: Path, tree: Any) -> str:

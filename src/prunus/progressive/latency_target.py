@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from prunus._common.distributed import on_rank_zero
+from prunus._common.files import tensors_digest
 from prunus._common.inputs import tensors_of
 from prunus._common.modules import detached_copy
 from prunus._common.random_inputs import random_inputs
@@ -23,9 +24,8 @@ from prunus.errors import InputError
 from prunus.methods.traits import takes
 from prunus.progressive.deploy_step import smaller
 from prunus.progressive.state import RunContext
-from prunus.pruning.decide import limits_of, most_of
-from prunus.recipe.fields import Spec
 from prunus.recipe.schema import Recipe
+from prunus.recipe.specs import Spec
 from prunus.runtimes import BuildRequest, find
 from prunus.types import Masks
 
@@ -104,7 +104,7 @@ def prepared(recipe: Recipe) -> Recipe:
         return recipe
     structure = recipe.structure
     if "multiple_of" in structure.settings or not takes(
-        "structures", structure.name, "multiple_of"
+        "structures", recipe.located(structure).name, "multiple_of"
     ):
         return recipe
     likes = find(recipe.deploy.runtime).FACTS.multiple_of
@@ -184,7 +184,7 @@ def latency_verdict(recipe: Recipe, made: Deployment | None) -> str:
 
 
 class _Clock:
-    """Builds and times smaller copies of a model beside the dense one, on rank 0."""
+    """Builds and times smaller copies of a model beside the dense one, on rank 0; each once."""
 
     def __init__(self, job: RunContext) -> None:
         deploy = job.engine.recipe.deploy
@@ -193,6 +193,7 @@ class _Clock:
         self.runtime = find(deploy.runtime)
         self.count = 0
         self.dense: Any = None
+        self.known: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> _Clock:
         self.stack = contextlib.ExitStack()
@@ -209,9 +210,7 @@ class _Clock:
     def found(self, bound: float, relative: bool) -> Found:
         """Search with the bound in milliseconds, or as a part of the dense model's latency."""
         engine = self.job.engine
-        figure, groups = engine.space.cost_model, engine.space.groups
-        assert figure is not None
-        most = most_of(figure, limits_of(groups, dict.fromkeys(groups)))
+        most = engine.space.reach()
         seen: dict[float, tuple[float, float]] = {}
 
         def latency(part: float) -> float:
@@ -220,7 +219,7 @@ class _Clock:
             return ms / dense if relative else ms
 
         try:
-            part, _, measured = search(latency, bound, most=most)
+            part, _, _ = search(latency, bound, most=most)
         except InputError:
             ms, dense = seen[most]
             wanted = f"{bound:g} of dense" if relative else f"{bound:g} ms"
@@ -229,14 +228,17 @@ class _Clock:
                 f"{most:.1%} fewer macs, the most that can go, the best found is {ms:.3g} ms, "
                 f"dense {dense:.3g}; try a larger batch, another runtime or structure: layer"
             ) from None
-        return Found(part, *seen[part], measured)
+        return Found(part, *seen[part], len(self.known))
 
     def _measure(self, part: float) -> tuple[float, float]:
         """Milliseconds of the artifact with this part of the macs removed, and of the dense one."""
         engine = self.job.engine
         engine.target = part
         masks = engine.choose(1.0) if part > 0 else None  # all ranks choose, one measures
-        return on_rank_zero(lambda: self._timed(masks))
+        same = "" if masks is None else tensors_digest(masks)
+        if same not in self.known:  # units are whole: near parts may remove the same ones
+            self.known[same] = on_rank_zero(lambda: self._timed(masks))
+        return self.known[same]
 
     def _timed(self, masks: Masks | None) -> tuple[float, float]:
         if self.dense is None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from prunus.errors import Interrupted
 from prunus.progressive.cut import cut, revives
+from prunus.progressive.dense_once import train_once
+from prunus.progressive.ending import ended
 from prunus.progressive.guard import next_progress
 from prunus.progressive.judge import is_repeat, judge, reject_again
 from prunus.progressive.phase import Budget
-from prunus.progressive.state import RunContext, RunState, save
+from prunus.progressive.state import RunContext, RunState, remember, save
 from prunus.progressive.train import train
 
 
 def all_rounds(job: RunContext, at: RunState) -> None:
     """Go on with a run from where it is to its end."""
     limit = Budget(job.engine.recipe.limit, at.seconds)
+    job.engine.tell = partial(remember, job, at)
     for enforced in phases(job, at, limit):
-        train(job, at, limit, enforced=enforced)
+        work = partial(train, job, at, limit, enforced=enforced)
+        work() if at.phase != "dense" or job.dense_file is None else train_once(job, at, work)
 
 
 def phases(job: RunContext, at: RunState, limit: Budget) -> Iterator[bool]:
@@ -54,7 +59,7 @@ def _choose_next(job: RunContext, at: RunState, limit: Budget) -> None:
     if progress is not None and limit.reached(at.step, at.per_epoch):
         progress, at.reason = None, f"the limit of {limit.text} is reached"
     if progress is None:
-        at.phase = "end"
+        at.phase, at.reason = "end", ended(engine, at.reason, at.rounds)
         return
     at.progress, at.requested = progress, engine.scheduled(progress)
     revived = revives(engine, "after") and at.index > 1 and job.train is not None

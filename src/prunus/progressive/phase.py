@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from prunus._common import loaders
 from prunus._common import rng as randomness
 from prunus._common.distributed import gather, on_rank_zero
+from prunus._common.given import given_batches, length_of
 from prunus.errors import InputError, RunError
 from prunus.progressive.engine import PruningEngine
+from prunus.pruning.optimizers import AnyOptimizer
 from prunus.recipe import duration
 
 Batch = TypeVar("Batch")
+Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+Teaching: TypeAlias = Callable[[nn.Module, Any, Loss | None], Tensor]
+"""From a model, a batch and its loss to the loss with a teacher."""
 
 
 class Run:
@@ -43,18 +48,24 @@ class Run:
         self._steps: int | None = None
         self._base: list[float] = []
         self._others: dict[str, Any] = {}
-        self._hook: Any = None
         self._rng: dict[str, Any] | None = None
-        self.optimizer: Optimizer | None = None
+        self.optimizer: AnyOptimizer | None = None
         self.done = 0  # optimizer steps of this phase
         self.epoch = 0  # epochs begun in the whole run
         self.batch = 0  # batches of this epoch that were used
         self.per_epoch: int | None = None
         self.saved: dict[str, Any] | None = None  # of attached objects, to be restored
         self.carried: dict[Any, Any] | None = None  # optimizer state of the phase before
+        self.holder: object = None  # of generators that train itself draws from
+        self.on_attach: Callable[[AnyOptimizer], None] = lambda optimizer: None
+        self.on_loader: Callable[[Any], None] = lambda loader: None
+        self.on_first_batch: Callable[[int, Any], None] = lambda epoch, batch: None
         self.on_boundary: Callable[[Run], None] = lambda run: None
         self.on_step: Callable[[Run], None] = lambda run: None
         self.must_stop: Callable[[], bool] = lambda: False
+        self.loss: Loss | None = None
+        self.teaching: Teaching | None = None
+        self.taught = 0  # batches that learned from a teacher
 
     @property
     def steps(self) -> int:
@@ -75,7 +86,7 @@ class Run:
         """Tell the run what trains: masks are enforced, state is saved and restored.
 
         Args:
-            optimizer: that trains the model.
+            optimizer: that trains the model, or a list of all that do.
             scheduler: of the learning rate; with one the recipe's plan must be left out.
             others: anything else with ``state_dict`` and ``load_state_dict`` (a scaler); modules
                 (an EMA) are kept masked, too.
@@ -92,31 +103,59 @@ class Run:
         self._base = [
             float(group.setdefault("initial_lr", group["lr"])) for group in real.param_groups
         ]
+        self.on_attach(real)
         self.optimizer = real
         self._others = {"scheduler": scheduler, **others} if scheduler is not None else dict(others)
         if self.saved is not None:
             self._restore(self.saved)
         elif self.carried:
-            _carry(real, self.carried)
-        self._hook = real.register_step_post_hook(self._after_step)
+            carry(real, self.carried)
+        self._engine.after_step = self._after_step
+
+    def distill(
+        self, batch: Any, *, model: nn.Module | None = None, loss: Loss | None = None
+    ) -> Tensor:
+        """The loss of a batch: what ``loss`` says and, with ``teacher`` in the recipe, the teacher.
+
+        Args:
+            batch: as ``loss`` takes it.
+            model: what trains, where it is wrapped (``DistributedDataParallel``).
+            loss: ``(model, batch) -> scalar``; by default the one that ``prune`` was given.
+
+        Raises:
+            InputError: without a loss.
+        """
+        loss, model = loss or self.loss, self._engine.model if model is None else model
+        if loss is None:
+            raise InputError("run.distill needs a loss: give loss(model, batch) to prunus.prune")
+        if self.teaching is None:
+            return loss(model, batch)
+        self.taught += 1
+        return self.teaching(model, batch, loss)
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The loader's batches, epoch after epoch, until ``steps`` optimizer steps are taken.
 
         The order of an epoch depends on the recipe's seed and the epoch alone, whatever the
-        model does with random numbers.
+        model does with random numbers: generators that the loader, its sampler or its dataset
+        hold are seeded for each epoch, persistent workers begin anew.
         """
         if self.optimizer is None:
             raise InputError("call run.attach(optimizer) before run.batches(loader)")
-        if isinstance(loader, Sized):
-            self.per_epoch = len(loader)
-        if self._gradual and self.done == 0:
-            self._engine.begin(self.steps, self.per_epoch)
+        if not isinstance(loader, Iterator):
+            given_batches(loader, "the training loader")
+        self.per_epoch = length_of(loader) or self.per_epoch
+        if self.done == 0:
+            dense = self.round == 0
+            self._engine.begin(self.steps, self.per_epoch, gradual=self._gradual, dense=dense)
+        self.on_loader(loader)
         resume_at = self.batch
         while self.done < self.steps:
             before, self.batch = self.done, 0
             for number, batch in enumerate(self._epoch(loader)):
                 self.batch = number + 1
+                if number == 0:
+                    self.on_first_batch(self.epoch, batch)
                 if number < resume_at:
                     continue
                 taken = self.done
@@ -145,14 +184,7 @@ class Run:
         """One pass over the loader with random numbers of its own."""
         training = randomness.state()
         randomness.seed(self._seed, 1 + self.epoch)
-        for part in (
-            loader,
-            getattr(loader, "sampler", None),
-            getattr(loader, "batch_sampler", None),
-        ):
-            set_epoch = getattr(part, "set_epoch", None)
-            if callable(set_epoch):
-                set_epoch(self.epoch)
+        loaders.begin_epoch(loader, self._seed, self.epoch)
         iterator = iter(loader)
         while True:
             try:
@@ -166,6 +198,13 @@ class Run:
             training = randomness.state()
             randomness.set_state(loading)
 
+    def first_batch(self, loader: Iterable[Any], epoch: int) -> Any:
+        """The first batch of an epoch, to compare it; the run goes on as if it was not read."""
+        with randomness.preserve_rng():
+            randomness.seed(self._seed, 1 + epoch)
+            loaders.begin_epoch(loader, self._seed, epoch)
+            return next(iter(loader), None)
+
     def _set_rate(self) -> None:
         if self._rate is None or self.optimizer is None:
             return
@@ -176,7 +215,7 @@ class Run:
             else:
                 group["lr"] = base * factor
 
-    def _after_step(self, *_: object) -> None:
+    def _after_step(self) -> None:
         self.done += 1
         self.on_step(self)
 
@@ -193,6 +232,7 @@ class Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "rng": gather(randomness.state()),
+            "generators": gather(loaders.states(self.holder)),
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -204,16 +244,16 @@ class Run:
             self._others[name].load_state_dict(value)
         self.done, self.epoch, self.batch = saved["done"], saved["epoch"], saved["batch"]
         self._rng = randomness.of_this_rank(saved["rng"])
+        if "generators" in saved:
+            loaders.set_states(randomness.of_this_rank(saved["generators"]), self.holder)
 
     def end(self) -> None:
         """Take the hooks off; what was attached stays readable."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._engine.after_step = lambda: None
         self._engine.detach()
 
 
-def _carry(optimizer: Optimizer, state: dict[Any, Any]) -> None:
+def carry(optimizer: AnyOptimizer, state: dict[Any, Any]) -> None:
     """Go on with the momenta of the training before, if they fit this optimizer."""
     fresh = optimizer.state_dict()
     shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]

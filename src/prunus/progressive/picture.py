@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from prunus._common.pictures import FAINT, INK, SERIES, STYLE, WARM, as_svg, figure_of
+from prunus._common.pictures import COLORS, FAINT, INK, SERIES, STYLE, WARM, as_svg, figure_of
 from prunus.progressive.result import Round
 
 
@@ -45,3 +46,21 @@ def metric_svg(rounds: Sequence[Round], metric_name: str) -> str:
     """The same as an SVG element."""
     with matplotlib.rc_context(STYLE):
         return as_svg(metric_against_sparsity(rounds, metric_name), "metric")
+
+
+def scan_curves(loss: float, groups: Mapping[str, tuple[int, Mapping[float, float]]]) -> Figure:
+    """The loss against the part of one group that is removed; the tenderest groups in color."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = figure_of(6.4, 4.0)
+        tender = sorted(groups, key=lambda n: -max(groups[n][1].values(), default=loss))
+        for place, name in reversed(list(enumerate(tender))):
+            parts = {0.0: loss, **groups[name][1]}
+            named = place < len(COLORS) - 1
+            how: dict[str, Any] = {"color": FAINT, "linewidth": 1, "alpha": 0.5}
+            if named:
+                how = {"color": COLORS[place], "linewidth": 1.6, "label": name}
+            axes.plot([*parts], [*parts.values()], "o-", markersize=3, **how)
+        axes.set_xlabel("part removed of one group, all others whole")
+        axes.set_ylabel("loss on calibration data")
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    return figure

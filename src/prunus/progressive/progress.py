@@ -98,5 +98,5 @@ def round_line(row: Round) -> str:
 def _reached(row: Round) -> str:
     if row.target == "sparsity":
         return f"sparsity {metric(row.achieved)} (requested {metric(row.requested)})"
-    left, aim = metric(1 - row.achieved), metric(1 - row.requested)
-    return f"{row.target} {left} of dense (requested {aim})"
+    gone = f"{metric(row.achieved)} of the {row.target} gone (requested {metric(row.requested)})"
+    return gone if row.sparsity is None else f"{gone}, sparsity {metric(row.sparsity)}"

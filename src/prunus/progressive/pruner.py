@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from prunus._common.given import (
+    given_batches,
+    given_copies,
+    given_example,
+    given_hooks,
+    given_model,
+)
+from prunus._common.kinds import given_number, kind_of
 from prunus._common.metrics import Metric
 from prunus.errors import InputError
+from prunus.progressive.distill import Lessons, given_teacher
+from prunus.progressive.ending import ended, is_short
 from prunus.progressive.engine import PruningEngine
+from prunus.progressive.former_names import ELSEWHERE
+from prunus.progressive.holding import finish, followers_of, hold
 from prunus.progressive.in_loop import LoopRounds, in_steps, lengths_of, with_lengths
-from prunus.progressive.result import Round
+from prunus.progressive.in_place import stay_in_place
+from prunus.progressive.phase import Loss
+from prunus.progressive.result import Round, counted
 from prunus.progressive.shrinks import begins, original_kept
+from prunus.pruning.copies import Copy
+from prunus.pruning.followers import Followers
 from prunus.pruning.masks import apply
+from prunus.pruning.optimizers import each_of
 from prunus.recipe.rules import own_loop_conflict
 from prunus.recipe.schema import Recipe
 from prunus.types import Kept, Masks
+
+_SAVED = {"recipe", "lengths", "steps", "given", "began_at", "rounds", "shrinks", "masks", "cuts",
+          "step", "enforced", "running", "start"}  # fmt: skip
+"""What the state of a Pruner has."""
 
 
 class Pruner:
@@ -32,7 +55,11 @@ class Pruner:
     Args:
         model: pruned in place.
         recipe: a :class:`Recipe`, the name of one, a file or a mapping.
-        optimizer: that trains the model; without it nothing is done until :meth:`join`.
+        optimizer: that trains the model, or a list of all that do; without it nothing is done
+            until :meth:`join`. Of several, the last one that has a weight in scope sets the pace.
+        copies: of the model, to keep masked as well: modules such as an EMA, or mappings of
+            parameter names to tensors. One that is not named and follows the model is warned of
+            at :meth:`finish`.
         steps: optimizer steps of the loop. A gradual schedule runs over all of them that
             ``dense`` leaves; by default it has the recipe's ``retrain``. Rounds share them out
             evenly where the recipe has no ``retrain``.
@@ -42,10 +69,14 @@ class Pruner:
         calibration: batches for criteria that need gradients.
         loss: ``(model, batch) -> scalar`` for the same.
         example: an input (or a tuple of inputs), from which the order of execution is read.
+        teacher: where the recipe names one, another than the dense model: any model, or a file of
+            one. The loop's loss is ``prunus.distill(model, pruner, batch, loss=loss)`` then.
+        metric: what ``evaluate`` returns is called.
 
     Raises:
         InputError: for whatever cannot be pruned as asked, before anything is changed.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Linear(8, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -71,15 +102,27 @@ class Pruner:
         calibration: Iterable[Any] | None = None,
         loss: Callable[[nn.Module, Any], Tensor] | None = None,
         example: Any = None,
+        copies: Iterable[Copy] = (),
+        teacher: nn.Module | str | Path | None = None,
+        metric: str = "metric",
     ) -> None:
+        given_model(model, "Pruner", values=True, code=True)
+        given_hooks(evaluate=evaluate, loss=loss)
         self._engine = PruningEngine(
-            model, recipe, calibration=calibration, loss=loss, example=example
-        )
+            model, recipe, calibration=given_batches(calibration, "calibration"), loss=loss,
+            example=given_example(model, example),
+        )  # fmt: skip
         self._engine.after_step = self._after_step
-        self._evaluate = evaluate
+        self._evaluate, self._metric = evaluate, metric
         self._steps: int | None = None
+        self._asked: tuple[int | None, int | None] = (None, None)
+        self._as_given = self.recipe
         self._digest = self.recipe.digest()
         self._rounds: LoopRounds | None = None
+        self._followers: Followers | None = None
+        self._taught_by = given_teacher(teacher, model)
+        self._copies = given_copies(copies)
+        self._finished = False
         if optimizer is not None:
             self.join(optimizer, steps=steps, steps_per_epoch=steps_per_epoch)
 
@@ -90,6 +133,7 @@ class Pruner:
         steps: int | None = None,
         steps_per_epoch: int | None = None,
         saved: Mapping[str, Any] | None = None,
+        copies: Iterable[Copy] = (),
     ) -> None:
         """Join a loop, at its beginning or where another training was saved.
 
@@ -98,18 +142,26 @@ class Pruner:
             steps: see there.
             steps_per_epoch: see there.
             saved: what :meth:`state_dict` gave, where model and optimizer are loaded already.
+            copies: of the model, beside those of the constructor.
         """
         engine = self._engine
+        for name, number in (("steps", steps), ("steps_per_epoch", steps_per_epoch)):
+            if number is not None:
+                given_number(number, name, least=-math.inf, whole=True)
         problem = own_loop_conflict(engine.recipe, judged=self._evaluate is not None)
         if problem is not None:
             raise InputError(problem)
+        self._asked = steps, steps_per_epoch
         engine.recipe, self._steps = in_steps(engine.recipe, steps, steps_per_epoch)
         if engine.recipe.compact == "every_round":
-            _refuse_several_processes()
-            engine.stay_in_place()
-        engine.attach(optimizer)
+            stay_in_place(engine)
+        self._copies += [c for c in copies if not any(c is own for own in self._copies)]
+        engine.attach(optimizer, self._copies)
+        self._followers = followers_of(engine)
         if self._in_rounds:
-            self._rounds = LoopRounds(engine, self._evaluate, steps_per_epoch)
+            self._rounds = LoopRounds(
+                engine, self._evaluate, steps_per_epoch, self._metric, self._taught_by
+            )
         if saved is not None:
             self.load_state_dict(saved)
             return
@@ -125,7 +177,18 @@ class Pruner:
         """Whether there is more to do than the cuts of a gradual schedule."""
         recipe = self.recipe
         trains = lengths_of(recipe)[0] > 0
-        return recipe.in_rounds or trains or self._evaluate is not None or recipe.limit is not None
+        watched = self._evaluate is not None or recipe.limit is not None
+        return recipe.in_rounds or trains or watched or recipe.teacher is not None
+
+    def _teaches(self, model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
+        """What :func:`prunus.distill` gives for a pruner."""
+        if self._rounds is None or self.recipe.teacher is None:
+            raise InputError("distill: the recipe of this pruner names no teacher: teacher: dense")
+        return self._rounds.teaches(model, batch, loss)
+
+    def _lessons(self) -> Lessons | None:
+        """The lessons of the phase at work, for a loop whose model gives its own loss."""
+        return None if self._rounds is None else self._rounds.learned()
 
     def _after_step(self) -> None:
         if self._rounds is not None:
@@ -192,20 +255,49 @@ class Pruner:
 
     @property
     def reason(self) -> str:
-        """Why pruning ended; empty while it goes on."""
-        if self._rounds is not None:
+        """Why pruning ended, what was requested and achieved; before that how far it is."""
+        if self._rounds is not None and self.done:
             return self._rounds.at.reason
-        return "the schedule is finished" if self.done else ""
+        if self.done:
+            return ended(self._engine, "the schedule is finished")
+        place = "" if self._steps is None else f" after {self.step} of {self._steps} steps"
+        begun = "the loop ended" if self._finished else "not finished"
+        return ended(self._engine, f"{begun}{place}")
 
     def finish(self) -> None:
-        """End pruning with the training: judge a round at work, take the hooks off."""
+        """End pruning with the training: judge a round at work, take the hooks off.
+
+        Warns of removed weights that are not zero in the model (they are, afterwards), and in
+        copies that follow it and were not named; and of a loop that ended before the recipe, where
+        the model has less than was requested, or a guard might have allowed more.
+        """
+        loop = self._rounds
+        taken = self.step if loop is None else loop.at.step + loop.taken
+        early = not self._finished and not self.done and taken < (self._steps or math.inf)
+        self._finished = True
+        hold(self._engine)
         if self._rounds is not None:
             self._rounds.finish()
+            hold(self._engine)
+        if self._followers is not None:
+            finish(self._engine, self._followers)
+        self._rest()
+        if early and (self.recipe.until_guard or is_short(self._engine)):
+            warnings.warn(self.reason, stacklevel=2)
+
+    def _rest(self) -> None:
+        """Take the hooks off."""
+        self._finished, self._followers = True, None
         self._engine.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from, for your own checkpoints: plain values and tensors."""
+        """Everything to go on from, for your own checkpoints: plain values and tensors.
+
+        Removed weights that are not zero are named in a warning, and are zero afterwards.
+        """
         engine = self._engine
+        if engine.enforcer.installed:
+            hold(engine)
         return {
             **engine.state_dict(),
             "recipe": self._digest,
@@ -247,49 +339,53 @@ class Pruner:
         self._engine.follow(saved["shrinks"])
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
+        lacking = _SAVED - (set(saved) if isinstance(saved, Mapping) else set())
+        if lacking:
+            raise InputError(
+                f"this is no state of a Pruner ({kind_of(saved)} without {min(lacking)}): give "
+                "what pruner.state_dict() gave"
+            )
         if saved["recipe"] != self._digest:
             raise InputError(
                 "this state was saved by a pruner with another recipe: use that one, or start over"
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A pruner of the copies of model and optimizer, which goes on from here."""
+        engine = self._engine
+        if engine.shrinks:
+            raise InputError(
+                "this Pruner has made its model smaller, so it is not copied: build another one "
+                "of the dense model and give it state_dict() of this one, as when resuming"
+            )
+        model, evaluate, loss, copies = copy.deepcopy(
+            (engine.model, self._evaluate, engine.selector.loss, self._copies), memo
+        )
+        if "_modules" not in vars(model):  # it is being copied just now
+            raise InputError(
+                "this model is copied while it holds its own Pruner as an attribute: keep the "
+                "pruner outside of the module, and copy.deepcopy((model, optimizer, pruner))"
+            )
+        made = type(self)(
+            model, self._as_given, evaluate=evaluate, loss=loss, copies=copies,
+            calibration=engine.selector.calibration, example=engine.example,
+            teacher=self._taught_by, metric=self._metric,
+        )  # fmt: skip
+        memo[id(self)] = made
+        if engine.optimizer is not None:
+            (steps, per_epoch), saved = self._asked, copy.deepcopy(self.state_dict())
+            optimizers = copy.deepcopy(list(each_of(engine.optimizer)), memo)
+            made.join(optimizers, steps=steps, steps_per_epoch=per_epoch, saved=saved)
+        if self._finished:
+            made._rest()
+        return made
+
+    def __repr__(self) -> str:
+        engine = self._engine
+        return f"<Pruner: {counted(engine.counts_in)} {engine.achieved:.4g}: {self.reason}>"
+
     def __getattr__(self, name: str) -> Any:
         """Names that this object once had say where to look."""
-        if name in _ELSEWHERE:
-            raise AttributeError(f"Pruner has no '{name}': {_ELSEWHERE[name]}")
+        if name in ELSEWHERE:
+            raise AttributeError(f"Pruner has no '{name}': {ELSEWHERE[name]}")
         raise AttributeError(f"'Pruner' object has no attribute '{name}'")
-
-
-_INTERNAL = ("asks", "hold", "see", "given", "shrinks", "dropped", "running", "ideas", "target",
-             "start", "in_place", "collects_running")  # fmt: skip
-_ELSEWHERE = {
-    name: where
-    for where, names in {
-        "it is 'achieved' now": ("reached",),
-        "it is 'reason' now": ("why",),
-        "a loop is joined by Pruner(…, optimizer) or join()": ("attach", "begin"),
-        "finish() removes the hooks": ("detach",),
-        "rounds[-1] has it, once a round was judged": ("densities", "l1", "counts_in"),
-        "prunus.units(model, example) shows what can go": ("layers", "groups", "view", "space"),
-        "prunus.prune(model, recipe) cuts at once": ("cut", "choose", "counts"),
-        "state_dict() and load_state_dict() hold all of it": ("state", "load"),
-        "load_state_dict() refuses the state of another recipe": ("refuse_other",),
-        "it is the argument that you gave": (
-            "optimizer",
-            "evaluate",
-            "calibration",
-            "loss",
-            "example",
-        ),
-        "it is internal now": _INTERNAL,
-    }.items()
-    for name in names
-}
-"""Names that a pruner no longer shows, and what to use instead."""
-
-
-def _refuse_several_processes() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        raise InputError(
-            "compact: every_round: the wrapper of a model in several processes keeps buckets of "
-            "the old sizes: leave compact out, and call prunus.compact after training"
-        )

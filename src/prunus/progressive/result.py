@@ -30,12 +30,15 @@ class Round:
         verdict: ``dense``, ``accepted``, ``rejected`` or ``not judged``.
         train_metric: the same metric on training data, where it is known.
         l1: Σ|w| over the scope.
-        densities: density by group.
+        densities: weights kept ÷ those of the dense model, by group; where units are coupled, of
+            every layer in scope, inputs and outputs that went taken together.
         cost: what the model costs as it stands, with the theoretical figures beside it.
         seconds: wall time of the round.
         sparsity: removed weights ÷ weights in scope.
         target: what requested and achieved count: ``sparsity``, or a cost of the dense model.
         latency: median ms of the round's artifact by runtime, where the recipe deploys it.
+        evidence: what single items say, where ``evaluate`` returns :class:`prunus.Scores`: what
+            was lost on the mean and in each class, and the numbers of the items that changed.
     """
 
     index: int
@@ -53,10 +56,12 @@ class Round:
     sparsity: float | None = None
     target: str = "sparsity"
     latency: Mapping[str, float] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that journals and ``--json`` have for them."""
-        return as_written(dataclasses.asdict(self))
+        values = as_written(dataclasses.asdict(self))
+        return values if self.evidence else {k: v for k, v in values.items() if k != "evidence"}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Round:
@@ -103,7 +108,10 @@ def counted(target: str) -> str:
 
 def rounds_table(rounds: Sequence[Round], metric_name: str) -> Table:
     """A row a round."""
-    names = ("requested", "achieved", f"validation {metric_name}", "train − val", "Σ|w|")
+    what = rounds[-1].target if rounds else "sparsity"
+    more = "" if what == "sparsity" else f"{what} gone: "
+    names = (f"{more}requested", f"{more}achieved", f"validation {metric_name}", "train − val",
+             "Σ|w|")  # fmt: skip
     return Table(
         ("round", *names, "verdict"),
         [
@@ -173,6 +181,10 @@ class Result:
         kept: where the model became smaller, what is left of each sliced parameter and buffer of
             the model as it was given: a tuple with the kept indices of every dimension, ``None``
             for all. After any number of rounds ``small = dense[i][:, j]`` for ``(i, j)``.
+        controls: what else was trained on the same budget, where the recipe asks for it.
+        front: with ``keep: front`` the numbers of the rounds that no other is ahead of, and the
+            files of their models, for :func:`prunus.load`.
+        worth: what pruning was worth over training the small shape, in a sentence.
     """
 
     model: nn.Module
@@ -188,6 +200,9 @@ class Result:
     deployment: Any = None
     notes: tuple[str, ...] = ()
     kept: Kept = field(default_factory=dict)
+    controls: Sequence[Any] = ()
+    worth: str = ""
+    front: Sequence[tuple[int, Path]] = ()
 
     def __str__(self) -> str:
         """The end in a few lines; the rounds are in ``rounds``."""
@@ -201,8 +216,10 @@ class Result:
         how = [f"compact, {self.compaction.route}"] if self.compaction is not None else []
         runs = [f"runs in {self.deployment.runtime}"] if self.deployment is not None else []
         end = f"sparsity {self.sparsity:.4f} after {len(self.rounds) - 1} rounds: {self.reason}"
+        arms = [f"control {arm}" for arm in self.controls]
+        said = [self.worth] if self.worth else []
         notes = [f"note: {text}" for text in self.notes]
-        return "\n".join([end, *found, *how, *costs, *runs, *notes])
+        return "\n".join([end, *found, *how, *costs, *runs, *arms, *said, *notes])
 
     def __repr__(self) -> str:
         return f"<Result: {self}\nnext: {self._next()}>"
@@ -242,4 +259,8 @@ class Result:
             "tested": None if self.test_metric is None else self.test_metric.to_dict(),
             "sparsity": self.sparsity,
             "why": self.reason,
+            **({"controls": self._controls()} if self.controls else {}),
         }
+
+    def _controls(self) -> dict[str, Any]:
+        return {"arms": [arm.to_dict() for arm in self.controls], "worth": self.worth}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import Inputs, arguments
 from prunus.compaction.rotating import rotate
-from prunus.deployment.calibration import inputs_of
+from prunus.deployment.calibration import passes_of
 from prunus.errors import InputError, RunError
 from prunus.graph.rotation import Stream, stream_of
 from prunus.graph.units import coupled_units
@@ -19,6 +17,7 @@ from prunus.progressive.engine import PruningEngine
 from prunus.progressive.state import RunContext, RunState
 from prunus.pruning.decide import kept_units
 from prunus.pruning.masks import apply
+from prunus.pruning.optimizers import each_of
 from prunus.types import Group
 
 
@@ -61,7 +60,8 @@ def turned(job: RunContext, at: RunState) -> dict[Group, Tensor]:
     apply(engine.model, engine.masks)
     at.optimizer = {}
     if engine.optimizer is not None:
-        engine.optimizer.state.clear()
+        for optimizer in each_of(engine.optimizer):
+            optimizer.state.clear()
     job.journal.write("rotated", widths=widths, error=error, stays=stays)
     return variances
 
@@ -79,7 +79,8 @@ def _rotated(
     if not streams:
         raise RunError(f"rotate: no hidden width can be turned: {'; '.join(_others(engine))}")
     alive = [_alive(engine, group) for group, _ in found]
-    batches = list(_batches(engine))
+    selector = engine.selector
+    batches = passes_of(engine.model, selector.loss, selector.calibration or ())
     done = rotate(engine.model, streams, alive, engine.example, batches, trial=trial)
     widths = {g.name: int(a.sum()) for (g, _), a in zip(found, alive, strict=True)}
     variances = {g: v for (g, _), v in zip(found, done.variances, strict=True)}
@@ -131,14 +132,3 @@ def _streams(
         classes = torch.tensor(group.classes).numpy()
         alive = _alive(engine, group).numpy()
         yield group, stream_of(analysis, classes, alive=alive, scalars=scalars)
-
-
-def _batches(engine: PruningEngine) -> Iterator[Inputs]:
-    """The arguments of the calls on calibration batches: those of the loss, or the batches."""
-    selector = engine.selector
-    assert selector.calibration is not None
-    if selector.loss is None:
-        yield from map(arguments, selector.calibration)
-    else:
-        found = inputs_of(engine.model, selector.loss, selector.calibration, limit=sys.maxsize)
-        yield from map(arguments, found)

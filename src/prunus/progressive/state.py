@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunus import costs
 from prunus._common import rng as randomness
+from prunus._common.batch import Batch, find_batch
 from prunus._common.distributed import gather, world_size
+from prunus._common.inputs import arguments
 from prunus._common.metrics import Metric
+from prunus.deployment.build import Baseline
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.journal import Journal
 from prunus.progressive.phase import Budget
 from prunus.progressive.result import Round, as_named, as_written
 from prunus.pruning.masks import saved_with
+from prunus.pruning.trial import Trial
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
 from prunus.types import State
@@ -37,11 +46,25 @@ class RunContext:
     on_event: OnEvent
     should_stop: Callable[[], bool]
     dense: nn.Module | None = None
-    """A copy of the model as it was given, where the recipe deploys the result beside it."""
+    """A copy of the model as it was given, where the recipe sets the result beside it."""
     again: Callable[[], nn.Module] | None = None
     """Makes the model anew, so that the dense one can be tested beside the result."""
+    loss: Callable[[nn.Module, Any], torch.Tensor] | None = None
+    """``(model, batch) -> scalar``."""
+    teacher: nn.Module | None = None
+    """A copy of the model as it was given, to hold what round 0 made of it."""
+    taught_by: nn.Module | None = None
+    """Another teacher than the dense model, which the caller gave."""
+    trial: Trial | None = None
+    """Where masks alone change the model: they are tried on it, and nothing is stored."""
     keeps: bool = True
     """Whether the last accepted round is kept, to return to."""
+    metric_name: str = "metric"
+    """What the metric is called."""
+    dense_file: Callable[[], AbstractContextManager[Path]] | None = None
+    """The file of a dense phase that other runs share, while no other process trains it."""
+    untrained: float | None = None
+    """The metric of the model as it was given, where the recipe trains it first."""
 
     @property
     def model(self) -> nn.Module:
@@ -50,6 +73,25 @@ class RunContext:
     @property
     def example(self) -> Any:
         return self.engine.example
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """The dense model beside which every round is timed; it is built once."""
+        return None if self.dense is None else Baseline(self.dense)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The items in the example, of one of which MACs are counted."""
+        none = self.example is None
+        return Batch(1, ()) if none else find_batch(self.model, arguments(self.example))
+
+    def cost(self, sums: Mapping[str, float] | None = None) -> Mapping[str, float | None]:
+        """What the model costs as it stands; ``sums`` are Σ|w| by parameter where known."""
+        return costs.measure(self.model, self.example, self.engine.masks, self.batch, sums=sums)
+
+    def cost_notes(self, cost: Mapping[str, float | None]) -> tuple[str, ...]:
+        """What to know of such figures."""
+        return costs.notes(self.model, self.example, cost["macs"], self.batch)
 
     def note(self, text: str) -> None:
         """Tell who watches."""
@@ -75,10 +117,15 @@ class RunState:
     names: list[str] = field(default_factory=list)  # of the optimizer's parameters, in its order
     saved: dict[str, Any] | None = None
     reason: str = ""
+    seen: dict[str, Any] = field(default_factory=dict)  # of data and optimizers, to be compared
+    notes: list[str] = field(default_factory=list)  # for the result
+    most: dict[str, float] = field(default_factory=dict)  # of groups that rejections hold back
+    before: dict[str, Any] = field(default_factory=dict)  # what a stopped process had seen
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that run folders have for them; no tensors."""
-        own = {k: v for k, v in vars(self).items() if k not in ("rounds", "blobs", "optimizer")}
+        left_out = ("rounds", "blobs", "optimizer", "before")
+        own = {k: v for k, v in vars(self).items() if k not in left_out}
         return {**as_written(own), "rounds": [r.to_dict() for r in self.rounds]}
 
     @classmethod
@@ -91,6 +138,13 @@ class RunState:
     def index(self) -> int:
         """The number of the round at work."""
         return len(self.rounds)
+
+
+def remember(job: RunContext, at: RunState, text: str) -> None:
+    """Tell who watches, once, and in the result."""
+    if text not in at.notes:
+        at.notes.append(text)
+        job.note(text)
 
 
 def blob(state: State) -> dict[str, Any]:
@@ -140,7 +194,8 @@ def _recalls_start(recipe: Recipe) -> bool:
     """Whether the restore will ask for the model as it was given."""
     back: Any = recipe.trait("restore", "REWINDS_TO")
     at_once = back is not None and duration.parse(back).value == 0
-    return at_once or recipe.trait("restore", "RECALLS") == "start"
+    scratch = "same_shape_from_scratch" in recipe.controls
+    return at_once or scratch or recipe.trait("restore", "RECALLS") == "start"
 
 
 def begin(job: RunContext) -> RunState:
@@ -156,6 +211,7 @@ def begin(job: RunContext) -> RunState:
             job.journal.write("start", time=time.time())
         return at
     at = RunState.from_dict(tree["position"])
+    job.engine.most = dict(at.most)
     at.blobs = {k: v for k, v in tree["blobs"].items() if k != "accepted"}
     torch.set_num_threads(tree["threads"])
     put_back(job, at, tree)
@@ -166,6 +222,7 @@ def begin(job: RunContext) -> RunState:
     if at.phase == "end":
         job.note("this run is finished; here is its result")
         return at
+    at.before = copy.deepcopy(at.seen)
     job.journal.write("resumed", step=at.step, round=at.index, time=time.time())
     job.note(f"resumed in round {at.index}")
     return at

@@ -7,19 +7,25 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from prunus._common import loaders
 from prunus._common.distributed import share_buffers
 from prunus.errors import InputError, Interrupted, RunError
+from prunus.progressive.continuity import Continuity
 from prunus.progressive.cut import revives
+from prunus.progressive.distill import Lessons
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.phase import Budget, Run
-from prunus.progressive.state import RunContext, RunState, blob, save
-from prunus.pruning.masks import apply
+from prunus.progressive.shrinks import original_kept
+from prunus.progressive.state import RunContext, RunState, blob, remember, save
+from prunus.pruning.masks import put_back
+from prunus.pruning.optimizers import AnyOptimizer, overflowed, parameters_of
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
 
@@ -55,6 +61,10 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
     run.epoch, run.per_epoch = at.epoch, at.per_epoch
     run.saved, run.carried = at.saved, at.optimizer
     _watch_training(job, at, limit, run, dense)
+    _watch_data(job, at, run, "dense" if dense else "retrain")
+    run.loss = job.loss
+    lessons = None if dense else teaching(job, at)
+    run.teaching = None if lessons is None else lessons.loss
     try:
         job.train(engine.model, run)
     finally:
@@ -68,11 +78,29 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
             "train took no optimizer step: iterate over run.batches(loader) and call "
             "optimizer.step()"
         )
+    if run.teaching is not None and not run.taught:
+        raise RunError(
+            "the recipe names a teacher, but train never called run.distill(batch): let it give "
+            "the loss"
+        )
     at.step += run.done
     at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
     at.optimizer = _optimizer_state(run.optimizer)
     at.names = names_of(engine.model, run.optimizer)
     at.saved = None
+
+
+def teaching(job: RunContext, at: RunState) -> Lessons | None:
+    """The lessons with the dense model of round 0 as the teacher, if the recipe wants that."""
+    settings = job.engine.recipe.teacher
+    teacher = job.taught_by or job.teacher
+    if settings is None or teacher is None:
+        return None
+    if job.taught_by is None:
+        put_back(teacher, job.journal.fetch(at.blobs["dense"])["tensors"])
+    how = {key: value for key, value in settings if key != "model"}
+    kept = original_kept(job.engine.shrinks)
+    return Lessons(teacher, kept=kept, **how)
 
 
 def length_of(job: RunContext, at: RunState) -> duration.Duration:
@@ -96,12 +124,12 @@ def _factor(
     return lambda progress: float(rate(progress, dense))
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+def _optimizer_state(optimizer: AnyOptimizer) -> dict[Any, Any]:
     state = optimizer.state_dict()["state"]
     return copy.deepcopy(state) if isinstance(state, dict) else {}
 
 
-def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def names_of(model: nn.Module, optimizer: AnyOptimizer) -> list[str]:
     """Of the optimizer's parameters, in its order."""
     names = {id(p): n for n, p in model.named_parameters()}
     return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
@@ -124,7 +152,10 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
                       "sparsity": sparsity})  # fmt: skip
 
     def on_boundary(run: Run) -> None:
-        every = max(1, duration.parse(recipe.snapshot).steps(per_epoch=run.per_epoch))
+        # a stream has no epochs, and the default is one: such a run is saved between its rounds
+        epochs = run.per_epoch is None and duration.parse(recipe.snapshot).unit == "ep"
+        length = duration.parse(recipe.snapshot).steps(per_epoch=run.per_epoch or 0)
+        every = run.steps if epochs else max(1, length)
         stopping = job.should_stop()
         if stopping or (run.done - last_save[0] >= every and run.done < run.steps):
             last_save[0] = run.done
@@ -142,6 +173,33 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
     run.must_stop = lambda: limit.reached(at.step + run.done, run.per_epoch)
 
 
+def _watch_data(job: RunContext, at: RunState, run: Run, phase: str) -> None:
+    """Compare data and optimizer with those before a stop, and note what cannot be repeated."""
+    run.holder = job.train
+    if at.saved is None:
+        loaders.restart(job.train, job.engine.recipe.seed, 1 + at.epoch, 1)
+    watch = Continuity(at.seen, at.before, partial(remember, job, at))
+
+    def on_attach(optimizer: AnyOptimizer) -> None:
+        saved = None if run.saved is None else run.saved["optimizer"]
+        if not watch.optimizer(optimizer, phase, saved):
+            run.carried = None
+
+    def on_loader(loader: Any) -> None:
+        for text in loaders.remarks(loader):
+            watch.note(text)
+        due = watch.due
+        if due is not None and due != run.epoch and not loaders.goes_on(loader):
+            on_first_batch(due, run.first_batch(loader, due))
+
+    def on_first_batch(epoch: int, batch: Any) -> None:
+        watch.first_batch(epoch, batch, run.per_epoch)
+
+    run.on_attach = on_attach
+    if job.journal.folder is not None:  # else nothing is ever resumed
+        run.on_loader, run.on_first_batch = on_loader, on_first_batch
+
+
 def rewind_step(recipe: Recipe, whole: int, per_epoch: int | None) -> int | None:
     """The step of round 0, of so many, to which rounds return, if they do.
 
@@ -151,7 +209,9 @@ def rewind_step(recipe: Recipe, whole: int, per_epoch: int | None) -> int | None
     back = recipe.trait("restore", "REWINDS_TO")
     if back is None:
         return None
-    k = duration.parse(back).steps(per_epoch=per_epoch, whole=whole)
+    length = duration.parse(back)
+    k = length.steps(per_epoch=per_epoch, whole=whole)
+    k = max(k, 1) if length.value else k  # a small part of few steps is the first one, not none
     if k > whole:
         raise InputError(
             f"restore: {recipe.restore.name}: k is step {k}, but round 0 has only {whole}"
@@ -189,6 +249,12 @@ def refuse_plain_train(engine: PruningEngine, train: Callable[..., Any] | None) 
         reason = f"{recipe.restore.name} switches the masks off for part of the training"
     elif recipe.compact == "every_round":
         reason = "the optimizer's state must be sliced with the model"
+    elif recipe.regularize is not None:
+        reason = "a regularizer follows the steps of an optimizer"
+    elif recipe.regrow is not None:
+        reason = "weights grow between the steps of an optimizer"
+    elif recipe.teacher is not None:
+        reason = "a teacher answers in run.distill(batch)"
     elif engine.selector.reads_training:
         reason = f"{recipe.criterion.name} reads the gradients of the training"
     if reason:
@@ -205,20 +271,21 @@ def _train_plainly(job: RunContext, at: RunState) -> None:
         id(p) for n, p in engine.model.named_parameters() if n in engine.masks or not engine.masks
     }
     steps = 0
+    loaders.restart(job.train, engine.recipe.seed, 1 + at.index, 2)
 
-    def after_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def after_step(optimizer: Optimizer, *_: object) -> None:
         nonlocal steps
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if held & masked:
+        if parameters_of(optimizer) & masked and not overflowed(optimizer):
             steps += 1
-            apply(engine.model, engine.masks)
 
+    engine.watch()
     hook = register_optimizer_step_post_hook(after_step)
     try:
         assert job.train is not None
         job.train(engine.model)
     finally:
         hook.remove()
+        engine.detach()
     if steps == 0:
         raise RunError(
             "train changed nothing: no optimizer step touched a pruned weight of this model "

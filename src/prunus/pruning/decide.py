@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,18 +13,29 @@ from prunus._common.topk import count, keep_largest, keep_largest_by_run
 from prunus.errors import InputError, RunError
 from prunus.pruning.cost_model import CostModel
 from prunus.pruning.masks import all_finite
-from prunus.pruning.units import member_mask, unit_alive, unit_scores
+from prunus.pruning.units import Norm, Reduce, member_mask, normalized, unit_alive, unit_scores
 from prunus.types import Allocation, Counts, Group, Limits, Masks
 
 HELD = 1 << 28
-"""Scores held in memory between passes; of larger models they are made anew in each pass."""
+"""Units whose scores are held between passes; of more they are made anew in each pass."""
+HELD_SINGLE = 1 << 18
+"""The same of units of one weight, whose scores would take as much memory as the model."""
 
 
 class LazyUnits(Mapping[Group, Tensor]):
     """Unit scores made when they are read: for large models, one layer at a time.
 
+    Args:
+        groups: whose units.
+        score_of: the scores of a parameter's weights by its name.
+        alive: units that are not removed yet.
+        density: the part of each unit that other groups left.
+        reduce: how the scores of a unit's weights become one.
+        normalize: what the scores of a group are divided by.
+
     Attributes:
         in_memory: whether all of them together are held.
+        even: of the groups seen so far whose units differ in nothing, the score of all.
     """
 
     def __init__(
@@ -32,19 +44,24 @@ class LazyUnits(Mapping[Group, Tensor]):
         score_of: Callable[[str], Tensor],
         alive: Alive,
         density: Mapping[Group, Tensor | None] | None = None,
+        reduce: Reduce = "mean",
+        normalize: Norm = "none",
     ) -> None:
+        self._reduce, self._normalize = reduce, normalize
+        self.even: dict[Group, float] = {}
         self._groups = list(groups)
         self._score_of = score_of
         self._alive = alive
         self._density = density or {}
         self._kept: dict[Group, Tensor] = {}
         self._finite: set[Group] = set()
-        self.in_memory = sum(g.units for g in self._groups) <= HELD
+        single = sum(g.units for g in self._groups if g.sizes is None)
+        self.in_memory = single <= HELD_SINGLE and sum(g.units for g in self._groups) <= HELD
 
     def __getitem__(self, group: Group) -> Tensor:
         if group in self._kept:
             return self._kept[group]
-        scores = self._ranked(group, unit_scores(group, self._score_of))
+        scores = self._ranked(group, unit_scores(group, self._score_of, self._reduce))
         if self.in_memory:
             self._kept[group] = scores
         return scores
@@ -53,6 +70,11 @@ class LazyUnits(Mapping[Group, Tensor]):
         """Take a group's scores from whoever made them."""
         self._kept[group] = self._ranked(group, scores)
 
+    @property
+    def missing(self) -> list[Group]:
+        """Whose scores should be held and are not yet."""
+        return [g for g in self._groups if g not in self._kept] if self.in_memory else []
+
     def _ranked(self, group: Group, scores: Tensor) -> Tensor:
         """By what is left of each unit, those removed already last."""
         if group not in self._finite and not all_finite(scores):
@@ -60,20 +82,47 @@ class LazyUnits(Mapping[Group, Tensor]):
                 f"the criterion gave NaN or infinite scores for {group.name}: check its weights "
                 "and gradients for NaN and infinity"
             )
+        if group not in self._finite:
+            self._compare(group, scores)
         self._finite.add(group)
         density = self._density.get(group)
         if density is not None:
             scores = scores / density.to(scores.device).clamp(min=1e-12)
         alive = self._alive[group]
+        scores = normalized(scores, self._normalize, alive)
         if alive is not None:
             scores.masked_fill_(~alive.to(scores.device), -torch.inf)
         return scores
+
+    def _compare(self, group: Group, scores: Tensor) -> None:
+        """Note a group of which no unit that is left can be told from another."""
+        for part in (slice(1000), slice(None)):  # as a rule the first few differ
+            left = scores[part]
+            if (alive := self._alive[group]) is not None:
+                left = left[alive[part].to(left.device)]
+            if bool((left != left[:1]).any()):
+                return
+        if len(left) > 1:
+            self.even[group] = float(left[0])
+
+    def most(self, group: Group) -> Tensor:
+        """How many units of each run can stay, ``[runs]``: no score is needed for that."""
+        alive, runs = self._alive[group], group.units // group.run
+        if alive is None:
+            return torch.full((runs,), group.run)
+        return alive.view(runs, group.run).count_nonzero(dim=1).cpu()
 
     def weights(self, group: Group) -> Tensor:
         """How many weights of each unit are left, ``[units]``."""
         density = self._density.get(group)
         sizes = torch.ones(group.units) if group.sizes is None else group.sizes.double()
         return sizes if density is None else sizes * density.cpu()
+
+    def alone(self, group: Group) -> LazyUnits:
+        """The scores of one group."""
+        made = copy.copy(self)
+        made._groups, made._kept, made.in_memory = [group], {group: self[group]}, True
+        return made
 
     def take(self, group: Group) -> Tensor:
         """The scores, for the last time."""
@@ -311,6 +360,7 @@ def masks_from(
             keep = keep_largest_by_run(scores.view(len(kept), -1), kept).flatten()
         else:
             keep, guess = keep_largest(scores, kept, guess=guess)
+        del scores  # before the next are made
         for member in group.members:
             mask = member_mask(member, keep, shapes[member.name])
             known = chosen.get(member.name)

@@ -1,119 +1,318 @@
-"""Removed weights stay zero while an optimizer trains: weights and gradients, step by step."""
+"""Removed weights stay zero while optimizers train: weights and gradients, step by step."""
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from prunus._common.given import given_copies, given_model
+from prunus._common.inputs import tensors_of
 from prunus._common.kernels import keeper
-from prunus.errors import InputError
+from prunus.errors import InputError, RunError
+from prunus.pruning.copies import (
+    Copy,
+    Mark,
+    Place,
+    mark,
+    marks_on,
+    places_in,
+    places_of,
+    written,
+)
 from prunus.pruning.masks import apply, match_names
+from prunus.pruning.mirrors import mirrored, zero_mirrors
+from prunus.pruning.optimizers import (
+    AnyOptimizer,
+    each_of,
+    has_gradient,
+    optimizer_of,
+    overflowed,
+    parameters_of,
+)
 from prunus.types import Masks
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SHELLS = ("accelerate", "lightning", "pytorch_lightning")
-_REFUSED = {
-    "LBFGS": "it evaluates the loss several times a step and keeps its own copy of the weights",
-    "DeepSpeedZeroOptimizer": "it keeps master copies of the weights",
-    "FP16_Optimizer": "it keeps master copies of the weights",
-    "ZeroRedundancyOptimizer": "each rank holds a part of its state, which could not be saved",
-}
 
 
-def real_optimizer(optimizer: object) -> Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's.
+class _Weight(NamedTuple):
+    """A masked parameter, where it lies, and what zeroes tensors like it."""
 
-    Raises:
-        InputError: for optimizers that keep the weights elsewhere, by name.
-    """
-    while hasattr(optimizer, "optimizer") and _is_shell(optimizer):
-        optimizer = optimizer.optimizer
-    name = type(optimizer).__name__
-    if name in _REFUSED:
-        raise InputError(f"{name} cannot be used while pruning: {_REFUSED[name]}; use SGD or Adam")
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"'{name}' is not a torch.optim.Optimizer")
-    return optimizer
-
-
-def _is_shell(optimizer: object) -> bool:
-    """Whether it only passes calls on; one with a step of its own (Lookahead) is no shell."""
-    if not isinstance(optimizer, Optimizer):
-        return True
-    return any(c.__module__.partition(".")[0] in _SHELLS for c in type(optimizer).__mro__)
+    place: Place
+    weight: Tensor
+    mask: Tensor
+    zero: Callable[[Tensor], None]
 
 
 class Enforcer:
-    """Keeps removed weights at zero while an optimizer trains.
+    """Keeps removed weights at zero while optimizers train.
 
-    Weights after every step (the optimizer's public post-step hook), gradients as they
-    accumulate, so that clipping never sees those of removed weights. What is removed is cleared
-    bit by bit: exact zeros without a sign, from NaN too.
+    Weights after every step of any optimizer that has one of them (torch's public post-step
+    hooks), gradients as they accumulate, so that clipping never sees those of removed weights;
+    of frozen layers too, once they are unfrozen. Copies that were named, and state of the
+    optimizers that mirrors the weights, likewise. What is removed of weights is cleared bit by
+    bit: exact zeros without a sign, from NaN too.
     """
 
     def __init__(self) -> None:
-        self._model: nn.Module | None = None
-        self._made: dict[nn.Parameter, Callable[[Tensor], None]] | None = None
-        self._copies: list[nn.Module] = []
-        self._masks: Masks = {}
-        self._handles: list[RemovableHandle] = []
-
-    def set(self, model: nn.Module, masks: Masks) -> None:
-        """Take new masks; the hooks that are installed use them from now on."""
-        self._model, self._masks, self._made = model, dict(masks), None
+        self.model: nn.Module | None = None
+        self.masks: Masks = {}
+        self.optimizers: tuple[Optimizer, ...] = ()
+        self.others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self.copies: list[Copy] = []
+        self._made: dict[int, _Weight] | None = None
+        self._replaced = False  # perhaps: they were looked for anew
+        self._first: dict[str, weakref.ref[Tensor]] = {}
+        self._in_copies: list[tuple[Place, Tensor]] = []
+        self._mirrors: weakref.WeakKeyDictionary[Optimizer, set[str]] = weakref.WeakKeyDictionary()
+        self._hooked: dict[int, Tensor] = {}
+        self._removers: list[Callable[[], None]] = []
+        self._mark: Mark | None = None
+        self._told: set[int] = set()
+        self._fresh = self._ever = False  # gradients since the last step, and at all
+        self.captured: dict[str, Tensor] | None = None  # of this step, with those of the removed
 
     @property
-    def _zero(self) -> dict[nn.Parameter, Callable[[Tensor], None]]:
-        """What zeroes each masked parameter: made when the first step needs it."""
-        if self._made is None:
-            own = {} if self._model is None else dict(self._model.named_parameters())
-            self._made = {own[name]: _zeroer(own[name], m) for name, m in self._masks.items()}
+    def installed(self) -> bool:
+        """Whether hooks are on."""
+        return bool(self._removers)
+
+    def set_masks(self, model: nn.Module, masks: Masks) -> None:
+        """Take new masks; the hooks that are installed use them from now on."""
+        self.model, self.masks, self._made = model, dict(masks), None
+        if self.installed:
+            self._hook_gradients()
+            self._find_in_copies()
+            self._look_for_mirrors()
+            self._hold_others()
+
+    @property
+    def _weights(self) -> dict[int, _Weight]:
+        """The masked parameters as they are now, by ``id``: one may have taken another's place."""
+        made = self._made
+        if made is not None and all(w.place.tensor is w.weight for w in made.values()):
+            return made
+        every = {} if self.model is None else places_in(self.model)
+        self._made, self._replaced = {}, True
+        for name, mask in self.masks.items():
+            weight = every[name].tensor
+            assert weight is not None
+            self._made[id(weight)] = _Weight(every[name], weight, mask, _zeroer(weight, mask))
+        if made is not None and self.installed:
+            self._hook_gradients()
         return self._made
 
     def install(
-        self, optimizer: Optimizer, model: nn.Module, copies: Iterable[nn.Module] = ()
+        self,
+        optimizer: AnyOptimizer | None,
+        model: nn.Module,
+        copies: Iterable[Copy] = (),
     ) -> None:
-        """Hook the optimizer's steps and the parameters' gradients."""
-        self._copies = list(copies)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, weight in model.named_parameters():
-            if weight.requires_grad:
-                if weight in self._zero and id(weight) not in held:
+        """Hook the steps of optimizers and the parameters' gradients.
+
+        Args:
+            optimizer: that trains the model; ``None`` where it is not known yet.
+            model: whose masks were set.
+            copies: of it, to keep masked as well.
+        """
+        self.model, self.copies = model, list(copies)
+        self._find_in_copies()
+        self._hold_others()
+        self._first = {name: weakref.ref(p) for name, p in model.named_parameters()}
+        self.optimizers = () if optimizer is None else each_of(optimizer)
+        if optimizer is not None:
+            held = parameters_of(optimizer)
+            for w in self._weights.values():
+                if w.weight.requires_grad and id(w.weight) not in held:
                     raise InputError(
-                        f"'{name}' is pruned and trainable, but the optimizer does not have it: "
-                        "build the optimizer from the parameters of this model"
+                        f"'{w.place.name}' is pruned and trainable, but the optimizer does not "
+                        "have it: build the optimizer from the parameters of this model, or pass "
+                        "all of them, [first, second]"
                     )
-                hook = weight.register_post_accumulate_grad_hook(self._mask_gradient)
-                self._handles.append(hook)
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._hook_gradients()
+        for one in self.optimizers:
+            self._removers.append(one.register_step_post_hook(self._after_step).remove)
+        everywhere = register_optimizer_step_post_hook(_passed_on(weakref.ref(self)))
+        weakref.finalize(self, everywhere.remove)
+        self._mark, unmark = mark(model, lambda: self.masks, self._loaded)
+        self._removers += [everywhere.remove, unmark]
 
     def remove(self) -> None:
         """Take all hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for remove in self._removers:
+            remove()
+        self._removers, self._hooked = [], {}
+        self.optimizers, self._mark = (), None
+
+    # --- what happens while it trains
+
+    def took_step(self, optimizer: Optimizer) -> bool:
+        """Whether a step that was just called changed anything.
+
+        A fused optimizer skips one inside its kernel if a gradient overflowed; and where no
+        gradient came since the last one (a loop that skips a batch), there was nothing to do.
+        """
+        fresh = self._fresh or has_gradient(optimizer)
+        self._fresh, self._ever = False, self._ever or fresh
+        return (fresh or not self._ever) and not overflowed(optimizer)
 
     @torch.no_grad()
-    def _after_step(self, *_: object) -> None:
-        """Zero removed weights, in the model and its copies."""
-        for weight, zero in self._zero.items():
-            zero(weight.data)
-        for copy in self._copies:
-            apply(copy, self._masks)
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        """Zero removed weights, in the model, its copies, and where the state mirrors it."""
+        weights = self._weights
+        if self._replaced:
+            self._refuse_replaced()
+        for w in weights.values():
+            w.zero(w.weight.data)
+        if weights and optimizer not in self._mirrors:
+            self._look_for_mirrors()
+        self._hold_others()
+
+    def after_any_step(self, optimizer: Optimizer) -> None:
+        """Another optimizer stepped: if it has a weight of ours, hold that one, too."""
+        if any(one is optimizer for one in self.optimizers):
+            return
+        self.others.add(optimizer)
+        trained = parameters_of(optimizer)
+        if not trained.isdisjoint(self._weights):
+            self._after_step(optimizer)
+        self._tell_of_trained_copies(trained)
+
+    def hold(self) -> list[str]:
+        """Zero everything now; returns the weights of which something removed was not zero."""
+        if self.model is None:
+            return []
+        names = written(self.model, self.masks)
+        if names:  # else left alone: it may be between a forward and a backward pass
+            apply(self.model, self.masks)
+        self._look_for_mirrors()
+        self._hold_others()
+        return names
+
+    @torch.no_grad()
+    def _hold_others(self) -> None:
+        for place, removed in self._in_copies:
+            tensor = place.tensor
+            if tensor is not None:
+                tensor.masked_fill_(removed.to(tensor.device), 0)
+        for optimizer, keys in list(self._mirrors.items()):
+            for w in self._weights.values() if keys else ():
+                zero_mirrors(optimizer, w.weight, w.mask, keys)
+
+    def _find_in_copies(self) -> None:
+        found = [place for copy in self.copies for place in places_of(copy, self.masks)]
+        self._in_copies = [(place, ~mask) for place, mask in found]
+
+    @torch.no_grad()
+    def _look_for_mirrors(self) -> None:
+        pairs = [(w.weight, w.mask) for w in self._weights.values()]
+        for optimizer in (*self.optimizers, *self.others) if pairs else ():
+            known = self._mirrors.setdefault(optimizer, set())
+            known |= mirrored(optimizer, pairs)
+
+    def _refuse_replaced(self) -> None:
+        self._replaced = False
+        held = {i for one in (*self.optimizers, *self.others) for i in parameters_of(one)}
+        for w in self._weights.values():
+            before = self._first.get(w.place.name, lambda: None)()
+            if before is not w.weight and w.weight.requires_grad and id(w.weight) not in held:
+                raise RunError(
+                    f"'{w.place.name}' is another tensor than the optimizer trains "
+                    "(load_state_dict(assign=True), or a new nn.Parameter): load without assign, "
+                    "or build optimizer and pruner after it"
+                )
+
+    def _loaded(self) -> None:
+        """Weights were loaded: other tensors may be in place of the parameters."""
+        self._made = None
+        if self.installed:
+            self._hook_gradients()
+
+    def _hook_gradients(self) -> None:
+        assert self.model is not None
+        for weight in self.model.parameters():
+            if self._hooked.get(id(weight)) is weight or not _can_train(weight):
+                continue
+            frozen = not weight.requires_grad
+            if frozen:  # torch takes the hook of what can be trained
+                weight.requires_grad_(True)
+            hook = weight.register_post_accumulate_grad_hook(self._mask_gradient)
+            if frozen:
+                weight.requires_grad_(False)
+            self._hooked[id(weight)] = weight
+            self._removers.append(hook.remove)
 
     def _mask_gradient(self, weight: Tensor) -> None:
-        zero = self._zero.get(weight)  # type: ignore[call-overload]
-        if zero is not None and weight.grad is not None:
-            if weight.grad.is_sparse:
-                raise InputError("sparse gradients cannot be masked: set sparse=False on the layer")
-            zero(weight.grad)
+        self._fresh = True
+        if weight.grad is None:
+            return
+        w = (self._weights if self._made is None else self._made).get(id(weight))
+        if w is not None and weight.grad.is_sparse:
+            raise InputError("sparse gradients cannot be masked: set sparse=False on the layer")
+        if w is None:
+            return
+        if self.captured is not None:
+            self._capture(w, weight.grad)
+        w.zero(weight.grad)
+
+    @torch.no_grad()
+    def _capture(self, w: _Weight, grad: Tensor) -> None:
+        """Gradients add up over the batches of a step, but those of removed weights are zeroed."""
+        assert self.captured is not None
+        past = self.captured.get(w.place.name)
+        now = grad.detach().clone()
+        if past is not None:
+            now += past.masked_fill_(w.mask.to(past.device), 0)
+        self.captured[w.place.name] = now
+
+    def known_tensors(self) -> set[int]:
+        """What optimizers train, and their state, by ``id``."""
+        found: set[int] = set()
+        for one in (*self.optimizers, *self.others):
+            trained = [p for group in one.param_groups for p in group["params"]]
+            found |= {id(t) for p in trained for t in (p, p.grad) if t is not None}
+            found |= {id(t) for entry in one.state.values() for t in tensors_of(entry)}
+        return found
+
+    def _tell_of_trained_copies(self, trained: set[int]) -> None:
+        for ref in [] if self._mark is None else self._mark.copies:
+            copy = ref()
+            if copy is None or id(copy) in self._told:
+                continue
+            if not any(id(p) in trained for p in copy.parameters()):
+                continue
+            if any(written(copy, own.masks()) for own in marks_on(copy)):
+                self._told.add(id(copy))
+                warnings.warn(
+                    f"an optimizer trains a copy of the {type(copy).__name__} that is being "
+                    "pruned, and nothing keeps the copy's removed weights at zero: call "
+                    "prunus.enforce(copy, pruner.masks, its_optimizer)",
+                    stacklevel=2,
+                )
 
 
-def _zeroer(weight: nn.Parameter, mask: Tensor) -> Callable[[Tensor], None]:
+def _passed_on(to: weakref.ref[Enforcer]) -> Callable[..., None]:
+    """A hook on all optimizers that keeps nobody alive."""
+
+    def after_any_step(optimizer: Optimizer, *_: object) -> None:
+        enforcer = to()
+        if enforcer is not None:
+            enforcer.after_any_step(optimizer)
+
+    return after_any_step
+
+
+def _can_train(weight: Tensor) -> bool:
+    return weight.is_leaf and weight.is_floating_point() and not weight.is_inference()
+
+
+def _zeroer(weight: Tensor, mask: Tensor) -> Callable[[Tensor], None]:
     """What zeroes the removed weights of a tensor shaped like ``weight``, in place.
 
     The compiled kernel where it applies; else one bitwise AND with integers of the weight's
@@ -135,15 +334,16 @@ def _zeroer(weight: nn.Parameter, mask: Tensor) -> Callable[[Tensor], None]:
 
 
 def enforce(
-    model: nn.Module, masks: Masks, optimizer: object, *, copies: Iterable[nn.Module] = ()
+    model: nn.Module, masks: Masks, optimizer: object, *, copies: Iterable[Copy] = ()
 ) -> Callable[[], None]:
     """Go on training a pruned model: removed weights stay zero from now on.
 
     Args:
         model: whose weights the masks belong to; they are applied at once.
         masks: parameter name to bool, True = kept (``Result.masks``).
-        optimizer: that trains ``model``.
-        copies: other modules to keep masked, such as an EMA of the model.
+        optimizer: that trains ``model``, or a list of all that do.
+        copies: to keep masked as well, such as an EMA of the model: modules, or mappings of
+            parameter names to tensors.
 
     Returns:
         A function that takes the hooks off again.
@@ -160,11 +360,10 @@ def enforce(
     0.0
     >>> stop()
     """
-    matched = match_names(model, masks)
+    matched = match_names(given_model(model, "enforce", code=True), masks)
+    copies, real = given_copies(copies), optimizer_of(optimizer)
     apply(model, matched)
-    for copy in copies:
-        apply(copy, matched)
     enforcer = Enforcer()
-    enforcer.set(model, matched)
-    enforcer.install(real_optimizer(optimizer), model, copies)
+    enforcer.set_masks(model, matched)
+    enforcer.install(real, model, copies)
     return enforcer.remove

@@ -7,34 +7,58 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from prunus._common.layers import plain_name
-from prunus._common.parts import parts
+from prunus._common.kinds import kind_of
+from prunus._common.names import matched, plain_names
+from prunus._common.parts import computable, parts
+from prunus._common.topk import count
 from prunus.errors import InputError, RunError
 from prunus.types import Masks
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def match_names(model: nn.Module, masks: Masks) -> dict[str, Tensor]:
     """Masks under the parameter names of this model, wrapped (``module.``) or not.
 
     Raises:
-        InputError: if a mask names no parameter or has a shape that does not fit.
+        InputError: if a mask names no parameter or could mean two, has a shape that does not fit,
+            or holds other numbers than 0 and 1.
     """
-    known = {plain_name(name): name for name, _ in model.named_parameters()}
+    if not isinstance(masks, Mapping) or not all(isinstance(name, str) for name in masks):
+        raise InputError(f"masks is {kind_of(masks)}: give parameter name to bool, True = kept")
     parameters = dict(model.named_parameters())
-    matched = {}
-    for name, mask in masks.items():
-        full = known.get(plain_name(name))
+    plain = plain_names(model)
+    found = {}
+    for name, full in matched(masks, {n: plain[n] for n in parameters}).items():
         if full is None:
             raise InputError(f"the masks name '{name}', which the model does not have")
-        shape = parameters[full].shape
+        mask, shape = _as_bool(name, masks[name]), parameters[full].shape
         try:
             mask.expand(shape)
         except RuntimeError:
             raise InputError(
                 f"the mask of '{name}' is {tuple(mask.shape)}, but the parameter is {tuple(shape)}"
             ) from None
-        matched[full] = mask
-    return matched
+        found[full] = mask
+    return found
+
+
+def _as_bool(name: str, mask: object) -> Tensor:
+    """A mask of whatever type: numbers that are 0 or 1 alone say the same."""
+    if not isinstance(mask, Tensor) or mask.is_meta:
+        raise InputError(
+            f"the mask of '{name}' is {kind_of(mask)}: give a bool tensor that has values"
+        )
+    if mask.layout is not torch.strided:
+        mask = mask.to_dense()
+    if mask.dtype is torch.bool:
+        return mask
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise InputError(
+            f"the mask of '{name}' is {mask.dtype} and holds other numbers than 0 and 1: give a "
+            "bool tensor, True = kept"
+        )
+    return mask != 0
 
 
 @torch.no_grad()
@@ -42,7 +66,18 @@ def apply(model: nn.Module, masks: Masks) -> None:
     """Set removed weights to exactly zero."""
     parameters = dict(model.named_parameters())
     for name, mask in match_names(model, masks).items():
-        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0)
+        zero(parameters[name], mask)
+
+
+@torch.no_grad()
+def zero(weight: Tensor, mask: Tensor) -> None:
+    """Set what a mask removes to exactly zero, NaN too: a product of integers, part by part."""
+    integer, mask = _INTEGERS.get(weight.element_size()), mask.to(weight.device)
+    if integer is None:
+        weight.masked_fill_(~mask, 0)
+        return
+    for part, kept in parts(weight.detach().view(integer), mask.expand(weight.shape)):
+        part.mul_(kept)
 
 
 def copy_of(model: nn.Module) -> dict[str, Tensor]:
@@ -61,6 +96,11 @@ def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy such tensors into the model, in place."""
     own = model.state_dict()
     for name, value in tensors.items():
+        if name not in own or own[name].shape != value.shape:
+            raise RunError(
+                f"'{name}' is not in the model any more as it was: something replaced or removed a "
+                "module or parameter, which cannot be undone; leave the model's modules in place"
+            )
         own[name].copy_(value)
 
 
@@ -73,9 +113,9 @@ def check(model: nn.Module, masks: Masks) -> None:
     """
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
-        weight = parameters[name]
-        both = parts(weight, mask.to(weight.device).expand(weight.shape))
-        if any(bool(part.masked_fill(kept, 0).count_nonzero()) for part, kept in both):
+        if name not in parameters:
+            raise RunError(f"'{name}' is pruned, and not in the model any more: keep its modules")
+        if not_zero(parameters[name], mask):
             raise RunError(
                 f"removed weights of '{name}' are not zero: something writes to them outside "
                 "the optimizer step (a master copy, an EMA, a loaded state?)"
@@ -83,9 +123,15 @@ def check(model: nn.Module, masks: Masks) -> None:
     finite(model)
 
 
+def not_zero(weight: Tensor, mask: Tensor) -> bool:
+    """Whether something is left of what a mask removes."""
+    both = parts(weight.detach(), mask.to(weight.device).expand(weight.shape))
+    return any(bool(part.bool().bitwise_and_(~kept).any()) for part, kept in both)
+
+
 def all_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite; there must be one."""
-    low, high = torch.aminmax(values)
+    low, high = torch.aminmax(computable(values))
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
@@ -102,3 +148,26 @@ def finite(model: nn.Module) -> None:
                 f"'{name}' holds NaN or infinity: the training diverged; a lower learning "
                 "rate or gradient clipping may help"
             )
+
+
+def densities(
+    tensors: Mapping[str, Tensor], masks: Masks, dense: Mapping[str, int]
+) -> dict[str, float]:
+    """Weights that masks leave ÷ those of the dense model.
+
+    Args:
+        tensors: parameters by name, smaller than dense ones perhaps.
+        masks: of them; what has none is whole.
+        dense: weights of the dense model by name; one that is gone by now has none left.
+
+    >>> densities({"w": torch.ones(2, 3)}, {"w": torch.tensor([[True], [False]])}, {"w": 12})
+    {'w': 0.25}
+    """
+    found = {}
+    for name, whole in dense.items():
+        mask, tensor = masks.get(name), tensors.get(name)
+        left = 0 if tensor is None else tensor.numel()
+        if mask is not None:
+            left = count(mask) * left // max(1, mask.numel())
+        found[name] = left / whole
+    return found

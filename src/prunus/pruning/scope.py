@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 from torch import nn
 
-from prunus._common.layers import Layer, layers_of, plain_name
-from prunus.errors import InputError, did_you_mean
+from prunus._common.layers import Layer, layers_of
+from prunus._common.names import each_meant, meant, plain_name, plain_names
+from prunus._common.parts import count_nonzero
+from prunus.errors import InputError
 from prunus.graph.raw_weights import Uses, is_weight, raw_weight
 from prunus.types import Masks
 
@@ -28,8 +29,8 @@ def find_layers(
     Without ``include``: weights of two or more dimensions of linear, convolution, recurrent and
     attention layers, and of a user's own modules what multiplies values as these do (a fused
     tensor of experts, an entry of a ``ParameterList``). Patterns are matched (``*`` and ``?``)
-    against names of parameters and of the modules that hold them, without the prefixes
-    ``module.`` and ``_orig_mod.``; of a tied weight against each of its names.
+    against names of parameters and of the modules around them, without the prefixes of wrappers
+    (``module.``, ``_orig_mod.``); of a tied weight against each of its names.
 
     Args:
         model: the model.
@@ -49,16 +50,15 @@ def find_layers(
     ['0.weight', '2.weight']
     """
     known, aliases = _known(model, uses), tied_names(model)
-    weights = [n for la in known for n in aliases[la.name]]
-    buffers = [n for n, _ in model.named_buffers(remove_duplicate=False)]
-    every = [*(n for names in aliases.values() for n in names), *buffers] if coupled else weights
-    _refuse_unmatched(include, weights)
-    _refuse_unmatched(exclude, every)
+    plain = plain_names(model)
+    weights = {n: plain[n] for la in known for n in aliases[la.name]}
+    included = _named(include, weights)
+    excluded = _named(exclude, plain if coupled else weights)
     chosen = [
         la
         for la in known
-        if not any(matches(name, exclude) for name in aliases[la.name])
-        and _included(la, aliases[la.name], include, model, uses)
+        if excluded.isdisjoint(aliases[la.name])
+        and (not included.isdisjoint(aliases[la.name]) if include else _taken(la, model, uses))
     ]
     if not chosen:
         raise InputError(
@@ -68,21 +68,6 @@ def find_layers(
     for layer in chosen:
         _refuse(model, layer, coupled)
     return chosen
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter, or the module that holds it, matches one of the patterns.
-
-    >>> matches("a.fc.weight", ["a.*"]), matches("a.fc.bias", ["*.fc"]), matches("b", ["a"])
-    (True, True, False)
-    >>> matches("fc.parametrizations.weight.original0", ["fc.weight"])
-    True
-    """
-    plain = plain_name(name)
-    owner, computed, rest = plain.partition(".parametrizations.")
-    spelt = [plain, *([f"{owner}.{rest.partition('.')[0]}"] if computed else [])]
-    spelt += [n.rpartition(".")[0] for n in spelt]
-    return any(fnmatch.fnmatchcase(n, pattern) for n in spelt for pattern in patterns)
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
@@ -99,14 +84,9 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in found.values()}
 
 
-def _refuse_unmatched(patterns: Sequence[str], names: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(matches(name, [pattern]) for name in names):
-            plain = [plain_name(n) for n in names]
-            known = list(dict.fromkeys([*plain, *(n.rpartition(".")[0] for n in plain)]))
-            raise InputError(
-                f"scope: '{pattern}' matches no prunable parameter; {did_you_mean(pattern, known)}"
-            )
+def _named(patterns: Sequence[str], names: Mapping[str, str]) -> set[str]:
+    found = each_meant(patterns, names, "scope: … matches no prunable parameter")
+    return {name for own in found.values() for name in own}
 
 
 def _known(model: nn.Module, uses: Uses) -> list[Layer]:
@@ -118,18 +98,15 @@ def _known(model: nn.Module, uses: Uses) -> list[Layer]:
         found = {la.name: la for la in layers_of(module_name, module)}
         for key, weight in module.named_parameters(recurse=False):
             name = f"{module_name}.{key}" if module_name else key
-            if id(parameters[name]) in seen or weight.dim() < 2:
+            if id(parameters[name]) in seen or weight.dim() < 2 or not weight.numel():
                 continue
             seen.add(id(weight))
             known.append(found.get(name) or raw_weight(name, module_name, weight, model, uses))
     return known
 
 
-def _included(
-    layer: Layer, names: Sequence[str], include: Sequence[str], model: nn.Module, uses: Uses
-) -> bool:
-    if include:
-        return any(matches(name, include) for name in names)
+def _taken(layer: Layer, model: nn.Module, uses: Uses) -> bool:
+    """Whether a weight is in scope where nothing was asked for by name."""
     if layer.kind == "other":
         name = f".{layer.name}"  # taken in, so that they are refused by name, not passed over
         computed = ".parametrizations." in name and name.rpartition(".")[2].startswith("original")
@@ -170,9 +147,10 @@ def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
         raise InputError(
             f"{where} is quantized ({type(weight).__name__}): prune before quantizing, {out}"
         )
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() or weight.element_size() == 1:  # float8: no arithmetic
         raise InputError(
-            f"{where} is {weight.dtype}: only floating-point weights are pruned; {out}"
+            f"{where} is {weight.dtype}: only floating-point weights of 16 bits or more are "
+            f"pruned; {out}"
         )
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise InputError(f"{where} has no shape yet: run one batch through the model first")
@@ -192,11 +170,13 @@ def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
     for layer in layers:
         weight = model.get_parameter(layer.name).detach()
         module = model.get_submodule(layer.module)
-        mask = weight != 0
-        if not bool(mask.any()):
-            mask = torch.ones_like(mask)
-        given = module._buffers.get("weight_mask")  # spectral_norm has a weight_orig, too
-        if layer.name.endswith("weight_orig") and given is not None:
+        # spectral_norm has a weight_orig, too
+        given = module._buffers.get("weight_mask") if layer.name.endswith("weight_orig") else None
+        left = count_nonzero(weight)
+        if left == weight.numel() and given is None:
+            continue
+        mask = weight != 0 if left else torch.ones_like(weight, dtype=torch.bool)
+        if given is not None:
             mask = mask & given.bool()
         if not bool(mask.all()):
             masks[layer.name] = mask
@@ -216,7 +196,10 @@ def execution_order(model: nn.Module, layers: Sequence[Layer], run: object = Non
         return list(layers)
     position: dict[str, int] = {}
     hooks = []
+    compiled = torch.jit.ScriptModule  # takes no hooks
     for name in {la.module for la in layers}:
+        if isinstance(model.get_submodule(name), compiled):
+            continue
 
         def note(*_: object, name: str = name) -> None:
             position.setdefault(name, len(position))
@@ -246,11 +229,12 @@ def outside(
     >>> outside(model, find_layers(model))
     (0.75, ['0.weight'])
     """
-    within = {la.name for la in layers}
+    within, plain = {la.name for la in layers}, plain_names(model)
+    without = {n for pattern in exclude for n in meant(pattern, plain)}
     left = {
         names[0]: model.get_parameter(names[0])
         for names in tied_names(model).values()
-        if names[0] not in within and not any(matches(n, exclude) for n in names)
+        if names[0] not in within and without.isdisjoint(names)
     }
     left = {n: p for n, p in left.items() if p.dim() > 1 and p.is_floating_point()}
     whole = sum(p.numel() for p in model.parameters())

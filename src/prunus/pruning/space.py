@@ -5,34 +5,41 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from prunus._common.distributed import WRAPPERS, refuse_sharded, unwrapped
-from prunus._common.inputs import arguments, tensors_of
+from prunus._common.distributed import WRAPPERS, refuse_sharded
+from prunus._common.given import not_taken
+from prunus._common.inputs import arguments, map_tensors
 from prunus._common.layers import Layer
+from prunus._common.modules import shared_copy
+from prunus._common.names import bare, meant, unwrapped
 from prunus._common.numbers import percent
+from prunus._common.put_back import PutBack
+from prunus._common.traces import without_trace
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.experts import with_experts
 from prunus.graph.labels import Fixed
 from prunus.graph.raw_weights import used_as_weights
 from prunus.graph.trace import Traced, analysis_mode
+from prunus.pruning.caps import Cap, Caps, find_caps
 from prunus.pruning.cost_model import CostModel, cost_model
 from prunus.pruning.decide import Alive, Cost, limits_of, most_of, sparsity
 from prunus.pruning.scope import (
     drop_output_layer,
     execution_order,
     find_layers,
-    matches,
     outside,
 )
 from prunus.recipe.resolve import Methods
 from prunus.recipe.schema import Recipe
-from prunus.types import Counts, Group
+from prunus.types import Counts, Group, Limits
 
 WORTH_A_NOTE = 0.05
 """The part of a model's parameters that stays out of the scope without a word."""
@@ -51,6 +58,7 @@ class PruningSpace:
         scored: the weights that it counts, by name: those in scope of which a unit can go. What
             is pinned throughout counts neither as removed nor as a whole.
         notes: what the user should know of the scope.
+        caps: sparsities of single layers.
     """
 
     layers: list[Layer]
@@ -60,6 +68,56 @@ class PruningSpace:
     weights: CostModel | None = None
     scored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    caps: Caps = field(default_factory=Caps)
+
+    def limits(
+        self,
+        alive: Alive | None = None,
+        requested: float = 1.0,
+        target: float = 1.0,
+        most: Mapping[str, float] = MappingProxyType({}),
+    ) -> dict[Group, Limits]:
+        """Of each group what must stay and what can, with what the recipe says of its layer.
+
+        Args:
+            alive: units that are not removed yet; by default all.
+            requested: the part that is to go now.
+            target: the part that is to go at the end.
+            most: of groups by name, the largest part that may be gone by now.
+        """
+        if most:
+            found = self.limits(alive, requested, target)
+            return self.held_back(most).within(found)
+        known = limits_of(self.groups, alive or dict.fromkeys(self.groups))
+        found = self.caps.within(known, requested, target)
+        if (
+            self.caps
+            and requested < target
+            and self._cost({g: x.most for g, x in found.items()}) > (requested + 1e-12)
+        ):  # a model that is pruned already: what must go waits for what may
+            return {g: Limits(x.least, known[g].most) for g, x in found.items()}
+        return found
+
+    def held_back(self, most: Mapping[str, float]) -> Caps:
+        """The largest sparsities of some groups, by name, as caps."""
+        return Caps({g: Cap(0.0, most[g.name]) for g in self.groups if g.name in most})
+
+    def reach(
+        self, alive: Alive | None = None, most: Mapping[str, float] = MappingProxyType({})
+    ) -> float:
+        """The largest part of what the target counts that can go."""
+        limits = self.limits(alive, most=most)
+        if self.cost_model is not None:
+            return most_of(self.cost_model, limits)
+        return self._cost({g: x.least for g, x in limits.items()})
+
+    def least_gone(self, alive: Alive | None = None) -> float:
+        """The smallest part that is gone once every layer has what the recipe asks of it."""
+        return self._cost({g: x.most for g, x in self.limits(alive).items()})
+
+    @property
+    def _cost(self) -> CostModel | Cost:
+        return self.cost_model or Cost(self.groups)
 
     def removed_fraction(self, alive: Alive) -> tuple[float, float]:
         """Removed weights ÷ weights in scope, and the part of what the target counts."""
@@ -119,9 +177,10 @@ def build_space(
         found = drop_output_layer(found)
     if not coupled:
         groups = methods.structure(found, shapes)
+        _refuse_no_units(recipe, groups)
         _refuse_uncoupled(recipe)
-        _refuse_target(recipe, groups)
-        return PruningSpace(found, groups, notes=notes)
+        caps = find_caps(recipe, found, groups, model, first=dense is None)
+        return PruningSpace(found, groups, notes=notes, caps=caps)
     dims = recipe.trait("structure", "HEADS") == "dims"
     hidden = recipe.trait("structure", "HIDDEN") is True
     analysis = analyze(
@@ -136,11 +195,9 @@ def build_space(
             raise
         groups = []  # every group is down to its last unit
     groups = _allowed(groups, recipe, analysis, first=dense is None)
-    if dense is None:
-        space = _counted(PruningSpace(found, groups, analysis, notes=notes), recipe, model, dense)
-        _refuse_bound(recipe, space)
-        return space
-    space = PruningSpace(found, _continued(groups, dense), analysis, notes=notes)
+    groups = groups if dense is None else _continued(groups, dense)
+    caps = find_caps(recipe, found, groups, model, first=dense is None)
+    space = PruningSpace(found, groups, analysis, notes=notes, caps=caps)
     return _counted(space, recipe, model, dense)
 
 
@@ -208,39 +265,13 @@ def _counted(
     return dataclasses.replace(space, cost_model=counted, weights=weights, scored=scored)
 
 
-def target_of(recipe: Recipe, space: PruningSpace) -> float:
-    """The part of what the target counts that is to go, 0 to 1.
-
-    Raises:
-        InputError: if an absolute bound is above what the dense model costs.
-    """
-    bound = recipe.target.bound if recipe.target is not None else None
-    if bound is None or bound[1] < 1:
-        return recipe.sparsity
-    assert space.cost_model is not None
-    dense = space.cost_model.baseline
-    if bound[0] == "macs":
-        dense /= _batch(space)
-    if bound[1] >= dense:
-        raise InputError(
-            f"target: max_{bound[0]} {bound[1]:,.0f} is not a bound: the dense model has "
-            f"only {dense:,.0f}"
-        )
-    return 1 - bound[1] / dense
-
-
-def _batch(space: PruningSpace) -> int:
-    """Examples in the input that was traced."""
-    assert space.analysis is not None
-    tensors = [t for t in tensors_of(space.analysis.traced.inputs) if t.dim()]
-    return int(tensors[0].shape[0]) if tensors else 1
-
-
 def _allowed(
     groups: Sequence[Group], recipe: Recipe, analysis: Analysis, *, first: bool
 ) -> list[Group]:
     """Without units that touch an excluded parameter or buffer, under any of its names."""
-    banned = {analysis.names[n] for n in analysis.names if matches(n, recipe.scope.exclude)}
+    names = bare(analysis.names)
+    left = {n for pattern in recipe.scope.exclude for n in meant(pattern, names)}
+    banned = {analysis.names[n] for n in left}
     dims = [d for n in banned if n in analysis.tensors for d in analysis.tensors[n].dims]
     stays = {int(c) for d in dims if not isinstance(d, Fixed) for c in analysis.solved.of(d)}
     kept = [g for g in groups if stays.isdisjoint(g.classes or ())]
@@ -250,6 +281,15 @@ def _allowed(
             "stays, so exclude fewer of them; prunus.units shows what is coupled"
         )
     return kept
+
+
+def _refuse_no_units(recipe: Recipe, groups: Sequence[Group]) -> None:
+    if not sum(g.weights for g in groups):
+        raise InputError(
+            f"structure {recipe.structure.name} finds no unit in this model that could go: the "
+            "output layer, modules in use elsewhere and the like are not its units; "
+            "structure: weight takes single weights, scope.include: ['*'] every parameter"
+        )
 
 
 def _refuse_uncoupled(recipe: Recipe) -> None:
@@ -262,42 +302,19 @@ def _refuse_uncoupled(recipe: Recipe) -> None:
         )
 
 
-def _refuse_target(recipe: Recipe, groups: Sequence[Group]) -> None:
-    wanted = recipe.sparsity
-    cost = Cost(groups)
-    most = cost({g: 0 if g.may_empty or g.balanced else 1 for g in groups})
-    if recipe.until_guard:
-        return
-    if round(wanted * cost.total) / cost.total > most:
-        raise InputError(
-            f"target: a sparsity of {wanted:g} leaves less than one unit in some layer; at "
-            f"most {most:.6g} of the {cost.total} weights in scope can go"
-        )
-    smallest = min((int(g.sizes.min()) for g in groups if g.sizes is not None), default=1)
-    if 0 < wanted < smallest / cost.total:
-        raise InputError(
-            f"target: {wanted:g} of {cost.total} weights is less than one unit of structure "
-            f"{recipe.structure.name}, whose smallest has {smallest}"
-        )
-
-
-def _refuse_bound(recipe: Recipe, space: PruningSpace) -> None:
-    assert space.cost_model is not None
-    if recipe.until_guard:
-        return
-    wanted = target_of(recipe, space)
-    limits = limits_of(space.groups, dict.fromkeys(space.groups))
-    most = most_of(space.cost_model, limits)
-    if wanted > most + 1e-9:
-        raise InputError(
-            f"target: {wanted:.4g} of the {space.cost_model.name} should go, but at most "
-            f"{most:.4g} can while every group keeps a unit "
-            f"({sum(g.units for g in space.groups)} units in {len(space.groups)} groups; "
-            "prunus units shows what is pinned and why)"
-        )
-
-
 def _run(model: nn.Module, example: Any) -> None:
-    args, kwargs = arguments(example)
-    with analysis_mode(model):
-        unwrapped(model)(*args, **kwargs)
+    inner = shared_copy(unwrapped(model))  # what the pass leaves in it goes with the copy
+
+    def once(within: AbstractContextManager[Any]) -> None:
+        args, kwargs = map_tensors(Tensor.clone, arguments(example))
+        with analysis_mode(inner), within:
+            inner(*args, **kwargs)
+
+    with without_trace(model, "a forward pass"):
+        try:
+            try:
+                once(PutBack(inner.parameters()))
+            except Exception:  # of code that runs under no mode of torch's
+                once(nullcontext())
+        except Exception as error:  # of the model's code, which does not take this
+            raise not_taken(inner, example, error) from error

@@ -4,53 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from prunus._common.units import numbers, one_to_one, sums, unit_sums
 from prunus.types import Group, Masks, Member
 
-
-def numbers(member: Member) -> Tensor | None:
-    """The unit of each element, broadcastable to the parameter; −1 = of no unit.
-
-    ``None`` when every element is its own unit.
-
-    >>> rows, columns = torch.tensor([[0], [-1]]), torch.tensor([[0, 1]])
-    >>> numbers(Member("w", (rows, columns)))
-    tensor([[ 0,  1],
-            [-1, -1]])
-    """
-    if member.index is None:
-        return None
-    total = torch.zeros((), dtype=torch.int64)
-    belongs = torch.ones((), dtype=torch.bool)
-    for vector in member.index:
-        total = total + vector
-        belongs = belongs & (vector >= 0)
-    return torch.where(belongs, total, -1)
+Reduce: TypeAlias = Literal["mean", "sum", "max", "l2"]
+Norm: TypeAlias = Literal["none", "mean", "max", "l2"]
 
 
-def unit_scores(group: Group, score_of: Callable[[str], Tensor]) -> Tensor:
-    """Mean score per weight of every unit, ``[units]``.
+def unit_scores(group: Group, score_of: Callable[[str], Tensor], reduce: Reduce = "mean") -> Tensor:
+    """The scores of a unit's weights as one, ``[units]``: by default their mean.
 
     Args:
         group: whose units.
         score_of: the scores of a parameter by its name, of the parameter's shape.
+        reduce: Σ s / n, Σ s, max s, or √Σ s², over the scored weights of all coupled members.
 
     Returns:
         a view of what ``score_of`` gave where every weight is its own unit, else a new tensor.
     """
     if group.sizes is None:
         (member,) = (m for m in group.members if m.scored)
-        return _one_to_one(member, score_of(member.name), group.units)
-    total = torch.zeros(group.units, dtype=torch.float64)
+        return one_to_one(member, score_of(member.name), group.units)
+    if reduce in ("mean", "sum"):
+        total = unit_sums(group, score_of)
+        return total if reduce == "sum" else total / group.sizes.to(total.device)
+    if reduce == "l2":
+        return unit_sums(group, lambda name: score_of(name).double().square()).sqrt()
+    most = torch.full((group.units,), -torch.inf, dtype=torch.float64)
     for member in group.members:
         if member.scored:
-            scores = score_of(member.name)
-            total = total.to(scores.device) + _sums(member, scores, group.units)
-    return total / group.sizes.to(total.device)
+            scores = score_of(member.name).double()
+            number = numbers(member)
+            assert number is not None
+            unit = number.to(scores.device).expand(scores.shape)
+            inside = unit >= 0
+            most = most.to(scores.device)
+            most = most.scatter_reduce(0, unit[inside], scores[inside], "amax")
+    return most
+
+
+def normalized(scores: Tensor, by: Norm, alive: Tensor | None) -> Tensor:
+    """A layer's scores ÷ the mean, maximum or l2 norm of their absolute values.
+
+    Args:
+        scores: ``[units]``.
+        by: the divisor; nothing is divided by zero.
+        alive: the units that count, by default all.
+
+    >>> normalized(torch.tensor([1.0, -3.0]), "mean", None)
+    tensor([ 0.5000, -1.5000])
+    """
+    if by == "none":
+        return scores
+    size = (scores if alive is None else scores[alive.to(scores.device)]).detach().abs().double()
+    if not len(size):
+        return scores
+    norm = size.norm() if by == "l2" else size.max() if by == "max" else size.mean()
+    return scores / norm.to(scores.dtype) if norm > 0 else scores
 
 
 def unit_alive(group: Group, masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> Tensor | None:
@@ -60,7 +76,7 @@ def unit_alive(group: Group, masks: Masks, shapes: Mapping[str, tuple[int, ...]]
     if group.sizes is None:
         (member,) = (m for m in group.members if m.scored)
         mask = masks[member.name].expand(shapes[member.name])
-        return _one_to_one(member, mask, group.units)
+        return one_to_one(member, mask, group.units)
     return _left(group, masks, shapes) > 0
 
 
@@ -84,7 +100,7 @@ def _left(group: Group, masks: Masks, shapes: Mapping[str, tuple[int, ...]]) -> 
     for member in group.members:
         if member.scored:
             counts = _counted(member, masks.get(member.name), shapes[member.name])
-            total = total.to(counts.device) + _sums(member, counts, group.units)
+            total = total.to(counts.device) + sums(member, counts, group.units)
     return total
 
 
@@ -126,32 +142,3 @@ def member_mask(member: Member, keep: Tensor, shape: tuple[int, ...]) -> Tensor:
         return keep.view(shape)
     number = number.to(keep.device)
     return keep[number.clamp(min=0)] | (number < 0)
-
-
-def _one_to_one(member: Member, values: Tensor, units: int) -> Tensor:
-    number = numbers(member)
-    if number is None:
-        return values.reshape(-1)
-    number = number.to(values.device)
-    if number.min() < 0:
-        inside = (number >= 0).expand(values.shape)
-        number, values = number.expand(values.shape)[inside], values[inside]
-    out = values.new_empty(units)
-    out[number] = values
-    return out
-
-
-def _sums(member: Member, scores: Tensor, units: int) -> Tensor:
-    """Sums by unit in float64, in a fixed order: sorted segments, no atomic adds."""
-    number = numbers(member)
-    assert number is not None
-    number = number.to(scores.device)
-    scores = scores.double()
-    shared = [d for d in range(scores.dim()) if number.dim() == 0 or number.shape[d] == 1]
-    if shared:  # dimensions that do not matter are summed by view
-        scores = scores.sum(dim=shared, keepdim=True)
-    flat, unit = scores.flatten(), number.expand(scores.shape).flatten()
-    order = torch.sort(unit, stable=True).indices
-    order = order[unit[order] >= 0]
-    lengths = torch.bincount(unit[order], minlength=units)
-    return torch.segment_reduce(flat[order], "sum", lengths=lengths, initial=0.0)

@@ -6,29 +6,34 @@ import math
 import re
 from collections.abc import Mapping
 from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from prunus.methods.catalog import names
+from prunus.methods.catalog import names, own_file
 from prunus.methods.traits import trait
-from prunus.recipe import duration
+from prunus.recipe.parts import Arm, Deploy, Frozen, Teacher, UnitScore, changed
+from prunus.recipe.specs import Length, Regrow, Regularize, Schedule, Spec
 
 AXIS = {
     "structure": "structures",
     "criterion": "criteria",
     "allocation": "allocations",
     "schedule": "schedules",
+    "repair": "repairs",
+    "regrow": "regrowths",
+    "regularize": "regularizers",
     "restore": "restore",
     "learning_rate": "rates",
     "dense.learning_rate": "rates",
@@ -36,68 +41,25 @@ AXIS = {
 """Fields that name a method, and the folder of it."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
-def _changed(model: BaseModel) -> dict[str, Any]:
-    """The values that differ from the defaults, and settings that a method alone knows."""
-    fields = type(model).model_fields
-    return {key: v for key, v in model if key not in fields or v != fields[key].default}
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_several), PlainSerializer(list)]
 
 
-def _length(value: Any) -> Any:
-    duration.parse(value)
-    return value
-
-
-Length = Annotated[str | float | int, BeforeValidator(_length)]
-"""A length of training: ``3ep``, ``500it`` or a part from 0 to 1."""
-
-
-class Spec(BaseModel):
-    """A method and its settings: ``magnitude`` or ``{name: magnitude, p: 2}``."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return {"name": str(value)}
-        if isinstance(value, Mapping) and "name" not in value:
-            raise ValueError(f"a name is missing: write {{name: …, {', '.join(map(str, value))}}}")
-        return value
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything but the name."""
-        return dict(self.model_extra or {})
-
-    @model_serializer
-    def to_dict(self) -> Any:
-        """As it is written in a file: by its name alone where that says all."""
-        more = {key: value for key, value in _changed(self).items() if key != "name"}
-        return {"name": self.name, **more} if more else self.name
-
-
-Patterns = Annotated[tuple[str, ...], PlainSerializer(list)]
-
-
-class Scope(_Frozen):
+class Scope(Frozen):
     """Patterns of parameter or module names."""
 
     include: Patterns = ()
     exclude: Patterns = ()
 
-
-class Schedule(Spec):
-    """How sparsity grows; ``start``, ``end`` and ``every`` are lengths within the retraining."""
-
-    start: Length = 0.0
-    end: Length = 1.0
-    every: Length | None = None
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, (str, list, tuple)):
+            raise ValueError(f"say what it is for: {{include: {value!r:.60}}}, or exclude")
+        return value
 
 
 def _milliseconds(value: Any) -> Any:
@@ -116,11 +78,41 @@ def _milliseconds(value: Any) -> Any:
     return f"{found:g}ms"
 
 
-class Target(_Frozen):
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
+class Bounds(Frozen):
+    """The smallest and the largest sparsity that a parameter may get."""
+
+    least: Part = 0.0
+    most: Part = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping | BaseModel) or value == {}:
+            raise ValueError("write {most: 0.3}, {least: 0.1} or both: sparsities from 0 to 1")
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Bounds:
+        if self.least > self.most:
+            raise ValueError(f"least {self.least:g} is above most {self.most:g}")
+        return self
+
+    @model_serializer
+    def _written(self) -> Any:
+        return {key: value for key, value in self if key in self.model_fields_set}
+
+
+class Target(Frozen):
     """Where pruning ends: a sparsity, a bound on a cost, or as far as the guard allows.
 
     A bound below 1 is a fraction of the dense model's cost, any other an absolute number; of
-    ``max_latency_ms`` an absolute number below 1 is written with its unit, ``0.4ms``.
+    ``max_latency_ms`` an absolute number below 1 is written with its unit, ``0.4ms``. ``layers``
+    has sparsities of single layers by pattern, which end there whatever the whole gets; of
+    ``layers`` alone, all others stay as they are. Where the guard decides, ``adapt`` lets a
+    rejected round say which groups were cut too far: they go on in smaller steps than the others.
     """
 
     sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -130,8 +122,10 @@ class Target(_Frozen):
     max_latency_ms: (
         Annotated[Annotated[float, Field(gt=0)] | str, BeforeValidator(_milliseconds)] | None
     ) = None
+    layers: dict[str, Part] = Field(default_factory=dict)
     step: Annotated[float, Field(gt=0, lt=1)] = 0.3
     smallest: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    adapt: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -172,6 +166,11 @@ class Target(_Frozen):
         )
 
     @property
+    def layers_alone(self) -> bool:
+        """Whether single layers have targets and the whole has none."""
+        return bool(self.layers) and all(getattr(self, k) is None for k in ENDS)
+
+    @property
     def latency(self) -> tuple[float, bool] | None:
         """The bound on a latency, and whether it is a part of the dense model's."""
         given = self.max_latency_ms
@@ -184,33 +183,30 @@ BOUNDS = ("max_macs", "max_params", "max_bytes")
 ENDS = ("sparsity", *BOUNDS, "max_latency_ms")
 
 
-class Guard(_Frozen):
-    """When a round is accepted: its metric may fall by at most ``max_drop`` from dense."""
+class Guard(Frozen):
+    """When a round is accepted: its metric may fall by at most ``max_drop`` from dense.
+
+    With ``confidence`` that must be shown on the items that are judged; no class or slice may lose
+    more than ``worst_class``. Both need an ``evaluate`` that returns :class:`prunus.Scores`.
+    """
 
     better: Literal["higher", "lower"] = "higher"
     max_drop: Annotated[float, Field(ge=0)] = 0.01
     relative: bool = False
-
-
-class Deploy(_Frozen):
-    """How the result will be run: ``auto`` takes the fastest runtime that keeps the answers."""
-
-    runtime: str = "auto"
-    batch: Annotated[int, Field(ge=1)] = 1
-    threads: Annotated[int, Field(ge=1)] = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        return {"runtime": value} if isinstance(value, str) else value
+    worst_class: Annotated[float, Field(ge=0)] | None = None
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
 
     @model_serializer
     def _written(self) -> Any:
-        given = _changed(self)
-        return given if set(given) - {"runtime"} else self.runtime
+        return {key: value for key, value in self if value is not None}
+
+    @property
+    def says_better(self) -> bool:
+        """Whether the recipe says which metric is better, rather than take the default."""
+        return "better" in self.model_fields_set
 
 
-class Dense(_Frozen):
+class Dense(Frozen):
     """Training of round 0."""
 
     length: Length = 0
@@ -223,7 +219,7 @@ class Dense(_Frozen):
 
     @model_serializer
     def _written(self) -> Any:
-        return dict(self) if "learning_rate" in _changed(self) else self.length
+        return dict(self) if "learning_rate" in changed(self) else self.length
 
 
 def _no_path(name: str) -> str:
@@ -235,7 +231,7 @@ def _no_path(name: str) -> str:
     return name
 
 
-class RecipeFields(_Frozen):
+class RecipeFields(Frozen):
     """The values of a recipe, which may not go together yet; see :class:`prunus.Recipe`."""
 
     version: Literal[1] = 1
@@ -246,21 +242,35 @@ class RecipeFields(_Frozen):
     structure: Spec = Spec(name="weight")
     scope: Scope = Scope()
     criterion: Spec = Spec(name="magnitude")
+    unit_score: UnitScore = UnitScore()
     allocation: Spec = Spec(name="global")
     schedule: Schedule = Schedule(name="early")
     rounds: Annotated[int, Field(ge=1, le=10_000)] | None = None
     retrain: Length = 0
     last_retrain: Length | None = None
     target: Target | None = None
+    limits: dict[str, Bounds] = Field(default_factory=dict)
     guard: Guard | None = None
+    repair: Spec | None = None
+    regrow: Regrow | None = None
+    regularize: Regularize | None = None
+    teacher: Teacher | None = None
     restore: Spec = Spec(name="keep")
     learning_rate: Spec | None = None
     order: Literal["all", "bottom_up"] = "all"
     compact: Literal["none", "end", "every_round"] = "none"
     quantize: Literal["none", "int8"] = "none"
     deploy: Deploy | None = None
+    keep: Literal["last", "front"] = "last"
+    controls: list[Arm] = Field(default_factory=list)
     limit: Length | None = None
     snapshot: Length = "1ep"
+
+    _files: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any) -> None:
+        """Take over where the files lie that are named, which is no part of the values."""
+        self._files = dict((context or {}).get("files", {}))
 
     @model_validator(mode="before")
     @classmethod
@@ -281,13 +291,34 @@ class RecipeFields(_Frozen):
         return value
 
     def specs(self) -> dict[str, Spec]:
-        """The methods that it names, by field."""
+        """The methods that it names, by field; those in files by where these lie."""
         found = {field: attrgetter(field)(self) for field in AXIS}
-        return {field: spec for field, spec in found.items() if spec is not None}
+        return {field: self.located(spec) for field, spec in found.items() if spec is not None}
+
+    def written(self) -> list[Spec]:
+        """The methods and the task that it names, as they are written."""
+        found = [attrgetter(field)(self) for field in ("task", *AXIS)]
+        return [spec for spec in found if spec is not None]
+
+    def located(self, spec: Spec) -> Spec:
+        """A method or a task of this recipe, by the path of its file if it is in one."""
+        file = own_file(spec.name) or spec.name
+        if file not in self._files:
+            return spec
+        function = spec.name.removeprefix(file) or f":{'task' if own_file(file) else file}"
+        return spec.model_copy(update={"name": f"{self._files[file]}{function}"})
+
+    def path_of(self, file: str) -> Path:
+        """Where a file lies that is named."""
+        return Path(self._files.get(file, file))
+
+    def place_of(self, text: str) -> Path:
+        """Where the path lies that a setting of the task says."""
+        return Path(self._files.get(f"task: {text}", text)).absolute()
 
     def trait(self, field: str, key: str) -> Any:
         """What the method of a field declares; see :data:`prunus.methods.traits.TRAITS`."""
-        spec = attrgetter(field)(self)
+        spec = self.located(attrgetter(field)(self))
         return trait(AXIS[field], spec.name, key, spec.settings)
 
     @property
@@ -299,11 +330,13 @@ class RecipeFields(_Frozen):
     def until_guard(self) -> bool:
         """Whether the target is as far as the guard allows."""
         target = self.target
-        return target is not None and target.sparsity is None and target.bound is None
+        if target is None or target.layers_alone:
+            return False
+        return target.sparsity is None and target.bound is None
 
     @property
     def sparsity(self) -> float:
-        """The sparsity to reach; the most there is when the guard decides."""
+        """The sparsity to reach; the most there is where the guard or single layers decide."""
         fixed = self.trait("structure", "N_OF_M")
         if fixed is not None:
             return float(1 - fixed[0] / fixed[1])
@@ -317,6 +350,8 @@ class RecipeFields(_Frozen):
         """The values that differ from the defaults, as they are written in a file."""
         usual = RecipeFields().model_dump() | {"schedule": _usual_schedule(self.rounds)}
         changed = {key: value for key, value in self.model_dump().items() if value != usual[key]}
+        if self.guard is not None and not self.guard.says_better:
+            del changed["guard"]["better"]  # what is not said is asked for, once it matters
         return {"version": self.version, **changed}
 
 

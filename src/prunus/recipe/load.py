@@ -14,8 +14,9 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from prunus._common import examples
+from prunus._common.kinds import given_path, kind_of
 from prunus.errors import InputError, did_you_mean
-from prunus.methods.catalog import is_own, meant, names
+from prunus.methods.catalog import is_own, meant, names, own_file
 from prunus.recipe.fields import AXIS, ENDS, RecipeFields
 
 LIBRARY = Path(__file__).parent / "library"
@@ -30,8 +31,24 @@ def read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(source, Mapping):
         return dict(source)
-    path = recipe_path(source)
+    if not isinstance(source, (str, Path)):
+        raise InputError(_no_recipe(source))
+    path = recipe_path(given_path(source, "recipe"))
     return {"name": path.stem.lstrip("."), **_read(path)}
+
+
+def _no_recipe(source: object) -> str:
+    wanted = "give a recipe's name, a file, or a mapping such as {'target': 0.9}"
+    if isinstance(source, (list, tuple)):
+        return (
+            f"one recipe is taken, and this is a {type(source).__name__} of {len(source)}: call "
+            f"prune once for each, one after the other; {wanted}"
+        )
+    if isinstance(source, (int, float)) and not isinstance(source, bool):
+        return f"the recipe is {source!r}: write {{'target': {source!r}}}"
+    if hasattr(source, "forward") or hasattr(source, "requires_grad"):
+        return f"the recipe is a {type(source).__name__}: the model comes first; {wanted}"
+    return f"the recipe is {kind_of(source)}: {wanted}"
 
 
 def recipe_path(source: str | Path) -> Path:
@@ -132,7 +149,7 @@ def change(values: dict[str, Any], written: str) -> None:
         value = parsed(text)
     except ValueError as error:
         raise InputError(f"'{written:.200}': {_short(error)}") from None
-    *parents, last = key.split(".")
+    *parents, last = _steps(key)
     place = values
     for parent in parents:
         inner = place.get(parent)
@@ -145,6 +162,20 @@ def change(values: dict[str, Any], written: str) -> None:
         for key in ENDS:
             place.pop(key, None)
     place[last] = value
+
+
+def _steps(key: str) -> list[str]:
+    """The keys that a change goes through; patterns of layers keep their dots.
+
+    >>> _steps("target.layers.encoder.*"), _steps("limits.encoder.0.most")
+    (['target', 'layers', 'encoder.*'], ['limits', 'encoder.0', 'most'])
+    """
+    if key.startswith("target.layers."):
+        return ["target", "layers", key.removeprefix("target.layers.")]
+    pattern, _, last = key.removeprefix("limits.").rpartition(".")
+    if key.startswith("limits.") and pattern:
+        return ["limits", pattern, last]
+    return key.split(".")
 
 
 _SHORT = {"target": "sparsity", "dense": "length"}
@@ -188,9 +219,9 @@ def unknown_methods(recipe: RecipeFields) -> list[str]:
         axis = AXIS[field]
         if not is_own(spec.name) and spec.name not in names(axis):
             problems.append(f"  {field}: there is no '{spec.name}'; {meant(axis, spec.name)}")
-    if recipe.task is not None and ".py" not in recipe.task.name:
-        name = recipe.task.name
-        if name not in names("tasks"):
+    if recipe.task is not None:
+        name = recipe.located(recipe.task).name
+        if own_file(name) is None and name not in names("tasks"):
             problems.append(
                 f"  task: there is no '{name}'; {meant('tasks', name)}; or a file 'my/task.py'"
             )

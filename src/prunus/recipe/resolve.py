@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from prunus.errors import InputError
 from prunus.methods import catalog as folder
 from prunus.methods.signals import needed
-from prunus.recipe.fields import AXIS, Spec
+from prunus.recipe.code_files import code_files
+from prunus.recipe.fields import AXIS
 from prunus.recipe.load import explain
 from prunus.recipe.schema import Recipe
-from prunus.types import Allocation, Criterion, Rate, Restore
+from prunus.recipe.specs import Spec
+from prunus.types import Allocation, Criterion, Rate, Repair, Restore
 from prunus.types import Schedule as ScheduleFunction
 
 
@@ -35,6 +37,9 @@ class Methods:
     restore: Restore
     rate: Rate | None
     dense_rate: Rate
+    repair: Repair | None = None
+    regrow: Criterion | None = None
+    regularize: Callable[..., None] | None = None
 
 
 def resolve(recipe: Recipe) -> Methods:
@@ -50,11 +55,12 @@ def resolve(recipe: Recipe) -> Methods:
             bound[field] = bind(AXIS[field], spec)
         except InputError as error:
             problems.append(f"  {field}: {error}")
-    if not problems:
+    for field in () if problems else ("criterion", "regrow"):
         try:
-            needed(bound["criterion"])
+            if field in bound:
+                needed(bound[field])
         except InputError as error:
-            problems.append(f"  criterion: {error}")
+            problems.append(f"  {field}: {error}")
     if problems:
         raise InputError("the recipe:\n" + "\n".join(problems))
     rate, dense_rate = bound.pop("learning_rate", None), bound.pop("dense.learning_rate")
@@ -86,10 +92,19 @@ def bind(axis: str, spec: Spec) -> Callable[..., Any]:
 
 
 def code_digests(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every file of a user's own that the recipe names."""
-    named = [*recipe.specs().values(), *([] if recipe.task is None else [recipe.task])]
-    files = {s.name.partition(".py")[0] + ".py" for s in named if ".py" in s.name}
-    return {f: folder.digest(Path(f)) for f in sorted(files) if Path(f).is_file()}
+    """SHA-256 of every file of a user's own that the recipe names, by the name."""
+    files = code_files(recipe).items()
+    return {name: folder.digest(path) for name, path in files if folder.own_file(name)}
+
+
+def code_that_runs(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of every file that is not prunus's or its examples', by where it lies from here."""
+    here, found = Path.cwd(), {}
+    for name, path in code_files(recipe).items():
+        if folder.own_file(name) or path == recipe.path_of(name):  # a run's copy of an example
+            near = path.is_relative_to(here)
+            found[str(path.relative_to(here) if near else path)] = folder.digest(path)
+    return found
 
 
 def folder_name(recipe: Recipe) -> str:

@@ -45,11 +45,19 @@ RULES: tuple[Rule, ...] = (
     (lambda r: r.target and r.target.sparsity == 1 and _units(r) != "modules",
      "target: 1 would remove every weight in scope: write a number below 1 (only "
      "structure: layer can remove all, of the modules it names)"),
+    (lambda r: r.target and r.target.adapt and not r.until_guard,
+     "target.adapt: rejected rounds teach where the guard says how far to go: leave the sparsity "
+     "or the bound out, as in target: {{adapt: true}}"),
+    (lambda r: r.target and r.target.adapt and (_units(r) == "experts" or _rotates(r)),
+     "target.adapt: with structure {r.structure.name} no group is cut by itself: leave adapt out"),
     (lambda r: not _is_n_of_m(r) and _n_of_m(r),
      "structure: {found[0]}:{found[1]} is not an n:m: n of every m are kept, so 0 < n < m"),
     (lambda r: r.target and _is_n_of_m(r) and _asks_for_more(r) and _n_of_m(r),
      "target: {found[0]}:{found[1]} removes {r.sparsity:g} of the eligible weights, no more "
      "and no less; leave target out"),
+    (lambda r: _n_of_m(r) and _of_layers(r),
+     "{found}: n:m takes the same from every few weights of every layer: name layers that should "
+     "stay dense in scope.exclude, and leave {found} out"),
     (lambda r: not r.trait("allocation", "N_OF_M") and _n_of_m(r),
      "allocation: n:m takes the same number from every {found[1]} weights, which is "
      "allocation: uniform, not {r.allocation.name}"),
@@ -68,6 +76,12 @@ RULES: tuple[Rule, ...] = (
     (lambda r: _coupled(r) and not r.trait("allocation", "COUPLED"),
      "allocation: {r.allocation.name} shares out single weights; structure "
      "{r.structure.name} removes whole units: use uniform, global or erk"),
+    (lambda r: r.unit_score.reduce != "mean" and r.trait("criterion", "BY_UNIT"),
+     "unit_score: criterion {r.criterion.name} scores whole units, so there is nothing to reduce: "
+     "leave reduce out (normalize stays)"),
+    (lambda r: r.unit_score != type(r.unit_score)() and _rotates(r),
+     "unit_score: with rotate the variance of activations orders the indices: leave unit_score "
+     "out, or rotate"),
     (lambda r: r.compact != "every_round" and _units(r) == "experts",
      "structure: {r.structure.name} makes the router forget experts, which no mask of weights "
      "does: add compact: every_round (with rounds, 1 or more), so that they go with each cut"),
@@ -83,6 +97,30 @@ RULES: tuple[Rule, ...] = (
     (lambda r: r.compact == "every_round" and r.trait("restore", "CHANGES"),
      "compact: every_round removes units for good, but restore: {r.restore.name} would "
      "bring them back: use restore: keep or compact: end"),
+    (lambda r: r.repair and (r.trait("restore", "CHANGES") or _releases(r)),
+     "repair: {r.repair.name} fits the weights that stay, and restore: {r.restore.name} makes "
+     "them others: use restore: keep, or leave repair out"),
+    (lambda r: r.keep == "front" and not r.in_rounds,
+     "keep: front keeps models of several rounds, and gradual pruning has one: set rounds"),
+    (lambda r: len(set(r.controls)) < len(r.controls), "controls: one is named twice"),
+    (lambda r: r.controls and (_rotates(r) or _units(r) == "experts"),
+     "controls: with structure {r.structure.name} the shape that is left is not one of masks over "
+     "the model as it was given: leave controls out"),
+    (lambda r: r.regrow and (_coupled(r) or _units(r) != "weights" or _n_of_m(r)),
+     "regrow: {r.regrow.name} lets single weights or blocks of them grow, and a unit of structure "
+     "{r.structure.name} that is zero throughout has no gradient to grow by: use structure: "
+     "weight, or leave regrow out"),
+    (lambda r: r.regrow and _releases(r),
+     "regrow: restore: {r.restore.name} lets all removed weights train already: leave one out"),
+    (lambda r: r.regularize and r.trait("regularize", "GOING")
+     and (r.until_guard or r.trait("criterion", "RUNNING")),
+     "regularize: {r.regularize.name} asks before the first cut which weights will go, and neither "
+     "target: guard nor criterion {r.criterion.name} can tell then: set a sparsity, and magnitude "
+     "or fisher"),
+    (lambda r: r.regularize and r.regularize.during == "dense" and _untrained(r),
+     "regularize: during: dense, but nothing is trained then: set dense, for example 10ep"),
+    (lambda r: r.teacher and r.teacher.mix and r.teacher.weight < 1,
+     "teacher: a mixture of two inputs has no label: set weight: 1 beside mix"),
     (lambda r: _latency(r) and (r.deploy is None or r.deploy.runtime == "auto"),
      "target: max_latency_ms is a time in one runtime: name it, for example "
      "deploy: onnxruntime (prunus list runtimes)"),
@@ -108,6 +146,8 @@ RULES: tuple[Rule, ...] = (
      "last_retrain: only with rounds is the last cut known: set rounds"),
     *map(_length, ("dense.length", "retrain", "last_retrain", "snapshot")),
     *map(_place, ("start", "end", "every")),
+    (lambda r: r.regrow and "min" in {parse(r.regrow.every).unit, parse(r.regrow.end).unit},
+     "regrow: every and end are lengths of training or parts of it: write '3ep', '500it' or 0.75"),
     (lambda r: _reversed(r.schedule.start, r.schedule.end),
      "schedule: start {found[0]} is after end {found[1]}"),
     (lambda r: parse(r.retrain).unit != "part" and _reversed(r.schedule.end, r.retrain),
@@ -119,6 +159,11 @@ def _n_of_m(r: RecipeFields) -> Any:
     """n and m, where exactly n of every m stay; settings that are no numbers are for ``bind``."""
     fixed = r.trait("structure", "N_OF_M")
     return fixed if fixed and all(isinstance(k, int) for k in fixed) else None
+
+
+def _of_layers(r: RecipeFields) -> str:
+    """The key that treats single layers otherwise, where there is one."""
+    return "limits" if r.limits else "target.layers" if r.target and r.target.layers else ""
 
 
 def _is_n_of_m(r: RecipeFields) -> bool:
@@ -137,7 +182,17 @@ def _units(r: RecipeFields) -> Any:
 
 
 def _coupled(r: RecipeFields) -> bool:
-    return takes("structures", r.structure.name, "analysis")
+    return takes("structures", r.located(r.structure).name, "analysis")
+
+
+def scans_too_often(recipe: RecipeFields) -> str | None:
+    """Why an allocation that measures cannot go with gradual pruning."""
+    if recipe.in_rounds or not recipe.trait("allocation", "MEASURES"):
+        return None
+    return (
+        f"allocation: {recipe.allocation.name} passes the calibration data many times for each "
+        "cut, and gradual pruning cuts often: set rounds"
+    )
 
 
 def _rotates(r: RecipeFields) -> Any:
@@ -177,12 +232,29 @@ def own_loop_conflict(recipe: RecipeFields, *, judged: bool) -> str | None:
     if recipe.compact == "end":
         return (
             "compact: end would replace the model under your loop: leave it out, and "
-            "call prunus.compact(model, pruner.masks, example) after training"
+            "call prunus.compact(model, pruner.masks, example, optimizer=optimizer) after training"
         )
     if _rotates(recipe):
         return (
             "structure: rotate turns all weights before a cut, and the state of your optimizer "
             "would not turn with them: leave rotate out, or use prunus.prune"
+        )
+    if recipe.repair is not None:
+        return (
+            f"repair: {recipe.repair.name} passes calibration batches between two steps of your "
+            "loop: leave it out, and call prunus.repair(model, calibration) after a cut"
+        )
+    if (reason := scans_too_often(recipe)) is not None:
+        return reason
+    if recipe.keep != "last":
+        return (
+            "keep: your loop has no folder of a run: save the model where you like it "
+            "(pruner.rounds has every round), or use prunus.prune"
+        )
+    if recipe.controls:
+        return (
+            "controls train other models, and your loop trains one: leave them out, or use "
+            "prunus.prune"
         )
     if recipe.deploy is not None or recipe.quantize != "none":
         return (

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import ValidationError, model_validator
 
 from prunus.errors import InputError, RefusedError
+from prunus.recipe.code_files import files_of
 from prunus.recipe.fields import RecipeFields
-from prunus.recipe.load import change, explain, read, unknown_methods, yaml
+from prunus.recipe.load import change, explain, read, recipe_path, unknown_methods, yaml
 from prunus.recipe.rules import conflicts
 
 
@@ -23,13 +24,16 @@ class Recipe(RecipeFields):
     Args:
         version: of the meaning of defaults.
         name: what the run folder is called; no part of the fingerprint.
-        task: a task of prunus, or ``my/file.py`` (``my/file.py:function``).
+        task: a task of prunus, or ``my/file.py`` (``my/file.py:function``), relative to the
+            recipe's file.
         seed: of everything random.
         dense: length of training in round 0; 0: the model is trained already.
         structure: what is removed: weight, ``2:4``, block, neuron, subset, layer; channel, head
             and (with ``compact: end``) layer are physically removable.
         scope: include and exclude patterns.
         criterion: what a weight is worth.
+        unit_score: how the scores of a unit's weights become one (``mean``, ``sum``, ``max``,
+            ``l2``), or ``{reduce, normalize}``: by what each layer's scores are divided.
         allocation: how much each group gives.
         schedule: how sparsity grows; by default ``geometric`` in rounds, ``early`` without.
         rounds: prune–retrain–judge cycles; without it pruning is gradual, inside retraining.
@@ -38,8 +42,19 @@ class Recipe(RecipeFields):
             others: cut early, then recover for long.
         target: final sparsity, a bound such as ``max_macs: 0.5`` or ``max_latency_ms: 0.5`` (in
             the runtime that ``deploy`` names), or ``guard``. Default 0.9; n:m
-            sets it itself.
+            sets it itself. ``{sparsity: 0.8, layers: {"encoder.*": 0.5}}``: single layers have
+            sparsities of their own, and the others what makes the whole exact.
+        limits: the largest and the smallest sparsity that a parameter may get, by pattern:
+            ``{"head": {most: 0.3}, "stem": {least: 0.1}}``.
         guard: judges rounds; none by default.
+        repair: what brings accuracy back after a cut and before any training, on the calibration
+            data: ``batch_norm``, ``bias_correction``, ``least_squares`` or ``reconstruct``; none.
+        regrow: what grows between optimizer steps while as much goes, ``rigl`` or ``set``, or
+            ``{name, every, end, fraction, decay}``; nothing by default.
+        regularize: what pulls weights toward zero after each optimizer step, ``l1``, ``proximal``,
+            ``group_lasso`` or ``greg``, or ``{name, during, …}``; nothing by default.
+        teacher: ``dense``, or ``{temperature, weight, mix, objective}``: retraining learns from
+            the answers of round 0's model too; see :func:`prunus.distill`.
         restore: what happens to weights after a cut.
         learning_rate: plan of the rate while retraining; by default the loop's own.
         order: all groups at once, or from the bottom up.
@@ -49,6 +64,10 @@ class Recipe(RecipeFields):
             data; its metric is that of the artifact itself.
         deploy: a runtime, or ``{runtime, batch, threads}``: the artifact that a finished run ends
             with; ``auto`` is the fastest installed one that keeps the answers.
+        keep: ``front``: the run's folder keeps, in ``front/``, the models of all rounds that no
+            other is ahead of in size and metric; ``last``: that of the last accepted round alone.
+        controls: what else is trained on the same budget once the run is over, to be set beside the
+            pruned model: ``dense_longer``, ``same_shape_from_scratch``, ``random_choice``; none.
         limit: stop after this time (``20min``) or training (``30ep``, ``5000it``).
         snapshot: how often training is saved.
 
@@ -82,10 +101,17 @@ class Recipe(RecipeFields):
             return source
         where = f"recipe '{source}'" if isinstance(source, (str, Path)) else "the recipe"
         values = source.to_dict() if isinstance(source, Recipe) else read(source)
+        if not isinstance(changes, (list, tuple)) or not all(isinstance(c, str) for c in changes):
+            raise InputError(f"changes is {changes!r:.80}: give a list of texts like target=0.9")
+        changed = dict(values)
         for text in changes:
-            change(values, text)
+            change(changed, text)
+        path = recipe_path(source) if isinstance(source, (str, Path)) else None
+        files = files_of(values, changed, path)
+        if isinstance(source, Recipe):
+            files |= source._files
         try:
-            recipe = cls.model_validate(values)
+            recipe = cls.model_validate(changed, context={"files": files})
         except ValidationError as error:
             alone = any(item["loc"] for item in error.errors())  # else values that do not match
             kind = InputError if alone else RefusedError
@@ -97,9 +123,14 @@ class Recipe(RecipeFields):
             raise InputError(f"{where}:\n" + "\n".join(problems))
         return recipe
 
+    def replaced(self, values: Mapping[str, Any]) -> Recipe:
+        """A recipe of other values, whose files lie where this one's do."""
+        return Recipe.model_validate(values, context={"files": self._files})
+
     def digest(self) -> str:
         """SHA-256 of the values that differ from the defaults, without the name."""
         plain = {k: v for k, v in self.to_dict().items() if k != "name"}
+        plain |= {} if self.guard is None else {"guard": self.guard.model_dump()}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

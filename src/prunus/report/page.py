@@ -16,6 +16,7 @@ from prunus._common.numbers import metric
 from prunus._common.pictures import as_png, as_svg
 from prunus.costs import THEORETICAL
 from prunus.progressive.record import Record
+from prunus.progressive.result import Round
 from prunus.report.plots import PICTURES, draw
 
 _COUNTED = ("params", "macs", "bytes", "l1")
@@ -67,7 +68,12 @@ def _texts(record: Record) -> dict[str, Any]:
     after = record.result.get("cost_after") or (dict(good.cost) if good else {})
     return {
         "dense": rounds[0] if rounds else None,
+        "good": good,
+        "controls": record.result.get("controls"),
+        **_items(good, record),
         "headline": _headline(record),
+        "counted": None if good is None else good.counted,
+        "any_macs": before.get("macs") is not None or after.get("macs") is not None,
         "costs": [(k, before.get(k), after.get(k)) for k in _COUNTED],
         "theoretical": [(k, before.get(k), after.get(k)) for k in THEORETICAL],
         "densities": sorted(good.densities.items(), key=lambda x: x[1]) if good else [],
@@ -75,6 +81,23 @@ def _texts(record: Record) -> dict[str, Any]:
         "compaction": record.result.get("compaction"),
         "deployment": record.deployment,
         "batches": _batches(record.deployment),
+    }
+
+
+def _items(good: Round | None, record: Record) -> dict[str, Any]:
+    """What single items say of the last accepted round: the classes that lost most first."""
+    found = {} if good is None else good.evidence
+    guard = None if not found else record.recipe.guard
+    sign = -1 if guard is not None and guard.better == "lower" else 1
+    rows = [(n, old, new, sign * (old - new)) for n, (old, new) in found.get("groups", {}).items()]
+    return {
+        "evidence": found,
+        "groups": sorted(rows, key=lambda row: -row[3]),
+        "changed": [
+            (f"Items that became {how}", found[how], found[f"{how}_count"])
+            for how in ("worse", "better")
+            if found.get(how)
+        ],
     }
 
 

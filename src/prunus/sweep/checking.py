@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prunus.errors import InputError, RefusedError
 from prunus.progressive.prune import Source
 from prunus.progressive.state import OnEvent
-from prunus.recipe.resolve import code_digests, resolve
+from prunus.recipe.resolve import code_that_runs, resolve
 from prunus.recipe.schema import Recipe
 from prunus.sweep.space import Space
 from prunus.tasks.base import Task
@@ -58,7 +58,7 @@ def check(
     first = recipes[0]
     if task is None and first.task is None:
         raise InputError("the recipe names no task: add task=digits, or task=my/task.py")
-    for file, digest in {k: v for r in recipes for k, v in code_digests(r).items()}.items():
+    for file, digest in {k: v for r in recipes for k, v in code_that_runs(r).items()}.items():
         text = f"runs code from {file} (sha256 {digest[:12]})"
         on_event({"event": "note", "text": text, "code": {file: digest}})
     for recipe in recipes:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prunus._common.kinds import kind_of
 from prunus.errors import InputError
 
 MOST = 10_000
@@ -127,6 +128,11 @@ def parse(words: Sequence[str]) -> Space:
     ['target', 'retrain']
     """
     items: list[Fixed | Choices | Range] = []
+    if not isinstance(words, (list, tuple)) or not all(isinstance(w, str) for w in words):
+        raise InputError(
+            f"the space is {kind_of(words)}: give a mapping of fields to values, or a list of "
+            "texts such as 'target=0.8,0.9'"
+        )
     for word in words:
         field, equals, text = word.partition("=")
         if not equals or not field:
@@ -155,11 +161,20 @@ def from_mapping(values: Mapping[str, Any]) -> Space:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_plain, value))
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple)):
-        return ",".join(v if isinstance(v, str) else json.dumps(v) for v in value)
-    return json.dumps(value)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        raise InputError(
+            f"{kind_of(value)} is no value of a recipe: give numbers, texts, lists and mappings"
+        ) from None
 
 
 def _item(field: str, text: str) -> Fixed | Choices | Range:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunus._common.files import refuse_links
+from prunus._common.given import given_hooks
+from prunus._common.kinds import given_number, given_path
 from prunus._common.packages import require
 from prunus.errors import InputError, Interrupted
 from prunus.progressive.prune import Source
@@ -77,8 +79,10 @@ def sweep(
     from prunus.sweep.study import Terms, open_ledger
 
     made = from_mapping(space) if isinstance(space, Mapping) else parse(space)
-    if trials is not None and trials < 1:
-        raise InputError(f"trials is {trials}; it must be at least 1")
+    if trials is not None:
+        given_number(trials, "trials", least=1, whole=True)
+    given_hooks(on_event=on_event, should_stop=should_stop)
+    folder = None if folder is None else given_path(folder, "folder")
     see, halt = on_event or (lambda event: None), should_stop or (lambda: False)
     limit = trials if made.grid or trials is not None else TRIALS
     common = check(recipe, made, trials=limit, task=task, on_event=see)

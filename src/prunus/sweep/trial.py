@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunus._common.files import remove_temporaries
 from prunus.errors import InputError, Interrupted, RunError
+from prunus.progressive.ending import REACHED
 from prunus.progressive.guard import allowed_drop
 from prunus.progressive.prune import Source, prune
 from prunus.progressive.record import Record
@@ -15,7 +19,7 @@ from prunus.progressive.result import Result, Round, last_accepted
 from prunus.progressive.state import OnEvent
 from prunus.recipe.resolve import folder_name
 from prunus.recipe.schema import Recipe
-from prunus.sweep.locks import is_held
+from prunus.sweep.locks import held, is_held
 from prunus.sweep.space import Space
 from prunus.sweep.stopping import hopeless
 from prunus.sweep.types import Trial
@@ -81,7 +85,8 @@ class Trials:
         except Exception as error:  # the task's code runs: its failure is a row
             return Trial(**about, state="failed", reason=f"{type(error).__name__}: {_line(error)}")
         figures = {**_figures(recipe, result.rounds), "cost": dict(result.cost_after)}
-        return Trial(**about, **figures, state="finished")
+        reason = "" if result.reason == REACHED else result.reason
+        return Trial(**about, **figures, state="finished", reason=reason)
 
     def _prune(self, recipe: Recipe, where: Path, beaten: list[str]) -> Result:
         def watch(event: Mapping[str, Any]) -> None:
@@ -103,7 +108,29 @@ class Trials:
             folder=where,
             on_event=watch,
             should_stop=lambda: bool(beaten) or self.should_stop(),
+            _dense=self._dense_file,
         )
+
+    @contextlib.contextmanager
+    def _dense_file(self, key: str) -> Iterator[Path]:
+        """Where trials with the same dense phase leave its end; one at a time trains it.
+
+        A process that dies lets the lock go, and the next one trains it.
+        """
+        folder = self.folder / ".dense"
+        folder.mkdir(exist_ok=True)
+        told: list[str] = []
+
+        def waiting() -> None:
+            if self.should_stop():
+                raise Interrupted("stopped")
+            if not told:
+                told.append("waiting for the dense model, which another trial trains")
+                self.on_event({"event": "note", "text": told[0]})
+
+        with held(folder / f"{key}.lock", waiting):
+            remove_temporaries(folder, re.escape(key))
+            yield folder / key
 
 
 def _figures(recipe: Recipe, rounds: Sequence[Round]) -> dict[str, Any]:

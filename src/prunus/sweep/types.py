@@ -32,7 +32,7 @@ class Trial:
         rounds: judged, the dense one not counted.
         seconds: of all rounds.
         course: optimizer step, metric and part left of each round that was not rejected.
-        reason: why it was stopped, refused or failed.
+        reason: why it was stopped, refused or failed, or ended short of its target.
     """
 
     number: int

@@ -15,7 +15,7 @@ from torch import nn
 from prunus.errors import InputError
 
 
-def find_folder(task: str, folder: str | None, name: str, holds: str) -> Path:
+def find_folder(task: str, folder: Path | None, name: str, holds: str) -> Path:
     """The folder of a task's data: the one given, or ``$PRUNUS_DATA/name``.
 
     Args:
@@ -33,7 +33,7 @@ def find_folder(task: str, folder: str | None, name: str, holds: str) -> Path:
             f"task {task} needs {holds}: name their folder with task.folder=PATH, or set "
             f"PRUNUS_DATA (or --data) to the folder above {name}/"
         )
-    place = Path(folder) if folder is not None else Path(data or "") / name
+    place = folder if folder is not None else Path(data or "") / name
     if not place.is_dir():
         raise InputError(f"task {task}: there is no folder '{place}'; it should hold {holds}")
     return place

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prunus._common.given import given_batches, given_hooks
+from prunus._common.kinds import given_number, kind_of
+from prunus._common.metrics import Value
+from prunus._common.scores import Scores
 from prunus.errors import InputError
 
 
@@ -22,7 +26,8 @@ class Task:
         optimizer: makes the optimizer from the parameters.
         loss: ``(model, batch) -> scalar``.
         metric: ``(model, batches) -> float``, or a value for each item ``[n]``, whose mean it is
-            and whose spread gives the test metric an interval; the model is in eval mode.
+            and whose spread gives the test metric an interval, or :class:`Scores`, which have the
+            items' classes as well; the model is in eval mode.
         train: batches, iterated once an epoch; with a ``len()``.
         validation: batches that choices use.
         test: batches used once, at the end.
@@ -35,7 +40,7 @@ class Task:
     model: Callable[[], nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     loss: Callable[[nn.Module, Any], Tensor]
-    metric: Callable[[nn.Module, Iterable[Any]], float | Tensor]
+    metric: Callable[[nn.Module, Iterable[Any]], Value]
     train: Iterable[Any]
     validation: Iterable[Any]
     test: Iterable[Any] | None = None
@@ -43,6 +48,25 @@ class Task:
     calibration: Iterable[Any] | None = None
     train_sample: Iterable[Any] | None = None
     metric_name: str = "accuracy"
+
+
+def given_task(task: Task) -> Task:
+    """A task that can be run.
+
+    Raises:
+        InputError: if something that it needs is missing, or cannot be called as it will be.
+    """
+    for name in ("model", "optimizer", "loss", "metric"):
+        if (value := getattr(task, name)) is None or not callable(value):
+            raise InputError(f"Task: {name} is {kind_of(value)}: give a function")
+    given_hooks(loss=task.loss, metric=task.metric)
+    for name in ("train", "validation"):
+        batches = getattr(task, name)
+        if batches is None:
+            raise InputError(f"Task: {name} is None: give batches")
+        if not isinstance(batches, Iterator):  # which a look would use up
+            given_batches(batches, f"Task: {name}")
+    return task
 
 
 class Batches:
@@ -55,12 +79,14 @@ class Batches:
     """
 
     def __init__(self, *tensors: Tensor, size: int, shuffle: bool) -> None:
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor) or not tensor.dim():
+                raise InputError(f"Batches takes tensors [n, …], not {kind_of(tensor)}")
         if len({len(t) for t in tensors}) != 1 or len(tensors[0]) == 0:
             raise InputError(
                 f"Batches needs tensors of equal length, got {[len(t) for t in tensors]}"
             )
-        if size < 1:
-            raise InputError(f"the batch size is {size}; it must be at least 1")
+        given_number(size, "the batch size", least=1, whole=True)
         self.tensors, self.size, self.shuffle = tensors, size, shuffle
 
     def __len__(self) -> int:
@@ -83,6 +109,12 @@ def hits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Of each input, whether its highest output is the right class: 0 or 1, ``[n]``."""
     found = [model(inputs).argmax(dim=1) == classes for inputs, classes in batches]
     return torch.cat(found).double()
+
+
+def by_class(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+    """Of each input, whether its highest output is its class, with the classes."""
+    batches = list(batches)
+    return Scores(hits(model, batches), torch.cat([c for _, c in batches]), "higher")
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from prunus.tasks.base import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, by_class, classification_loss
 
 
 def diagnosis(*, batch: int = 32, rate: float = 0.02) -> Task:
@@ -30,7 +30,7 @@ def diagnosis(*, batch: int = 32, rate: float = 0.02) -> Task:
         model=network,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
         loss=classification_loss,
-        metric=accuracy,
+        metric=by_class,
         train=batches(train, shuffle=True),
         validation=batches(validation),
         test=batches(test),

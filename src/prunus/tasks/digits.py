@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from prunus.tasks.base import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, by_class, classification_loss
 
 
 def digits(*, batch: int = 64, rate: float = 0.05) -> Task:
@@ -29,7 +29,7 @@ def digits(*, batch: int = 64, rate: float = 0.05) -> Task:
         model=small_cnn,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
         loss=classification_loss,
-        metric=accuracy,
+        metric=by_class,
         train=batches(train, shuffle=True),
         validation=batches(validation),
         test=batches(test),

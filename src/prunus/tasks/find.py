@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,9 +14,9 @@ from torch import nn
 from prunus._common import rng as randomness
 from prunus._common.packages import lacking
 from prunus.errors import InputError, PrunusError
-from prunus.methods.catalog import find
-from prunus.recipe.fields import Spec
+from prunus.methods.catalog import find, is_own, own_file
 from prunus.recipe.schema import Recipe
+from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
 
 
@@ -25,18 +29,21 @@ def task_of(recipe: Recipe) -> Task:
     assert recipe.task is not None
     with randomness.preserve_rng():
         randomness.seed(recipe.seed)
-        return find_task(recipe.task)
+        return find_task(recipe.located(recipe.task), recipe.place_of)
 
 
-def find_task(spec: Spec) -> Task:
+def find_task(spec: Spec, place_of: Callable[[str], Path] = Path) -> Task:
     """A task by name, or from a Python file with a function ``task`` (or the one named).
+
+    Args:
+        spec: its name and settings. A text for a parameter that is annotated with ``Path`` is a
+            path, and the task gets the place.
+        place_of: where such a path lies.
 
     Raises:
         InputError: if there is none, or it makes no :class:`Task`.
     """
-    name = spec.name
-    if name.endswith(".py"):
-        name += ":task"
+    name = spec.name if own_file(spec.name) != spec.name else f"{spec.name}:task"
     try:
         function = find("tasks", name)
     except ModuleNotFoundError as error:
@@ -48,7 +55,7 @@ def find_task(spec: Spec) -> Task:
             f"task {spec.name} has no setting {', '.join(unknown)}; it has: {', '.join(known)}"
         )
     try:
-        task = function(**spec.settings)
+        task = function(**_placed(spec.settings, known, place_of))
     except PrunusError:
         raise
     except ModuleNotFoundError as error:
@@ -60,14 +67,31 @@ def find_task(spec: Spec) -> Task:
     return task
 
 
+def _placed(
+    settings: Mapping[str, Any],
+    known: Mapping[str, inspect.Parameter],
+    place_of: Callable[[str], Path],
+) -> dict[str, Any]:
+    """Settings, with paths for texts where the task's function says that it takes paths."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [placed(one) for one in value]
+        return place_of(os.fspath(value)) if isinstance(value, (str, Path)) else value
+
+    def takes_paths(key: str) -> bool:
+        return "Path" in re.findall(r"\w+", str(known[key].annotation))
+
+    return {key: placed(v) if takes_paths(key) else v for key, v in settings.items()}
+
+
 def find_model(name: str) -> tuple[nn.Module, Any]:
     """A model and an example of its input: a task's, or what a function in a file returns.
 
     Raises:
         InputError: if there is none.
     """
-    path, _, function = name.partition(":")
-    if not path.endswith(".py") or not function:
+    if not is_own(name):
         task = find_task(Spec(name=name))
         return task.model(), task.example
     made = find("tasks", name)()

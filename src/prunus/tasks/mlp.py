@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
 
-from prunus.tasks.base import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, by_class, classification_loss
 
 
 def mlp(*, batch: int = 32, rate: float = 0.05) -> Task:
@@ -31,7 +31,7 @@ def mlp(*, batch: int = 32, rate: float = 0.05) -> Task:
         model=lambda: nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10)),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
         loss=classification_loss,
-        metric=accuracy,
+        metric=by_class,
         train=batches(train, shuffle=True),
         validation=batches(validation),
         test=batches(test),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.tasks._files import find_folder
-from prunus.tasks.base import Batches, Task, accuracy, classification_loss
+from prunus.tasks.base import Batches, Task, by_class, classification_loss
 
 HOLDS = "the four IDX files (train-images-idx3-ubyte and so on, .gz or not)"
 FILES = {
@@ -19,7 +19,7 @@ FILES = {
 }
 
 
-def mnist(*, folder: str | None = None, batch: int = 100, rate: float = 0.05) -> Task:
+def mnist(*, folder: Path | None = None, batch: int = 100, rate: float = 0.05) -> Task:
     """MNIST: the source text's SimpleCNN; SGD, momentum 0.9; the IDX files in ``folder``.
 
     55,000 images train; the last 5,000 training images validate; 10,000 test. Without
@@ -35,7 +35,7 @@ def mnist(*, folder: str | None = None, batch: int = 100, rate: float = 0.05) ->
         model=SimpleCNN,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.9),
         loss=classification_loss,
-        metric=accuracy,
+        metric=by_class,
         train=Batches(images[:held], classes[:held], size=batch, shuffle=True),
         validation=Batches(images[held:], classes[held:], size=500, shuffle=False),
         test=Batches(test_images, test_classes, size=500, shuffle=False),

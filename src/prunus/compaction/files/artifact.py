@@ -20,8 +20,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common.files import write_atomically
+from prunus._common.given import given_model
+from prunus._common.kinds import given_choice, given_file
 from prunus._common.layers import layers_of
 from prunus._common.modules import canonical_names, joined
+from prunus._common.names import unwrapped
 from prunus.compaction.files.checked_read import LONGEST_HEADER, header_fits, read
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.compaction.files.packed import ROUNDED, Values, pack
@@ -37,6 +40,7 @@ from prunus.compaction.files.placing import (
     shown,
     widened,
 )
+from prunus.compaction.files.renaming import for_model, names_for_file, rename_manifest
 from prunus.compaction.files.unpack import Packed, unpack, whole
 from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
@@ -44,8 +48,9 @@ from prunus.compaction.slicing.attributes import Attribute, changed
 from prunus.compaction.slicing.drop import LEFT, Dropped
 from prunus.compaction.slicing.limits import Limits, limits_of
 from prunus.compaction.slicing.norms import Wide, Widening
-from prunus.compaction.slicing.surgery import refresh
+from prunus.compaction.slicing.surgery import own_holders, refresh
 from prunus.errors import InputError, did_you_mean
+from prunus.pruning.copies import warn_of_written
 
 FORMAT = "prunus compact 1"
 PACKED_FORMAT = "prunus compact 2"
@@ -105,7 +110,9 @@ def save(
     >>> torch.equal(again.weight, model.weight)
     True
     """
-    path = Path(path)
+    path = given_file(path, "path")
+    given_model(model, "save", values=True)
+    warn_of_written(model)
     data = packed(model, attributes, sparse=sparse, values=values)
     if not header_fits(data):
         raise InputError(
@@ -154,15 +161,16 @@ def packed(
             )
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "class": type(model).__name__,
+        "class": type(unwrapped(model)).__name__,
         "attributes": [[a.module, a.name, a.after] for a in last.values()],
         "graphs": graphs,
         "dropped": dropped,
         "tied": {n: f for n, f in names.items() if n != f and f in tensors},
     }
-    plain_tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    rename = names_for_file(model)
+    plain_tensors = {rename(k): v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     if sparse:
-        rounded = None if values is None else _outputs(model)
+        rounded = None if values is None else {rename(n): d for n, d in _outputs(model).items()}
         plain_tensors, entries = pack(plain_tensors, values=values, rounded=rounded)
         if entries:  # else the file is the dense one, byte by byte
             manifest |= {"format": PACKED_FORMAT, "sparse": entries}
@@ -173,8 +181,21 @@ def packed(
         manifest |= {"format": NORMS_FORMAT, "norms": norms}
     if limits:
         manifest |= {"format": LIMITS_FORMAT, "limits": limits.to_plain()}
+    manifest = rename_manifest(manifest, rename)
     # One key: the library writes several in a random order, and equal models are equal files.
     return safetensors.torch.save(plain_tensors, {"prunus": json.dumps(manifest)})
+
+
+def parts_of(data: bytes) -> tuple[str, dict[str, Tensor]]:
+    """The manifest and the tensors of a file's bytes, for what keeps them elsewhere."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header["__metadata__"]["prunus"], safetensors.torch.load(data)
+
+
+def joined_file(manifest: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file from what :func:`parts_of` gave."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(plain, {"prunus": manifest})
 
 
 def _outputs(model: nn.Module) -> dict[str, int]:
@@ -186,8 +207,11 @@ def _outputs(model: nn.Module) -> dict[str, int]:
 
 
 def _check_rounding(sparse: bool, values: str | None) -> None:
-    if values is not None and values not in ROUNDED:
-        raise InputError(f"values: {values!r} is unknown: {did_you_mean(str(values), ROUNDED)}")
+    given_choice(sparse, "sparse", (True, False))
+    if values is not None and (not isinstance(values, str) or values not in ROUNDED):
+        raise InputError(
+            f"values: {values!r} is unknown: {did_you_mean(str(values)[:80], ROUNDED)}"
+        )
     if values is not None and not sparse:
         raise InputError(f"values={values!r} rounds only packed tensors: pass sparse=True as well")
 
@@ -233,6 +257,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     tensors = unpack(stored, manifest.get("sparse", {}))
     if everything is not None or model is None:
         return _graph(everything, tensors)
+    manifest, tensors = for_model(manifest, tensors, model)
     left = _dropped(manifest["dropped"])
     check_replaced(model, [*manifest["graphs"], *(name for name, _ in left)])
     graphs = {
@@ -250,11 +275,17 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     with torch.no_grad():
         for place in places:
             put(place, writable)
+    own_holders(model, attributes)
     for attribute in attributes:
         attribute.set(model)
     limits.apply(model)
     refresh(model)
     return model.eval()
+
+
+def needs_no_model(path: Path) -> bool:
+    """Whether a file holds a whole model as a graph."""
+    return _read(path)[0]["graphs"].get("") is not None
 
 
 def _file(path: Path) -> Path:

@@ -24,6 +24,10 @@ LONGEST_HEADER = 32 * 2**20
 """Bytes; 100,000 tensors and the graph of a large model need about half of it."""
 
 
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How files begin that torch.save and pickle write."""
+
+
 def read(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """The manifest, not yet looked at, and the stored tensors of a file.
 
@@ -56,7 +60,15 @@ def _header_length(path: Path) -> int:
     if path.exists() and not path.is_file():  # a pipe would wait forever
         raise ValueError("it is not a file")
     with path.open("rb") as file:
-        start = file.read(8)
+        start, first = file.read(8), file.read(1)
+    # the length of a header may begin as a pickle does; what it is the length of begins with {
+    if start.startswith(_PICKLES) and not (header_fits(start) and first == b"{"):
+        raise InputError(
+            f"'{path}' was written by torch.save: opening it can run code, so prunus does not. "
+            "Where you trust it, load it into the model that it was written from, "
+            "model.load_state_dict(torch.load(path, weights_only=True)), and write that one with "
+            "prunus.save(model, 'model.safetensors'), which keeps the sizes of a smaller model"
+        )
     if not header_fits(start):
         length = int.from_bytes(start, "little")
         raise ValueError(f"its header claims {length} bytes; at most {LONGEST_HEADER} are allowed")

@@ -47,6 +47,8 @@ from prunus.graph.decisions import DECIDED
 FORMAT = "prunus graph 1"
 GUARDED_FORMAT = "prunus graph 2"
 """Of graphs that say which calls they hold for."""
+FORWARD_FORMAT = "prunus graph 3"
+"""Of those that refuse a backward pass too, with the parameter whose gradient would be another."""
 
 _ARITHMETIC = "add sub mul truediv floordiv mod eq ne lt le gt ge getitem"
 _FUNCTIONS: dict[str, Any] = {
@@ -90,7 +92,12 @@ def to_plain(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]
         {"training": one.training, "guard": plain_guard(one.guard), **graph}
         for one, graph in zip(passes, graphs, strict=True)
     ]
-    return {"format": GUARDED_FORMAT, "tensors": described, "passes": guarded}, tensors
+    document: dict[str, Any] = {
+        "format": GUARDED_FORMAT, "tensors": described, "passes": guarded,
+    }  # fmt: skip
+    if isinstance(module, CompactGraph) and module.gradient:
+        document |= {"format": FORWARD_FORMAT, "gradient": module.gradient}
+    return document, tensors
 
 
 def _plain_graph(graph: fx.Graph) -> dict[str, Any]:
@@ -110,7 +117,7 @@ def from_plain(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx
     >>> torch.equal(again(torch.ones(1, 2)), model(torch.ones(1, 2)))
     True
     """
-    if of_kind(Mapping, document, "document").get("format") == GUARDED_FORMAT:
+    if of_kind(Mapping, document, "document").get("format") in (GUARDED_FORMAT, FORWARD_FORMAT):
         return _guarded(document, tensors)
     written, call, described, nodes = fields_of(document, "document", "format call tensors nodes")
     if written != FORMAT:
@@ -128,7 +135,9 @@ def _called(call: Any, nodes: Any, named: list[Named]) -> fx.Graph:
 
 def _guarded(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CompactGraph:
     """A module of several passes, each with the calls that it holds for."""
-    _, described, entries = fields_of(document, "document", "format tensors passes")
+    forward_only = document["format"] == FORWARD_FORMAT
+    keys = "format tensors passes" + " gradient" * forward_only
+    _, described, entries, *gradient = fields_of(document, "document", keys)
     named = _tensors(described, tensors)
     passes = []
     for i, entry in enumerate(of_kind(list, entries, "passes")):
@@ -143,6 +152,8 @@ def _guarded(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Comp
     opened = assemble(passes[0].graph, named)
     module = CompactGraph(opened, opened.graph)
     module.take_passes(passes, opened)
+    if forward_only:
+        vars(module)["gradient"] = name_of(gradient[0], "gradient", dotted=True)
     return module
 
 

@@ -109,7 +109,8 @@ def _word(dtype: torch.dtype) -> torch.dtype:
 def _round(name: str, tensor: Tensor, values: Values, dim: int) -> tuple[Tensor, Tensor | None]:
     """A tensor in a smaller type, and the scale of int8; as it is where none is smaller."""
     target = ROUNDED[values]
-    if not tensor.is_floating_point() or tensor.dtype.itemsize <= target.itemsize:
+    whole = not tensor.is_floating_point() or tensor.dtype.itemsize <= target.itemsize
+    if whole or not tensor.numel():
         return tensor, None
     if target != torch.int8:
         small = tensor.to(target)

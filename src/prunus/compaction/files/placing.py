@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.modules import canonical_names, joined
+from prunus._common.names import inner_key
 from prunus.compaction.files.unpack import Packed, whole
 from prunus.compaction.rewriting.compact_graph import PLAIN
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
@@ -180,7 +181,8 @@ def places_of(
             full = joined(path, key)
             if old is None or any(full.startswith(i) for i in inside):
                 continue
-            if key in module._non_persistent_buffers_set and names[full] not in tensors:
+            optional = key in module._non_persistent_buffers_set or inner_key(module) is not None
+            if optional and names[full] not in tensors:  # a wrapper's own count, too
                 continue
             value = tensors.get(names[full])
             if value is None or not _fits(value, old):

@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import in_form
+from prunus._common.inputs import in_form, tensors_of
 from prunus._common.modules import put_attribute
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
 from prunus.errors import InputError, MissingError
@@ -60,11 +61,14 @@ class CompactGraph(fx.GraphModule):
         passes: all of them; the graph of the first one is this module's ``graph``.
         stands_for: the class of the module, for messages.
         methods: other methods of that class, which a graph does not have.
+        gradient: a parameter whose gradient is not the module's own: such a graph answers, and
+            refuses a backward pass.
     """
 
     passes: tuple[GraphPass, ...] = ()
     stands_for: str = ""
     methods: tuple[str, ...] = ()
+    gradient: str = ""
 
     def __str__(self) -> str:
         return repr(self)
@@ -89,16 +93,19 @@ class CompactGraph(fx.GraphModule):
                 if node.op == "get_attr" and not _has(self, str(node.target)):
                     _copy_place(self, root, str(node.target))
         vars(self)["passes"] = (first, *passes[1:])
-        self.recompile()
+        self._guard()
 
     def recompile(self) -> Any:
         """Compile the graphs; calls go through the guards."""
         code = super().recompile()
+        self._guard()
+        return code
+
+    def _guard(self) -> None:
         vars(self)["_compiled"] = {}
         if self.passes:
             generated = type(self).forward
-            type(self).forward = _guarded(generated)
-        return code
+            type(self).forward = _guarded(getattr(generated, "generated", generated))
 
     def train(self, mode: bool = True) -> CompactGraph:
         """Training or eval mode, for the operators that know the difference.
@@ -128,6 +135,17 @@ class CompactGraph(fx.GraphModule):
         except AttributeError:
             kind = self.stands_for or "model"
             raise AttributeError(f"the graph of this {kind} has no attribute {name!r}") from None
+
+    def __copy__(self) -> CompactGraph:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"the graph of this {self.stands_for or 'model'} is not pickled: "
+            "prunus.save(model, path) writes it without code, and prunus.load opens it"
+        )
 
     def __deepcopy__(self, memo: Any) -> CompactGraph:
         with warnings.catch_warnings():
@@ -196,10 +214,34 @@ def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
                 for buffer, old in before.items():
                     buffer.copy_(old)
                 continue
+            if self.gradient and torch.is_grad_enabled():
+                _refuse_backward(self, found)
             return found if one.answer is None else in_form(one.answer, pytree.tree_leaves(found))
         raise InputError(_refusal(self, problem))
 
+    forward.generated = generated  # type: ignore[attr-defined]
     return forward
+
+
+def _refuse_backward(module: CompactGraph, answers: Any) -> None:
+    """Let a backward pass that reaches a graph of other gradients end."""
+
+    def refuse(_: Tensor) -> None:
+        raise InputError(untrainable(module.stands_for or "model", module.gradient))
+
+    for answer in tensors_of(answers):
+        if answer.grad_fn is not None:
+            answer.register_hook(refuse)
+
+
+def untrainable(kind: str, name: str) -> str:
+    """Why a smaller model cannot be trained, and what to do."""
+    return (
+        f"the compact {kind} answers as the masked model does, but the gradient of '{name}' would "
+        "be another: its code differentiates in a way of its own (a torch.autograd.Function, a "
+        "hook on a gradient, .data), which a graph does not keep. Train the masked model, and "
+        "make it smaller once, at the end"
+    )
 
 
 def _buffers(module: nn.Module) -> dict[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import fx
 from prunus._common.torch_internals import origin, schema
 from prunus.compaction.cut import IndexCut
 from prunus.graph.call import base_name, named_arguments
+from prunus.graph.flags import BATCH_NORM
 from prunus.graph.labels import Value
 from prunus.graph.rules.norms import LAST_DIMS, standardizes
 from prunus.graph.rules.reductions import COUNTS, SUMS, dimensions
@@ -43,7 +44,7 @@ def counts_on(cut: IndexCut, node: fx.Node) -> dict[int, int]:
     elif name in (*COUNTS, *SUMS):
         over = dimensions(named.get("dim"), rank)
         over = over if name in COUNTS else [d for d in over if not x.zero[d]]
-    elif name == "batch_norm" and standardizes(name, named):
+    elif name == BATCH_NORM and standardizes(name, named):
         over = [d for d in range(rank) if d != 1]
     elif name == "group_norm" and named["num_groups"] == 1:
         over = [1]
@@ -79,7 +80,7 @@ def counting(
         return write(node.target, *arranged(node.target, named))
     ((d, number),) = gone.items()
     for key in ("weight", "bias"):
-        if named.get(key) is not None and base_name(node) != "batch_norm":
+        if named.get(key) is not None and base_name(node) != BATCH_NORM:
             named[key] = write.padded(named[key], {0: number})
     target = _SINGLE.get(base_name(node), node.target)
     normed = write(target, *arranged(target, named))

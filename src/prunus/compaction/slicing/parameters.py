@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from prunus._common.inputs import tensors_of
 from prunus.compaction.cut import same_indices, take
 from prunus.errors import InputError, RunError, did_you_mean
-from prunus.pruning.enforce import real_optimizer
+from prunus.pruning.optimizers import AnyOptimizer, Together, real_optimizer
 from prunus.types import Indices, Kept
 
 _FACTORED = "it keeps statistics of whole rows and columns, which mix kept and removed weights"
@@ -66,7 +66,16 @@ or shrink without an optimizer and build a new one for the smaller parameters
         _refuse(layer, _names(layer))
 
 
-def shrink(model: nn.Module, optimizer: Optimizer | None, kept: Kept) -> None:
+def unsliceable(optimizer: Optimizer) -> str | None:
+    """Why the state of an optimizer cannot be sliced with its parameters, if it cannot.
+
+    >>> unsliceable(torch.optim.Adafactor(nn.Linear(2, 2).parameters()))
+    'it keeps statistics of whole rows and columns, which mix kept and removed weights'
+    """
+    return next(filter(None, (_why(la, _names(la)) for la in _layers(optimizer))), None)
+
+
+def shrink(model: nn.Module, optimizer: AnyOptimizer | None, kept: Kept) -> None:
     """Cut parameters, and the state that an optimizer has of them, to the indices that stay.
 
     p ← p[k₁ × k₂ × …] and s ← s[k₁ × k₂ × …] for every state s with the shape of p; scalars (the
@@ -84,7 +93,8 @@ def shrink(model: nn.Module, optimizer: Optimizer | None, kept: Kept) -> None:
 
     Args:
         model: whose parameters and buffers ``kept`` names; not inside DistributedDataParallel.
-        optimizer: that goes on training, perhaps in a wrapper; it may hold other parameters too.
+        optimizer: that goes on training, perhaps in a wrapper, or several together; it may hold
+            other parameters too.
         kept: by name, per dimension the int64 indices that stay, ascending, ``None`` for all. A
             tied parameter needs one of its names.
 
@@ -234,6 +244,8 @@ def _smaller_states(
 
 def _layers(optimizer: object) -> list[Optimizer]:
     """An optimizer and those inside it, innermost first: each may have state of its own."""
+    if isinstance(optimizer, Together):
+        return [layer for one in optimizer.every for layer in _layers(one)]
     real_optimizer(optimizer)
     layers: list[Optimizer] = []
     while optimizer is not None:
@@ -252,17 +264,24 @@ def _names(optimizer: Optimizer) -> dict[int, str]:
 
 
 def _refuse(optimizer: Optimizer, names: Mapping[int, str]) -> None:
-    start = f"{type(optimizer).__name__} cannot continue with smaller parameters"
+    why = _why(optimizer, names)
+    if why is not None:
+        start = f"{type(optimizer).__name__} cannot continue with smaller parameters"
+        raise InputError(f"{start}: {why}; {_ADVICE}")
+
+
+def _why(optimizer: Optimizer, names: Mapping[int, str]) -> str | None:
     for base in type(optimizer).__mro__:
         for word, why in _REFUSED.items():
             if word in base.__name__.lower():
-                raise InputError(f"{start}: {why}; {_ADVICE}")
+                return why
     for owner, key, tensor in _foreign(optimizer):
         of = f" of '{names.get(id(owner), '?')}'" if isinstance(owner, Tensor) else ""
-        raise InputError(
-            f"{start}: '{key}'{of} in its state has the shape {tuple(tensor.shape)}, which is "
-            f"neither a scalar's nor the parameter's; {_ADVICE}"
+        return (
+            f"'{key}'{of} in its state has the shape {tuple(tensor.shape)}, which is neither a "
+            "scalar's nor the parameter's"
         )
+    return None
 
 
 def _foreign(optimizer: Optimizer) -> Iterator[tuple[object, str, Tensor]]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.optim import Optimizer
 
 from prunus._common.modules import canonical_names, drop_caches, joined, take_mode
 from prunus._common.torch_internals import pre_hooks, refresh_flat_weights, without_fast_path
@@ -18,6 +17,7 @@ from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operat
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.limits import Limits
 from prunus.compaction.slicing.parameters import shrink
+from prunus.pruning.optimizers import AnyOptimizer
 from prunus.types import Kept
 
 
@@ -37,7 +37,9 @@ class Surgery:
     replaced: Mapping[str, nn.Module] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
-    def apply(self, model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, nn.Module]:
+    def apply(
+        self, model: nn.Module, optimizer: AnyOptimizer | None = None
+    ) -> dict[str, nn.Module]:
         """Make the model smaller; parameters keep their identity, and an optimizer its state.
 
         Returns:

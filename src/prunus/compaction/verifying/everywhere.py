@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs
+from prunus.compaction.verifying.gradients import differing, gradients, has_graphs
 from prunus.compaction.verifying.uses import Use, uses_of
 from prunus.compaction.verifying.values import State
 from prunus.compaction.verifying.verify import (
@@ -48,6 +49,7 @@ class Everywhere:
     sliced: Callable[[State], State] = lambda state: state
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     _known: dict[int, Tried | None] = field(default_factory=dict, init=False)
+    _slopes: dict[int, State | None] = field(default_factory=dict, init=False)
 
     @functools.cached_property
     def _uses(self) -> list[tuple[Use, ...]]:
@@ -89,10 +91,11 @@ class Everywhere:
             known: how it compared in the pass that was traced.
 
         Returns:
-            ``known`` with the names of uses that the candidate itself refuses and the flags with
-            which it answers otherwise, or the first comparison that fails.
+            ``known`` with the names of uses that the candidate itself refuses, the flags with
+            which it answers otherwise and a parameter whose gradient is another; or the first
+            comparison that fails.
         """
-        refusals, flags, halves = [], [], True
+        refusals, flags, halves, gradient = [], [], True, ""
         for alternatives in self._uses if known.equal else ():
             tried = self._first(alternatives, halves=halves)
             if tried is None:
@@ -111,4 +114,15 @@ class Everywhere:
             elif not found.equal:
                 what = found.problem or f"they differ by {found.error:.2g}"
                 return replace(found, effect=known.effect, problem=f"with {use.name}, {what}")
-        return replace(known, refusals=tuple(refusals), flags=tuple(flags))
+            elif use.gradient and not gradient and has_graphs(model):
+                wanted = functools.partial(self._gradients, use, gate)
+                gradient = differing(wanted, model, state, use, gate)
+        return replace(known, refusals=tuple(refusals), flags=tuple(flags), gradient=gradient)
+
+    def _gradients(self, use: Use, gate: Gate) -> State | None:
+        """What a smaller model has of the masked model's gradients."""
+        if id(use) not in self._slopes:
+            with self.within():
+                found = gradients(self.model, self.state, use, gate)
+            self._slopes[id(use)] = None if found is None else dict(self.sliced(found))
+        return self._slopes[id(use)]

@@ -94,8 +94,9 @@ _MOST_LENGTHS = 3
 
 
 def _near(size: int) -> list[int]:
-    """Other sizes that a model may take: a little more or less, or half."""
-    return [size + 1, size - 1, size // 2] if size <= _LARGE else [size - 1, size // 2]
+    """Other sizes that a model may take: a little more or less, or half; the cheap one first."""
+    half = size // 2
+    return [size + 1, size - 1, half] if size <= _LARGE else [half - 1, size - 1, half]
 
 
 _LARGE = 64
@@ -130,7 +131,7 @@ def resized(inputs: Inputs, sizes: dict[int, dict[int, int]]) -> Inputs:
     def one(tensor: Tensor) -> Tensor:
         for d, size in enumerate(tensor.shape):
             new = sizes.get(d, {}).get(size)
-            if new is not None:
+            if new is not None and size:
                 index = torch.arange(new, device=tensor.device) % size
                 tensor = tensor.index_select(d, index)
         return tensor

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, map_tensors
 from prunus._common.parts import parts
+from prunus._common.put_back import written_arguments
 from prunus._common.torch_internals import no_torch_function, pytree, wrapper
 from prunus.compaction.cut import take
-from prunus.graph.call import written_arguments
 from prunus.types import Indices, Kept, Masks
 
-WHOLE = 2**30
+WHOLE = 2**27
 """Bytes of parameters and buffers of which a second model is held in float64 as a whole."""
 
 State = Mapping[str, Tensor]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from prunus._common.inputs import map_tensors, plain, tensors_of
 from prunus._common.modules import shared_copy
+from prunus._common.put_back import PutBack, written_arguments
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree
 from prunus.compaction.cut import IndexCut, take
@@ -20,10 +21,9 @@ from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.uses import Use, step_by_step
 from prunus.compaction.verifying.values import Lazy, State
 from prunus.errors import InputError, first_line
-from prunus.graph.call import describe, operator_name, written_arguments
+from prunus.graph.call import describe, operator_name
 from prunus.graph.labels import Value
 from prunus.graph.trace import Traced, analysis_mode, trace
-from prunus.graph.writing import PutBack
 
 TOLERANCE = 1e-10
 """Largest difference in float64, relative to the largest output."""
@@ -31,11 +31,14 @@ TOLERANCE = 1e-10
 TRAINING_TOLERANCE = 1e-7
 """The same in train mode, where statistics of a small batch divide by small numbers."""
 
+T = TypeVar("T")
+
 Answers = tuple[list[Tensor], dict[str, Tensor]]
 """Outputs of a model, and its buffers after a pass in train mode."""
 
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_WIDE_VALUES = {**_WIDER, torch.float16: torch.float64, torch.bfloat16: torch.float64}
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Comparison:
         refused: whether the compact model itself says that it does not take this call.
         refusals: uses that it refuses, each with the reason.
         flags: arguments, and values with which it answers otherwise.
+        gradient: a parameter whose gradient differs, of a model that answers alike.
     """
 
     error: float
@@ -85,6 +89,7 @@ class Comparison:
     refused: bool = False
     refusals: tuple[str, ...] = ()
     flags: tuple[tuple[str, bool], ...] = ()
+    gradient: str = ""
 
     @property
     def equal(self) -> bool:
@@ -96,17 +101,25 @@ class Double(TorchDispatchMode):
     """Everything in float64, literals such as ``.to(torch.float32)`` included; complex likewise."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        written = written_arguments(func)
-        widened = [a if i in written else pytree.tree_map(wide, a) for i, a in enumerate(args)]
-        result = func(*widened, **pytree.tree_map(wide, kwargs or {}))
-        return result if tensors_of((args, kwargs)) else pytree.tree_map(wide, result)
+        written, kwargs = written_arguments(func), kwargs or {}
+        widened = [a if i in written else _all_wide(a) for i, a in enumerate(args)]
+        result = func(*widened, **{k: _all_wide(v) for k, v in kwargs.items()})
+        given = (*args, *kwargs.values())
+        takes = any(isinstance(a, Tensor) for a in given) or tensors_of(given)
+        return result if takes else _all_wide(result)
+
+
+def _all_wide(value: Any) -> Any:
+    """The same of nested values."""
+    nested = isinstance(value, (list, tuple, dict))
+    return pytree.tree_map(wide, value) if nested else wide(value)
 
 
 def wide(value: Any) -> Any:
     """A tensor in float64, or a type as it is there; anything else as it is."""
     if isinstance(value, Tensor):
-        half = value.dtype in (torch.float16, torch.bfloat16)
-        return value.to(torch.float64 if half else _WIDER.get(value.dtype, value.dtype))
+        wider = _WIDE_VALUES.get(value.dtype)
+        return value if wider is None else value.to(wider)
     return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
@@ -152,6 +165,17 @@ def answers(
     if gate is META and not isinstance(model, fx.GraphModule):
         traced = trace(model, None, inputs=use.inputs)  # eager code may ask for values
         return traced_outputs(traced), {}
+    own = values_of(model, state, use, gate)
+    found = passed(model, own, use, gate, lambda given: [_dense(t) for t in given])
+    real = [t.detach() for t in found if t.is_floating_point() or t.is_complex()]
+    real = real[:1] if use.fast else real  # behind it come caches, which may lose heads
+    buffers = dict(model.named_buffers())
+    trained = {k: v for k, v in own.items() if k in buffers and v.is_floating_point()}
+    return real or found, trained if use.training else {}
+
+
+def values_of(model: nn.Module, state: State, use: Use, gate: Gate) -> dict[str, Tensor]:
+    """A model's values in some use: of the gate's type; buffers that it trains are copies."""
     tensors = (*model.named_parameters(), *model.named_buffers())  # tied ones once
     own = {
         k: state[k] if gate.wide else _typed(state[k], v.dtype) for k, v in tensors if k in state
@@ -159,6 +183,26 @@ def answers(
     buffers = dict(model.named_buffers())
     if use.training:
         own |= {k: _held(v).clone() for k, v in own.items() if k in buffers}
+    return own
+
+
+def passed(
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    use: Use,
+    gate: Gate,
+    then: Callable[[list[Tensor]], T],
+) -> T:
+    """What becomes of a model's answers in some use, while what makes noise constant still holds.
+
+    Args:
+        model: is not changed.
+        own: values in place of its own.
+        use: what it is called with, and how.
+        gate: in which type.
+        then: takes the answers, with what autograd knows of them.
+    """
+    buffers = dict(model.named_buffers())
     args, kwargs = map_tensors(Tensor.clone, use.inputs)
     if gate.wide:  # convolutions compare the types of what they are given before a mode sees it
         args, kwargs = map_tensors(wide, (args, kwargs))
@@ -177,12 +221,12 @@ def answers(
         seed(0)  # numpy's and Python's chance too
         prefix = "model." if use.steps else ""
         values = {prefix + k: v for k, v in own.items()}
-        found = [_held(t) for t in tensors_of(functional_call(caller, values, args, kwargs))]
-        found = [t if t.layout is torch.strided else t.to_dense() for t in found]
-    real = [t.detach() for t in found if t.is_floating_point() or t.is_complex()]
-    real = real[:1] if use.fast else real  # behind it come caches, which may lose heads
-    trained = {k: v for k, v in own.items() if k in buffers and v.is_floating_point()}
-    return real or found, trained if use.training else {}
+        return then(tensors_of(functional_call(caller, values, args, kwargs)))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    tensor = _held(tensor)
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 class _Decoder(nn.Module):

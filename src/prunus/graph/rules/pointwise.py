@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.call import Call, Found, written_arguments
+from prunus._common.put_back import written_arguments
+from prunus.graph.call import Call, Found
 from prunus.graph.labels import Dim, Dims, Labels, Value
 
 PRODUCTS = frozenset({"mul", "multiply", "logical_and", "bitwise_and", "__and__"})

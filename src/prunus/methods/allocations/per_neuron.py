@@ -26,7 +26,8 @@ def per_neuron(
     Source: the comparison groups of Sun et al. 2023 (Wanda), arXiv:2306.11695.
     """
     groups = list(units)
-    alive = [units[g].isfinite().view(-1, g.run).sum(1) for g in groups]
+    known = getattr(units, "most", None)  # without scores
+    alive = [known(g) if known else units[g].isfinite().view(-1, g.run).sum(1) for g in groups]
     shares = torch.cat(
         [torch.full((len(a),), float(g.run)) for g, a in zip(groups, alive, strict=True)]
     )

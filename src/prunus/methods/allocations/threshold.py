@@ -54,9 +54,11 @@ def threshold(
         total, count = whole if over == "network" else size[group]
         cut[group] = theta * (total if form == "literal" else total / max(count, 1))
     kept = {g: int(torch.count_nonzero(s > cut[g])) for g, s in units.items()}
-    empty = [g for g in units if kept[g] == 0 and limits[g].most > 0 and not g.may_empty]
+    least = {g: 0 if limits[g].least <= g.least else limits[g].least for g in units}
+    empty = [g for g in units if max(kept[g], least[g]) == 0 < limits[g].most and not g.may_empty]
     if empty and not may_empty:
         raise InputError(_report(theta, form, units, kept, empty))
+    kept = {g: min(max(k, least[g]), limits[g].most) for g, k in kept.items()}
     counts: Counts = dict(kept)
     if cost(counts) <= target + 1e-12:
         return counts

@@ -24,7 +24,8 @@ def uniform(
     """
     if any(group.balanced for group in units):
         return {
-            g: torch.full((g.units // g.run,), g.run - int(target * g.run + 1e-9)) for g in units
+            g: torch.tensor(g.run - int(target * g.run + 1e-9)).expand(g.units // g.run)
+            for g in units
         }
     return keep_by_share(
         units, {g: float(g.dense_units or g.units) for g in units}, cost, target, limits

@@ -7,6 +7,8 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import Tensor
 
+from prunus._common.memory import absolute
+
 
 def magnitude(weight: Tensor, *, p: Annotated[float, Gt(0)] = 1) -> Tensor:
     """Absolute value: |w|^p (p = 1: L1, p = 2: L2 for units of several weights).
@@ -24,5 +26,4 @@ def magnitude(weight: Tensor, *, p: Annotated[float, Gt(0)] = 1) -> Tensor:
     >>> magnitude(torch.tensor([-3.0, 2.0]), p=2)
     tensor([9., 4.])
     """
-    size = weight.detach().abs()
-    return size if p == 1 else size.pow_(p)
+    return absolute(weight) if p == 1 else weight.detach().abs().pow_(p)

@@ -1,20 +1,23 @@
 """Statistics that criteria read: one file a signal, a function of the file's name.
 
-``(context) -> {parameter name: tensor}``, each of the parameter's shape.
+``(context) -> {parameter name: tensor}``, each of the parameter's shape; one whose file declares
+``BY_UNIT`` (``methods/traits.py``) gives ``{group: tensor}``, a number for each unit.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunus.errors import InputError, did_you_mean
 from prunus.methods.catalog import names
+from prunus.types import Group
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,10 @@ class SignalContext:
         calibration: batches, iterated from the start by each signal.
         loss: ``(model, batch) -> scalar``.
         seed: of everything random.
-        running: means collected while training, by parameter name.
+        running: what was collected while training, by parameter name.
+        groups: whose units are to be scored.
+        example: an input of the model.
+        settings: of the criterion that asks.
     """
 
     model: nn.Module
@@ -36,6 +42,9 @@ class SignalContext:
     loss: Callable[[nn.Module, Any], Tensor] | None
     seed: int
     running: Mapping[str, Tensor] | None
+    groups: Sequence[Group] = ()
+    example: Any = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def needed(criterion: Callable[..., Tensor]) -> list[str]:
@@ -61,26 +70,47 @@ def needed(criterion: Callable[..., Tensor]) -> list[str]:
     return wanted
 
 
-def collect(criterion: Callable[..., Tensor], context: SignalContext) -> Callable[[str], Tensor]:
-    """The criterion as a function from a parameter's name to its scores, a tensor of their own."""
-    wanted = needed(criterion)
-    values = {}
-    for signal in wanted:
-        values[signal] = getattr(
-            importlib.import_module(f"prunus.methods.signals.{signal}"), signal
-        )(context)
+def by_unit(criterion: Callable[..., Tensor]) -> bool:
+    """Whether a criterion scores whole units, since a signal that it reads is of whole units.
 
-    def score(name: str) -> Tensor:
-        given = [values[signal][name] for signal in wanted]
+    >>> from prunus.methods.criteria.taylor import taylor
+    >>> by_unit(taylor)
+    True
+    """
+    return any(getattr(_module(signal), "BY_UNIT", False) for signal in needed(criterion))
+
+
+def updates(criterion: Callable[..., Tensor]) -> list[Callable[..., None]]:
+    """What takes in the gradients of a step, for a criterion that reads the training."""
+    modules = [_module(signal) for signal in needed(criterion)]
+    return [module.update for module in modules if getattr(module, "RUNNING", False)]
+
+
+def collect(criterion: Callable[..., Tensor], context: SignalContext) -> Callable[[Any], Tensor]:
+    """The criterion as a function from a parameter's name to its scores, a tensor of their own.
+
+    Of one that scores whole units, from a group to ``[units]``.
+    """
+    wanted = needed(criterion)
+    keywords = inspect.signature(criterion).parameters.values()
+    settings = {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
+    context = replace(context, settings=settings)
+    values = {signal: getattr(_module(signal), signal)(context) for signal in wanted}
+
+    def score(of: str | Group) -> Tensor:
+        given = [values[signal][of] for signal in wanted]
         made: Tensor = criterion(*given)
-        shape = context.parameters[name].shape
+        shape = (of.units,) if isinstance(of, Group) else tuple(context.parameters[of].shape)
         if not isinstance(made, Tensor) or made.shape != shape:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise InputError(
-                f"the criterion returned {got} for '{name}', whose shape is {tuple(shape)}"
-            )
+            place = of.name if isinstance(of, Group) else of
+            raise InputError(f"the criterion returned {got} for '{place}', whose shape is {shape}")
         made = made.detach() if made.dtype.itemsize >= 4 else made.detach().float()
         shared = {x.untyped_storage().data_ptr() for x in given}
         return made.clone() if made.untyped_storage().data_ptr() in shared else made
 
     return score
+
+
+def _module(signal: str) -> ModuleType:
+    return importlib.import_module(f"prunus.methods.signals.{signal}")

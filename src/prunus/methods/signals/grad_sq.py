@@ -10,6 +10,7 @@ from prunus.methods.signals import SignalContext
 from prunus.methods.signals._gradients import mean_of
 
 CALIBRATION = True
+BY_BATCH = True
 
 
 def grad_sq(context: SignalContext) -> Mapping[str, Tensor]:

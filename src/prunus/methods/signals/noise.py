@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from prunus._common.layers import plain_name
+from prunus._common.names import plain_name
 from prunus.methods.signals import SignalContext
+
+SAMPLES = True
 
 
 def noise(context: SignalContext) -> Mapping[str, Tensor]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunus._common.layers import Layer, plain_name
-from prunus.errors import InputError, did_you_mean
+from prunus._common.layers import Layer
+from prunus._common.names import bare, each_meant, plain_name
+from prunus.errors import InputError
 from prunus.methods.structures._index import along
 from prunus.types import Group, Member
 
@@ -31,21 +31,28 @@ def layer(
 
     Source: Veit, Wilber, Belongie 2016, arXiv:1605.06431; Fan et al. 2019, arXiv:1909.11556.
     """
-    parents = list(dict.fromkeys(p for la in layers for p in _parents(la.module)))
+    parents = _modules(layers)
+    said = "structure layer: no module in scope is named …"
     chosen: list[str] = []
-    for pattern in modules:
-        found = [p for p in parents if fnmatch.fnmatchcase(plain_name(p), pattern)]
-        found = [p for p in found if p.count(".") == min(f.count(".") for f in found)]
-        if not found:
-            hint = did_you_mean(pattern, [plain_name(p) for p in parents])
-            raise InputError(f"structure layer: no module in scope is named '{pattern}'; {hint}")
-        chosen += [p for p in found if p not in chosen]
+    for found in each_meant(modules, bare(parents), said, around=False).values():
+        depth = min(p.count(".") for p in found)
+        chosen += [p for p in found if p.count(".") == depth and p not in chosen]
     if not chosen:
         raise InputError("structure layer: modules is empty; write for example ['blocks.*']")
     inside = [(a, b) for a in chosen for b in chosen if b.startswith(f"{a}.")]
     if inside:
         raise InputError(f"structure layer: {inside[0][1]} lies inside {inside[0][0]}; name one")
     return [_group(chosen, layers, shapes)]
+
+
+def _modules(layers: Sequence[Layer]) -> list[str]:
+    """Every module around a weight; of a wrapper and what it wraps the wrapper."""
+    found: dict[tuple[str, frozenset[str]], str] = {}
+    for parent in dict.fromkeys(p for la in layers for p in _parents(la.module)):
+        inside = frozenset(la.name for la in layers if f"{la.module}.".startswith(f"{parent}."))
+        if plain_name(parent) or len(inside) < len(layers):  # else it wraps the whole model
+            found.setdefault((plain_name(parent), inside), parent)
+    return list(found.values())
 
 
 def _parents(module: str) -> list[str]:

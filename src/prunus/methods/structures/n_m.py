@@ -46,6 +46,8 @@ def n_m(
 def _group(layer: Layer, m: int) -> Group:
     ends = (layer.in_dim, layer.out_dim, *layer.stack)
     kernel = [d for d in range(len(layer.shape)) if d not in ends]
-    vectors, count = numbering(layer.shape, [layer.in_dim, *reversed(kernel), *ends[1:]])
-    member = Member(layer.name, tuple(vectors))
+    order = [layer.in_dim, *reversed(kernel), *ends[1:]]
+    vectors, count = numbering(layer.shape, order)
+    stored = order == list(reversed(range(len(layer.shape))))
+    member = Member(layer.name, None if stored else tuple(vectors))
     return Group(layer.name, count, (member,), layer.matrix, m, balanced=True)

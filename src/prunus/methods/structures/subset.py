@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from prunus._common.layers import Layer, plain_name
-from prunus.errors import InputError, did_you_mean
+from prunus._common.layers import Layer
+from prunus._common.names import bare, each_meant
+from prunus.errors import InputError
 from prunus.methods.structures._index import along, numbering
 from prunus.types import Group, Member
 
@@ -32,12 +32,10 @@ def subset(
     Source: local pruning in the method's source text (see docs/source_text.md).
     """
     groups = []
-    for pattern, numbers in neurons.items():
-        found = [la for la in layers if _matches(la, pattern)]
-        if not found:
-            hint = did_you_mean(pattern, [plain_name(la.module) for la in layers])
-            raise InputError(f"structure subset: no layer in scope is named '{pattern}'; {hint}")
-        groups += [_group(layer, numbers) for layer in found]
+    plain = bare(la.name for la in layers)
+    said = "structure subset: no layer in scope is named …"
+    for pattern, meant in each_meant(neurons, plain, said).items():
+        groups += [_group(la, neurons[pattern]) for la in layers if la.name in meant]
     names = [g.name for g in groups]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -45,11 +43,6 @@ def subset(
     if not groups:
         raise InputError("structure subset: neurons names no layer; write {fc1: [0, 3]}")
     return groups
-
-
-def _matches(layer: Layer, pattern: str) -> bool:
-    names = (plain_name(layer.name), plain_name(layer.module))
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _group(layer: Layer, numbers: Sequence[int]) -> Group:

@@ -1,0 +1,164 @@
+"""What layers read and give while batches pass through a model, one layer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunus._common.inputs import Inputs
+from prunus._common.modules import evaluating
+from prunus._common.torch_internals import AnyConv
+
+Watcher = Callable[[Tensor, Tensor], None]
+"""Gets what a layer read and what it gave, at each call."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A linear layer or convolution as a pass meets it.
+
+    Attributes:
+        name: of the module.
+        module: the layer.
+        calls: of it in one pass.
+    """
+
+    name: str
+    module: nn.Module
+    calls: int
+
+
+def places(model: nn.Module, inputs: Inputs) -> list[Place]:
+    """The layers that compute ``W x + b``, in the order in which a pass calls them.
+
+    Layers whose weight is computed from other parameters are left out.
+    """
+    order: dict[str, int] = {}
+    names = {m: n for n, m in model.named_modules() if is_affine(m)}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        order[names[module]] = order.get(names[module], 0) + 1
+
+    with contextlib.ExitStack() as hooks:
+        for module in names:
+            hooks.callback(module.register_forward_hook(note).remove)
+        with evaluating(model), torch.no_grad():
+            model(*inputs[0], **inputs[1])
+    return [Place(name, model.get_submodule(name), calls) for name, calls in order.items()]
+
+
+def is_affine(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or a convolution with a weight of its own."""
+    kind = isinstance(module, (nn.Linear, AnyConv))
+    return kind and isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def watch(
+    model: nn.Module,
+    place: Place,
+    passes: Iterable[Inputs],
+    watcher: Watcher,
+    within: AbstractContextManager[Any] | None = None,
+) -> None:
+    """Let batches pass as far as a layer, in eval mode and without gradients.
+
+    The hook goes whatever happens; the rest of each pass is not computed.
+
+    Args:
+        model: that has the layer.
+        place: the layer.
+        passes: inputs of the model.
+        watcher: gets what the layer reads and gives.
+        within: in what the model runs, entered in eval mode.
+    """
+    left = 0
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal left
+        watcher(args[0].detach(), output.detach())
+        left -= 1
+        if not left:
+            raise FarEnough
+
+    hook = place.module.register_forward_hook(note)
+    try:
+        with evaluating(model), torch.no_grad(), within or contextlib.nullcontext():
+            for args, kwargs in passes:
+                left = place.calls
+                with contextlib.suppress(FarEnough):
+                    model(*args, **kwargs)
+    finally:
+        hook.remove()
+
+
+class FarEnough(BaseException):
+    """Ends a pass behind the layer; no ``except Exception`` of the model's code catches it."""
+
+
+def at_once(module: nn.Module, given: Tensor, output: Tensor) -> int:
+    """How many items of a call are unfolded at a time, so that memory stays bounded.
+
+    Args:
+        module: a linear layer or a convolution.
+        given: what it reads.
+        output: what it gives.
+    """
+    outputs, *kernel = module.get_parameter("weight").shape
+    numbers = output.numel() // outputs * math.prod(kernel) * getattr(module, "groups", 1)
+    batched = given.dim() > 1 + len(getattr(module, "kernel_size", ()))
+    return max(1, CHUNK * len(given) // max(1, numbers)) if batched else len(given)
+
+
+CHUNK = 2**24
+"""Numbers that are unfolded at a time."""
+
+
+def columns(module: nn.Module, given: Tensor) -> Tensor:
+    """What each output of a layer is a weighted sum of.
+
+    Args:
+        module: a linear layer or a convolution.
+        given: what it reads.
+
+    Returns:
+        ``[groups, positions, columns]``, so that column j belongs to entry j of a row of
+        ``weight.flatten(1)``.
+
+    >>> columns(nn.Conv1d(1, 1, 2), torch.tensor([[[1.0, 2.0, 3.0]]]))
+    tensor([[[1., 2.],
+             [2., 3.]]])
+    """
+    if not isinstance(module, AnyConv):
+        return given.reshape(1, -1, given.shape[-1])
+    dims = len(module.kernel_size)
+    given = given if given.dim() == dims + 2 else given[None]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    around = [int(n) for n in module._reversed_padding_repeated_twice]
+    windows = functional.pad(given, around, mode=mode)
+    sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
+    for d, (size, stride, dilation) in enumerate(sizes):
+        windows = windows.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    batch, channels = windows.shape[:2]
+    windows = windows.reshape(batch, module.groups, channels // module.groups, -1,
+                              *module.kernel_size)  # fmt: skip
+    windows = windows.movedim(2, 3)  # batch, groups, positions, channels, kernel
+    return windows.transpose(0, 1).flatten(3).flatten(1, 2)
+
+
+def rows(module: nn.Module, output: Tensor) -> Tensor:
+    """What a layer gives: ``[groups, positions, outputs of a group]``, as :func:`columns`."""
+    if not isinstance(module, AnyConv):
+        return output.reshape(1, -1, output.shape[-1])
+    dims = len(module.kernel_size)
+    output = output if output.dim() == dims + 2 else output[None]
+    batch, channels = output.shape[:2]
+    grouped = output.reshape(batch, module.groups, channels // module.groups, -1)
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2)

@@ -1,0 +1,1 @@
+"""Models pruned one block at a time: what a large one needs."""

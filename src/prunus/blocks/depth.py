@@ -1,0 +1,196 @@
+"""Whole blocks that go: which are missed least, and the configuration that says so many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus._common.files import write_json
+from prunus._common.inputs import tensors_of
+from prunus._common.modules import evaluating
+from prunus._common.rng import preserve_rng
+from prunus.blocks.fewer import PassedOver, renamed, shallow_config
+from prunus.blocks.job import Job
+from prunus.blocks.judge import Judge
+from prunus.blocks.recipe import BLOCK, BlockRecipe
+from prunus.blocks.source import Source
+from prunus.blocks.walk import Passage, passage_of, passed_stacks, stacks_of
+from prunus.compaction.reopening import built, is_pretrained
+from prunus.errors import InputError, first_line
+from prunus.types import Kept
+
+FEWEST = 2
+"""Blocks that stay."""
+
+
+class Shallow:
+    """A model some of whose blocks are passed over.
+
+    Args:
+        source: has the model.
+        gone: names of blocks.
+    """
+
+    def __init__(self, source: Source, gone: Sequence[str]) -> None:
+        self.source, self.gone = source, set(gone)
+        self.model, self.scratch, self.whole = source.model, source.scratch, source
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[nn.Module]:
+        """A block, or what stands for one that is gone."""
+        with self.source.hold(name) as block:
+            yield PassedOver(block) if name in self.gone else block
+
+    def note(self, name: str) -> None:
+        """The block is about to change."""
+        if name not in self.gone:
+            self.source.note(name)
+
+    def keep(self, name: str, kept: Kept) -> None:
+        """The block is the result; one that is gone is in none."""
+        if name not in self.gone:
+            self.source.keep(name, kept)
+
+    def reset(self, name: str) -> None:
+        """The block is again as it was given."""
+        if name not in self.gone:
+            self.source.reset(name)
+
+
+def shallower(
+    source: Source, how: BlockRecipe, calibration: Sequence[Any], saved: Path | None = None
+) -> list[str]:
+    """The blocks that are missed least, one after the other by what the loss is without each.
+
+    The loss is that of the next token on the calibration data, which choose; where the model gives
+    none, a block is missed by one minus the cosine between what it reads and gives.
+
+    Args:
+        source: has the model.
+        how: the recipe.
+        calibration: batches.
+        saved: a file that says what was found, or will.
+
+    Raises:
+        InputError: if no configuration says that blocks are gone.
+    """
+    if saved is not None and saved.is_file():
+        return list(json.loads(saved.read_text(encoding="utf-8")))
+    gone: list[str] = []
+    with preserve_rng(), evaluating(source.model), torch.no_grad():
+        passage = _passage(source, how, calibration)
+        for _ in range(_count(passage, how)):
+            job = Job(Shallow(source, gone), how, calibration, [], Judge(), lambda *_: None)
+            missed = job.missed()
+            left = sorted((n for n in passage.blocks if n not in gone), key=missed.__getitem__)
+            whys = []
+            for name in left:
+                why = _unsaid(source, passage, [*gone, name], calibration)
+                if not why:
+                    gone.append(name)
+                    break
+                whys.append(why)
+            else:
+                raise InputError(f"structure: block: {whys[0]}")
+    if saved is not None:
+        write_json(saved, gone)
+    return gone
+
+
+def refuse_depth(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> None:
+    """See that some blocks can go, before anything is written.
+
+    Raises:
+        InputError: if none can.
+    """
+    with preserve_rng(), evaluating(source.model), torch.no_grad():
+        passage = _passage(source, how, calibration)
+        _count(passage, how)
+        why = _unsaid(source, passage, passage.blocks[-1:], calibration)
+    if why:
+        raise InputError(f"structure: block: {why}")
+
+
+def _passage(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> Passage:
+    if not is_pretrained(source.model):
+        raise InputError(
+            f"structure: block: {type(source.model).__name__} has no configuration of transformers "
+            "that says how many blocks it has"
+        )
+    stacks = stacks_of(source.model, how.blocks)
+    passages, _ = passed_stacks(source.model, stacks, calibration[:1], source.hold)
+    if len(passages) > 1:
+        raise InputError(
+            "structure: block: the model has several lists of blocks, and no configuration is "
+            "looked for that says fewer of one: name it in blocks, or take out heads and neurons"
+        )
+    return passages[0]
+
+
+def _count(passage: Passage, how: BlockRecipe) -> int:
+    count = round(how.parts[BLOCK] * len(passage.blocks))
+    most = len(passage.blocks) - FEWEST
+    if not 0 < count <= most:
+        raise InputError(
+            f"structure: block: {count} of {len(passage.blocks)} would go at "
+            f"{how.parts['block']:g}; 1 to {most} can"
+        )
+    return count
+
+
+def _unsaid(
+    source: Source, passage: Passage, gone: Sequence[str], calibration: Sequence[Any]
+) -> str:
+    """Why no configuration says that these are gone, if none does.
+
+    What it says must make blocks of the shapes that stay, and call each of them as it is called
+    now: with the same mask and positions.
+    """
+    model: Any = source.model
+    names = renamed(passage.blocks, gone)
+    try:
+        fresh: Any = built(model, shallow_config(model.config, passage.blocks, gone))
+        inside = tuple(f"{name}." for name in passage.blocks)
+        rest = {n: t for n, t in model.state_dict().items() if not n.startswith(inside)}
+        wanted = {n: t.shape for n, t in rest.items()}
+        for old, new in names.items():
+            own = model.get_submodule(old).state_dict()
+            wanted |= {f"{new}.{n}": t.shape for n, t in own.items()}
+        made = {n: t.shape for n, t in fresh.state_dict().items()}
+        if made != wanted:
+            wrong = min(n for n in {*made, *wanted} if made.get(n) != wanted.get(n))
+            return f"the configuration makes '{wrong}' otherwise when {gone[-1]} is gone"
+        fresh.load_state_dict(rest, strict=False, assign=True)
+        fresh.tie_weights()
+        found = passage_of(fresh, list(names.values()), calibration[:1],
+                           hold=_lent(source, fresh, names))  # fmt: skip
+    except Exception as error:  # of transformers, on numbers that do not go together
+        return first_line(error)
+    for i, name in enumerate(names):
+        before = tensors_of(passage.calls[passage.blocks.index(name)][0])
+        after = tensors_of(found.calls[i][0])
+        alike = len(before) == len(after)
+        if not alike or not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            return f"a model without {gone[-1]} calls '{name}' otherwise"
+    return ""
+
+
+def _lent(source: Source, fresh: nn.Module, names: dict[str, str]) -> Any:
+    """A block of a model without weights has those of the block that it comes from."""
+    olds = {new: old for old, new in names.items()}
+
+    @contextmanager
+    def hold(name: str) -> Iterator[nn.Module]:
+        own = fresh.get_submodule(name)
+        with source.hold(olds[name]) as block:
+            own.load_state_dict(block.state_dict(), assign=True)
+            yield own
+        own.to("meta")
+
+    return hold

@@ -1,0 +1,188 @@
+"""A folder of transformers as a model whose blocks come into memory one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus._common.files import write_json
+from prunus._common.memory import lasting
+from prunus._common.rng import preserve_rng
+from prunus.blocks.arrangement import readings, written
+from prunus.blocks.shards import INDEX, Shards, write_shard
+from prunus.blocks.source import Source
+from prunus.blocks.units import taken
+from prunus.blocks.walk import stacks_of
+from prunus.compaction.files.pretrained import CONFIG, class_of
+from prunus.compaction.reopening import WeightsOnMeta
+from prunus.errors import InputError, first_line
+from prunus.types import Kept
+
+SCRATCH = ".prunus"
+"""The folder of a walk that is not through, within the one that it writes."""
+REPORT = "pruned.json"
+"""In the folder that is written: what was done."""
+_OURS = ("*.safetensors", INDEX, "pruned.*")
+
+
+class Folder:
+    """Blocks are read from shards when they are asked for; the rest is mapped.
+
+    Args:
+        folder: in transformers' format.
+        out: what is written.
+        blocks: the name of the list of blocks, if it is not the largest.
+
+    Attributes:
+        model: computes with what is held, in float32.
+        scratch: for activations.
+        smaller: the model that is written: another one where blocks lose units.
+        names: what its blocks are called, where that changes.
+
+    Raises:
+        InputError: for a folder that cannot be read in blocks.
+    """
+
+    def __init__(self, folder: Path, out: Path, blocks: str | None = None) -> None:
+        self.folder, self.out = folder, out
+        self.scratch: Path | None = out / SCRATCH
+        self.shards = Shards(folder)
+        self.model: Any = skeleton(folder)
+        self.smaller: Any = self.model
+        self.names: dict[str, str] = {}
+        self.whole: Source = self
+        self.readings = readings(self.model, self.shards)
+        self.blocks = [name for stack in stacks_of(self.model, blocks) for name in stack]
+        self._map_rest()
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[nn.Module]:
+        """A block with its weights in memory."""
+        block = self.model.get_submodule(name)
+        for inner in block.state_dict():
+            value = self.readings[f"{name}.{inner}"].read()
+            _place(block, inner, lasting(value.shape, _computing(value.dtype)).copy_(value))
+        try:
+            yield block
+        finally:
+            for inner, tensor in list(block.state_dict().items()):
+                _place(block, inner, tensor.to("meta"))
+
+    def note(self, name: str) -> None:
+        """The folder has it as it was given."""
+
+    def reset(self, name: str) -> None:
+        """The folder has it as it was given."""
+
+    def keep(self, name: str, kept: Kept) -> None:
+        """Write the block that is held, or so much of it."""
+        state = {}
+        for inner, tensor in self.model.get_submodule(name).state_dict().items():
+            part = taken(tensor, kept.get(inner, ()))
+            state[f"{self.names.get(name, name)}.{inner}"] = part.to(
+                self.readings[f"{name}.{inner}"].dtype
+            )
+        write_shard(self.out / f"model-{name}.safetensors", written(self.smaller, state))
+
+    def finish(self, said: dict[str, Any]) -> None:
+        """Write what is in no block, the index, and what stands beside; the walk is through."""
+        inside = tuple(f"{name}." for name in self.blocks)
+        rest = {n: r.read() for n, r in self.readings.items() if not n.startswith(inside)}
+        write_shard(self.out / "model-rest.safetensors", written(self.smaller, rest))
+        places: dict[str, str] = {}
+        size = 0
+        for path in sorted(self.out.glob("model-*.safetensors")):
+            shard = Shards.of(path)
+            places |= dict.fromkeys(shard.tensors, path.name)
+            size += sum(stored.size for stored in shard.tensors.values())
+        for path in sorted(self.folder.iterdir()):
+            ours = any(path.match(pattern) for pattern in _OURS)
+            if path.is_file() and not ours and path.suffix not in (".bin", ".pt", ".pth", ".gguf"):
+                shutil.copyfile(path, self.out / path.name)
+        if self.smaller is not self.model:
+            self.smaller.config.save_pretrained(str(self.out))
+        write_json(self.out / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        write_json(self.out / REPORT, said)
+        shutil.rmtree(self.out / SCRATCH, ignore_errors=True)
+
+    def _map_rest(self) -> None:
+        """Weights outside of the blocks, as the files have them; tied ones are one tensor."""
+        inside = tuple(f"{name}." for name in self.blocks)
+        missing = []
+        for name, tensor in self.model.state_dict().items():
+            shape = self.readings[name].shape if name in self.readings else None
+            if name not in self.readings:
+                missing.append(name)
+            elif shape is not None and shape != tuple(tensor.shape):
+                raise _misfit(name, shape, tuple(tensor.shape))
+        for name, reading in self.readings.items():
+            if not name.startswith(inside):
+                value = reading.read()
+                large = value.dim() > 1 and value.numel() > 2**16
+                _place(self.model, name, value if large else value.to(_computing(value.dtype)))
+        with contextlib.suppress(AttributeError):
+            self.model.tie_weights()
+        tensors = self.model.state_dict()
+        held = {n for n, t in tensors.items() if not t.is_meta}
+        missing = [n for n in missing if n.startswith(inside) or n not in held]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(f"the shards of '{self.folder}' lack {missing[0]!r:.120}{more}")
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding) and not module.weight.is_meta:
+                module.register_forward_hook(lambda _, args, out: out.to(_computing(out.dtype)))
+
+
+def _computing(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a file are computed in."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _place(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor where a parameter or buffer is."""
+    path, _, key = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = module._parameters.get(key)
+    if key in module._buffers:
+        module._buffers[key] = value
+        return
+    if old is None or old.shape != value.shape:
+        raise _misfit(name, tuple(value.shape), () if old is None else tuple(old.shape))
+    module._parameters[key] = nn.Parameter(value, requires_grad=False)
+
+
+def _misfit(name: str, stored: tuple[int, ...], made: tuple[int, ...]) -> InputError:
+    return InputError(f"'{name}' is {list(stored)} in the shards, and {list(made)} by {CONFIG}")
+
+
+def skeleton(folder: Path) -> nn.Module:
+    """The model that the configuration describes, without memory for its weights.
+
+    Raises:
+        InputError: if there is none, or transformers knows no such model.
+    """
+    try:
+        library: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise InputError(f"'{folder}' is read by transformers: pip install transformers") from error
+    try:
+        plain = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{folder}' has no {CONFIG} that can be read: {error}") from error
+    kind = class_of(library, plain, ": open it yourself and give it to prunus.prune_blocks")
+    try:
+        config = library.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with preserve_rng(), WeightsOnMeta(), contextlib.redirect_stdout(None):
+            made: nn.Module = kind(config)
+    except Exception as error:  # of transformers, on a configuration from anyone
+        raise InputError(f"'{folder / CONFIG}' makes no model: {first_line(error)}") from error
+    return made.eval()

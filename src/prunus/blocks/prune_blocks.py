@@ -1,0 +1,113 @@
+"""A model of repeated blocks made sparse or smaller, one block at a time, and made good."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus._common.given import given_batches, given_hooks, given_model
+from prunus._common.modules import evaluating
+from prunus._common.rng import preserve_rng, seed
+from prunus.blocks.depth import Shallow, shallower
+from prunus.blocks.job import Job
+from prunus.blocks.judge import Judge
+from prunus.blocks.prune_folder import prune_folder
+from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult, block_recipe
+from prunus.blocks.smaller import smaller
+from prunus.blocks.source import InMemory
+from prunus.blocks.structuring import structure_of
+from prunus.errors import InputError
+
+
+def prune_blocks(
+    model: nn.Module | str | Path,
+    recipe: Mapping[str, Any] | BlockRecipe,
+    calibration: Iterable[Any] | str | Path,
+    *,
+    held: Iterable[Any] | str | Path | None = None,
+    out: str | Path | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    on_block: Callable[[str, float], None] | None = None,
+) -> BlockResult:
+    """Set weights of a model of repeated blocks to zero, or take units out, one block at a time.
+
+    What the calibration data are when they come to a block decides which of its weights go and what
+    the others become; what the pruned block gives is what the next one reads. The model is changed
+    in place. Where ``structure`` takes whole units out, it keeps its shapes, with zeros in place of
+    neurons and heads (experts and blocks that go are left as they are), and ``result.model`` is a
+    new, smaller one: each of its blocks is shown to answer as the cut one in float64.
+
+    Args:
+        model: with a list of blocks of one class that a pass meets one after the other, each
+            handing its first output to the next: a transformer. Or a folder that transformers'
+            ``save_pretrained`` wrote, of which one block at a time is in memory: ``out`` becomes
+            a folder of the same kind. A killed call is made again, and goes on at the block.
+        recipe: ``{target, structure, multiple_of, solver, rates, repair, guard, blocks, exclude,
+            seed, text}``; see :class:`BlockRecipe`.
+        calibration: batches as the model is called with them, without labels. For a folder also
+            a text: ``.txt``, ``.jsonl``, a folder of them or one of ``datasets``.
+        held: others, which judge: nothing is chosen by them. A guard needs them. By default the
+            last tenth of a text, of which nothing is chosen then.
+        out: the folder to write, of a folder.
+        loss: ``(model, batch) -> scalar`` for ``held``; by default that of the next token.
+        on_block: told the name and the error of each block.
+
+    Raises:
+        InputError: for what cannot be used, before a weight is changed.
+        RunError: if what a layer reads is not finite. The weights are then as they were given.
+
+    >>> _ = torch.manual_seed(0)
+    >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> net = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    >>> found = prune_blocks(net, {"target": 0.5, "solver": "wanda"}, [torch.randn(4, 5, 8)])
+    >>> round(found.sparsity, 2), list(found.errors)
+    (0.5, ['layers.0', 'layers.1'])
+    """
+    if isinstance(model, (str, Path)):
+        if out is None:
+            raise InputError("prune_blocks writes what it makes of a folder: give out")
+        given_hooks(on_block=on_block, loss=loss)
+        return prune_folder(
+            Path(model), Path(out), block_recipe(recipe), calibration,
+            held=held, loss=loss, on_block=on_block,
+        )  # fmt: skip
+    if out is not None or isinstance(calibration, (str, Path)) or isinstance(held, (str, Path)):
+        raise InputError(
+            "out and text are for folders: a model at hand is pruned in place, with batches as it "
+            "is called with them"
+        )
+    given_model(model, "prune_blocks", values=True, code=True)
+    given_hooks(on_block=on_block, loss=loss)
+    how = block_recipe(recipe)
+    batches = given_batches(calibration, "calibration")
+    if batches is None:
+        raise InputError("prune_blocks passes batches through the blocks: give calibration")
+    judged = list(given_batches(held, "held") or ())
+    if how.guard is not None and not judged:
+        raise InputError("guard: it judges by data that nothing is chosen by: give held")
+    source, began = InMemory(model), time.process_time()
+    dropped = shallower(source, how, list(batches)) if BLOCK in how.parts else []
+    sizes = structure_of(source, how, list(batches), dropped) if how.parts else None
+    if sizes is not None and sizes.why:
+        warnings.warn(
+            f"the smaller model opens by prunus.hf.save and prunus.hf.load alone: no configuration "
+            f"says its sizes ({sizes.why})", stacklevel=2,
+        )  # fmt: skip
+    with preserve_rng(), evaluating(model), torch.no_grad():
+        seed(how.seed)
+        job = Job(Shallow(source, dropped) if dropped else source, how, list(batches), judged,
+                  Judge(loss), on_block or (lambda *_: None), sizes)  # fmt: skip
+        try:
+            job.run()
+            small = None if sizes is None else smaller(model, job.solving, batches[0])
+        except BaseException:  # whatever ends it, a stop too: the weights are as they were
+            source.undo()
+            raise
+    return replace(job.result(time.process_time() - began), model=small)

@@ -1,0 +1,246 @@
+"""What a walk over blocks is asked for, and what it did."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+from torch import nn
+
+from prunus._common.kinds import kind_of
+from prunus._common.tables import Table
+from prunus.errors import InputError
+from prunus.methods.solvers import Pattern
+from prunus.methods.traits import trait
+from prunus.recipe.load import explain
+from prunus.recipe.parts import Frozen
+from prunus.recipe.specs import Spec
+from prunus.types import Masks
+
+if TYPE_CHECKING:
+    from prunus.blocks.evaluate import Comparison
+
+PARTS = NEURON, HEAD, EXPERT, BLOCK = ("neuron", "head", "expert", "block")
+"""What a structure takes out of a model; the order in which it does."""
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return value
+    if value in PARTS if isinstance(value, str) else isinstance(value, Mapping):
+        return _parts({value: None} if isinstance(value, str) else value)
+    found = re.fullmatch(r"None|weight|(\d+):(\d+)", str(value))
+    if found and found.lastindex is None:
+        return None
+    if not found or not 0 < int(found[1]) < int(found[2]):
+        raise ValueError(
+            "it is weight, n:m with 0 < n < m such as 2:4, one of "
+            f"{', '.join(PARTS)}, or a rate for each of these: {{neuron: 0.25, head: 0.25}}"
+        )
+    return int(found[1]), int(found[2])
+
+
+def _parts(given: Mapping[Any, Any]) -> dict[str, float | None]:
+    if not given or set(given) - set(PARTS):
+        raise ValueError(f"rates are for {', '.join(PARTS)}, not for {', '.join(map(str, given))}")
+    for part, rate in given.items():
+        real = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if rate is not None and not (real and 0 < rate < 1):
+            raise ValueError(f"{part}: {rate!r:.40} is no part between 0 and 1")
+    return {str(part): None if rate is None else float(rate) for part, rate in given.items()}
+
+
+class BlockGuard(Frozen):
+    """What a walk may cost; what costs more is put back, and tried again at half the rate.
+
+    Attributes:
+        max_error: the most that ‖f(x) − g(x)‖² ÷ ‖f(x)‖² of a block may be, on held-out data.
+        max_loss: by how much the loss on held-out data may grow in all (nats for a token). A part
+            of the walk may use what its share of the removed weights is of this.
+        every: blocks between two looks at the loss.
+    """
+
+    max_error: Annotated[float, Field(gt=0)] | None = None
+    max_loss: Annotated[float, Field(gt=0)] | None = None
+    every: Annotated[int, Field(ge=1)] = 4
+
+
+class BlockRecipe(Frozen):
+    """What :func:`prune_blocks` is asked for.
+
+    Attributes:
+        target: the part of the weights of the blocks' matrices that goes; n:m sets it itself.
+        structure: ``weight``, or ``2:4`` and its like: n of every m inputs stay. Or what is taken
+            out as a whole, and how much of it in every block: ``{neuron: 0.25, head: 0.25}``, or
+            a name alone, of which the target goes: the model becomes smaller.
+        multiple_of: neurons that stay in a block are a multiple of this.
+        solver: how: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt`` or ``alps``, with settings.
+        rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
+        repair: steps of gradient descent behind each block, toward what the dense model has there:
+            ``{steps: 100, rate: 0.0005}``; by default none.
+        guard: what it may cost; needs held-out data.
+        blocks: the name of the list of blocks; by default the one with most parameters, and
+            others that have a tenth of those.
+        exclude: patterns of matrices that stay whole.
+        seed: of noise in the model, and of the windows of text.
+        text: how text becomes batches: ``{windows: 128, length: 512, held: 16, clean: []}``.
+    """
+
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    structure: Annotated[
+        tuple[int, int] | dict[str, float | None] | None, BeforeValidator(_short)
+    ] = None
+    multiple_of: Annotated[int, Field(ge=1)] = 1
+    solver: Spec = Spec(name="sparsegpt")
+    rates: Spec = Spec(name="uniform")
+    repair: BlockRepair | None = None
+    guard: BlockGuard | None = None
+    blocks: str | None = None
+    exclude: list[str] = Field(default_factory=list)
+    seed: int = 0
+    text: BlockText = Field(default_factory=lambda: BlockText())
+
+    def pattern(self, rate: float) -> Pattern:
+        """How much of a matrix stays in a block of this rate."""
+        return Pattern(rate, self.n_of_m)
+
+    @property
+    def asked(self) -> float:
+        """The part that goes."""
+        return self.target if self.n_of_m is None else 1 - self.n_of_m[0] / self.n_of_m[1]
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """Inputs that stay of every m, if that is the structure."""
+        return self.structure if isinstance(self.structure, tuple) else None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """How much of what is taken out as a whole; empty: weights become zero."""
+        given = self.structure if isinstance(self.structure, dict) else {}
+        return {p: self.target if given[p] is None else float(given[p] or 0)
+                for p in PARTS if p in given}  # fmt: skip
+
+
+class BlockRepair(Frozen):
+    """Gradient steps behind each block.
+
+    Attributes:
+        steps: of Adam, one calibration batch each.
+        rate: at first; it falls linearly to zero.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 100
+    rate: Annotated[float, Field(gt=0)] = 5e-4
+
+
+class BlockText(Frozen):
+    """How text becomes batches.
+
+    Attributes:
+        source: the file or folder that chooses, where the command names none; in a recipe's file
+            it is relative to that.
+        windows: of the calibration text, at random places.
+        length: of a window, in tokens, with the beginning of a sequence in front.
+        held: windows that judge, one after the other: of the text that is given for it, or else of
+            the last tenth of the calibration text, of which nothing is chosen then.
+        clean: what is taken out of texts first.
+    """
+
+    source: str | None = None
+    windows: Annotated[int, Field(ge=1)] = 128
+    length: Annotated[int, Field(ge=2)] = 512
+    held: Annotated[int, Field(ge=0)] = 16
+    clean: list[str] = Field(default_factory=list)
+
+
+BlockRecipe.model_rebuild()
+
+
+def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
+    """A recipe of plain values, checked.
+
+    Raises:
+        InputError: for what cannot be, every key at once.
+    """
+    if isinstance(given, BlockRecipe):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"the recipe is {kind_of(given)}: give a mapping, such as {{'target': 0.5}}"
+        )
+    try:
+        made = BlockRecipe.model_validate(given)
+    except ValidationError as error:
+        raise InputError("recipe:\n" + "\n".join(explain(error, BlockRecipe))) from None
+    if made.n_of_m is not None and not trait("block_rates", made.rates.name, "FLAT"):
+        n, m = made.n_of_m
+        raise InputError(f"rates: {made.rates.name} needs structure: weight; {n}:{m} is every "
+                         "block's rate")  # fmt: skip
+    for key in ("solver", "rates", "guard") if made.parts else ():
+        if key in made.model_fields_set and getattr(made, key) is not None:
+            raise InputError(
+                f"{key}: it is for zeros; structure {', '.join(made.parts)} takes as much out of "
+                "every block, since a configuration has one number for all"
+            )
+    if EXPERT in made.parts and made.repair is not None:
+        raise InputError("repair: not with structure: expert, whose router chooses others then")
+    if "multiple_of" in made.model_fields_set and NEURON not in made.parts:
+        raise InputError("multiple_of: it is for structure: neuron")
+    return made
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What :func:`prune_blocks` did.
+
+    Attributes:
+        masks: by parameter name, True = kept: :func:`prunus.enforce` holds them in training. Of a
+            folder, which is not in memory, there are none: what is zero in it went.
+        errors: of each block by name, ‖f(x) − g(x)‖² ÷ ‖f(x)‖² for what it gave and gives now, on
+            what the blocks before it leave of the held-out data, or of the calibration data where
+            there are none.
+        rates: the part of each block's matrices that went.
+        sparsity: zeros ÷ weights of the matrices that were pruned.
+        loss: next-token loss on the held-out data, before and after, where the model gives one.
+        seconds: of processor time.
+        stayed: matrices that stay whole, and why.
+        folder: what was written.
+        comparison: of a folder, with the dense model, on the held-out text.
+        model: the smaller one, where units were taken out of one at hand; the one that was given
+            keeps its shapes, with zeros in their place.
+        gate: the largest difference between a smaller block and the masked one, in float64,
+            relative to the largest output; ``None`` for zeros.
+    """
+
+    masks: Masks
+    errors: Mapping[str, float]
+    rates: Mapping[str, float]
+    sparsity: float
+    seconds: float
+    loss: tuple[float, float] | None = None
+    stayed: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    comparison: Comparison | None = None
+    model: nn.Module | None = field(default=None, repr=False)
+    gate: float | None = None
+
+    def table(self) -> Table:
+        """A row for each block."""
+        rows = [(n, f"{self.rates[n]:.3f}", f"{e:.4g}") for n, e in self.errors.items()]
+        return Table(("block", "went", "error"), rows)
+
+    def __repr__(self) -> str:
+        end = f"<BlockResult: sparsity {self.sparsity:.4f} in {self.seconds:.1f} s"
+        if self.loss is not None:
+            end += f", loss {self.loss[0]:.4f} -> {self.loss[1]:.4f}"
+        after = "prunus.enforce(model, result.masks, optimizer)"
+        if self.model is not None:
+            after = "result.model"
+        if self.folder is not None:
+            after = f"AutoModelForCausalLM.from_pretrained('{self.folder}')"
+        return f"{end}\n{self.table()}\nnext: {after}>"

@@ -1,0 +1,64 @@
+"""The smaller model, of one at hand whose blocks have lost units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.blocks.solving import Solving
+from prunus.blocks.structuring import Sizes, Structuring
+from prunus.blocks.units import taken
+from prunus.compaction.compact import compact
+
+
+def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
+    """A model without the units that a walk has set to zero.
+
+    Of a class that opens itself it is made of the configuration that says the sizes which are left;
+    of any other by :func:`prunus.compact`.
+
+    Args:
+        model: with zeros.
+        solving: that has set them.
+        example: a batch.
+
+    Raises:
+        RunError: if the smaller model does not answer as the given one.
+    """
+    assert isinstance(solving, Structuring)
+    fresh: Any = solving.sizes.fresh
+    if fresh is None:
+        found = compact(model, solving.masks, example)
+        solving.gate = found.error
+        return found.model
+    kept = {f"{block}.{n}": i for block, cut in solving.kept.items() for n, i in cut.items()}
+    buffers = {n: b for n, b in model.named_buffers() if n not in model.state_dict()}
+    names = {n: new for n in model.state_dict() if (new := _named(n, solving.sizes))}
+    state = {names[n]: taken(t, kept.get(n, ())).clone() for n, t in model.state_dict().items()
+             if n in names}  # fmt: skip
+    fresh.load_state_dict(state, assign=True)
+    fresh.tie_weights()
+    for name, buffer in fresh.named_buffers():
+        if name in buffers and buffers[name].shape == buffer.shape:
+            _put(fresh, name, buffers[name].clone())
+    learns = {names[n]: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)
+              if n in names}  # fmt: skip
+    for name, parameter in fresh.named_parameters():
+        parameter.requires_grad_(learns[name])
+    if getattr(model, "generation_config", None) is not None:
+        fresh.generation_config = model.generation_config
+    return fresh.train(model.training)  # type: ignore[no-any-return]
+
+
+def _named(name: str, sizes: Sizes) -> str:
+    """What a tensor is called in the smaller model; empty: it is gone with its block."""
+    for block, new in (*sizes.names.items(), *((block, "") for block in sizes.dropped)):
+        if name.startswith(f"{block}."):
+            return new and new + name[len(block) :]
+    return name
+
+
+def _put(model: nn.Module, name: str, value: Tensor) -> None:
+    path, _, key = name.rpartition(".")
+    model.get_submodule(path)._buffers[key] = value

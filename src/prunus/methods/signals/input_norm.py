@@ -1,0 +1,89 @@
+"""How large the numbers are that each weight is multiplied by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus._common.activations import at_once, columns, is_affine
+from prunus._common.calibrating import calibrating
+from prunus._common.distributed import gather, total
+from prunus._common.names import unwrapped
+from prunus.errors import InputError
+from prunus.methods.signals import SignalContext
+
+CALIBRATION = True
+READS_INPUTS = True
+
+
+def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
+    """√(mean of x_j²) over calibration batches, for the weights that multiply input x_j.
+
+    Of a linear layer x is its input, of a convolution each of the windows that a filter sees; the
+    model is in eval mode. One number for each column of a layer is held while batches pass.
+
+    Raises:
+        InputError: without calibration or loss, or for a parameter that is not the weight of a
+            linear layer or convolution which the loss runs.
+    """
+    if context.calibration is None or context.loss is None:
+        raise InputError(
+            "this criterion reads the inputs of layers: pass calibration (batches) and loss (a "
+            "function of model and batch)"
+        )
+    model = unwrapped(context.model)
+    names = {id(p): n for n, p in context.parameters.items()}
+    modules = {names[id(m.weight)]: m for m in model.modules() if is_affine(m)
+               and id(m.weight) in names}  # fmt: skip
+    _refuse(set(context.parameters) - set(modules), "is no weight of a linear layer or convolution")
+    sums = {n: _zeros(m) for n, m in modules.items()}
+    counts = dict.fromkeys(modules, 0)
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def note(layer: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                given = args[0].detach()
+                for part in given.split(at_once(layer, given, output)):
+                    read = columns(layer, part).double()
+                    sums[name] += read.square().sum(dim=1)
+                    counts[name] += read.shape[1]
+
+            hooks.callback(module.register_forward_hook(note).remove)
+        given = context.model, context.calibration, context.loss, context.seed
+        with calibrating(*given) as inner:
+            for batch in context.calibration:
+                context.loss(inner, batch)
+    every = gather(counts)
+    seen = {name: sum(rank[name] for rank in every) for name in counts}
+    if not any(seen.values()):
+        raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
+    _refuse({n for n, count in seen.items() if not count}, "belongs to a layer that does not run")
+    total(list(sums.values()))
+    return {n: _spread(modules[n], (sums[n] / seen[n]).sqrt()) for n in modules}
+
+
+def _zeros(module: nn.Module) -> Tensor:
+    weight = module.get_parameter("weight")
+    groups = getattr(module, "groups", 1)
+    return weight.new_zeros((groups, weight[0].numel()), dtype=torch.float64)
+
+
+def _spread(module: nn.Module, norms: Tensor) -> Tensor:
+    """A number for each column of each group, ``[groups, columns]``, at every weight of it."""
+    weight = module.get_parameter("weight")
+    rows = norms[:, None].expand(len(norms), len(weight) // len(norms), -1)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return rows.reshape(weight.shape).to(dtype)
+
+
+def _refuse(names: set[str], why: str) -> None:
+    if names:
+        some = ", ".join(f"'{n}'" for n in sorted(names)[:3])
+        raise InputError(
+            f"input_norm: {some}{' and others' * (len(names) > 3)} {why}, so what it multiplies is "
+            "unknown: leave it out with scope.exclude, or use another criterion"
+        )

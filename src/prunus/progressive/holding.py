@@ -1,0 +1,54 @@
+"""What else holds a model's weights, at the end of a training: held, or told of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from prunus.progressive.engine import PruningEngine
+from prunus.pruning.copies import leave_mark
+from prunus.pruning.followers import Followers, owner_of
+
+
+def hold(engine: PruningEngine) -> None:
+    """Zero what is removed, in the model and its copies, and warn of what was not."""
+    names = engine.enforcer.hold()
+    if names:
+        warnings.warn(
+            f"removed weights of {_listed(names)} were not zero: something wrote to them outside "
+            "optimizer.step() (an average that was copied back, a loaded state, an optimizer that "
+            "swaps weights). They are zero now; to keep such a copy as sparse as the model, pass "
+            "it to copies=[…]",
+            stacklevel=3,
+        )
+
+
+def followers_of(engine: PruningEngine) -> Followers:
+    """What there is before a training, so that :func:`finish` can tell what follows the model."""
+    weights = [engine.model.get_parameter(layer.name) for layer in engine.space.layers]
+    return Followers(weight.shape for weight in weights)
+
+
+def finish(engine: PruningEngine, followers: Followers) -> None:
+    """Warn of averages that are not as sparse as the model, and let it know its masks.
+
+    Args:
+        engine: of the loop.
+        followers: from the beginning of the training.
+    """
+    known = engine.enforcer.known_tensors() | {id(t) for t in engine.running.tensors.values()}
+    masks = dict(engine.enforcer.masks)
+    found = followers.dense(engine.model, masks, known)
+    if found:
+        owners = dict.fromkeys(owner_of(t) for t in found.values())
+        warnings.warn(
+            f"{' and '.join(owners)} holds copies of {_listed(list(found))} that were written to "
+            "while the model was pruned (an average?) and have values where weights were removed: "
+            "pass such copies to copies=[…], and they stay as sparse as the model",
+            stacklevel=3,
+        )
+    leave_mark(engine.model, masks)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -1,0 +1,112 @@
+"""Averages of a model that nobody named: tensors that follow its weights from outside."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.pruning.masks import not_zero
+from prunus.types import Masks
+
+ALIKE = 0.5
+"""Cosine between what is kept of a weight and a tensor above which it follows that weight."""
+CHANCE = 4.0
+"""Cosines of n random values have a standard deviation of 1 ÷ √n: so many of them are no chance."""
+
+
+_OURS = "_kept_by_prunus"
+
+
+def ours(module: nn.Module) -> nn.Module:
+    """Let a copy of the model that prunus keeps not be taken for an average of somebody's."""
+    for tensor in module.parameters():
+        setattr(tensor, _OURS, True)
+    return module
+
+
+class Followers:
+    """What was there when pruning began, so that what was written to since then shows.
+
+    A tensor follows a weight if it has its shape and nearly its direction, is written to while
+    the model is pruned, and no optimizer trains it: an average (EMA, SWA) of a loop of one's own.
+
+    Args:
+        shapes: of the weights in scope.
+    """
+
+    def __init__(self, shapes: Iterable[torch.Size]) -> None:
+        self._shapes = frozenset(shapes)
+        self._before = {id(t): (weakref.ref(t), _sample(t)) for t in self._alive()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Followers:
+        return Followers(self._shapes)
+
+    def _alive(self) -> Iterator[Tensor]:
+        for value in gc.get_objects():
+            if type(value) in (Tensor, nn.Parameter) and value.shape in self._shapes:
+                real = value.layout == torch.strided and value.device.type != "meta"
+                if (
+                    real
+                    and value.is_floating_point()
+                    and value.numel()
+                    and not hasattr(value, _OURS)
+                ):
+                    yield value
+
+    @torch.no_grad()
+    def dense(self, model: nn.Module, masks: Masks, known: set[int]) -> dict[str, Tensor]:
+        """Those that have values where weights are removed, by the weight that they follow.
+
+        Args:
+            model: that they follow.
+            masks: of its weights.
+            known: tensors that are none, by ``id``: what optimizers train, and their state.
+        """
+        own = dict(model.named_parameters())
+        masked = {name: own[name] for name in masks if name in own}
+        known = known | {id(t) for p in own.values() for t in (p, p.grad) if t is not None}
+        found: dict[str, Tensor] = {}
+        for tensor in self._alive():
+            if id(tensor) in known or not self._written(tensor):
+                continue
+            for name, weight in masked.items():
+                if name not in found and _follows(tensor, weight, masks[name]):
+                    found[name] = tensor
+                    break
+        return found
+
+    def _written(self, tensor: Tensor) -> bool:
+        ref, sample = self._before.get(id(tensor), (None, None))
+        if ref is None or sample is None or ref() is not tensor:  # it is younger
+            return tensor._version > 1  # once: what torch.load read
+        return not torch.equal(sample, _sample(tensor))
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    return tensor.detach()[0].clone()
+
+
+def _follows(tensor: Tensor, weight: Tensor, mask: Tensor) -> bool:
+    if tensor.shape != weight.shape or tensor.device != weight.device:
+        return False
+    kept = mask.to(weight.device).expand(weight.shape)
+    a, b = weight.detach()[kept].float(), tensor.detach()[kept].float()
+    least = max(ALIKE, CHANCE / max(1, a.numel()) ** 0.5)
+    close = float(a @ b) > least * float(a.norm()) * float(b.norm())
+    return close and not_zero(tensor, mask)
+
+
+def owner_of(tensor: Tensor) -> str:
+    """The largest module that holds a tensor, for people."""
+    holders = [
+        module
+        for module in gc.get_objects()
+        if issubclass(type(module), nn.Module) and any(t is tensor for t in module.parameters())
+    ]
+    largest = max(holders, key=lambda m: sum(1 for _ in m.parameters()), default=None)
+    return "a tensor" if largest is None else f"{type(largest).__name__}"

@@ -1,0 +1,97 @@
+"""Parts of a recipe that are mappings of plain values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+
+class Frozen(BaseModel):
+    """Values that cannot be changed, none beside those that are known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def changed(model: BaseModel) -> dict[str, Any]:
+    """The values that differ from the defaults, and settings that a method alone knows."""
+    fields = type(model).model_fields
+    usual = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    return {key: v for key, v in model if key not in fields or v != usual[key]}
+
+
+Arm: TypeAlias = Literal["dense_longer", "same_shape_from_scratch", "random_choice"]
+"""What else is trained on the budget of a run, to be set beside the pruned model."""
+
+
+class Teacher(Frozen):
+    """Whose answers retraining learns from: those of the dense model of round 0."""
+
+    model: Literal["dense"] = "dense"
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.9
+    mix: bool = False
+    objective: Literal["kl", "mse"] = "kl"
+    hidden: list[str] = Field(default_factory=list)
+    hidden_weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @field_validator("hidden", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @model_serializer
+    def _written(self) -> Any:
+        given = changed(self)
+        return given or self.model
+
+
+class Deploy(Frozen):
+    """How the result will be run: ``auto`` takes the fastest runtime that keeps the answers."""
+
+    runtime: str = "auto"
+    batch: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"runtime": value} if isinstance(value, str) else value
+
+    @model_serializer
+    def _written(self) -> Any:
+        given = changed(self)
+        return given if set(given) - {"runtime"} else self.runtime
+
+
+class UnitScore(Frozen):
+    """From the scores of weights to that of their unit, and from layers to what compares them.
+
+    ``reduce``: of the weights of a unit, coupled members included; ``normalize``: what the scores
+    of a layer's units are divided by, so that layers of any scale compete.
+    """
+
+    reduce: Literal["mean", "sum", "max", "l2"] = "mean"
+    normalize: Literal["none", "mean", "max", "l2"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"reduce": value} if isinstance(value, str) else value
+
+    @model_serializer
+    def _written(self) -> Any:
+        given = changed(self)
+        return given if set(given) - {"reduce"} else self.reduce

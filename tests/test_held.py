@@ -1,0 +1,546 @@
+"""A model that is called sparse is: whoever writes to its weights is held, or named."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import prunus
+from prunus.errors import InputError, RunError
+from prunus.pruning.optimizers import Together
+
+STEPS = 20
+INPUTS = torch.randn(32, 10, generator=torch.Generator().manual_seed(1))
+CLASSES = torch.arange(32) % 3
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 3))
+
+
+def sgd(model: nn.Module, rate: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+
+
+def step(model: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    nn.functional.cross_entropy(model(INPUTS), CLASSES).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def left(model: nn.Module, masks: prunus.types.Masks) -> int:
+    """Values where weights are removed."""
+    return sum(int((model.get_parameter(n)[~m] != 0).sum()) for n, m in masks.items())
+
+
+@contextmanager
+def told(text: str) -> Iterator[None]:
+    with pytest.warns(UserWarning, match=text):
+        yield
+
+
+# --- averages
+
+
+def torchs_average(model: nn.Module) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    return ema, lambda: ema.update_parameters(model), ema.module.get_parameter
+
+
+def plain_average(model: nn.Module) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    """Every step's mean so far, as for stochastic weight averaging."""
+    swa = AveragedModel(model)
+    return swa, lambda: swa.update_parameters(model), swa.module.get_parameter
+
+
+def a_deep_copy(model: nn.Module) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    twin = copy.deepcopy(model).requires_grad_(False)
+
+    def update() -> None:
+        for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs.detach(), 0.1)
+
+    return twin, update, twin.get_parameter
+
+
+def a_shadow(model: nn.Module) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    """Tensors by name, as many write it by hand."""
+    shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def update() -> None:
+        for name, p in model.named_parameters():
+            shadow[name].mul_(0.9).add_(p.detach(), alpha=0.1)
+
+    return shadow, update, shadow.__getitem__
+
+
+def a_shadow_made_anew(
+    model: nn.Module,
+) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def update() -> None:
+        for name, p in model.named_parameters():
+            shadow[name] = 0.9 * shadow[name] + 0.1 * p.detach()
+
+    return shadow, update, shadow.__getitem__
+
+
+AVERAGES = [torchs_average, plain_average, a_deep_copy, a_shadow, a_shadow_made_anew]
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_an_average_that_is_named_is_as_sparse_as_the_model(average: Any) -> None:
+    model = net()
+    optimizer = sgd(model)
+    ema, update, get = average(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS, copies=[ema])
+    for _ in range(STEPS):
+        step(model, optimizer)
+        update()
+    pruner.finish()
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.01)
+    for name, mask in pruner.masks.items():
+        assert not get(name)[~mask].any()
+        assert get(name)[mask].all()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("average", AVERAGES[:4])
+def test_an_average_that_nobody_named_is_told_of_at_the_end(average: Any, when: str) -> None:
+    model = net()
+    optimizer = sgd(model, 0.01)
+    made = average(model) if when == "before" else None
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    _, update, _ = made or average(model)
+    for _ in range(STEPS):
+        step(model, optimizer)
+        update()
+    with told(r"copies of '0\.weight'.*pass such copies to copies="):
+        pruner.finish()
+
+
+def test_what_only_looks_like_the_model_is_not_told_of() -> None:
+    """A dense twin in training, a snapshot of the model, accumulators of gradients."""
+    model, twin = net(), net()
+    optimizer, other = sgd(model), sgd(twin)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    best = copy.deepcopy(model)
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    squares = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    for _ in range(STEPS):
+        step(model, optimizer)
+        step(twin, other)
+        for name, p in model.named_parameters():
+            assert p.grad is not None
+            squares[name].addcmul_(p.grad, p.grad)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.finish()
+    assert all(t.all() for t in (best[0].weight, kept["0.weight"], twin[0].weight))
+
+
+def test_a_copy_that_is_none_is_refused_by_name() -> None:
+    model = net()
+    for wrong in (nn.Linear(10, 24), {"0.weight": torch.ones(2, 2)}, [1]):
+        masks = {"0.weight": torch.rand(24, 10) > 0.5}
+        with pytest.raises(InputError, match="copies"):
+            prunus.enforce(model, masks, sgd(model), copies=[wrong])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["WeightAveraging", "StochasticWeightAveraging"])
+def test_averages_of_lightnings_callbacks_are_held(kind: str, first: bool) -> None:
+    import lightning.pytorch as pl
+    from lightning.pytorch import callbacks
+
+    from prunus.integrations.lightning import PruneCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self)
+
+    data = torch.utils.data.TensorDataset(INPUTS, CLASSES)
+    settings = {"swa_lrs": 0.01, "swa_epoch_start": 2} if kind[0] == "S" else {}
+    model, own = Module(), PruneCallback({"target": 0.8})
+    other = getattr(callbacks, kind)(**settings)
+    trainer = pl.Trainer(
+        max_epochs=5, callbacks=[own, other] if first else [other, own], accelerator="cpu",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning's own: torch's deprecations, workers
+        warnings.filterwarnings("error", ".*(removed weights|weights were removed)")
+        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=8))
+    assert own.pruner is not None
+    assert own.pruner.sparsity == pytest.approx(0.8, abs=0.01)
+    assert left(model, own.pruner.masks) == 0
+
+
+# --- writes outside optimizer.step()
+
+
+def by_copying(model: nn.Module, dense: nn.Module) -> None:
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), dense.parameters(), strict=True):
+            p.copy_(q)
+
+
+def by_data(model: nn.Module, dense: nn.Module) -> None:
+    for p, q in zip(model.parameters(), dense.parameters(), strict=True):
+        p.data = q.data.clone()
+
+
+def by_loading(model: nn.Module, dense: nn.Module) -> None:
+    model.load_state_dict(dense.state_dict())
+
+
+def by_assigning(model: nn.Module, dense: nn.Module) -> None:
+    model.load_state_dict(copy.deepcopy(dense.state_dict()), assign=True)
+
+
+def by_new_parameters(model: nn.Module, dense: nn.Module) -> None:
+    for name, p in dense.named_parameters():
+        path, _, key = name.rpartition(".")
+        setattr(model.get_submodule(path), key, nn.Parameter(p.detach().clone()))
+
+
+def by_an_optimizer_without_hooks(model: nn.Module, dense: nn.Module) -> None:
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), dense.parameters(), strict=True):
+            p.sub_(0.5 * (p - q))
+
+
+IN_PLACE = [by_copying, by_data, by_loading, by_an_optimizer_without_hooks]
+WAYS = [*IN_PLACE, by_assigning, by_new_parameters]
+
+
+def half_way(way: Any) -> tuple[nn.Module, torch.optim.Optimizer, prunus.Pruner]:
+    model = net()
+    dense, optimizer = copy.deepcopy(model), sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for _ in range(STEPS // 2):
+        step(model, optimizer)
+    way(model, dense)
+    assert left(model, pruner.masks)
+    return model, optimizer, pruner
+
+
+@pytest.mark.parametrize("way", IN_PLACE)
+def test_weights_that_someone_else_wrote_are_held_at_the_next_step(way: Any) -> None:
+    model, optimizer, pruner = half_way(way)
+    for _ in range(STEPS // 2):
+        step(model, optimizer)
+        assert left(model, pruner.masks) == 0
+    pruner.finish()
+
+
+@pytest.mark.parametrize("way", [by_assigning, by_new_parameters])
+def test_a_parameter_that_the_optimizer_does_not_have_ends_the_next_step(way: Any) -> None:
+    model, optimizer, _ = half_way(way)
+    with pytest.raises(RunError, match=r"'0\.weight' is another tensor.*without assign"):
+        step(model, optimizer)
+
+
+@pytest.mark.parametrize("way", [by_assigning, by_new_parameters])
+def test_a_new_optimizer_for_new_parameters_is_held(way: Any) -> None:
+    model, _, pruner = half_way(way)
+    other = sgd(model)
+    for _ in range(3):
+        step(model, other)
+        assert left(model, pruner.masks) == 0
+    grads = [(model.get_parameter(n).grad, m) for n, m in pruner.masks.items()]
+    assert all(g is not None and not g[~m].any() for g, m in grads)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("event", ["finish", "state"])
+def test_weights_that_someone_wrote_last_are_named_and_zero_again(way: Any, event: str) -> None:
+    model, _, pruner = half_way(way)
+    with told(r"removed weights of '0\.weight' and 1 more were not zero"):
+        pruner.finish() if event == "finish" else pruner.state_dict()
+    assert left(model, pruner.masks) == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_file_of_a_model_that_is_no_longer_sparse_is_told_of(
+    way: Any, finished: bool, tmp_path: Path
+) -> None:
+    model = net()
+    dense, optimizer = copy.deepcopy(model), sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    if finished:
+        pruner.finish()
+    prunus.save(model, tmp_path / "sparse.safetensors")
+    way(model, dense)
+    with told("saved was pruned, and '0.weight' and 1 more has values again"):
+        prunus.save(model, tmp_path / "dense.safetensors")
+
+
+# --- optimizers
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Trains y, keeps z beside it, and swaps in their mean x for evaluation."""
+
+    def __init__(self, params: Any, lr: float = 0.1, beta: float = 0.9) -> None:
+        super().__init__(params, {"lr": lr, "beta": beta, "k": 0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] += 1
+            for p in group["params"]:
+                z = self.state[p].setdefault("z", p.detach().clone())
+                share = 1 / group["k"]
+                p.lerp_(z, share).add_(p.grad, alpha=-group["lr"] * (1 - group["beta"]))
+                z.add_(p.grad, alpha=-group["lr"])
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.lerp_(self.state[p]["z"], 1 - 1 / group["beta"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: ScheduleFree(p),
+        lambda p: torch.optim.ASGD(p, lr=0.1),
+        lambda p: torch.optim.ASGD(p, lr=0.1, t0=2),
+    ],
+    ids=["schedule-free", "averages", "averages later"],
+)
+def test_state_that_mirrors_the_weights_is_as_sparse_as_they_are(make: Any) -> None:
+    model = net()
+    optimizer = make(model.parameters())
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    pruner.finish()
+    key = "ax" if isinstance(optimizer, torch.optim.ASGD) else "z"
+    for name, mask in pruner.masks.items():
+        assert not optimizer.state[model.get_parameter(name)][key][~mask].any()
+    if isinstance(optimizer, ScheduleFree):
+        optimizer.eval()
+        assert left(model, pruner.masks) == 0
+
+
+def test_momenta_are_left_as_they_are() -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    pruner.finish()
+    state = optimizer.state[model[0].weight]  # type: ignore[index]
+    assert state["exp_avg"][~pruner.masks["0.weight"]].any()
+
+
+def two_of(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    return (
+        torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9),  # type: ignore[index]
+        torch.optim.AdamW(model[2].parameters(), lr=0.01),  # type: ignore[index]
+    )
+
+
+GRADUAL = {"target": 0.8}
+ROUNDS = {"target": 0.8, "rounds": 3, "schedule": "linear", "allocation": "uniform"}
+
+
+@pytest.mark.parametrize("recipe", [GRADUAL, ROUNDS], ids=["gradual", "rounds"])
+@pytest.mark.parametrize("given", ["both", "first", "last"])
+def test_every_optimizer_with_a_weight_in_scope_is_held(given: str, recipe: Any) -> None:
+    model = net()
+    both = two_of(model)
+    told_of = {"both": list(both), "first": both[0], "last": both[1]}[given]
+    pruner = prunus.Pruner(model, recipe, told_of, steps=STEPS)
+    for _ in range(STEPS):
+        step(model, *both)
+        assert left(model, pruner.masks) == 0
+    assert pruner.done
+    pruner.finish()
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_several_optimizers_make_one_step_and_are_rolled_back_together() -> None:
+    model = net()
+    both = two_of(model)
+    metrics, states = iter([1.0, 1.0, 0.0]), []
+
+    def evaluate(_: nn.Module) -> float:
+        states.append(copy.deepcopy([o.state_dict()["state"] for o in both]))
+        return next(metrics)
+
+    recipe = {**ROUNDS, "retrain": "4it", "guard": {"max_drop": 0.1}}
+    pruner = prunus.Pruner(model, recipe, both, evaluate=evaluate)
+    for _ in range(8):
+        step(model, *both)
+    assert [r.accepted for r in pruner.rounds] == [True, True, False]
+    for optimizer, before, rejected in zip(both, states[1], states[2], strict=True):
+        now = optimizer.state_dict()["state"]
+        pairs = [(now[i][k], v, rejected[i][k]) for i in before for k, v in before[i].items()]
+        pairs = [each for each in pairs if isinstance(each[1], Tensor)]
+        assert all(torch.equal(a, b) for a, b, _ in pairs)
+        assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_optimizers_taken_together_give_back_what_they_saved() -> None:
+    model, twin = net(), net()
+    both, others = two_of(model), two_of(twin)
+    step(model, *both)
+    saved = Together(both).state_dict()
+    assert [g["params"] for g in saved["param_groups"]] == [[0, 1], [2, 3]]
+    Together(others).load_state_dict(saved)
+    for a, b in zip(both, others, strict=True):
+        mine, theirs = a.state_dict(), b.state_dict()
+        assert mine["param_groups"] == theirs["param_groups"]
+        for i, entry in mine["state"].items():
+            assert all(torch.equal(v, theirs["state"][i][k]) for k, v in entry.items())
+
+
+def test_an_optimizer_made_later_is_held_too() -> None:
+    model = net()
+    masks = prunus.prune(model, {"target": 0.8}).masks
+    stop = prunus.enforce(model, masks, sgd(model))
+    later = torch.optim.Adam(model.parameters(), lr=0.1)
+    step(model, later)
+    assert left(model, masks) == 0
+    stop()
+    step(model, later)
+    assert left(model, masks) > 0
+
+
+# --- gradients
+
+
+def test_layers_that_are_unfrozen_later_get_the_same_gradient_masks() -> None:
+    model = net()
+    masks = prunus.prune(model, {"target": 0.5}).masks
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    prunus.enforce(model, masks, optimizer)
+    assert not model[0].weight.requires_grad
+    step(model, optimizer)
+    model[0].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    nn.functional.cross_entropy(model(INPUTS), CLASSES).backward()
+    grad = model[0].weight.grad
+    assert grad is not None
+    assert grad.any()
+    assert not grad[~masks["0.weight"]].any()
+    optimizer.step()
+    assert left(model, masks) == 0
+
+
+def test_a_plain_train_never_lets_gradients_of_removed_weights_reach_clipping() -> None:
+    seen: list[float] = []
+
+    def train(model: nn.Module) -> None:
+        optimizer = sgd(model)
+        gone = {n: p == 0 for n, p in model.named_parameters() if p.dim() > 1}
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(INPUTS), CLASSES).backward()
+            grads = [model.get_parameter(n).grad for n in gone]
+            seen.extend(
+                float(g[m].abs().sum())
+                for g, m in zip(grads, gone.values(), strict=True)
+                if g is not None
+            )
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    model = net()
+    prunus.prune(model, {"target": 0.8, "rounds": 2, "schedule": "linear"}, train=train)
+    assert len(seen) == 12
+    assert not any(seen)
+    assert not model[0].weight._post_accumulate_grad_hooks
+
+
+# --- copies of model and optimizer
+
+
+def test_a_copy_of_model_and_optimizer_that_trains_on_is_told_of() -> None:
+    model = net()
+    optimizer = sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for _ in range(STEPS // 2):
+        step(model, optimizer)
+    twin, other = copy.deepcopy((model, optimizer))
+    with told("trains a copy of the Sequential.*prunus.enforce"):
+        step(twin, other)
+    prunus.enforce(twin, pruner.masks, other)
+    for _ in range(3):
+        step(twin, other)
+    assert left(twin, pruner.masks) == 0
+    assert pruner.step == STEPS // 2
+
+
+def test_a_copy_that_was_trained_on_is_told_of_when_saved(tmp_path: Path) -> None:
+    model = net()
+    optimizer = sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    pruner.finish()
+    twin = copy.deepcopy(model)
+    prunus.save(twin, tmp_path / "sparse.safetensors")
+    step(twin, sgd(twin))
+    with told("has values again"):
+        prunus.save(twin, tmp_path / "dense.safetensors")
+
+
+def test_a_pickle_of_a_model_at_work_needs_nothing_of_prunus() -> None:
+    model = net()
+    pruner = prunus.Pruner(model, {"target": 0.8}, sgd(model), steps=STEPS)
+    for protocol in (2, 5):
+        assert b"prunus" not in pickle.dumps(model, protocol)
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert b"prunus" not in file.getvalue()
+    again = pickle.loads(pickle.dumps(model))
+    again.load_state_dict(model.state_dict())
+    with pytest.warns(UserWarning, match="ended after 0 of 20 steps"):
+        pruner.finish()
+
+
+def test_two_pruners_of_one_model_hold_what_is_theirs(tmp_path: Path) -> None:
+    model = net()
+    first, last = two_of(model)
+    each = [
+        prunus.Pruner(model, {"target": 0.8, "scope": {"include": [name]}}, optimizer, steps=STEPS)
+        for name, optimizer in (("0", first), ("2", last))
+    ]
+    for _ in range(STEPS):
+        step(model, first, last)
+    for pruner in each:
+        pruner.finish()
+        assert left(model, pruner.masks) == 0
+    prunus.save(model, tmp_path / "model.safetensors")

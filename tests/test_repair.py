@@ -1,0 +1,328 @@
+"""What comes back after a cut and before any training: each repair by its own equation."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import prunus
+from prunus import InputError
+from prunus._common.activations import columns, places, rows, watch
+from prunus.methods.catalog import names
+from prunus.methods.repairs import RepairContext
+from prunus.methods.repairs.least_squares import conjugate_gradients
+from prunus.methods.repairs.least_squares import least_squares as fit
+from prunus.methods.repairs.reconstruct import blocks_of
+
+Batch = tuple[Tensor, Tensor]
+REPAIRS = names("repairs")
+
+
+def images(count: int, seed: int) -> Batch:
+    """Four kinds of diagonal stripes under noise."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randint(0, 4, (count,), generator=generator)
+    stripes = torch.stack([torch.eye(8).roll(2 * k, 0) for k in range(4)])
+    return torch.randn(count, 1, 8, 8, generator=generator) + 2 * stripes[kinds][:, None], kinds
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    blocks = [
+        nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(), nn.Dropout(0.2))
+        for i, o in ((1, 8), (8, 12))
+    ]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for seed in range(60):
+        optimizer.zero_grad()
+        loss(model, images(64, seed)).backward()
+        optimizer.step()
+    return model.eval()
+
+
+CALIBRATION = [images(64, seed) for seed in range(100, 104)]
+TEST = images(500, 999)
+
+
+def error(model: nn.Module, reference: nn.Module) -> float:
+    """Of the answers, against those before the cut."""
+    with torch.no_grad():
+        return float(F.mse_loss(model.eval()(TEST[0]), reference(TEST[0])))
+
+
+RECONSTRUCT = {"name": "reconstruct", "blocks": ["0", "1"], "steps": 60}
+CUTS: dict[str, dict[str, Any]] = {
+    "channels": {"structure": "channel", "target": 0.5},
+    "weights": {"target": 0.8},
+    "neurons": {"structure": "neuron", "target": 0.5},
+    "2:4": {"structure": "2:4", "allocation": "uniform"},
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_each_repair_brings_answers_closer_and_leaves_zeros(trained: nn.Module, cut: str) -> None:
+    errors = {}
+    for repair in (None, "batch_norm", "least_squares", RECONSTRUCT):
+        model = copy.deepcopy(trained)
+        recipe = {**CUTS[cut], "repair": repair}
+        result = prunus.prune(
+            model, recipe, example=TEST[0][:2], calibration=CALIBRATION, loss=loss
+        )
+        errors[str(repair)] = error(model, trained)
+        for name, mask in result.masks.items():
+            parameter = model.get_parameter(name)
+            assert not parameter[~mask.expand(parameter.shape)].any()
+    if cut != "neurons":  # whose norms stay: of a channel that is zero they give another constant
+        assert errors["batch_norm"] < errors["None"]
+    assert errors["least_squares"] < min(errors["None"], errors["batch_norm"])
+    assert errors[str(RECONSTRUCT)] < errors["batch_norm" if cut == "weights" else "least_squares"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.integers(1, 6), outputs=st.integers(1, 4), groups=st.integers(1, 2),
+    seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_rows_are_those_of_least_squares_on_what_stays(
+    size: int, outputs: int, groups: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(groups, 40, size, generator=generator, dtype=torch.float64)
+    y = torch.randn(groups, 40, outputs, generator=generator, dtype=torch.float64)
+    start = torch.randn(groups, outputs, size, generator=generator, dtype=torch.float64)
+    kept = (torch.rand(start.shape, generator=generator) < 0.7).double()
+    ridge = 1e-3
+    xx, xy = x.mT @ x, x.mT @ y
+    found = conjugate_gradients(xx, xy, start, kept, ridge, 200)
+    for g in range(groups):
+        pull = ridge * float(xx[g].diagonal().mean())
+        for row in range(outputs):
+            stays = kept[g, row].bool()
+            system = xx[g][stays][:, stays] + pull * torch.eye(int(stays.sum()))
+            answer = xy[g, stays, row] + pull * start[g, row, stays]
+            expected = torch.zeros(size, dtype=torch.float64)
+            expected[stays] = torch.linalg.solve(system, answer)
+            torch.testing.assert_close(found[g, row], expected, rtol=1e-6, atol=1e-8)
+
+
+LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.Linear(5, 3), (2, 7, 5)),
+    (nn.Linear(5, 3, bias=False), (5,)),
+    (nn.Conv1d(4, 8, 3, groups=4), (2, 4, 9)),
+    (nn.Conv1d(4, 8, 3), (4, 9)),
+    (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9, 8)),
+    (nn.Conv2d(4, 6, (3, 2), padding="same", padding_mode="circular", dilation=2), (2, 4, 9, 8)),
+    (nn.Conv3d(2, 4, 2, bias=False), (2, 2, 4, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS)
+def test_a_layer_is_the_product_of_its_columns(layer: Any, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    read = columns(layer, x)
+    groups = len(read)
+    product = read @ layer.weight.flatten(1).view(groups, -1, read.shape[-1]).mT
+    if layer.bias is not None:
+        product = product + layer.bias.view(groups, 1, -1)
+    torch.testing.assert_close(product, rows(layer, layer(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_whole_is_fitted_to_itself(trained: nn.Module) -> None:
+    model = copy.deepcopy(trained)
+    before = {n: t.clone() for n, t in model.state_dict().items() if "running" not in n}
+    passes = [((x,), {}) for x, _ in CALIBRATION]
+    frozen = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    model.train()  # with its norms in eval mode, which keep their statistics
+    for norm in frozen:
+        norm.eval()
+    fit(RepairContext(model, trained, {}, lambda: passes))
+    for name, tensor in before.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor)
+    assert not any(norm.training for norm in frozen)
+    assert model.training
+
+
+def test_a_removed_input_that_repeats_another_is_made_up_for_exactly() -> None:
+    whole = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2))
+    with torch.no_grad():
+        whole[0].weight.copy_(torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]]))
+    model = copy.deepcopy(whole)
+    masks = {"1.weight": torch.tensor([[True, False, True]])}
+    with torch.no_grad():
+        model[1].weight.mul_(masks["1.weight"])
+    x = torch.randn(64, 3)
+    prunus.repair(
+        model, [x], repair={"name": "least_squares", "ridge": 1e-9}, reference=whole, masks=masks
+    )
+    torch.testing.assert_close(model(x), whole(x), rtol=1e-3, atol=1e-4)
+    assert not model[1].weight[:, 1].any()
+
+
+def test_parts_of_a_large_call_tell_what_the_whole_tells(
+    trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for chunk in (2**24, 1):
+        monkeypatch.setattr("prunus._common.activations.CHUNK", chunk)
+        model = copy.deepcopy(trained)
+        recipe = {**CUTS["channels"], "repair": "least_squares"}
+        prunus.prune(model, recipe, example=TEST[0][:2], calibration=CALIBRATION, loss=loss)
+        found.append(model.state_dict())
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.out = nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.shared(self.shared(x)))
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(8, 4)
+    place, _ = places(model, ((x,), {}))
+    assert (place.name, place.calls) == ("shared", 2)
+    seen: list[Tensor] = []
+    watch(model, place, [((x,), {})], lambda read, _: seen.append(read))
+    torch.testing.assert_close(seen[1], model.shared(x))
+    assert not model.shared._forward_hooks
+
+
+def test_blocks_are_the_outermost_that_repeat_or_those_that_are_named() -> None:
+    layer = nn.TransformerEncoderLayer(4, 1, 8, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(4, 4),
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        nn.Linear(4, 2),
+    )
+    assert blocks_of(model, ()) == ["1.layers.0", "1.layers.1"]
+    assert blocks_of(model, ["*.self_attn"]) == ["1.layers.0.self_attn", "1.layers.1.self_attn"]
+    assert blocks_of(model, ["1", "1.layers.0"]) == ["1"]
+
+
+class Broken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fails = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if self.fails and len(x) == 3:
+            raise KeyError("of the model's own")
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("repair", sorted({*REPAIRS} - {"reconstruct"}))
+def test_a_repair_that_fails_leaves_the_model_as_it_was(repair: str) -> None:
+    model = Broken()
+    before = copy.deepcopy(model.state_dict())
+    model.fails = True
+    x = torch.randn(8, 1, 6, 6)
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        model.conv.weight[0].zero_()
+    changed = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyError, match="of the model's own"):
+        prunus.repair(model, [x, x[:3]], repair=repair, reference=reference)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, changed[name]), name
+    assert model.training
+    assert before.keys() == changed.keys()
+
+
+def test_what_a_repair_lacks_is_said_before_anything_changes(trained: nn.Module) -> None:
+    x, _ = CALIBRATION[0]
+    with pytest.raises(InputError, match="pass reference"):
+        prunus.repair(copy.deepcopy(trained), [x], repair="least_squares")
+    with pytest.raises(InputError, match="no batch"):
+        prunus.repair(copy.deepcopy(trained), [])
+    with pytest.raises(InputError, match="did you mean 'batch_norm'"):
+        prunus.repair(copy.deepcopy(trained), [x], repair="batchnorm")
+    twin = copy.deepcopy(trained)
+    with pytest.raises(InputError, match="name the blocks"):
+        prunus.repair(twin, [x], repair="reconstruct", reference=trained)
+    with pytest.raises(InputError, match="several items"):
+        prunus.repair(nn.Sequential(nn.BatchNorm1d(2)), [torch.ones(1, 2)])
+    with pytest.raises(InputError, match="give calibration"):
+        prunus.prune(copy.deepcopy(trained), {"target": 0.5, "repair": "batch_norm"})
+    with pytest.raises(InputError, match="use restore: keep"):
+        prunus.Recipe.load(
+            {
+                "target": 0.5,
+                "rounds": 2,
+                "dense": "1ep",
+                "repair": "bias_correction",
+                "restore": "rewind",
+            }
+        )
+    with pytest.raises(InputError, match="set rounds"):
+        prunus.prune(
+            copy.deepcopy(trained),
+            {"target": 0.5, "retrain": "4it", "repair": "bias_correction"},
+            train=lambda model, run: None,
+            calibration=CALIBRATION,
+            loss=loss,
+        )
+    optimizer = torch.optim.SGD(trained.parameters(), 0.1)
+    with pytest.raises(InputError, match=r"call prunus\.repair"):
+        prunus.Pruner(trained, {"target": 0.5, "repair": "bias_correction"}, optimizer, steps=4)
+
+
+@pytest.mark.parametrize("compact", ["none", "every_round"])
+def test_a_run_that_is_stopped_ends_with_the_same_bits(
+    trained: nn.Module, tmp_path: Path, compact: str
+) -> None:
+    recipe = {
+        "structure": "channel", "target": 0.5, "rounds": 2, "retrain": "3it",
+        "repair": "least_squares", "compact": compact,
+    }  # fmt: skip
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        run.attach(optimizer)
+        for batch in run.batches(CALIBRATION):
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+
+    def ended(folder: Path | None, stop_at: int | None = None) -> dict[str, Tensor]:
+        model, asked = copy.deepcopy(trained), [0]
+
+        def stop() -> bool:
+            asked[0] += 1
+            return asked[0] == stop_at
+
+        given: Any = {
+            "train": train, "example": TEST[0][:2], "calibration": CALIBRATION, "loss": loss,
+            "folder": folder, "evaluate": lambda m: -float(loss(m, TEST)),
+        }  # fmt: skip
+        if stop_at is not None:
+            with pytest.raises(prunus.Interrupted):
+                prunus.prune(model, recipe, should_stop=stop, **given)
+            model = copy.deepcopy(trained)
+        return prunus.prune(model, recipe, **given).model.state_dict()
+
+    wanted = ended(None)
+    found = ended(tmp_path, 1 if compact == "none" else 3)
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())

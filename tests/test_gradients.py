@@ -90,6 +90,29 @@ def a_number_leaves_torch(net: Net, h: Tensor) -> Tensor:
     return h * gate
 
 
+def in_place(net: Net, h: Tensor) -> Tensor:
+    inner = net.b(h)
+    with torch.no_grad():
+        inner.mul_(2)
+        inner[:, :3].add_(1)
+    return h + inner * inner
+
+
+def rescaled_once(net: Net, h: Tensor) -> Tensor:
+    if not net.rescaled:
+        with torch.no_grad():
+            net.b.weight.div_(2)
+            net.b.weight.mul_(3)
+        net.rescaled = True
+    return h + net.b(h)
+
+
+def rescaled_each_time(net: Net, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        scaled = net.b.weight.mul_(0.5)
+    return h + nn.functional.linear(h, scaled) * net.b(h)
+
+
 def straight_through(net: Net, h: Tensor) -> Tensor:
     return h + StraightThrough.apply(net.b(h) * 3)
 
@@ -112,6 +135,7 @@ class Net(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
         self.middle = middle
+        self.rescaled = False
         self.register_buffer("mean", torch.zeros(8))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +156,7 @@ class Wrapped(nn.Module):
 
 KEPT = [
     under_no_grad, decorated, enabled_inside, switched_by_hand, detached, moving_average,
-    data_alone, a_number_leaves_torch,
+    data_alone, a_number_leaves_torch, in_place, rescaled_once, rescaled_each_time,
 ]  # fmt: skip
 OWN = [straight_through, reversed_gradient, hooked]
 

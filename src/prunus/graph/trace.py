@@ -131,8 +131,8 @@ def trace(
             _answers(model, plain(given))  # this example's constants, not the last size's tried
         if not training:
             keep_flags(found.module)
-        stop_gradients(found.module)
         noted = (*found.notes, *without_writes(found.module, model, plain(given)))
+        stop_gradients(found.module)
         inputs = in_form(given, pytree.tree_leaves(found.inputs))
         found = replace(found, inputs=inputs, notes=noted, training=training)
         return replace(found, answer=forms.answer, written=forms.written())

@@ -80,6 +80,7 @@ def _in_place(node: fx.Node, parameter: fx.Node) -> None:
     with node.graph.inserting_before(node):
         alias = node.graph.call_function(torch.ops.aten.detach.default, (parameter,))
     alias.meta = dict(parameter.meta)
+    node.replace_all_uses_with(parameter)
     node.args = (alias, *node.args[1:])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, tensors_of
 from prunus._common.modules import canonical_names, detached_copy, joined
+from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus.compaction.cut import IndexCut, same_indices
 from prunus.compaction.rewriting.alike import Traces
@@ -57,7 +58,8 @@ def record_calls(
             calls.setdefault(name, (args, kwargs))
 
         model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
-    with preserve_rng(), analysis_mode(model, training=training), torch.no_grad():
+    kept = PutBack(model.parameters())
+    with preserve_rng(), analysis_mode(model, training=training), torch.no_grad(), kept:
         seed(0)
         model(*inputs[0], **inputs[1])
     return calls

@@ -26,9 +26,8 @@ ROOT = Path(__file__).parents[1]
 PLACES = ("*.md", "docs/**/*.md", "examples/*/*.md", "benchmarks/*.md")
 PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 TEXTS = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in PAGES}
-_BLOCK = re.compile(
-    r"^(?:<!-- (theirs|elsewhere: .+) -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL
-)
+_FLAGS = re.MULTILINE | re.DOTALL
+_BLOCK = re.compile(r"^(?:<!-- (theirs|elsewhere: .+) -->\n)?```python\n(.*?)^```", _FLAGS)
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -158,6 +157,21 @@ def test_links_lead_to_files(page: str) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", TEXTS[page]):
         if "://" not in link:
             assert (folder / link).exists(), link
+
+
+def test_every_page_is_reached_from_the_site_s_first() -> None:
+    """Without building it: a page that no table of contents names is a warning, and an error."""
+    found = {"docs/index.md"}
+    left = ["docs/index.md"]
+    while left:
+        page = left.pop()
+        for listed in re.findall(r"^```\{toctree\}\n(.*?)^```", TEXTS.get(page, ""), _FLAGS):
+            names = [x for x in listed.splitlines() if x and not x.startswith(":")]
+            paths = [(ROOT / page).parent.joinpath(name).resolve() for name in names]
+            new = {f"{path.relative_to(ROOT)}.md" for path in paths} - found
+            found |= new
+            left += sorted(new)
+    assert set(TEXTS) <= found
 
 
 def test_no_page_and_no_message_installs_prunus_from_an_index() -> None:

@@ -25,8 +25,9 @@ test-zoo: $(READY)
 test-zoo-all: $(READY)  # an hour or two of a core; stopped, it goes on where it was
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/zoo.py
 
-test-kills: $(READY)  # half an hour of a core
+test-kills: $(READY)  # an hour of a core
 	OMP_NUM_THREADS=1 $(BIN)/python tests/killed_runs.py random 500 0
+	OMP_NUM_THREADS=1 $(BIN)/python tests/killed_runs.py full 200 0
 
 check: $(READY)
 	$(BIN)/ruff format --check .

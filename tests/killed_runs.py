@@ -1,10 +1,14 @@
 """Kills a recipe's run at chosen write points and resumes it; prints what became of each, as JSON.
 
-One process imports torch and forks a child for every run, so that many kills are affordable.
+``random COUNT SEED [NAME …]`` kills at random points; ``full COUNT SEED [NAME …]`` lets the disk be
+full from a random point on, and then has room again. Both say how many ended with other bits. One
+process imports torch and forks a child for every run, so that many kills are affordable.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import hashlib
 import json
@@ -17,6 +21,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +95,16 @@ EACH_KIND = "rounds"
 class Points:
     """Counts the moments at which a crash may fall between two effects on the disk."""
 
-    def __init__(self, kill_at: int | None) -> None:
-        self.kill_at = kill_at
+    def __init__(self, kill_at: int | None, full_from: int | None = None) -> None:
+        self.kill_at, self.full_from = kill_at, full_from
         self.kinds: list[str] = []
 
     def __call__(self, kind: str) -> None:
         self.kinds.append(kind)
         if len(self.kinds) - 1 == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.full_from is not None and len(self.kinds) > self.full_from:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Watched:
@@ -133,7 +140,8 @@ class Watched:
     def replace(self, *paths: Any) -> None:
         self._points("file not renamed")
         os.replace(*paths)
-        self._points("file renamed")
+        if self._points.full_from is None:  # what is renamed is renamed
+            self._points("file renamed")
 
     def close(self, descriptor: int) -> None:
         self._half.discard(descriptor)
@@ -262,14 +270,17 @@ def trial(recipe: str, place: Path, count: int) -> dict[str, Any]:
     return {"recipe": recipe, "kinds": sorted(set(kinds)), "kills": kills}
 
 
-def randomly(count: int, seed: int, place: Path, names: Sequence[str] = ()) -> bool:
-    """Kill at random points, every third run twice; whether all ended with the same bits.
+def randomly(
+    count: int, seed: int, place: Path, names: Sequence[str] = (), *, full: bool = False
+) -> bool:
+    """Stop at random points, every third run twice; whether all ended with the same bits.
 
     Args:
         count: of runs.
         seed: of the points.
         place: an empty folder.
         names: of the runs that are drawn from, by default all.
+        full: the disk is full from that point on; by default the process is killed there.
     """
     chance = random.Random(seed)
     expected: dict[str, dict[str, Any]] = {}
@@ -277,36 +288,44 @@ def randomly(count: int, seed: int, place: Path, names: Sequence[str] = ()) -> b
     other = 0
     for turn in range(count):
         name = chance.choice([*(names or WORK)])
-        work = WORK[name]
         if name not in kinds:
-
-            def whole(name: str = name, work: Any = work) -> int:
-                points = Points(None)
-                watch_writes(points)
-                work(name, place / name)
-                return len(points.kinds)
-
-            _, kinds[name] = in_child(whole)
+            _, kinds[name] = in_child(partial(_whole, name, place / name, full=full))
             expected[name] = outcome(place / name)
         folder = place / f"{turn}"
         early = chance.random() < 0.25
         for _ in range(1 + (turn % 3 == 0)):
             point = chance.randrange(20 if early else kinds[name])
-
-            def killed(point: int = point, name: str = name, work: Any = work) -> None:
-                watch_writes(Points(point))
-                work(name, folder)  # noqa: B023  (forked at once)
-
-            in_child(killed)
-        in_child(lambda name=name, work=work: work(name, folder))  # noqa: B023
+            in_child(partial(_out_of_space if full else _killed, name, folder, point))
+            other += full and any(folder.rglob("*.tmp"))
+        in_child(partial(WORK[name], name, folder))
         same = outcome(folder) == expected[name]
         other += not same
         if same:
             shutil.rmtree(folder)
         print(f"{turn + 1}/{count} {name}: {'the same' if same else f'OTHER BITS in {folder}'}",
               flush=True)  # fmt: skip
-    print(f"{count} runs killed, {other} ended with other bits")
+    print(f"{count} runs {'out of space' if full else 'killed'}, {other} ended otherwise")
     return other == 0
+
+
+def _whole(name: str, folder: Path, *, full: bool) -> int:
+    """The points of an unbroken run."""
+    points = Points(None, 10**9 if full else None)
+    watch_writes(points)
+    WORK[name](name, folder)
+    return len(points.kinds)
+
+
+def _killed(name: str, folder: Path, point: int) -> None:
+    watch_writes(Points(point))
+    WORK[name](name, folder)
+
+
+def _out_of_space(name: str, folder: Path, point: int) -> None:
+    """It ends in words of ours, unless it was over already."""
+    watch_writes(Points(None, point))
+    with contextlib.suppress(prunus.PrunusError):
+        WORK[name](name, folder)
 
 
 def warm() -> None:
@@ -320,8 +339,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # type: ignore[assignment]  # the power stays on
     warm()
-    if sys.argv[1] == "random":
+    if sys.argv[1] in ("random", "full"):
+        way, times, first, *some = sys.argv[1:]
         with tempfile.TemporaryDirectory() as place:
-            sys.exit(not randomly(int(sys.argv[2]), int(sys.argv[3]), Path(place), sys.argv[4:]))
+            good = randomly(int(times), int(first), Path(place), some, full=way == "full")
+        sys.exit(not good)
     place, count, *recipes = sys.argv[1:]
     print(json.dumps([trial(recipe, Path(place, recipe), int(count)) for recipe in recipes]))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,28 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus._common.files import disk_errors, refuse_links, write_atomically, write_json
-from prunus._common.given import given_batches
+from prunus._common.files import disk_errors, refuse_links, write_json
 from prunus._common.inputs import tensors_of
 from prunus._common.memory import give_back
 from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng, seed
 from prunus.blocks.depth import Shallow, refuse_depth, shallower
-from prunus.blocks.evaluate import Estimate, accuracy, compare, questions_of
 from prunus.blocks.folder import REPORT, SCRATCH, Folder
+from prunus.blocks.given_text import given_text
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
 from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult
+from prunus.blocks.side_by_side import side_by_side
 from prunus.blocks.source import Source
 from prunus.blocks.structuring import Sizes, structure_of
-from prunus.blocks.text import batches, token_ids, windows
 from prunus.errors import InputError
-
-PICTURE = "pruned.png"
-"""Beside it: rates and errors by block."""
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-HELD = 10
-"""One token of so many of the calibration text is held out, where no other text judges."""
 
 
 def prune_folder(
@@ -68,7 +58,7 @@ def prune_folder(
     asked = _fingerprint(source, how, (calibrating, judging))
     finished = _begun(out, asked)
     if finished is not None:
-        return _finished(finished, folder, judging)
+        return side_by_side(finished, folder, judging, calibrating)
     sizes = _sizes(source, how, calibrating) if how.parts else None
     _room(source, out, calibrating, judging)
     give_back()
@@ -95,7 +85,7 @@ def prune_folder(
             "gate": result.gate}  # fmt: skip
     with disk_errors(out / REPORT):
         source.finish(said)
-    return _finished(result, folder, judging)
+    return side_by_side(result, folder, judging, calibrating)
 
 
 def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes:
@@ -109,125 +99,6 @@ def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes:
             "give it to prunus.prune_blocks, and write the result with prunus.hf.save"
         )
     return sizes
-
-
-def _finished(result: BlockResult, folder: Path, held: list[Any]) -> BlockResult:
-    """The result beside the dense model, on text that nothing was chosen by; noted and drawn."""
-    out = result.folder
-    assert out is not None
-    if held:
-        with tempfile.TemporaryDirectory(dir=out) as place:
-            sides = [Folder(one, out) for one in (folder, out)]
-            for side in sides:
-                side.scratch = Path(place)
-            found = compare(sides[0], sides[1], held)
-        if found is not None:
-            said = json.loads((out / REPORT).read_text(encoding="utf-8"))
-            write_json(out / REPORT, {**said, "comparison": found.to_dict()})
-            result = dataclasses.replace(result, comparison=found)
-    with contextlib.suppress(ModuleNotFoundError):  # without the extra that draws
-        write_atomically(out / PICTURE, picture_of(result))
-    return result
-
-
-def picture_of(result: BlockResult) -> bytes:
-    """How much of each block went, and what it cost there, as PNG."""
-    pictures: Any = importlib.import_module("prunus._common.pictures")
-    figure, axes = pictures.figure_of(6.4, 3.6)
-    places = range(len(result.rates))
-    axes.bar(places, list(result.rates.values()), color=pictures.SERIES, alpha=0.6)
-    axes.set_xlabel("block")
-    axes.set_ylabel("part that went", color=pictures.SERIES)
-    beside = axes.twinx()
-    beside.plot(places, list(result.errors.values()), "o-", color=pictures.WARM, markersize=4)
-    beside.set_ylabel("error of the block's answer", color=pictures.WARM)
-    beside.set_ylim(bottom=0)
-    return pictures.as_png(figure)  # type: ignore[no-any-return]
-
-
-def answers_of(folder: Path, out: Path, questions: Path) -> tuple[Estimate, Estimate]:
-    """How many multiple-choice questions the dense and the smaller model answer rightly.
-
-    Args:
-        folder: the dense model's.
-        out: what was made of it; the answers are noted in its ``pruned.json``.
-        questions: a ``.jsonl``, see :func:`prunus.blocks.evaluate.questions_of`.
-
-    Raises:
-        InputError: if there is no tokenizer, or a line is no question.
-    """
-    found = []
-    for place in (folder, out):
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            source = Folder(place, out)
-            source.scratch = Path(scratch)
-            tokenizer = _tokenizer(source)
-            if tokenizer is None:
-                raise InputError(f"'{place}' has no tokenizer: questions are texts")
-            found.append(accuracy(source, questions_of(questions, tokenizer)))
-    said = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    write_json(out / REPORT, {**said, "questions": [vars(one) for one in found]})
-    return found[0], found[1]
-
-
-def given_text(
-    source: Folder, how: BlockRecipe, calibration: Any, held: Any
-) -> tuple[list[Any], list[Any]]:
-    """Batches that choose, and batches that judge: given ones, or windows of text.
-
-    Raises:
-        InputError: if there is not enough text, or it is of another vocabulary.
-    """
-    if not isinstance(calibration, (str, Path)):
-        given = given_batches(calibration, "calibration")
-        if given is None or isinstance(held, (str, Path)):
-            raise InputError("calibration is text, or batches; held is then the same")
-        return list(given), list(given_batches(held, "held") or ())
-    tokenizer = _tokenizer(source)
-    start = _beginning(source, tokenizer)
-    text = how.text
-    ids = token_ids(Path(calibration), tokenizer, clean=text.clean)
-    if held is None and text.held:
-        cut = len(ids) - len(ids) // HELD
-        ids, judging = ids[:cut], ids[cut:]
-    elif isinstance(held, (str, Path)):
-        judging = token_ids(Path(held), tokenizer, clean=text.clean)
-    else:
-        judging = None
-    chosen = windows(ids, text.windows, text.length, start=start, seed=how.seed)
-    if judging is None:
-        return _checked(source, chosen), list(held or ())
-    judged = windows(judging, text.held, text.length, start=start, seed=None)
-    return _checked(source, chosen), _checked(source, judged)
-
-
-def _checked(source: Folder, rows: Tensor) -> list[Any]:
-    words = getattr(source.model.config.get_text_config(), "vocab_size", None)
-    if isinstance(words, int) and int(rows.max()) >= words:
-        raise InputError(
-            f"the text has the token {int(rows.max())}, and the model knows {words}: tokenizer and "
-            "model are of different vocabularies"
-        )
-    return batches(rows)
-
-
-def _tokenizer(source: Folder) -> Any:
-    """The tokenizer of a folder, if it has one."""
-    if not any((source.folder / name).is_file() for name in TOKENIZERS):
-        return None
-    library: Any = importlib.import_module("transformers")
-    try:
-        return library.AutoTokenizer.from_pretrained(str(source.folder), local_files_only=True)
-    except Exception as error:  # of transformers, on files from anyone
-        raise InputError(f"the tokenizer of '{source.folder}' cannot be opened: {error}") from error
-
-
-def _beginning(source: Folder, tokenizer: Any) -> int | None:
-    for holder in (tokenizer, source.model.config.get_text_config()):
-        found = getattr(holder, "bos_token_id", None)
-        if isinstance(found, int):
-            return found
-    return None
 
 
 def _fingerprint(source: Folder, how: BlockRecipe, data: Sequence[list[Any]]) -> dict[str, Any]:

@@ -211,6 +211,7 @@ class BlockResult:
         stayed: matrices that stay whole, and why.
         folder: what was written.
         comparison: of a folder, with the dense model, on the held-out text.
+        costs: of a folder, what ``dense`` and ``small`` cost: parameters, bytes, macs.
         model: the smaller one, where units were taken out of one at hand; the one that was given
             keeps its shapes, with zeros in their place.
         gate: the largest difference between a smaller block and the masked one, in float64,
@@ -226,6 +227,7 @@ class BlockResult:
     stayed: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
     comparison: Comparison | None = None
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     model: nn.Module | None = field(default=None, repr=False)
     gate: float | None = None
 

@@ -25,6 +25,8 @@ from prunus.cli.shared import JSON, THREADS, says_errors, show
               "tenth of the other).")  # fmt: skip
 @click.option("--questions", type=click.Path(path_type=Path), help="A .jsonl of multiple-choice "
               "questions (question, choices, answer) that both models answer.")  # fmt: skip
+@click.option("--speed", metavar="RUNTIMES", help="Time both models too: auto (all that are "
+              "installed), int8 (those that quantize as well), or names with commas.")  # fmt: skip
 @click.option("--plan", is_flag=True, help="Say what would go, and stop.")
 @THREADS
 @JSON
@@ -37,6 +39,7 @@ def llm(
     recipe: Path | None,
     held: Path | None,
     questions: Path | None,
+    speed: str | None,
     plan: bool,
     as_json: bool,
 ) -> None:
@@ -57,12 +60,15 @@ def llm(
       prunus llm model --text text.jsonl --out half structure=2:4 solver=alps
       prunus llm model --text texts/ --out safe target=0.6 'guard={max_loss: 0.2}' rates=measured
       prunus llm model --text texts/ --out small 'structure={neuron: 0.25, head: 0.25}'
+      prunus llm model --text texts/ --out small structure=neuron --speed eager,openvino
       prunus llm model --recipe my.yaml --plan
     """
+    from prunus.blocks.costs import table_of
     from prunus.blocks.folder import REPORT
     from prunus.blocks.prune_blocks import prune_blocks
-    from prunus.blocks.prune_folder import answers_of
     from prunus.blocks.recipe import block_recipe
+    from prunus.blocks.side_by_side import answers_of, no_gain, paced
+    from prunus.blocks.speed import room_for, runtimes_of
     from prunus.errors import InputError
     from prunus.recipe.load import change
 
@@ -80,6 +86,9 @@ def llm(
     if source is None:
         raise InputError("which text chooses? Give --text FILE, or text.source=FILE")
     where = out or folder.with_name(f"{folder.name}-pruned")
+    runtimes = [] if speed is None else runtimes_of(speed)
+    if runtimes:
+        room_for(folder)
     began = time.monotonic()
 
     def told(name: str, error: float) -> None:
@@ -93,16 +102,29 @@ def llm(
         click.echo(f"{folder} -> {where}, by {source}", err=True)
     result = prune_blocks(folder, how, source, held=held, out=where, on_block=told)
     answered = None if questions is None else answers_of(folder, where, questions)
+    pace = paced(
+        folder, where, how, (source, held), runtimes=runtimes,
+        on_event=lambda text: None if as_json else click.echo(text, err=True),
+    ) if runtimes else None  # fmt: skip
     if as_json:
         said = json.loads((where / REPORT).read_text(encoding="utf-8"))
         click.echo(json.dumps({"event": "end", "folder": str(where), **said}))
         return
     show(result.table())
+    click.echo()
+    show(table_of(result.costs["dense"], result.costs["small"]))
+    if pace is not None:
+        click.echo()
+        show(pace.table())
+        for line in pace.notes():
+            click.echo(line)
+    click.echo()
     for label, value in _lines(result, answered):
         click.echo(f"{label:12}{value}")
     click.echo(f"{'written':12}{where}")
-    if result.gate is None:
-        click.echo("zeros make no model smaller or faster by themselves: docs/zeros.md")
+    why = no_gain(result)
+    if why is not None:
+        click.echo(f"{'no gain':12}{why}")
     click.echo(f"open it: AutoModelForCausalLM.from_pretrained('{where}')")
 
 

@@ -1,0 +1,79 @@
+"""Batches for a folder: given ones, or windows of text by its tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prunus._common.given import given_batches
+from prunus.blocks.folder import Folder
+from prunus.blocks.recipe import BlockRecipe
+from prunus.blocks.text import batches, token_ids, windows
+from prunus.errors import InputError
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+HELD = 10
+"""One token of so many of the calibration text is held out, where no other text judges."""
+
+
+def given_text(
+    source: Folder, how: BlockRecipe, calibration: Any, held: Any
+) -> tuple[list[Any], list[Any]]:
+    """Batches that choose, and batches that judge: given ones, or windows of text.
+
+    Raises:
+        InputError: if there is not enough text, or it is of another vocabulary.
+    """
+    if not isinstance(calibration, (str, Path)):
+        given = given_batches(calibration, "calibration")
+        if given is None or isinstance(held, (str, Path)):
+            raise InputError("calibration is text, or batches; held is then the same")
+        return list(given), list(given_batches(held, "held") or ())
+    tokenizer = tokenizer_of(source)
+    start = _beginning(source, tokenizer)
+    text = how.text
+    ids = token_ids(Path(calibration), tokenizer, clean=text.clean)
+    if held is None and text.held:
+        cut = len(ids) - len(ids) // HELD
+        ids, judging = ids[:cut], ids[cut:]
+    elif isinstance(held, (str, Path)):
+        judging = token_ids(Path(held), tokenizer, clean=text.clean)
+    else:
+        judging = None
+    chosen = windows(ids, text.windows, text.length, start=start, seed=how.seed)
+    if judging is None:
+        return _checked(source, chosen), list(held or ())
+    judged = windows(judging, text.held, text.length, start=start, seed=None)
+    return _checked(source, chosen), _checked(source, judged)
+
+
+def _checked(source: Folder, rows: Tensor) -> list[Any]:
+    words = getattr(source.model.config.get_text_config(), "vocab_size", None)
+    if isinstance(words, int) and int(rows.max()) >= words:
+        raise InputError(
+            f"the text has the token {int(rows.max())}, and the model knows {words}: tokenizer and "
+            "model are of different vocabularies"
+        )
+    return batches(rows)
+
+
+def tokenizer_of(source: Folder) -> Any:
+    """The tokenizer of a folder, if it has one."""
+    if not any((source.folder / name).is_file() for name in TOKENIZERS):
+        return None
+    library: Any = importlib.import_module("transformers")
+    try:
+        return library.AutoTokenizer.from_pretrained(str(source.folder), local_files_only=True)
+    except Exception as error:  # of transformers, on files from anyone
+        raise InputError(f"the tokenizer of '{source.folder}' cannot be opened: {error}") from error
+
+
+def _beginning(source: Folder, tokenizer: Any) -> int | None:
+    for holder in (tokenizer, source.model.config.get_text_config()):
+        found = getattr(holder, "bos_token_id", None)
+        if isinstance(found, int):
+            return found
+    return None

@@ -11,7 +11,7 @@ ROOT = Path(prunus.__file__).parent
 FLOORS = (
     "cli", "integrations", "sweep", "report", "blocks", "progressive", "deployment", "runtimes",
     "measurement", "compaction", "pruning", "tasks", "recipe", "methods", "graph", "costs",
-    "_common",
+    "kernels", "_common",
 )  # fmt: skip
 """From the doors down."""
 TOP = {"__init__", "errors", "types"}

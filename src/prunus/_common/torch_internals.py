@@ -383,6 +383,11 @@ def aot_load(path: Path) -> Callable[[list[Tensor]], Iterable[Tensor]]:
     return run
 
 
+def version_of(value: Tensor) -> int:
+    """How often a tensor was changed in place; 0 in inference mode, where nobody counts."""
+    return 0 if value.is_inference() else int(value._version)
+
+
 def drop_workers(loader: DataLoader[Any]) -> None:
     """Let persistent workers end: nothing public does, and each goes on with what it has drawn."""
     if getattr(loader, "_iterator", None) is not None:

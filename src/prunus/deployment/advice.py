@@ -44,6 +44,14 @@ def advice(
     gains = {b: g for b in sizes if (g := gain(rows, chosen.runtime, b)) is not None}
     said = [*_speed(model, dense, allowed, chosen, gains), *_faster(allowed, chosen)]
     said += _precision(rows, chosen)
+    if first and chosen.runtime not in first and chosen.exact:
+        said += [
+            f"{r.runtime} is slower than {chosen.runtime}, which multiplies zeros like others: "
+            f"{chosen.runtime} is kept"
+            for r in rows
+            if r.model == "pruned" and r.good and r.runtime in first
+            and find(r.runtime).FACTS.skips_zeros
+        ]  # fmt: skip
     if any(t.busy for r in rows for t in r.latency.values()):
         said.append("the timings vary widely: the machine was busy; measure again when it is idle")
     return tuple(said)

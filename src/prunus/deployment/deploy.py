@@ -27,7 +27,7 @@ from prunus.deployment.advice import advice
 from prunus.deployment.build import Baseline, Builder, Built
 from prunus.deployment.judge import Judge, measured, timed
 from prunus.deployment.store import keep, prepare
-from prunus.deployment.table import Deployment, takeable
+from prunus.deployment.table import Deployment, faster_dense, takeable
 from prunus.errors import InputError, did_you_mean
 from prunus.measurement.checks import problem_of
 from prunus.methods import catalog
@@ -87,6 +87,9 @@ def deploy(
             refuses the model, before anything is built; or if no runtime keeps the answers.
         RunError: if the disk refuses the artifact; one that was there before is kept.
 
+    A runtime that skips zeros is never handed over where it is slower than the model in a dense
+    engine by more than 3 %: where it alone was named, that engine's artifact is.
+
     >>> import torch
     >>> made = deploy(nn.Linear(4, 2), example=torch.randn(2, 4), runtime="eager", seconds=0.01)
     >>> made.runtime, made.model(torch.randn(5, 4)).shape
@@ -110,7 +113,7 @@ def deploy(
     names = _in_int8(names) if quantize == "int8" else names
     if quantize == "none":
         names = [n for n in names if find(n).FACTS.exact] or _none_exact(names)
-    every = list(dict.fromkeys([*names, *others]))
+    every = list(dict.fromkeys([*names, *others, *_rivals(names)]))
     with contextlib.ExitStack() as stack:
         stack.enter_context(fixed_threads(threads))
         stack.enter_context(no_denormals())
@@ -207,7 +210,23 @@ def choose(built: Sequence[Built], size: int, *, first: Sequence[str] = ()) -> B
         reasons = "; ".join(f"{r.runtime}: {r.refused}" for r in own)
         raise InputError(f"no runtime reproduces the model's outputs: {reasons}")
     best = min(good, key=lambda r: r.latency[size].median_ms)
+    if _skips(best.runtime):
+        best = faster_dense([b.row for b in built], best, size) or best
     return next(b for b in built if b.row is best)
+
+
+def _skips(name: str) -> bool:
+    facts = find(name).FACTS
+    return facts.skips_zeros and "cpu" in facts.devices
+
+
+def _rivals(names: Sequence[str]) -> list[str]:
+    """Dense engines that a runtime which skips zeros must beat, where only such were named."""
+    if not all(map(_skips, names)):
+        return []
+    every = [n for n in catalog.names("runtimes") if not missing(n)]
+    return [n for n in every if find(n).FACTS.exact and not find(n).FACTS.slow and not _skips(n)
+            and "cpu" in find(n).FACTS.devices]  # fmt: skip
 
 
 def _quantized(quantize: str, evaluate: Metric | None, calibration: Sequence[Any]) -> bool:

@@ -176,6 +176,26 @@ def takeable(rows: Sequence[RuntimeResult], first: Sequence[str] = ()) -> tuple[
     return tuple(r for r in good if r.runtime in first) or good
 
 
+SLOWER = 1.03
+"""A program that skips zeros may take this much longer than a dense engine: timing's own error."""
+
+
+def faster_dense(
+    rows: Sequence[RuntimeResult], own: RuntimeResult, size: int
+) -> RuntimeResult | None:
+    """The pruned model in the fastest exact runtime, if ``own`` is slower than that.
+
+    Args:
+        rows: of all runtimes.
+        own: the row of one that skips zeros.
+        size: of the batch.
+    """
+    good = [r for r in rows if r.model == "pruned" and r.good and r.exact and size in r.latency]
+    best = min(good, key=lambda r: r.latency[size].median_ms, default=own)
+    slower = own.latency[size].median_ms > SLOWER * best.latency[size].median_ms
+    return best if slower else None
+
+
 def gain(rows: tuple[RuntimeResult, ...], runtime: str, batch: int) -> float | None:
     """Latency of the dense model in its fastest runtime ÷ that of the pruned one in ``runtime``.
 

@@ -1,0 +1,341 @@
+"""How the zeros of a matrix lie: its pattern by rows, and the layouts that the kernels read."""
+
+from __future__ import annotations
+
+from ctypes import byref, c_int64
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunus.errors import InputError
+from prunus.kernels.native import COLUMNS, HEADER, MASK, SLICES, TILES, Rows, Shape, library
+
+LARGEST = 2**31 - 1 - 4096
+"""Values and indices are counted in 32 bits."""
+LANES = 16
+"""Rows of a slice."""
+ROOM = 64
+"""Values behind the last one that a mask's kernel may read."""
+
+
+class Cut(NamedTuple):
+    """How tiles are cut; see ``layout.h``.
+
+    Attributes:
+        side: rows of equally many weights that run through the registers together: 1, 2 or 4.
+        height: 1, or 4 for blocks of four rows that share a column; ``side`` is then 1.
+        width: tokens of a tile: 4, 8, 16, 32 or 64.
+        band: columns whose activations stay in the first cache while all rows read them.
+        panel: rows that are done before the next begin, a multiple of 16.
+    """
+
+    side: int = 2
+    height: int = 1
+    width: int = 64
+    band: int = 192
+    panel: int = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Where the values of a matrix are, row by row.
+
+    Attributes:
+        first: int64 ``[rows + 1]``, number of the first value of each row.
+        column: int32 ``[values]``, rising within a row.
+        rows, cols: of the matrix.
+    """
+
+    first: Tensor
+    column: Tensor
+    rows: int
+    cols: int
+
+    @classmethod
+    def of(cls, kept: Tensor) -> Pattern:
+        """Of a mask ``[rows, cols]``, or of a matrix's values that are not zero.
+
+        >>> found = Pattern.of(torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0]]))
+        >>> found.first.tolist(), found.column.tolist()
+        ([0, 1, 1, 3], [1, 0, 1])
+        """
+        if not isinstance(kept, Tensor) or kept.dim() != 2 or kept.device.type != "cpu":
+            raise InputError(f"a pattern is of a matrix on the CPU, not of {described(kept)}")
+        there = (kept.detach() != 0).contiguous()
+        rows, cols = there.shape
+        if max(rows, cols, int(there.sum())) > LARGEST:
+            raise InputError(
+                f"a matrix of {rows}×{cols} with so many values is too large: split it"
+            )
+        flat = there.view(-1).nonzero().view(-1)
+        first = torch.zeros(rows + 1, dtype=torch.int64)
+        torch.cumsum(there.sum(1), 0, out=first[1:])
+        return cls(first, (flat % max(1, cols)).to(torch.int32), rows, cols)
+
+    @property
+    def values(self) -> int:
+        """How many."""
+        return int(self.column.numel())
+
+    @property
+    def density(self) -> float:
+        """Values ÷ places, 0 to 1."""
+        return self.values / max(1, self.rows * self.cols)
+
+    def refuse(self) -> None:
+        """One that came from a file, unless it is a pattern.
+
+        Raises:
+            InputError: if rows do not follow each other, or columns do not rise within a row.
+        """
+        fits = (
+            self.first.dtype == torch.int64 and self.first.shape == (self.rows + 1,)
+            and self.column.dtype == torch.int32 and self.column.dim() == 1
+            and self.first.is_contiguous() and self.column.is_contiguous()
+            and int(self.first[0]) == 0 and int(self.first[-1]) == self.values
+            and bool((self.first.diff() >= 0).all())
+        )  # fmt: skip
+        if fits and self.values:
+            place = self.flat()
+            inside = bool(((self.column >= 0) & (self.column < self.cols)).all())
+            fits = inside and bool((place.diff() > 0).all())
+        if not fits:
+            raise InputError(
+                f"a pattern of {self.rows}×{self.cols} is damaged: its rows or columns are not in "
+                "order; take it from the mask again"
+            )
+
+    def flat(self) -> Tensor:
+        """int64 ``[values]``: the place of each value in the flattened matrix."""
+        row = torch.repeat_interleave(torch.arange(self.rows), self.first.diff())
+        return row * self.cols + self.column
+
+    def transposed(self) -> tuple[Pattern, Tensor]:
+        """The pattern of the transposed matrix, and the number here of each of its values.
+
+        >>> turned, order = Pattern.of(torch.tensor([[0, 1], [1, 1]])).transposed()
+        >>> turned.first.tolist(), turned.column.tolist(), order.tolist()
+        ([0, 1, 3], [1, 0, 1], [1, 0, 2])
+        """
+        row = torch.repeat_interleave(torch.arange(self.rows, dtype=torch.int32), self.first.diff())
+        order = torch.argsort(self.column, stable=True)
+        first = torch.zeros(self.cols + 1, dtype=torch.int64)
+        torch.cumsum(
+            torch.bincount(self.column, minlength=self.cols)[: self.cols], 0, out=first[1:]
+        )
+        return Pattern(first, row[order].contiguous(), self.cols, self.rows), order
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A pattern as a kernel reads it.
+
+    Attributes:
+        numbers: int32, the layout itself.
+        order: int32; for each packed value its number in the pattern, −1 for padding.
+    """
+
+    numbers: Tensor
+    order: Tensor
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Values in the pattern's order ``[values]`` to the layout's, float32 or float64."""
+        return packed(self.order, values)
+
+
+class Head(NamedTuple):
+    """What a layout says of itself, after it was checked."""
+
+    kind: int
+    rows: int
+    cols: int
+    values: int
+    scales: bool
+
+
+def tiles(pattern: Pattern, cut: Cut | None = None) -> Layout:
+    """For many tokens: groups of rows over bands of columns.
+
+    Args:
+        pattern: of any matrix.
+        cut: how; its parts must be among those that :class:`Cut` names.
+    """
+    cut = cut or Cut()
+    fits = (
+        cut.side in (1, 2, 4) and cut.height in (1, 4) and cut.side * cut.height <= 4
+        and cut.width in (4, 8, 16, 32, 64) and 1 <= cut.band <= 65536
+        and cut.panel >= LANES and cut.panel % LANES == 0
+    )  # fmt: skip
+    if not fits:
+        raise InputError(f"{cut} is not possible: see prunus.kernels.layouts.Cut for what is")
+    bands, panels = -(-pattern.cols // cut.band), -(-pattern.rows // cut.panel)
+    lines = min(pattern.rows * max(1, bands), pattern.values + pattern.rows) + cut.height
+    most = pattern.values * cut.height
+    room = HEADER + 3 * max(1, bands) * panels + (3 + cut.height) * lines + most // 2 + 8
+    shape = Shape(*cut)
+
+    def write(rows: Any, *place: Any) -> int:
+        return int(library().call.prunus_tiles(byref(rows), byref(shape), *place))
+
+    return _written(pattern, write, room, most)
+
+
+def slices(pattern: Pattern, *, columns: bool = False) -> Layout:
+    """For one token: sixteen rows beside each other, or blocks of sixteen that share a column.
+
+    Args:
+        pattern: of at most 65536 columns.
+        columns: whether rows share columns; where they do not, padding takes their place.
+    """
+    if pattern.cols > 65536:
+        raise InputError(f"slices count columns in 16 bits; the matrix has {pattern.cols}")
+    starts = -(-pattern.rows // LANES)
+    counts = torch.nn.functional.pad(pattern.first.diff(), (0, starts * LANES - pattern.rows))
+    if columns:
+        most = LANES * pattern.values
+    else:  # sorted within 1024 rows: never worse than every slice of the longest row's length
+        most = LANES * int(
+            sum(_sorted_steps(counts[i : i + 1024]) for i in range(0, len(counts), 1024))
+        )
+    room = HEADER + starts + 1 + starts * LANES + (most // (LANES if columns else 1)) // 2 + 8
+
+    def write(rows: Any, *place: Any) -> int:
+        return int(library().call.prunus_slices(byref(rows), int(columns), *place))
+
+    return _written(pattern, write, room, most)
+
+
+def _sorted_steps(counts: Tensor) -> int:
+    return int(counts.sort(descending=True).values.view(-1, LANES)[:, 0].sum())
+
+
+def mask(pattern: Pattern) -> Layout:
+    """For one token: a bit for each place, and the values in the pattern's own order."""
+    words = -(-pattern.cols // 64)
+    room = HEADER + pattern.rows + 1 + 2 * words * pattern.rows
+    numbers = torch.empty(room, dtype=torch.int32)
+    length = library().call.prunus_mask(byref(_rows(pattern)), numbers.data_ptr(), room)
+    assert length == room
+    order = torch.full((pattern.values + ROOM,), -1, dtype=torch.int32)
+    order[: pattern.values] = torch.arange(pattern.values, dtype=torch.int32)
+    return Layout(numbers, order)
+
+
+def _rows(pattern: Pattern) -> Any:
+    return Rows(pattern.first.data_ptr(), pattern.column.data_ptr(), pattern.rows, pattern.cols)
+
+
+def _written(pattern: Pattern, write: Any, room: int, most: int) -> Layout:
+    if max(room, most) > LARGEST:
+        raise InputError(f"{pattern.values} values are too many for one layout: split the matrix")
+    numbers = torch.empty(room, dtype=torch.int32)
+    order = torch.empty(most, dtype=torch.int32)
+    count = c_int64()
+    length = write(
+        _rows(pattern), numbers.data_ptr(), room, order.data_ptr(), most, byref(count)
+    )  # fmt: skip
+    assert length > 0, (length, room, count.value, most)
+    return Layout(numbers[:length].clone(), order[: count.value].clone())
+
+
+def packed(order: Tensor, values: Tensor) -> Tensor:
+    """Values in a layout's order; padding is zero."""
+    if values.dtype not in FULL:
+        raise InputError(f"values are packed as float32 or float64, not {values.dtype}")
+    if values.numel() <= int(order.max() if order.numel() else -1):
+        raise InputError(f"the layout has other values than the {values.numel()} that were given")
+    given = values.detach().contiguous()
+    made = torch.empty(len(order), dtype=values.dtype)
+    kind = 1 if values.dtype == torch.float64 else 0
+    library().call.prunus_gather(
+        order.data_ptr(), len(order), given.data_ptr(), made.data_ptr(), kind
+    )
+    return made
+
+
+def dense(numbers: Tensor, values: Tensor) -> Tensor:
+    """The matrix ``[rows, cols]`` that a layout and its values stand for.
+
+    >>> weight = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 3.0]])
+    >>> from prunus.kernels import usable
+    >>> if usable():
+    ...     made = tiles(Pattern.of(weight))
+    ...     assert dense(made.numbers, made.pack(weight[weight != 0])).equal(weight)
+    """
+    head = checked(numbers, values)
+    kind = torch.float64 if values.dtype == torch.float64 else torch.float32
+    out = torch.zeros(head.rows, head.cols, dtype=kind)
+    library().call.prunus_dense(
+        numbers.data_ptr(), values.data_ptr(), KINDS[values.dtype], out.data_ptr()
+    )
+    return out
+
+
+KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.int8: 3}
+"""Types of values, as the kernels number them."""
+FULL = (torch.float32, torch.float64)
+SHORT = (torch.float32, torch.bfloat16, torch.int8)
+"""Types that tiles take, and those of the layouts for one token."""
+_CHECKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Heads of layouts that were looked through: once for each tensor, as it takes a while."""
+
+
+def head_of(numbers: Tensor) -> Head:
+    """What a layout says of itself; every number in it has been looked at.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    head: Head | None = _CHECKED.get(numbers)
+    if head is None:
+        head = _CHECKED[numbers] = _looked_through(numbers)
+    return head
+
+
+def checked(numbers: Tensor, values: Tensor) -> Head:
+    """The head of a layout that fits its values.
+
+    Raises:
+        InputError: if it is damaged, or the values are not as many as it needs, or of no type that
+            its kernel knows.
+    """
+    head = head_of(numbers)
+    tiled = head.kind == TILES
+    known = FULL if tiled else SHORT
+    fits = values.device.type == "cpu" and values.is_contiguous() and values.dim() == 1
+    if not fits or values.dtype not in known:
+        names = " or ".join(str(k).removeprefix("torch.") for k in known)
+        raise InputError(
+            f"the values of a layout of {NAMES[head.kind]} are flat {names} on the CPU, not "
+            f"{described(values)}"
+        )
+    if values.numel() < head.values:
+        raise InputError(f"the layout has {head.values} values; {values.numel()} were given")
+    if values.dtype == torch.int8 and not head.scales:
+        raise InputError("int8 values need a layout with a scale for each row")
+    return head
+
+
+def _looked_through(numbers: Tensor) -> Head:
+    plain = numbers.dtype == torch.int32 and numbers.dim() == 1 and numbers.is_contiguous()
+    if not plain or numbers.device.type != "cpu":
+        raise InputError(f"a layout is a flat int32 tensor on the CPU, not {described(numbers)}")
+    wrong = library().call.prunus_check(numbers.data_ptr(), numbers.numel())
+    if wrong is not None:
+        raise InputError(f"a sparse layout is damaged: {wrong.decode()}; pack the weights again")
+    at = numbers[:8].tolist()
+    return Head(at[1], at[3], at[4], at[5], bool(at[7]))
+
+
+def described(value: object) -> str:
+    """A tensor in a few words, anything else by its type."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)} on {value.device}"
+
+
+Form = Literal["tiles", "mask", "slices", "columns"]
+NAMES: dict[int, Form] = {TILES: "tiles", MASK: "mask", SLICES: "slices", COLUMNS: "columns"}

@@ -1,0 +1,252 @@
+// From a matrix by rows to the layouts that the loops read.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "abi.h"
+#include "layout.h"
+
+namespace prunus {
+namespace {
+
+// Numbers appended to a caller's array; what does not fit is counted all the same.
+struct Writer {
+  int32_t* to;
+  int64_t room, length = 0;
+  void put(int32_t number) {
+    if (length < room) to[length] = number;
+    ++length;
+  }
+  int32_t shorts(const std::vector<uint16_t>& numbers) {
+    const int64_t begin = length, count = (int64_t(numbers.size()) + 1) / 2;
+    if (begin + count <= room) {
+      if (count) to[begin + count - 1] = 0;
+      std::memcpy(to + begin, numbers.data(), 2 * numbers.size());
+    }
+    length += count;
+    return int32_t(begin);
+  }
+  int32_t array(const std::vector<int32_t>& numbers) {
+    const int64_t begin = length;
+    for (int32_t n : numbers) put(n);
+    return int32_t(begin);
+  }
+  int64_t finish(Head& head) {
+    head.magic = MAGIC;
+    head.length = int32_t(length);
+    if (length > room) return -1;
+    std::memcpy(to, &head, sizeof head);
+    return length;
+  }
+};
+
+// The columns of one band in `height` rows that stand as one: a value for each row, or -1.
+struct Lines {
+  const Pattern& m;
+  const Shape& shape;
+  std::vector<int64_t> next;   // of each row, the first value that is still to be placed
+  std::vector<int32_t> columns, numbers;  // of the line at hand: [steps], [steps][height]
+
+  Lines(const Pattern& matrix, const Shape& s) : m(matrix), shape(s), next(m.first, m.first + m.rows) {}
+
+  void take(int64_t line, int64_t end) {
+    columns.clear(), numbers.clear();
+    const int height = shape.height;
+    for (;;) {
+      int32_t column = INT32_MAX;
+      for (int i = 0; i < height; ++i) {
+        const int64_t row = line * height + i;
+        if (row < m.rows && next[row] < m.first[row + 1] && m.column[next[row]] < end)
+          column = std::min(column, m.column[next[row]]);
+      }
+      if (column == INT32_MAX) return;
+      columns.push_back(column);
+      for (int i = 0; i < height; ++i) {
+        const int64_t row = line * height + i;
+        const bool own = row < m.rows && next[row] < m.first[row + 1] && m.column[next[row]] == column;
+        numbers.push_back(own ? int32_t(next[row]++) : -1);
+      }
+    }
+  }
+};
+
+struct Line {
+  int64_t number;
+  std::vector<int32_t> columns, numbers;
+};
+
+int64_t tiles(const Pattern& m, const Shape& shape, Writer out, int32_t* order, int64_t order_room,
+              int64_t* count) {
+  Head head{};
+  head.kind = TILES, head.rows = int32_t(m.rows), head.cols = int32_t(m.cols);
+  head.stored = int32_t(m.first[m.rows]);
+  head.side = shape.side, head.height = shape.height, head.width = shape.width;
+  head.band = shape.band, head.panel = shape.panel;
+  head.bands = int32_t(m.cols ? (m.cols + shape.band - 1) / shape.band : 1);
+  head.panels = int32_t((m.rows + shape.panel - 1) / shape.panel);
+  for (int i = 0; i < HEADER; ++i) out.put(0);
+  std::vector<int32_t> ranges, groups, rows;
+  std::vector<uint16_t> index;
+  int64_t values = 0;
+  const int height = shape.height, side = shape.side;
+  Lines cursor(m, shape);
+  std::vector<Line> lines;
+  const auto write = [&](const Line* first, int many) {
+    groups.push_back(int32_t(values));
+    groups.push_back(int32_t(first->columns.size()));
+    groups.push_back(int32_t(rows.size()));
+    for (int q = 0; q < many; ++q)
+      for (int i = 0; i < height; ++i) rows.push_back(int32_t(first[q].number * height + i));
+    for (size_t k = 0; k < first->columns.size(); ++k)
+      for (int q = 0; q < many; ++q) {
+        index.push_back(uint16_t(first[q].columns[k]));
+        for (int i = 0; i < height; ++i, ++values)
+          if (values < order_room) order[values] = first[q].numbers[k * height + i];
+      }
+  };
+  for (int64_t p = 0; p < head.panels; ++p) {
+    const int64_t top = p * shape.panel / height;
+    const int64_t bottom = (std::min<int64_t>(m.rows, (p + 1) * shape.panel) + height - 1) / height;
+    for (int64_t b = 0; b < head.bands; ++b) {
+      lines.clear();
+      for (int64_t line = top; line < bottom; ++line) {
+        cursor.take(line, (b + 1) * int64_t(shape.band));
+        if (b && cursor.columns.empty()) continue;  // the first band begins every row
+        for (int32_t& column : cursor.columns) column -= int32_t(b * shape.band);
+        lines.push_back({line, cursor.columns, cursor.numbers});
+      }
+      std::stable_sort(lines.begin(), lines.end(), [](const Line& x, const Line& y) {
+        return x.columns.size() > y.columns.size();
+      });
+      ranges.push_back(int32_t(groups.size() / 3));
+      std::vector<const Line*> singles;
+      for (size_t i = 0; i < lines.size();) {
+        if (i + side <= lines.size() && lines[i].columns.size() == lines[i + side - 1].columns.size()) {
+          write(&lines[i], side);
+          i += side;
+        } else {
+          singles.push_back(&lines[i++]);
+        }
+      }
+      ranges.push_back(int32_t(groups.size() / 3));
+      for (const Line* line : singles) write(line, 1);
+      ranges.push_back(int32_t(groups.size() / 3));
+    }
+  }
+  head.groups = int32_t(groups.size() / 3), head.slots = int32_t(rows.size());
+  head.values = int32_t(values);
+  head.ranges = out.array(ranges), head.group = out.array(groups), head.row = out.array(rows);
+  head.index = out.shorts(index);
+  *count = values;
+  return values > order_room ? -1 : out.finish(head);
+}
+
+int64_t mask(const Pattern& m, Writer out) {
+  Head head{};
+  head.kind = MASK, head.rows = int32_t(m.rows), head.cols = int32_t(m.cols);
+  head.stored = int32_t(m.first[m.rows]);
+  head.values = head.stored + 64;  // a whole vector is read where the last values stand
+  head.words = int32_t((m.cols + 63) / 64);
+  for (int i = 0; i < HEADER; ++i) out.put(0);
+  head.first = int32_t(out.length);
+  for (int64_t o = 0; o <= m.rows; ++o) out.put(int32_t(m.first[o]));
+  head.word = int32_t(out.length);
+  std::vector<uint32_t> words(2 * size_t(head.words));
+  for (int64_t o = 0; o < m.rows; ++o) {
+    std::fill(words.begin(), words.end(), 0u);
+    for (int64_t k = m.first[o]; k < m.first[o + 1]; ++k)
+      words[m.column[k] / 32] |= 1u << (m.column[k] % 32);
+    for (uint32_t word : words) out.put(int32_t(word));
+  }
+  return out.finish(head);
+}
+
+// Sixteen rows of about equal counts beside each other: the sorting stays within `near` rows, so
+// that the answers that are written together lie together.
+int64_t slices(const Pattern& m, bool columns, Writer out, int32_t* order, int64_t order_room,
+               int64_t* count) {
+  constexpr int64_t lanes = 16, near = 1024;
+  Head head{};
+  head.kind = columns ? COLUMNS : SLICES;
+  head.rows = int32_t(m.rows), head.cols = int32_t(m.cols);
+  head.stored = int32_t(m.first[m.rows]);
+  head.slices = int32_t((m.rows + lanes - 1) / lanes);
+  for (int i = 0; i < HEADER; ++i) out.put(0);
+  std::vector<int32_t> sorted(head.slices * lanes, -1);
+  for (int64_t o = 0; o < m.rows; ++o) sorted[o] = int32_t(o);
+  const auto size = [&](int32_t o) { return m.first[o + 1] - m.first[o]; };
+  if (!columns)
+    for (int64_t top = 0; top < m.rows; top += near)
+      std::stable_sort(sorted.begin() + top, sorted.begin() + std::min(m.rows, top + near),
+                       [&](int32_t x, int32_t y) { return size(x) > size(y); });
+  std::vector<int32_t> first{0};
+  std::vector<uint16_t> index;
+  int64_t values = 0;
+  const auto place = [&](int32_t number) {
+    if (values < order_room) order[values] = number;
+    ++values;
+  };
+  for (int64_t s = 0; s < head.slices; ++s) {
+    const int32_t* own = &sorted[s * lanes];
+    if (columns) {
+      int64_t next[lanes];
+      for (int i = 0; i < lanes; ++i) next[i] = own[i] < 0 ? 0 : m.first[own[i]];
+      for (;;) {
+        int32_t column = INT32_MAX;
+        for (int i = 0; i < lanes; ++i)
+          if (own[i] >= 0 && next[i] < m.first[own[i] + 1]) column = std::min(column, m.column[next[i]]);
+        if (column == INT32_MAX) break;
+        index.push_back(uint16_t(column));
+        for (int i = 0; i < lanes; ++i) {
+          const bool has = own[i] >= 0 && next[i] < m.first[own[i] + 1] && m.column[next[i]] == column;
+          place(has ? int32_t(next[i]++) : -1);
+        }
+      }
+    } else {
+      int64_t steps = 0;
+      for (int i = 0; i < lanes; ++i) steps = std::max(steps, own[i] < 0 ? 0 : size(own[i]));
+      for (int64_t k = 0; k < steps; ++k)
+        for (int i = 0; i < lanes; ++i) {
+          const bool has = own[i] >= 0 && k < size(own[i]);
+          const int64_t number = has ? m.first[own[i]] + k : -1;
+          index.push_back(has ? uint16_t(m.column[number]) : uint16_t(0));
+          place(int32_t(number));
+        }
+    }
+    first.push_back(int32_t(values / lanes));
+  }
+  head.values = int32_t(values);
+  head.first = out.array(first), head.row = out.array(sorted), head.index = out.shorts(index);
+  *count = values;
+  return values > order_room ? -1 : out.finish(head);
+}
+
+}  // namespace
+}  // namespace prunus
+
+PRUNUS_API int64_t prunus_tiles(const Pattern* m, const Shape* shape, int32_t* layout, int64_t room,
+                                int32_t* order, int64_t order_room, int64_t* values) {
+  return prunus::tiles(*m, *shape, {layout, room}, order, order_room, values);
+}
+
+PRUNUS_API int64_t prunus_mask(const Pattern* m, int32_t* layout, int64_t room) {
+  return prunus::mask(*m, {layout, room});
+}
+
+PRUNUS_API int64_t prunus_slices(const Pattern* m, int32_t columns, int32_t* layout, int64_t room,
+                                 int32_t* order, int64_t order_room, int64_t* values) {
+  return prunus::slices(*m, columns != 0, {layout, room}, order, order_room, values);
+}
+
+PRUNUS_API void prunus_gather(const int32_t* order, int64_t count, const void* values, void* packed,
+                              int32_t type) {
+  if (type == prunus::F64) {
+    const double* from = static_cast<const double*>(values);
+    double* to = static_cast<double*>(packed);
+    for (int64_t i = 0; i < count; ++i) to[i] = order[i] < 0 ? 0 : from[order[i]];
+  } else {
+    const float* from = static_cast<const float*>(values);
+    float* to = static_cast<float*>(packed);
+    for (int64_t i = 0; i < count; ++i) to[i] = order[i] < 0 ? 0 : from[order[i]];
+  }
+}

@@ -1,0 +1,153 @@
+// Sparse matrix × one token. Memory decides: the fewer bytes a weight takes, the better.
+//
+// MASK: a bit for each weight and the values that are there, spread to their places by the bits.
+// SLICES: sixteen rows beside each other, a value and a column of two bytes for each weight.
+// COLUMNS: blocks of sixteen rows that share a column.
+#include "abi.h"
+#include "activations.h"
+#include "layout.h"
+#include "pool.h"
+#include "scratch.h"
+#include "spread.h"
+
+namespace prunus {
+inline namespace PRUNUS_ISA {
+namespace {
+
+thread_local Scratch inputs;
+
+// What is done to a row's sum before it is written.
+struct Close {
+  const Product& p;
+  const float* scales;
+  explicit Close(const Product& call)
+      : p(call),
+        scales(call.type == I8 ? reinterpret_cast<const float*>(call.layout + head_of(call.layout).scales)
+                               : nullptr) {}
+  void operator()(int64_t row, float sum) const {
+    if (scales) sum *= scales[row];
+    if (p.bias) sum += static_cast<const float*>(p.bias)[row];
+    if (p.residual) sum += static_cast<const float*>(p.residual)[row];
+    if (p.activation != NONE) {
+      Vec<float, 4> v = all<Vec<float, 4>>(sum);
+      sum = activated<float, 4>(v, p.activation)[0];
+    }
+    static_cast<float*>(p.y)[row] = sum;
+  }
+};
+
+template <class T, int R>
+INLINE void rows_of_mask(const int32_t* first, const uint32_t* word, int64_t words, const T* values,
+                         const float* x, float* sums) {
+  constexpr int N = PRUNUS_VECTOR / 4, parts = 64 / N;
+  using V = Vec<float, N>;
+  V sum[R][2] = {};
+  const T* at[R];
+  for (int q = 0; q < R; ++q) at[q] = values + first[q];
+  for (int64_t w = 0; w < words; ++w) {
+#pragma GCC unroll 4
+    for (int q = 0; q < R; ++q) {
+      uint64_t bits;
+      std::memcpy(&bits, word + 2 * (q * words + w), sizeof bits);
+      const T* own = at[q];
+#pragma GCC unroll 16
+      for (int i = 0; i < parts; ++i) {
+        const uint32_t mine = uint32_t(bits >> (i * N)) & uint32_t((uint64_t(1) << N) - 1);
+        const uint64_t before = i ? bits & ((uint64_t(1) << (i * N)) - 1) : 0;
+        const V v = spread<N>(widened<T, N>(own + __builtin_popcountll(before)), mine);
+        sum[q][i % 2] += v * load<V>(x + 64 * w + i * N);
+      }
+      at[q] += __builtin_popcountll(bits);
+    }
+  }
+  for (int q = 0; q < R; ++q) sums[q] = prunus::sum(V(sum[q][0] + sum[q][1]));
+}
+
+template <class T> void mask_rows(const Product& p, const float* x, int64_t top, int64_t end) {
+  const Head& h = head_of(p.layout);
+  const int32_t* first = p.layout + h.first;
+  const uint32_t* word = reinterpret_cast<const uint32_t*>(p.layout + h.word);
+  const T* values = static_cast<const T*>(p.values);
+  const Close close(p);
+  float sums[4];
+  int64_t o = top;
+  for (; o + 2 <= end; o += 2) {
+    rows_of_mask<T, 2>(first + o, word + 2 * o * h.words, h.words, values, x, sums);
+    for (int q = 0; q < 2; ++q) close(o + q, sums[q]);
+  }
+  for (; o < end; ++o) {
+    rows_of_mask<T, 1>(first + o, word + 2 * o * h.words, h.words, values, x, sums);
+    close(o, sums[0]);
+  }
+}
+
+template <class T> void slice_rows(const Product& p, const float* x, int64_t top, int64_t end) {
+  constexpr int N = PRUNUS_VECTOR / 4, parts = 16 / N;
+  using V = Vec<float, N>;
+  const Head& h = head_of(p.layout);
+  const int32_t *first = p.layout + h.first, *row = p.layout + h.row;
+  const uint16_t* index = reinterpret_cast<const uint16_t*>(p.layout + h.index);
+  const T* values = static_cast<const T*>(p.values);
+  const Close close(p);
+  for (int64_t s = top; s < end; ++s) {
+    V sum[4][parts] = {};
+    int64_t k = first[s];
+    const auto step = [&](int64_t at, int n) {
+      if (h.kind == SLICES) {
+#pragma GCC unroll 4
+        for (int i = 0; i < parts; ++i)
+          sum[n][i] += widened<T, N>(values + 16 * at + i * N) * looked_up<N>(x, index + 16 * at + i * N);
+      } else {
+        const V v = all<V>(x[index[at]]);
+#pragma GCC unroll 4
+        for (int i = 0; i < parts; ++i) sum[n][i] += widened<T, N>(values + 16 * at + i * N) * v;
+      }
+    };
+    for (; k + 4 <= first[s + 1]; k += 4) step(k, 0), step(k + 1, 1), step(k + 2, 2), step(k + 3, 3);
+    for (; k < first[s + 1]; ++k) step(k, 0);
+    float out[16];
+    for (int i = 0; i < parts; ++i)
+      store(out + i * N, V((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i])));
+    for (int i = 0; i < 16; ++i)
+      if (row[16 * s + i] >= 0) close(row[16 * s + i], out[i]);
+  }
+}
+
+template <class T> int32_t single(const Product& p) {
+  const Head& h = head_of(p.layout);
+  const int64_t wide = (h.cols + int64_t(63)) / 64 * 64;
+  float* x = inputs.room<float>(wide);
+  const bool mask = h.kind == MASK;
+  const int64_t units = mask ? h.rows : h.slices, grain = mask ? 32 : 2;
+  int32_t status = DONE;
+  for (int64_t t = 0; t < p.tokens; ++t) {  // few: more are the business of tiles
+    const float* from = static_cast<const float*>(p.x) + t * p.x_stride;
+    Vec<float, 16> odd{};
+    std::memcpy(x, from, h.cols * sizeof(float));
+    for (int64_t i = h.cols; i < wide; ++i) x[i] = 0;
+    for (int64_t i = 0; i < wide; i += 16) odd += load<Vec<float, 16>>(x + i) * 0.f;
+    if (!finite(odd)) status = NOT_FINITE;
+    Product own = p;
+    own.y = static_cast<float*>(p.y) + t * p.y_stride;
+    if (p.residual) own.residual = static_cast<const float*>(p.residual) + t * p.residual_stride;
+    auto part = [&](int64_t i) {
+      const int64_t top = i * grain, end = top + grain < units ? top + grain : units;
+      mask ? mask_rows<T>(own, x, top, end) : slice_rows<T>(own, x, top, end);
+    };
+    parallel((units + grain - 1) / grain, p.threads, part);
+  }
+  return status;
+}
+
+}  // namespace
+
+int32_t product_of_single(const Product& p) {
+  switch (p.type) {
+    case BF16: return single<uint16_t>(p);
+    case I8: return single<int8_t>(p);
+    default: return single<float>(p);
+  }
+}
+
+}  // namespace PRUNUS_ISA
+}  // namespace prunus

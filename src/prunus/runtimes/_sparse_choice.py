@@ -1,0 +1,137 @@
+"""Which kernel each layer gets: all that may be are timed in turn, with torch's dense product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus._common.timing import interleaved
+from prunus.kernels.choosing import Kernel, blocks_of, single
+from prunus.kernels.layouts import Cut, Pattern, tiles
+from prunus.kernels.native import library
+from prunus.kernels.product import plain, product
+from prunus.runtimes._sparse_sites import Site
+
+SECONDS = 0.02
+"""Of timing, for each kernel."""
+BETTER = 0.97
+"""A kernel must take at most this part of the dense product's time."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel for a layer at a number of tokens.
+
+    Attributes:
+        tokens: at which it was measured.
+        form: ``dense``, ``single`` or the parts of a :class:`Cut`.
+        ms: that it takes.
+        dense_ms: that torch's dense product takes.
+    """
+
+    tokens: int
+    form: tuple[int, ...] | str
+    ms: float
+    dense_ms: float
+
+    @property
+    def wins(self) -> bool:
+        """Whether it is sparse."""
+        return self.form != "dense"
+
+
+def candidates(pattern: Pattern, tokens: int, blocks: int) -> list[tuple[int, ...] | str]:
+    """What is worth a try: a few cuts of tiles, and for few tokens the layouts of one."""
+    found: list[tuple[int, ...] | str] = ["single"] if tokens <= 4 else []
+    if tokens == 1:
+        return found
+    height = 4 if blocks > 1 else 1
+    large = library().name == "avx512"
+    width = next((w for w in (4, 8, 16, 32) if tokens <= w), 64)
+    widths = [width] if width <= 32 else [64, 32]
+    for w in widths:
+        for band in (max(96, 96 * 64 // w), max(192, 192 * 64 // w)):
+            side = 1 if height == 4 else 4 if large and w <= 32 else 2
+            cut = Cut(side, height, w, min(band, 4096), 256)
+            if tuple(cut) not in found:
+                found.append(tuple(cut))
+    return found
+
+
+def made(
+    form: tuple[int, ...] | str, pattern: Pattern, weight: Tensor, *, least: int = 0
+) -> Kernel:  # fmt: skip
+    """The kernel of a form."""
+    if form == "dense":
+        return Kernel(least, torch.empty(0, dtype=torch.int32), weight)
+    values = weight.reshape(-1)[pattern.flat()]
+    if form == "single":
+        kernel = single(pattern, values, blocks=blocks_of(weight))
+        return Kernel(least, kernel.layout, kernel.values)
+    assert not isinstance(form, str)
+    layout = tiles(pattern, Cut(*form))
+    return Kernel(least, layout.numbers, layout.pack(values))
+
+
+def choose(site: Site, tokens: int) -> Choice:
+    """The fastest way of one layer at a number of tokens."""
+    weight = site.weight
+    pattern = Pattern.of(weight)
+    x = torch.randn(tokens, weight.shape[1])
+    more: dict[str, Any] = {"activation": site.activation}
+    if site.bias is not None:
+        more["bias"] = torch.zeros(weight.shape[0])
+    if site.residual is not None:
+        more["residual"] = torch.zeros(tokens, weight.shape[0])
+    forms = candidates(pattern, tokens, blocks_of(weight))
+    calls: dict[str, Callable[[], Tensor]] = {"dense": partial(plain, x, weight, **more)}
+    for i, form in enumerate(forms):
+        kernel = made(form, pattern, weight)
+        calls[str(i)] = partial(product, kernel.layout, kernel.values, x, **more)
+    with torch.inference_mode():
+        found = {k: t.median_ms for k, t in interleaved(calls, seconds=SECONDS).items()}
+    dense = found.pop("dense")
+    best = min(found, key=found.__getitem__)
+    if found[best] > BETTER * dense:
+        return Choice(tokens, "dense", dense, dense)
+    return Choice(tokens, forms[int(best)], found[best], dense)
+
+
+def kernels_of(site: Site, choices: Sequence[Choice]) -> list[Kernel]:
+    """The chosen kernels, each from halfway between its tokens and the next fewer ones on."""
+    pattern = Pattern.of(site.weight)
+    kernels: list[Kernel] = []
+    ordered = sorted(choices, key=lambda c: c.tokens)
+    for i, choice in enumerate(ordered):
+        if i and ordered[i - 1].form == choice.form:
+            continue
+        least = math.isqrt(ordered[i - 1].tokens * choice.tokens) + 1 if i else 0
+        kernels.append(made(choice.form, pattern, site.weight, least=least))
+    return kernels
+
+
+def to_json(choices: Sequence[Choice]) -> list[dict[str, Any]]:
+    """As the artifact keeps them."""
+    return [asdict(c) for c in choices]
+
+
+def from_json(found: Any) -> list[Choice]:
+    """What :func:`to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is something else.
+    """
+
+    def form(value: Any) -> tuple[int, ...] | str:
+        return str(value) if isinstance(value, str) else tuple(map(int, value))
+
+    return [
+        Choice(int(c["tokens"]), form(c["form"]), float(c["ms"]), float(c["dense_ms"]))
+        for c in found
+    ]

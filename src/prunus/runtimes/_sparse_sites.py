@@ -1,0 +1,141 @@
+"""Linear layers of an exported program, with what follows them at once, as sparse operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
+from prunus.kernels.choosing import Kernel
+
+aten = torch.ops.aten
+LEAST = 0.3
+"""Share of zeros below which no kernel is tried."""
+_FOLLOW = {
+    aten.relu.default: "relu", aten.relu_.default: "relu", aten.gelu.default: "gelu",
+    aten.silu.default: "silu", aten.silu_.default: "silu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A linear layer in a program.
+
+    Attributes:
+        node: that multiplies.
+        last: whose value the operator gives: it, the sum with a residual, or the activation.
+        weight: ``[rows, cols]``.
+        bias: the node of the bias.
+        residual: the node that is added before the activation.
+        activation: what follows.
+    """
+
+    node: fx.Node
+    last: fx.Node
+    weight: Tensor
+    bias: fx.Node | None
+    residual: fx.Node | None
+    activation: str
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros ÷ weights."""
+        return 1 - int(self.weight.count_nonzero()) / max(1, self.weight.numel())
+
+
+def tensors_by_name(module: fx.GraphModule) -> dict[str, Tensor]:
+    """Parameters and buffers, under all their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def drop_idle(module: fx.GraphModule) -> None:
+    """Dropout that does nothing stands between a layer and its residual: it goes."""
+    for node in list(module.graph.nodes):
+        idle = node.target in (aten.dropout.default, aten.dropout_.default)
+        if idle and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def sites(module: fx.GraphModule) -> list[Site]:
+    """The float32 linear layers whose weights hold enough zeros, in the order of the program."""
+    known = tensors_by_name(module)
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target != aten.linear.default:
+            continue
+        held = node.args[1]
+        weight = known.get(str(held.target)) if held.op == "get_attr" else None
+        if weight is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
+            continue
+        if float((weight == 0).float().mean()) >= LEAST:
+            found.append(_with_followers(node, weight.detach()))
+    return found
+
+
+def _with_followers(node: fx.Node, weight: Tensor) -> Site:
+    bias = node.args[2] if len(node.args) > 2 else None
+    last = node
+    residual: fx.Node | None = None
+    after = _only_user(last)
+    if after is not None and after.target in (aten.add.Tensor, aten.add_.Tensor):
+        other = after.args[1] if after.args[0] is last else after.args[0]
+        mine = not after.kwargs and other is not last
+        if isinstance(other, fx.Node) and mine and _alike(other, last):
+            last, residual, after = after, other, _only_user(after)
+    activation = "none"
+    exact = after is not None and after.kwargs.get("approximate", "none") == "none"
+    if exact and after is not None and after.args == (last,) and after.target in _FOLLOW:
+        last, activation = after, _FOLLOW[after.target]
+    assert bias is None or isinstance(bias, fx.Node)
+    return Site(node, last, weight, bias, residual, activation)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Of one type and shape, symbols included."""
+    first, second = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return False
+    shapes = [tuple(map(str, t.shape)) for t in (first, second)]
+    return first.dtype == second.dtype and shapes[0] == shapes[1]
+
+
+def replace(module: fx.GraphModule, site: Site, kernels: Sequence[Kernel]) -> None:
+    """Put the sparse operator in a layer's place; its kernels become buffers of the module."""
+    name = site.node.name
+    with module.graph.inserting_before(site.last):
+        held = []
+        for i, kernel in enumerate(kernels):
+            for part, value in (("packed", kernel.values), ("layout", kernel.layout)):
+                key = f"{part}_{name}_{i}"
+                module.register_buffer(key, value)
+                held.append(module.graph.get_attr(key))
+        made = module.graph.call_function(
+            torch.ops.prunus.packed_linear.default,
+            (site.node.args[0], held[0::2], held[1::2], [k.least for k in kernels], site.bias,
+             site.residual, site.weight.shape[0], site.activation),
+        )  # fmt: skip
+        made.meta = dict(site.last.meta)
+    site.last.replace_all_uses_with(made)
+
+
+def tidy(module: fx.GraphModule) -> None:
+    """Take out what nothing reads any more, weights included."""
+    module.graph.eliminate_dead_code()
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in list(tensors_by_name(module)):
+        if name not in read:
+            parent, _, own = name.rpartition(".")
+            delattr(module.get_submodule(parent), own)
+    module.graph.lint()
+    module.recompile()

@@ -18,7 +18,10 @@ ROOT = HERE.parent
 
 project = "prunus"
 copyright = "the prunus developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "public_names"]
+extensions = [
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "public_names", "mathml",
+]  # fmt: skip
+html_math_renderer = "mathml"
 root_doc = "docs/index"
 include_patterns = [
     "docs/*.md", "docs/*.rst", "docs/migrating/*.md", "benchmarks/*.md", "examples/*/README.md",

@@ -582,17 +582,16 @@ def test_torch_compile_writes_machine_code_that_gives_the_same_answers(sparse: n
     assert any(name.endswith(".so") for name in names)
 
 
-def test_torch_compile_says_that_it_finds_no_compiler(
-    monkeypatch: pytest.MonkeyPatch, sparse: nn.Module
-) -> None:
+def test_torch_compile_says_that_it_finds_no_compiler(sparse: nn.Module) -> None:
     from torch._inductor import config
 
     order = BuildRequest(sparse, torch.randn(2, 64), Path())
     assert torch_compile.refuses(order) is None
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    assert "needs a C++ compiler" in str(torch_compile.refuses(order))
-    with pytest.raises(InputError, match=r"runtime torch_compile: it needs a C\+\+ compiler"):
-        deploy(sparse, example=torch.randn(2, 64), runtime="torch_compile")
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # monkeypatch would take it away
+        assert "needs a C++ compiler" in str(torch_compile.refuses(order))
+        with pytest.raises(InputError, match=r"runtime torch_compile: it needs a C\+\+ compiler"):
+            deploy(sparse, example=torch.randn(2, 64), runtime="torch_compile")
+    assert torch_compile.refuses(order) is None
 
 
 def test_torchao_int8_rounds_weights_by_the_row_and_keeps_zeros(sparse: nn.Module) -> None:

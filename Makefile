@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 # every worker and every process that a test starts would do again.
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-zoo test-zoo-all test-kills check format docs bench bench-quality bench-methods bench-repair bench-structure bench-artifact bench-one-shot bench-llm clean
+.PHONY: demo test test-zoo test-zoo-all test-kills check format docs bench bench-quality bench-methods bench-repair bench-structure bench-sparse bench-artifact bench-one-shot bench-llm clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -68,6 +68,11 @@ bench-one-shot: $(READY)
 
 bench-llm: $(READY)  # hours of a core; PRUNUS_LLM=folder, see benchmarks/llm.py
 	$(BIN)/python benchmarks/llm.py
+
+bench-sparse: $(READY)  # an hour of a core; MNN takes part where it is installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse.py --threads 1 --out benchmarks/sparse.jsonl
+	$(BIN)/python benchmarks/sparse.py --threads 2 --sparsities 0.8,0.9,0.95 --out benchmarks/sparse.jsonl
+	$(BIN)/python benchmarks/sparse.py --table benchmarks/sparse.jsonl > benchmarks/sparse.md
 
 bench-artifact: $(READY)  # an hour of a core
 	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artifact.jsonl

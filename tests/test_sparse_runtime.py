@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,16 @@ def test_an_artifact_opened_from_disk_gives_eagers_answers_at_any_batch_size(
 @pytest.mark.usefixtures("always")
 def test_what_follows_a_layer_is_part_of_its_operator(tmp_path: Path) -> None:
     found = built(sparse_model(), torch.randn(2, 7, 48), tmp_path)
-    graph = found.served.session.compute.__closure__
-    modules = [c.cell_contents for c in graph if isinstance(c.cell_contents, torch.fx.GraphModule)]
-    (module,) = modules
-    names = [str(n.target) for n in module.graph.nodes]
-    assert "aten.linear.default" not in names
-    assert "aten.gelu.default" not in names
-    assert "aten.silu.default" not in names
-    assert "aten.dropout.default" not in names
-    packed = torch.ops.prunus.packed_linear.default
-    operators = [n for n in module.graph.nodes if n.target == packed]
-    assert sorted(n.args[7] for n in operators) == ["gelu", "none", "none", "none", "silu"]
-    assert sum(n.args[5] is not None for n in operators) == 1  # attention turns its answers first
+    cells = found.served.session.compute.__closure__
+    (forward,) = [c.cell_contents for c in cells if inspect.ismethod(c.cell_contents)]
+    module = forward.__self__
+    names = {str(n.target) for n in module.graph.nodes}
+    gone = ("linear", "gelu", "silu", "dropout")
+    assert not names & {f"aten.{name}.default" for name in gone}
+    layers = [m.prepared for m in module.modules() if hasattr(m, "prepared")]
+    assert sorted(p.activation for p in layers) == ["gelu", "none", "none", "none", "silu"]
+    residual = [n for n in module.graph.nodes if n.op == "call_module" and n.args[1] is not None]
+    assert len(residual) == 1  # attention turns its answers before they are added
     assert not dict(module.named_parameters()).keys() & {"up.weight", "gate.weight"}
 
 
@@ -148,10 +147,10 @@ def test_a_slower_sparse_program_is_never_handed_over(
 ) -> None:
     import time
 
-    slow = sparse.computing
+    finish = sparse.finish
 
     def slower(module: Any) -> Any:
-        compute = slow(module)
+        compute = finish(module)
 
         def waiting(inputs: Any) -> Any:
             time.sleep(0.02)
@@ -160,7 +159,7 @@ def test_a_slower_sparse_program_is_never_handed_over(
         return waiting
 
     model, example = sparse_model(), torch.randn(2, 7, 48)
-    monkeypatch.setattr(sparse, "computing", slower)
+    monkeypatch.setattr(sparse, "finish", slower)
     made = deploy(model, example=example, runtime="sparse", seconds=0.05, folder=tmp_path)
     assert made.runtime != "sparse"
     assert any("sparse is slower than" in text for text in made.advice)

@@ -13,7 +13,7 @@ from prunus.kernels.layouts import Cut, Pattern, mask, slices, tiles
 from prunus.kernels.native import library
 
 Values = Literal["float32", "bfloat16", "int8"]
-FEW = 0.9
+FEW = 0.78
 """Sparsity from which on one token is computed by slices, below by a mask."""
 NARROW = 24
 """Tokens from which on tiles are as wide as they come."""
@@ -53,8 +53,9 @@ def cuts(pattern: Pattern, *, tokens: int, blocks: int = 1) -> Cut:
 
 
 def single(
-    pattern: Pattern, values: Tensor, *, kind: Values = "float32", blocks: int = 1
-) -> Kernel:
+    pattern: Pattern, values: Tensor, *, kind: Values = "float32", blocks: int = 1,
+    form: str | None = None,
+) -> Kernel:  # fmt: skip
     """The kernel for one token: a mask, slices where few weights are left, or blocks of columns.
 
     Args:
@@ -63,13 +64,13 @@ def single(
         kind: how they are kept; bfloat16 takes half the memory, int8 a quarter, with a scale for
             each row (largest value ÷ 127).
         blocks: 16 where rows share columns in blocks of sixteen.
+        form: ``mask``, ``slices`` or ``columns``, in place of what is usually the fastest.
     """
-    if blocks == 16 and pattern.cols <= 65536:
-        made = slices(pattern, columns=True)
-    elif 1 - pattern.density >= FEW and pattern.cols <= 65536:
-        made = slices(pattern)
-    else:
-        made = mask(pattern)
+    if form is None:
+        short = pattern.cols <= 65536
+        few = short and 1 - pattern.density >= FEW
+        form = "columns" if blocks == 16 and short else "slices" if few else "mask"
+    made = mask(pattern) if form == "mask" else slices(pattern, columns=form == "columns")
     numbers, found = made.numbers, made.pack(values)
     if kind == "bfloat16":
         found = found.bfloat16()

@@ -11,7 +11,18 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.errors import InputError
-from prunus.kernels.native import COLUMNS, HEADER, MASK, SLICES, TILES, Rows, Shape, library
+from prunus.kernels.native import (
+    COLUMNS,
+    DONE,
+    HEADER,
+    MASK,
+    REFUSED,
+    SLICES,
+    TILES,
+    Rows,
+    Shape,
+    library,
+)  # fmt: skip
 
 LARGEST = 2**31 - 1 - 4096
 """Values and indices are counted in 32 bits."""
@@ -242,18 +253,43 @@ def _written(pattern: Pattern, write: Any, room: int, most: int) -> Layout:
 
 
 def packed(order: Tensor, values: Tensor) -> Tensor:
-    """Values in a layout's order; padding is zero."""
-    if values.dtype not in FULL:
-        raise InputError(f"values are packed as float32 or float64, not {values.dtype}")
-    if values.numel() <= int(order.max() if order.numel() else -1):
-        raise InputError(f"the layout has other values than the {values.numel()} that were given")
+    """Values in a layout's order; padding is zero.
+
+    Raises:
+        InputError: if they are not float32 or float64, or fewer than the layout's.
+    """
+    _refuse_order(order, values)
     given = values.detach().contiguous()
     made = torch.empty(len(order), dtype=values.dtype)
-    kind = 1 if values.dtype == torch.float64 else 0
-    library().call.prunus_gather(
-        order.data_ptr(), len(order), given.data_ptr(), made.data_ptr(), kind
-    )
+    status = library().call.prunus_gather(
+        order.data_ptr(), len(order), given.data_ptr(), len(given), made.data_ptr(),
+        KINDS[values.dtype],
+    )  # fmt: skip
+    if status != DONE:
+        raise InputError(f"the layout has other values than the {len(given)} that were given")
     return made
+
+
+def unpacked(order: Tensor, found: Tensor, count: int) -> Tensor:
+    """What was computed for each value of a layout, in the pattern's order ``[count]``."""
+    _refuse_order(order, found)
+    made = torch.zeros(count, dtype=found.dtype)
+    call = library().call.prunus_scatter
+    status = DONE if len(found) >= len(order) and found.is_contiguous() else REFUSED
+    if status == DONE:
+        status = call(order.data_ptr(), len(order), found.data_ptr(), count, made.data_ptr(),
+                      KINDS[found.dtype])  # fmt: skip
+    if status != DONE:
+        raise InputError(f"the layout has other values than the {count} that were given")
+    return made
+
+
+def _refuse_order(order: Tensor, values: Tensor) -> None:
+    flat = order.dim() == values.dim() == 1 and order.is_contiguous()
+    if not flat or order.dtype != torch.int32 or order.device.type != "cpu":
+        raise InputError(f"an order is a flat int32 tensor on the CPU, not {described(order)}")
+    if values.dtype not in FULL or values.device.type != "cpu":
+        raise InputError(f"values are float32 or float64 on the CPU, not {described(values)}")
 
 
 def dense(numbers: Tensor, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError
-from prunus.kernels.layouts import head_of, packed
+from prunus.kernels.layouts import head_of, packed, unpacked
 from prunus.kernels.product import gradient, plain, product
 
 LIBRARY = torch.library.Library("prunus", "DEF")
@@ -51,12 +51,7 @@ def sparse_linear_backward(
     dx = product(turned, packed(turned_order, values), dy) if of_x else none
     if not of_values:
         return dx, none
-    found, own = gradient(layout, x, dy), torch.zeros_like(values)
-    there = order >= 0
-    if not bool(there.all()):
-        order, found = order[there], found[there]
-    own[order.long()] = found
-    return dx, own
+    return dx, unpacked(order, gradient(layout, x, dy), len(values))
 
 
 def packed_linear(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,10 @@ SECONDS = 0.02
 """Of timing, for each kernel."""
 BETTER = 0.97
 """A kernel must take at most this part of the dense product's time."""
+FEW = 4
+"""Tokens up to which the layouts for one token are tried, and weights are what takes time."""
+CACHES = 64 * 2**20
+"""Bytes that no processor's caches hold for one core."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Choice:
 
     Attributes:
         tokens: at which it was measured.
-        form: ``dense``, ``single`` or the parts of a :class:`Cut`.
+        form: ``dense``, a layout for one token, or the parts of a :class:`Cut`.
         ms: that it takes.
         dense_ms: that torch's dense product takes.
     """
@@ -48,8 +53,11 @@ class Choice:
 
 def candidates(pattern: Pattern, tokens: int, blocks: int) -> list[tuple[int, ...] | str]:
     """What is worth a try: a few cuts of tiles, and for few tokens the layouts of one."""
-    found: list[tuple[int, ...] | str] = ["single"] if tokens <= 4 else []
-    if tokens == 1:
+    found: list[tuple[int, ...] | str] = []
+    if tokens <= FEW and pattern.cols <= 65536:
+        found += ["columns"] if blocks == 16 else ["slices"]
+    found += ["mask"] if tokens <= FEW and pattern.density > 0.1 else []
+    if tokens == 1 and found:
         return found
     height = 4 if blocks > 1 else 1
     large = library().name == "avx512"
@@ -71,16 +79,21 @@ def made(
     if form == "dense":
         return Kernel(least, torch.empty(0, dtype=torch.int32), weight)
     values = weight.reshape(-1)[pattern.flat()]
-    if form == "single":
-        kernel = single(pattern, values, blocks=blocks_of(weight))
+    if isinstance(form, str):
+        kernel = single(pattern, values, form=form)
         return Kernel(least, kernel.layout, kernel.values)
-    assert not isinstance(form, str)
     layout = tiles(pattern, Cut(*form))
     return Kernel(least, layout.numbers, layout.pack(values))
 
 
-def choose(site: Site, tokens: int) -> Choice:
-    """The fastest way of one layer at a number of tokens."""
+def choose(site: Site, tokens: int, *, cold: bool = False) -> Choice:
+    """The fastest way of one layer at a number of tokens.
+
+    Args:
+        site: the layer.
+        tokens: that it gets.
+        cold: whether weights come from memory, as those of a model larger than the caches do.
+    """
     weight = site.weight
     pattern = Pattern.of(weight)
     x = torch.randn(tokens, weight.shape[1])
@@ -90,10 +103,15 @@ def choose(site: Site, tokens: int) -> Choice:
     if site.residual is not None:
         more["residual"] = torch.zeros(tokens, weight.shape[0])
     forms = candidates(pattern, tokens, blocks_of(weight))
-    calls: dict[str, Callable[[], Tensor]] = {"dense": partial(plain, x, weight, **more)}
-    for i, form in enumerate(forms):
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for name, form in (("dense", "dense"), *((str(i), form) for i, form in enumerate(forms))):
         kernel = made(form, pattern, weight)
-        calls[str(i)] = partial(product, kernel.layout, kernel.values, x, **more)
+        size = kernel.layout.nbytes + kernel.values.nbytes
+        copies = _copies(kernel, -(-CACHES // size)) if cold else [kernel]
+        calls[name] = _in_turn([
+            partial(plain, x, k.values, **more) if form == "dense"
+            else partial(product, k.layout, k.values, x, **more) for k in copies
+        ])  # fmt: skip
     with torch.inference_mode():
         found = {k: t.median_ms for k, t in interleaved(calls, seconds=SECONDS).items()}
     dense = found.pop("dense")
@@ -101,6 +119,16 @@ def choose(site: Site, tokens: int) -> Choice:
     if found[best] > BETTER * dense:
         return Choice(tokens, "dense", dense, dense)
     return Choice(tokens, forms[int(best)], found[best], dense)
+
+
+def _copies(kernel: Kernel, count: int) -> list[Kernel]:
+    return [Kernel(0, kernel.layout.clone(), kernel.values.clone()) for _ in range(min(count, 256))]
+
+
+def _in_turn(calls: Sequence[Callable[[], Tensor]]) -> Callable[[], Tensor]:
+    """One after the other, from call to call."""
+    each = itertools.cycle(calls)
+    return lambda: next(each)()
 
 
 def kernels_of(site: Site, choices: Sequence[Choice]) -> list[Kernel]:

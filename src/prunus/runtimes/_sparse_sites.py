@@ -1,4 +1,4 @@
-"""Linear layers of an exported program, with what follows them at once, as sparse operators."""
+"""Linear layers of an exported program, with what follows them at once, as prepared ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
 
-from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
 from prunus.kernels.choosing import Kernel
+from prunus.kernels.prepared import Prepared
+from prunus.runtimes import Answers, Compute
 
 aten = torch.ops.aten
 LEAST = 0.3
@@ -26,9 +28,9 @@ class Site:
 
     Attributes:
         node: that multiplies.
-        last: whose value the operator gives: it, the sum with a residual, or the activation.
+        last: whose value the operator gives: itself, the sum with a residual, or the activation.
         weight: ``[rows, cols]``.
-        bias: the node of the bias.
+        bias: the node that reads the bias.
         residual: the node that is added before the activation.
         activation: what follows.
     """
@@ -72,6 +74,9 @@ def sites(module: fx.GraphModule) -> list[Site]:
             continue
         held = node.args[1]
         weight = known.get(str(held.target)) if held.op == "get_attr" else None
+        bias = node.args[2] if len(node.args) > 2 else None
+        if bias is not None and str(bias.target) not in known:
+            continue
         if weight is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
             continue
         if float((weight == 0).float().mean()) >= LEAST:
@@ -110,32 +115,47 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
     return first.dtype == second.dtype and shapes[0] == shapes[1]
 
 
-def replace(module: fx.GraphModule, site: Site, kernels: Sequence[Kernel]) -> None:
-    """Put the sparse operator in a layer's place; its kernels become buffers of the module."""
-    name = site.node.name
+class Layer(nn.Module):
+    """A prepared layer as a part of a program's graph."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        super().__init__()
+        self.prepared = prepared
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """As :class:`Prepared` says."""
+        return self.prepared(x, residual)
+
+
+def put(module: fx.GraphModule, site: Site, kernels: Sequence[Kernel]) -> None:
+    """A prepared layer in the place of a linear one and of what follows it."""
+    known = tensors_by_name(module)
+    bias = None if site.bias is None else known[str(site.bias.target)]
+    rows, cols = site.weight.shape
+    made = Prepared(kernels, rows=rows, cols=cols, bias=bias, activation=site.activation)
+    name = f"sparse_{site.node.name}"
+    module.add_submodule(name, Layer(made))
     with module.graph.inserting_before(site.last):
-        held = []
-        for i, kernel in enumerate(kernels):
-            for part, value in (("packed", kernel.values), ("layout", kernel.layout)):
-                key = f"{part}_{name}_{i}"
-                module.register_buffer(key, value)
-                held.append(module.graph.get_attr(key))
-        made = module.graph.call_function(
-            torch.ops.prunus.packed_linear.default,
-            (site.node.args[0], held[0::2], held[1::2], [k.least for k in kernels], site.bias,
-             site.residual, site.weight.shape[0], site.activation),
-        )  # fmt: skip
-        made.meta = dict(site.last.meta)
-    site.last.replace_all_uses_with(made)
+        node = module.graph.call_module(name, (site.node.args[0], site.residual))
+    node.meta = dict(site.last.meta)
+    site.last.replace_all_uses_with(node)
 
 
-def tidy(module: fx.GraphModule) -> None:
-    """Take out what nothing reads any more, weights included."""
+def finish(module: fx.GraphModule) -> Compute:
+    """The program as a function of flat tensors; what it no longer reads goes, weights too."""
     module.graph.eliminate_dead_code()
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
     for name in list(tensors_by_name(module)):
         if name not in read:
             parent, _, own = name.rpartition(".")
             delattr(module.get_submodule(parent), own)
+    module.graph.set_codegen(CodeGen())
     module.graph.lint()
     module.recompile()
+    forward = module.forward  # without the hooks that look at every input again
+
+    def compute(inputs: Sequence[Tensor]) -> Answers:
+        with torch.inference_mode():
+            return list(forward(*inputs))
+
+    return compute

@@ -25,9 +25,16 @@ from prunus.kernels.native import LACKING, library, usable
 from prunus.runtimes import BuildRequest, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
-from prunus.runtimes._sparse_choice import Choice, choose, from_json, kernels_of, to_json
-from prunus.runtimes._sparse_sites import LEAST, Site, drop_idle, sites, tidy
-from prunus.runtimes._sparse_sites import replace as put
+from prunus.runtimes._sparse_choice import (
+    CACHES,
+    FEW,
+    Choice,
+    choose,
+    from_json,
+    kernels_of,
+    to_json,
+)
+from prunus.runtimes._sparse_sites import LEAST, Site, drop_idle, finish, put, sites
 from prunus.runtimes.torch_export import computing
 
 FACTS = Facts(needs=("torch",), devices=("cpu",), skips_zeros=True)
@@ -69,10 +76,13 @@ def build(order: BuildRequest) -> Session:
     }
     table: dict[str, list[Choice]] = {}
     known: dict[tuple[Any, ...], Choice] = {}
+    large = sum(site.weight.nbytes for site in found) > CACHES
     with torch.inference_mode():
         for site in found:
             own = sorted({c[site.node.name] for c in counts.values() if c[site.node.name]})
-            table[site.node.name] = [_remembered(known, site, tokens) for tokens in own]
+            table[site.node.name] = [
+                _remembered(known, site, tokens, large=large) for tokens in own
+            ]
     if not any(c.wins for choices in table.values() for c in choices):
         raise InputError(f"no layer is faster than dense: {'; '.join(_lines(found, table))}")
     path = write_pt2(order, made.program)
@@ -107,7 +117,9 @@ def _tokens(
     return seen
 
 
-def _remembered(known: dict[tuple[Any, ...], Choice], site: Site, tokens: int) -> Choice:
+def _remembered(
+    known: dict[tuple[Any, ...], Choice], site: Site, tokens: int, *, large: bool
+) -> Choice:
     """Layers of one shape and about one sparsity are measured once."""
     key = (
         site.weight.shape,
@@ -117,7 +129,7 @@ def _remembered(known: dict[tuple[Any, ...], Choice], site: Site, tokens: int) -
         tokens,
     )
     if key not in known:
-        known[key] = choose(site, tokens)
+        known[key] = choose(site, tokens, cold=large and tokens <= FEW)
     return known[key]
 
 
@@ -181,8 +193,7 @@ def open_(path: Path, *, threads: int) -> Session:
         if any(c.wins for c in choices):
             put(module, found[name], kernels_of(found[name], choices))
             count += 1
-    tidy(module)
-    return Session(computing(module), path, notes=(f"{count} of {len(found)} layers run sparse",))
+    return Session(finish(module), path, notes=(f"{count} of {len(found)} layers run sparse",))
 
 
 def _read(path: Path) -> Iterator[tuple[str, list[Choice]]]:

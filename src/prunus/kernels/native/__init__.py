@@ -151,7 +151,8 @@ def _opened(path: str) -> Any:
         "product": (c_int32, [POINTER(Product)]),
         "gradient": (c_int32, [POINTER(Gradient)]),
         "dense": (None, [c_void_p, c_void_p, c_int32, c_void_p]),
-        "gather": (None, [c_void_p, c_int64, c_void_p, c_void_p, c_int32]),
+        "gather": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32]),
+        "scatter": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, f"prunus_{name}")

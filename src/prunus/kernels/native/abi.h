@@ -59,6 +59,9 @@ PRUNUS_API int64_t prunus_slices(const Pattern*, int32_t columns, int32_t* layou
 PRUNUS_API void prunus_dense(const int32_t* layout, const void* values, int32_t type, void* out);
 PRUNUS_API int32_t prunus_product(const Product*);
 PRUNUS_API int32_t prunus_gradient(const Gradient*);
-// packed[i] = order[i] < 0 ? 0 : values[order[i]]
-PRUNUS_API void prunus_gather(const int32_t* order, int64_t count, const void* values, void* packed,
-                              int32_t type);
+// packed[i] = order[i] < 0 ? 0 : values[order[i]]; REFUSED where there are only n values.
+PRUNUS_API int32_t prunus_gather(const int32_t* order, int64_t count, const void* values, int64_t n,
+                                 void* packed, int32_t type);
+// values[order[i]] = packed[i] for every order[i] >= 0.
+PRUNUS_API int32_t prunus_scatter(const int32_t* order, int64_t count, const void* packed, int64_t n,
+                                  void* values, int32_t type);

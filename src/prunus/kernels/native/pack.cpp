@@ -238,15 +238,40 @@ PRUNUS_API int64_t prunus_slices(const Pattern* m, int32_t columns, int32_t* lay
   return prunus::slices(*m, columns != 0, {layout, room}, order, order_room, values);
 }
 
-PRUNUS_API void prunus_gather(const int32_t* order, int64_t count, const void* values, void* packed,
-                              int32_t type) {
-  if (type == prunus::F64) {
-    const double* from = static_cast<const double*>(values);
-    double* to = static_cast<double*>(packed);
-    for (int64_t i = 0; i < count; ++i) to[i] = order[i] < 0 ? 0 : from[order[i]];
-  } else {
-    const float* from = static_cast<const float*>(values);
-    float* to = static_cast<float*>(packed);
-    for (int64_t i = 0; i < count; ++i) to[i] = order[i] < 0 ? 0 : from[order[i]];
+namespace {
+
+template <class S>
+int32_t gather(const int32_t* order, int64_t count, const void* values, int64_t n, void* packed) {
+  const S* from = static_cast<const S*>(values);
+  S* to = static_cast<S*>(packed);
+  for (int64_t i = 0; i < count; ++i) {
+    if (order[i] >= n) return REFUSED;
+    to[i] = order[i] < 0 ? S(0) : from[order[i]];
   }
+  return DONE;
+}
+
+template <class S>
+int32_t scatter(const int32_t* order, int64_t count, const void* packed, int64_t n, void* values) {
+  const S* from = static_cast<const S*>(packed);
+  S* to = static_cast<S*>(values);
+  for (int64_t i = 0; i < count; ++i) {
+    if (order[i] >= n) return REFUSED;
+    if (order[i] >= 0) to[order[i]] = from[i];
+  }
+  return DONE;
+}
+
+}  // namespace
+
+PRUNUS_API int32_t prunus_gather(const int32_t* order, int64_t count, const void* values, int64_t n,
+                                 void* packed, int32_t type) {
+  return type == prunus::F64 ? gather<double>(order, count, values, n, packed)
+                             : gather<float>(order, count, values, n, packed);
+}
+
+PRUNUS_API int32_t prunus_scatter(const int32_t* order, int64_t count, const void* packed, int64_t n,
+                                  void* values, int32_t type) {
+  return type == prunus::F64 ? scatter<double>(order, count, packed, n, values)
+                             : scatter<float>(order, count, packed, n, values);
 }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -24,8 +25,15 @@ struct Pool {
   void* context = nullptr;
   pid_t process = getpid();
 
+  std::atomic<bool> failed{false};
+
+  // The only thing that goes wrong is memory; nothing may leave a thread as an exception.
   void drain() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(context, i);
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) try {
+        work(context, i);
+      } catch (const std::bad_alloc&) {
+        failed.store(true, std::memory_order_relaxed);
+      }
   }
 
   void live(int number) {
@@ -61,6 +69,7 @@ struct Pool {
     drain();
     std::unique_lock<std::mutex> lock(door);
     done.wait(lock, [&] { return busy == 0; });
+    if (failed.exchange(false)) throw std::bad_alloc();
   }
 };
 
@@ -85,9 +94,8 @@ void parallel(int64_t count, int threads, void (*work)(void*, int64_t), void* co
   const int64_t helpers = (threads < count ? threads : count) - 1;
   Pool* shared = helpers > 0 ? pool() : nullptr;
   if (shared != nullptr && shared->owner.try_lock()) {
-    shared->run(count, (int)helpers, work, context);
-    shared->owner.unlock();
-    return;
+    std::lock_guard<std::mutex> held(shared->owner, std::adopt_lock);
+    return shared->run(count, (int)helpers, work, context);
   }
   for (int64_t i = 0; i < count; ++i) work(context, i);
 }

@@ -16,6 +16,10 @@ namespace {
 
 thread_local Scratch inputs;
 
+// What a processor fetches of its own accord ends with the system's page: so many steps, and so
+// many values, ahead it is asked for.
+constexpr int64_t STEPS_AHEAD = 32, VALUES_AHEAD = 384;
+
 // What is done to a row's sum before it is written.
 struct Close {
   const Product& p;
@@ -36,49 +40,38 @@ struct Close {
   }
 };
 
-template <class T, int R>
-INLINE void rows_of_mask(const int32_t* first, const uint32_t* word, int64_t words, const T* values,
-                         const float* x, float* sums) {
+// One row: several at once would each wait for their own values.
+template <class T>
+INLINE float row_of_mask(int64_t first, const uint32_t* word, int64_t words, const T* values,
+                         const float* x) {
   constexpr int N = PRUNUS_VECTOR / 4, parts = 64 / N;
   using V = Vec<float, N>;
-  V sum[R][2] = {};
-  const T* at[R];
-  for (int q = 0; q < R; ++q) at[q] = values + first[q];
+  V sums[2] = {};
+  const T* at = values + first;
   for (int64_t w = 0; w < words; ++w) {
-#pragma GCC unroll 4
-    for (int q = 0; q < R; ++q) {
-      uint64_t bits;
-      std::memcpy(&bits, word + 2 * (q * words + w), sizeof bits);
-      const T* own = at[q];
+    uint64_t bits;
+    std::memcpy(&bits, word + 2 * w, sizeof bits);
+    __builtin_prefetch(at + VALUES_AHEAD);
+    __builtin_prefetch(at + VALUES_AHEAD + 16);
 #pragma GCC unroll 16
-      for (int i = 0; i < parts; ++i) {
-        const uint32_t mine = uint32_t(bits >> (i * N)) & uint32_t((uint64_t(1) << N) - 1);
-        const uint64_t before = i ? bits & ((uint64_t(1) << (i * N)) - 1) : 0;
-        const V v = spread<N>(widened<T, N>(own + __builtin_popcountll(before)), mine);
-        sum[q][i % 2] += v * load<V>(x + 64 * w + i * N);
-      }
-      at[q] += __builtin_popcountll(bits);
+    for (int i = 0; i < parts; ++i) {
+      const uint32_t mine = uint32_t(bits >> (i * N)) & uint32_t((uint64_t(1) << N) - 1);
+      const uint64_t before = i ? bits & ((uint64_t(1) << (i * N)) - 1) : 0;
+      const V v = spread<N>(widened<T, N>(at + __builtin_popcountll(before)), mine);
+      sums[i % 2] += v * load<V>(x + 64 * w + i * N);
     }
+    at += __builtin_popcountll(bits);
   }
-  for (int q = 0; q < R; ++q) sums[q] = prunus::sum(V(sum[q][0] + sum[q][1]));
+  return sum(V(sums[0] + sums[1]));
 }
 
 template <class T> void mask_rows(const Product& p, const float* x, int64_t top, int64_t end) {
   const Head& h = head_of(p.layout);
   const int32_t* first = p.layout + h.first;
   const uint32_t* word = reinterpret_cast<const uint32_t*>(p.layout + h.word);
-  const T* values = static_cast<const T*>(p.values);
   const Close close(p);
-  float sums[4];
-  int64_t o = top;
-  for (; o + 2 <= end; o += 2) {
-    rows_of_mask<T, 2>(first + o, word + 2 * o * h.words, h.words, values, x, sums);
-    for (int q = 0; q < 2; ++q) close(o + q, sums[q]);
-  }
-  for (; o < end; ++o) {
-    rows_of_mask<T, 1>(first + o, word + 2 * o * h.words, h.words, values, x, sums);
-    close(o, sums[0]);
-  }
+  for (int64_t o = top; o < end; ++o)
+    close(o, row_of_mask(first[o], word + 2 * o * h.words, h.words, static_cast<const T*>(p.values), x));
 }
 
 template <class T> void slice_rows(const Product& p, const float* x, int64_t top, int64_t end) {
@@ -93,6 +86,8 @@ template <class T> void slice_rows(const Product& p, const float* x, int64_t top
     V sum[4][parts] = {};
     int64_t k = first[s];
     const auto step = [&](int64_t at, int n) {
+      __builtin_prefetch(values + 16 * (at + STEPS_AHEAD));
+      __builtin_prefetch(index + 16 * (at + STEPS_AHEAD));
       if (h.kind == SLICES) {
 #pragma GCC unroll 4
         for (int i = 0; i < parts; ++i)

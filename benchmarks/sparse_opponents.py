@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -70,12 +69,12 @@ def mnn(onnx: Path, inputs: Sequence[Tensor], threads: int) -> Call:
     if importlib.util.find_spec("MNN") is None:
         raise PrunusError("MNN is not installed")
     source, target = onnx / "model.onnx", onnx / "model.mnn"
+    # the converter itself: MNN.tools.mnnconvert would install a package that reports its use
     code = (
-        "from MNN.tools import mnnconvert; import sys; "
-        f"sys.argv = ['mnnconvert', '-f', 'ONNX', '--modelFile', '{source}', '--MNNModel', "
-        f"'{target}', '--bizCode', 'biz']; mnnconvert.main()"
+        f"import _tools; _tools.mnnconvert(['mnnconvert', '-f', 'ONNX', '--modelFile', '{source}', "
+        f"'--MNNModel', '{target}', '--bizCode', 'biz'])"
     )
-    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, env=os.environ)
+    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     if not target.is_file():
         raise PrunusError("MNN does not convert this model")
     with contextlib.redirect_stdout(io.StringIO()):

@@ -35,14 +35,19 @@ class Reading:
     read: Callable[[], Tensor]
 
 
-def readings(model: Any, shards: Shards) -> dict[str, Reading]:
+def readings(model: Any, shards: Shards, *, ours: bool = False) -> dict[str, Reading]:
     """How each tensor of a model is read, by its name in the model's state dict.
+
+    Args:
+        model: that is read.
+        shards: its files.
+        ours: whether prunus wrote them, under the model's own names.
 
     Raises:
         InputError: where transformers' own rules fail.
     """
     state = dict(model.state_dict())
-    rules = _rules(model)
+    rules = None if ours else _rules(model)
     if rules is None:
         return _plain(state, shards, getattr(model, "base_model_prefix", ""))
     core, renamings, converters = rules

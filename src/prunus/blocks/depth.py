@@ -117,6 +117,16 @@ def refuse_depth(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -
         raise InputError(f"structure: block: {why}")
 
 
+def count_of(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> int:
+    """How many blocks go as a whole.
+
+    Raises:
+        InputError: if none can.
+    """
+    with preserve_rng(), evaluating(source.model), torch.no_grad():
+        return _count(_passage(source, how, calibration), how)
+
+
 def _passage(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> Passage:
     if not is_pretrained(source.model):
         raise InputError(

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from prunus._common.files import write_json
 from prunus._common.memory import lasting
+from prunus._common.modules import canonical_names
 from prunus._common.rng import preserve_rng
 from prunus.blocks.arrangement import readings, written
 from prunus.blocks.shards import INDEX, Shards, write_shard
 from prunus.blocks.source import Source
+from prunus.blocks.uneven import Changes, narrowed, write_uneven
 from prunus.blocks.units import taken
 from prunus.blocks.walk import stacks_of
-from prunus.compaction.files.pretrained import CONFIG, class_of
-from prunus.compaction.reopening import WeightsOnMeta
+from prunus.compaction.files.pretrained import CONFIG, class_of, is_folder
+from prunus.compaction.reopening import WeightsOnMeta, built
 from prunus.errors import InputError, first_line
 from prunus.types import Kept
 
@@ -47,6 +49,8 @@ class Folder:
         scratch: for activations.
         smaller: the model that is written: another one where blocks lose units.
         names: what its blocks are called, where that changes.
+        changes: what the modules of a block remember, and the configuration of a model all of whose
+            blocks are like it; where blocks may lose different numbers of units.
 
     Raises:
         InputError: for a folder that cannot be read in blocks.
@@ -59,8 +63,9 @@ class Folder:
         self.model: Any = skeleton(folder)
         self.smaller: Any = self.model
         self.names: dict[str, str] = {}
+        self.changes: Callable[[str], tuple[str, Changes]] | None = None
         self.whole: Source = self
-        self.readings = readings(self.model, self.shards)
+        self.readings = readings(self.model, self.shards, ours=is_folder(folder))
         self.blocks = [name for stack in stacks_of(self.model, blocks) for name in stack]
         self._map_rest()
 
@@ -70,12 +75,12 @@ class Folder:
         block = self.model.get_submodule(name)
         for inner in block.state_dict():
             value = self.readings[f"{name}.{inner}"].read()
-            _place(block, inner, lasting(value.shape, _computing(value.dtype)).copy_(value))
+            place(block, inner, lasting(value.shape, _computing(value.dtype)).copy_(value))
         try:
             yield block
         finally:
             for inner, tensor in list(block.state_dict().items()):
-                _place(block, inner, tensor.to("meta"))
+                place(block, inner, tensor.to("meta"))
 
     def note(self, name: str) -> None:
         """The folder has it as it was given."""
@@ -91,12 +96,34 @@ class Folder:
             state[f"{self.names.get(name, name)}.{inner}"] = part.to(
                 self.readings[f"{name}.{inner}"].dtype
             )
-        write_shard(self.out / f"model-{name}.safetensors", written(self.smaller, state))
+        if self.changes is None:
+            write_shard(self.out / f"model-{name}.safetensors", written(self.smaller, state))
+            return
+        place = self.out / SCRATCH  # how they are written is known when all are there
+        write_shard(place / f"model-{name}.safetensors", state)
+        write_json(place / f"model-{name}.json", self.changes(name))
 
     def finish(self, said: dict[str, Any]) -> None:
         """Write what is in no block, the index, and what stands beside; the walk is through."""
         inside = tuple(f"{name}." for name in self.blocks)
         rest = {n: r.read() for n, r in self.readings.items() if not n.startswith(inside)}
+        self._copy()
+        if self.changes is None or self._even():
+            self._index(rest)
+        else:
+            self._uneven(rest)
+        write_json(self.out / REPORT, said)
+        shutil.rmtree(self.out / SCRATCH, ignore_errors=True)
+
+    def _copy(self) -> None:
+        """What stands beside the weights."""
+        for path in sorted(self.folder.iterdir()):
+            ours = any(path.match(pattern) for pattern in _OURS)
+            if path.is_file() and not ours and path.suffix not in (".bin", ".pt", ".pth", ".gguf"):
+                shutil.copyfile(path, self.out / path.name)
+
+    def _index(self, rest: dict[str, Tensor]) -> None:
+        """The files of a model that its configuration describes."""
         write_shard(self.out / "model-rest.safetensors", written(self.smaller, rest))
         places: dict[str, str] = {}
         size = 0
@@ -104,15 +131,36 @@ class Folder:
             shard = Shards.of(path)
             places |= dict.fromkeys(shard.tensors, path.name)
             size += sum(stored.size for stored in shard.tensors.values())
-        for path in sorted(self.folder.iterdir()):
-            ours = any(path.match(pattern) for pattern in _OURS)
-            if path.is_file() and not ours and path.suffix not in (".bin", ".pt", ".pth", ".gguf"):
-                shutil.copyfile(path, self.out / path.name)
         if self.smaller is not self.model:
             self.smaller.config.save_pretrained(str(self.out))
         write_json(self.out / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
-        write_json(self.out / REPORT, said)
-        shutil.rmtree(self.out / SCRATCH, ignore_errors=True)
+
+    def _even(self) -> bool:
+        """Whether one configuration says the sizes of all blocks; they are written then."""
+        files = {n: self.out / SCRATCH / f"model-{n}.json" for n in self.blocks}
+        said = {json.loads(path.read_text(encoding="utf-8"))[0] for path in files.values()}
+        if len(said) > 1:
+            return False
+        config = type(self.model.config).from_dict(json.loads(said.pop()))
+        self.smaller = built(self.model, config)
+        for name, path in files.items():
+            shard = Shards.of(path.with_suffix(".safetensors"))
+            state = {n: shard[n] for n in shard.tensors}
+            write_shard(self.out / f"model-{name}.safetensors", written(self.smaller, state))
+        return True
+
+    def _uneven(self, rest: dict[str, Tensor]) -> None:
+        """The file of a model whose blocks differ."""
+        attributes: Changes = []
+        first = canonical_names(self.model)
+        tensors = {first.get(name, name): tensor for name, tensor in rest.items()}
+        for name in self.blocks:
+            path = self.out / SCRATCH / f"model-{name}.json"
+            attributes += json.loads(path.read_text(encoding="utf-8"))[1]
+            shard = Shards.of(path.with_suffix(".safetensors"))
+            tensors |= {n: shard[n] for n in shard.tensors}
+        config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        write_uneven(self.out, self.model, tensors, attributes, config=config)
 
     def _map_rest(self) -> None:
         """Weights outside of the blocks, as the files have them; tied ones are one tensor."""
@@ -128,7 +176,7 @@ class Folder:
             if not name.startswith(inside):
                 value = reading.read()
                 large = value.dim() > 1 and value.numel() > 2**16
-                _place(self.model, name, value if large else value.to(_computing(value.dtype)))
+                place(self.model, name, value if large else value.to(_computing(value.dtype)))
         with contextlib.suppress(AttributeError):
             self.model.tie_weights()
         tensors = self.model.state_dict()
@@ -147,7 +195,7 @@ def _computing(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _place(model: nn.Module, name: str, value: Tensor) -> None:
+def place(model: nn.Module, name: str, value: Tensor) -> None:
     """Put a tensor where a parameter or buffer is."""
     path, _, key = name.rpartition(".")
     module = model.get_submodule(path)
@@ -185,4 +233,4 @@ def skeleton(folder: Path) -> nn.Module:
             made: nn.Module = kind(config)
     except Exception as error:  # of transformers, on a configuration from anyone
         raise InputError(f"'{folder / CONFIG}' makes no model: {first_line(error)}") from error
-    return made.eval()
+    return (narrowed(made, folder) if is_folder(folder) else made).eval()

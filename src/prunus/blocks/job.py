@@ -17,10 +17,11 @@ from prunus.blocks.fewer import PassedOver
 from prunus.blocks.flow import Flow
 from prunus.blocks.judge import Judge
 from prunus.blocks.recipe import BlockRecipe, BlockResult
+from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import Solving, outliers, reconstruct
 from prunus.blocks.source import Source
 from prunus.blocks.streams import Progress, Stream, alike, file_of, gap
-from prunus.blocks.structuring import Sizes, Structuring
+from prunus.blocks.structuring import Structuring
 from prunus.blocks.walk import given_by, passage_of, passed_stacks, stacks_of
 from prunus.errors import InputError, RunError
 from prunus.methods.block_rates import MOST, facts_of
@@ -81,7 +82,7 @@ class Job:
                 at.spent += sum(self._sizes(blocks[i]) for i in part) / max(1, total)
                 asked = {i: min(at.planned[blocks[i]] + at.debt, MOST) for i in part}
                 if not self._part(streams, part, asked):
-                    lost = sum((asked[i] - at.rates[blocks[i]]) * self._sizes(blocks[i])
+                    lost = sum((asked[i] - self.solving.reached(blocks[i])) * self._sizes(blocks[i])
                                for i in part)  # fmt: skip
                     left = total * (1 - at.spent)
                     at.debt = (at.debt * left + lost) / left if left > 0.5 else 0.0
@@ -151,7 +152,7 @@ class Job:
     def _levels(self, blocks: list[str], asked: dict[int, float]) -> list[dict[int, float]]:
         """Rates in the order in which they are tried; with the last ones blocks stay whole."""
         none = dict.fromkeys(asked, 0.0)
-        if self.how.structure is not None:
+        if self.how.n_of_m is not None:
             return [asked, none]
         planned = {i: min(self.at.planned[blocks[i]], rate) for i, rate in asked.items()}
         halves = [{i: r * 0.5**n for i, r in planned.items()} for n in range(HALVINGS + 1)]

@@ -20,10 +20,12 @@ from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
 from prunus.blocks.prune_folder import prune_folder
 from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult, block_recipe
+from prunus.blocks.sizes import structure_of
 from prunus.blocks.smaller import smaller
 from prunus.blocks.source import InMemory
-from prunus.blocks.structuring import structure_of
 from prunus.errors import InputError
+
+DIFFER = "guard and rates may leave blocks of different sizes"
 
 
 def prune_blocks(
@@ -74,8 +76,11 @@ def prune_blocks(
         if out is None:
             raise InputError("prune_blocks writes what it makes of a folder: give out")
         given_hooks(on_block=on_block, loss=loss)
+        how = block_recipe(recipe)
+        if how.uneven:
+            warnings.warn(f"{DIFFER}: then prunus.load opens the result alone", stacklevel=2)
         return prune_folder(
-            Path(model), Path(out), block_recipe(recipe), calibration,
+            Path(model), Path(out), how, calibration,
             held=held, loss=loss, on_block=on_block,
         )  # fmt: skip
     if out is not None or isinstance(calibration, (str, Path)) or isinstance(held, (str, Path)):
@@ -95,10 +100,10 @@ def prune_blocks(
     source, began = InMemory(model), time.process_time()
     dropped = shallower(source, how, list(batches)) if BLOCK in how.parts else []
     sizes = structure_of(source, how, list(batches), dropped) if how.parts else None
-    if sizes is not None and sizes.why:
+    if sizes is not None and (why := sizes.whole.why or (DIFFER if how.uneven else "")):
         warnings.warn(
             f"the smaller model opens by prunus.hf.save and prunus.hf.load alone: no configuration "
-            f"says its sizes ({sizes.why})", stacklevel=2,
+            f"says its sizes ({why})", stacklevel=2,
         )  # fmt: skip
     with preserve_rng(), evaluating(model), torch.no_grad():
         seed(how.seed)

@@ -26,8 +26,10 @@ from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
 from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult
 from prunus.blocks.side_by_side import side_by_side
+from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.source import Source
-from prunus.blocks.structuring import Sizes, structure_of
+from prunus.blocks.structuring import Structuring
+from prunus.compaction.files.pretrained import is_folder
 from prunus.errors import InputError
 
 
@@ -51,6 +53,11 @@ def prune_folder(
     began = time.process_time()
     if out.resolve() == folder.resolve():
         raise InputError(f"'{out}' is the model's own folder: name another one for the result")
+    if is_folder(folder):
+        raise InputError(
+            f"the blocks of '{folder}' differ in size, which no config.json says: open it by "
+            "prunus.load, and give the model to prunus.prune_blocks"
+        )
     source = Folder(folder, out, how.blocks)
     calibrating, judging = given_text(source, how, calibration, held)
     if how.guard is not None and not judging:
@@ -60,7 +67,7 @@ def prune_folder(
     if finished is not None:
         return side_by_side(finished, folder, judging, calibrating)
     sizes = _sizes(source, how, calibrating) if how.parts else None
-    _room(source, out, calibrating, judging)
+    _room(source, out, how, [*calibrating, *judging])
     give_back()
     scratch = out / SCRATCH
     with disk_errors(out):
@@ -72,11 +79,13 @@ def prune_folder(
         sizes = structure_of(source, how, calibrating, dropped)
         walked, source.names = Shallow(source, dropped), sizes.names
     if sizes is not None:
-        source.smaller = sizes.fresh
+        source.smaller = sizes.whole.fresh
     with preserve_rng(), evaluating(source.model), torch.no_grad():
         seed(how.seed)
         job = Job(walked, how, calibrating, judging, Judge(loss), on_block or (lambda *_: None),
                   sizes)  # fmt: skip
+        if isinstance(job.solving, Structuring) and how.uneven:
+            source.changes = job.solving.changes
         job.run(scratch / "walk.json")
     result = dataclasses.replace(job.result(time.process_time() - began), folder=out)
     said = {"asked": asked, "recipe": how.model_dump(mode="json"), "errors": dict(result.errors),
@@ -93,10 +102,10 @@ def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes:
     if BLOCK in how.parts:
         refuse_depth(source, how, calibration)
     sizes = structure_of(source, how, calibration)
-    if sizes.fresh is None:
+    if sizes.whole.fresh is None:
         raise InputError(
-            f"no config.json says the sizes that would be left ({sizes.why}): open the model, "
-            "give it to prunus.prune_blocks, and write the result with prunus.hf.save"
+            f"no config.json says the sizes that would be left ({sizes.whole.why}): open the "
+            "model, give it to prunus.prune_blocks, and write the result with prunus.hf.save"
         )
     return sizes
 
@@ -146,13 +155,13 @@ def _begun(out: Path, asked: dict[str, Any]) -> BlockResult | None:
                        said["stayed"], out, gate=said.get("gate"))  # fmt: skip
 
 
-def _room(source: Folder, out: Path, calibration: list[Any], held: list[Any]) -> None:
+def _room(source: Folder, out: Path, how: BlockRecipe, batches: Sequence[Any]) -> None:
     """See that the result and the activations fit on the disk."""
     weights = sum(t.size for t in source.shards.tensors.values())
     config = source.model.config.get_text_config()
     width = max([int(getattr(config, n, 0) or 0) for n in ("hidden_size", "d_model", "n_embd")])
-    tokens = sum(t.numel() for batch in (*calibration, *held) for t in tensors_of(batch)[:1])
-    needed = weights + 5 * 4 * tokens * width
+    tokens = sum(t.numel() for batch in batches for t in tensors_of(batch)[:1])
+    needed = (2 if how.uneven else 1) * weights + 5 * 4 * tokens * width
     place = next(p for p in (out, *out.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if (out / SCRATCH).is_dir():

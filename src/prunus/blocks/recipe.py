@@ -13,6 +13,7 @@ from torch import nn
 
 from prunus._common.kinds import kind_of
 from prunus._common.tables import Table
+from prunus.compaction.files.pretrained import is_folder
 from prunus.errors import InputError
 from prunus.methods.solvers import Pattern
 from prunus.methods.traits import trait
@@ -110,8 +111,17 @@ class BlockRecipe(Frozen):
 
     @property
     def asked(self) -> float:
-        """The part that goes."""
+        """The part that goes; of several kinds of units the largest one, others in proportion."""
+        inside = [rate for part, rate in self.parts.items() if part != BLOCK]
+        if inside:
+            return max(inside)
         return self.target if self.n_of_m is None else 1 - self.n_of_m[0] / self.n_of_m[1]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether blocks may lose more or fewer units than others."""
+        flat = trait("block_rates", self.rates.name, "FLAT")
+        return bool(self.parts) and (self.guard is not None or not flat)
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -181,12 +191,18 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
         n, m = made.n_of_m
         raise InputError(f"rates: {made.rates.name} needs structure: weight; {n}:{m} is every "
                          "block's rate")  # fmt: skip
-    for key in ("solver", "rates", "guard") if made.parts else ():
-        if key in made.model_fields_set and getattr(made, key) is not None:
-            raise InputError(
-                f"{key}: it is for zeros; structure {', '.join(made.parts)} takes as much out of "
-                "every block, since a configuration has one number for all"
-            )
+    if made.parts and "solver" in made.model_fields_set:
+        raise InputError(
+            f"solver: it is for zeros; structure {', '.join(made.parts)} goes by what least "
+            "squares cannot make good"
+        )
+    together = [part for part in (EXPERT, BLOCK) if part in made.parts]
+    if made.uneven and together:
+        key = "guard" if made.guard is not None else "rates"
+        raise InputError(
+            f"{key}: it changes how much of each block goes, and structure: {together[0]} has one "
+            "number for all: take them out in a walk of their own"
+        )
     if EXPERT in made.parts and made.repair is not None:
         raise InputError("repair: not with structure: expert, whose router chooses others then")
     if "multiple_of" in made.model_fields_set and NEURON not in made.parts:
@@ -204,7 +220,7 @@ class BlockResult:
         errors: of each block by name, ‖f(x) − g(x)‖² ÷ ‖f(x)‖² for what it gave and gives now, on
             what the blocks before it leave of the held-out data, or of the calibration data where
             there are none.
-        rates: the part of each block's matrices that went.
+        rates: the part of each block's weights that went.
         sparsity: zeros ÷ weights of the matrices that were pruned.
         loss: next-token loss on the held-out data, before and after, where the model gives one.
         seconds: of processor time.
@@ -245,4 +261,6 @@ class BlockResult:
             after = "result.model"
         if self.folder is not None:
             after = f"AutoModelForCausalLM.from_pretrained('{self.folder}')"
+            if is_folder(self.folder):
+                after = f"prunus.load('{self.folder}')"
         return f"{end}\n{self.table()}\nnext: {after}>"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prunus._common.files import disk_error
 from prunus.blocks.flow import mapped
+from prunus.compaction.files.pretrained import FILE
 from prunus.errors import InputError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -96,9 +97,9 @@ def _files_of(folder: Path) -> list[Path]:
         raise InputError(f"'{folder}' is no folder: give one that save_pretrained wrote")
     index = folder / INDEX
     if not index.is_file():
-        single = folder / SINGLE
-        if single.is_file():
-            return [single]
+        for single in (folder / SINGLE, folder / FILE):
+            if single.is_file():
+                return [single]
         other = next((p.name for p in folder.glob("*.bin")), None)
         more = "" if other is None else (
             f"; '{other}' is a pickle, which is not opened: save the model as safetensors first"
@@ -152,15 +153,22 @@ def _places(path: Path) -> dict[str, Stored]:
     return found
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_shard(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a file, a piece at a time: what is mapped does not come into memory.
 
     The file is whole or not there.
 
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: what else it says; by default that they are torch's.
+
     Raises:
         RunError: if the disk is full or refuses.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     end = 0
     for name in order:

@@ -6,17 +6,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus._common.modules import detached_copy
+from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import Solving
-from prunus.blocks.structuring import Sizes, Structuring
+from prunus.blocks.structuring import Structuring
 from prunus.blocks.units import taken
 from prunus.compaction.compact import compact
+from prunus.compaction.files.placing import changes
+from prunus.compaction.slicing.surgery import Surgery
 
 
 def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
     """A model without the units that a walk has set to zero.
 
-    Of a class that opens itself it is made of the configuration that says the sizes which are left;
-    of any other by :func:`prunus.compact`.
+    Of a class that opens itself it is made of the configuration that says the sizes which are left.
+    Where each block's are said by another one, the numbers that its modules remember become those
+    of a model all of whose blocks are like it. Any other is made by :func:`prunus.compact`.
 
     Args:
         model: with zeros.
@@ -27,12 +32,19 @@ def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
         RunError: if the smaller model does not answer as the given one.
     """
     assert isinstance(solving, Structuring)
-    fresh: Any = solving.sizes.fresh
+    fresh: Any = solving.even()
+    kept = {f"{block}.{n}": i for block, cut in solving.kept.items() for n, i in cut.items()}
+    if fresh is None and all(solving.sizes.at(r).fresh is not None for r in solving.used.values()):
+        given = [list(one) for name in solving.used for one in solving.changes(name)[1]]
+        twin = detached_copy(model)
+        dims = {n: t.dim() for n, t in twin.state_dict().items()}
+        whole = {n: (*i, *(None,) * (dims[n] - len(i))) for n, i in kept.items()}
+        Surgery(whole, tuple(changes(twin, given))).apply(twin)
+        return twin
     if fresh is None:
         found = compact(model, solving.masks, example)
         solving.gate = found.error
         return found.model
-    kept = {f"{block}.{n}": i for block, cut in solving.kept.items() for n, i in cut.items()}
     buffers = {n: b for n, b in model.named_buffers() if n not in model.state_dict()}
     names = {n: new for n in model.state_dict() if (new := _named(n, solving.sizes))}
     state = {names[n]: taken(t, kept.get(n, ())).clone() for n, t in model.state_dict().items()

@@ -166,6 +166,10 @@ class Solving:
         """The indices that stay of a block's tensors: all of them, here."""
         return {}
 
+    def reached(self, name: str) -> float:
+        """The rate that a block came to."""
+        return self.zeros[name] / max(1, self.weights[name])
+
     def _one(self, matrix: Matrix, parameter: Tensor, heard: Heard, rate: float) -> Tensor:
         place = matrix.of(parameter.detach())
         given = {self.statistic: heard.of(matrix)} if self.statistic else {}

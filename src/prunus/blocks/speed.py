@@ -25,6 +25,7 @@ from prunus._common.timing import Timing, interleaved, no_denormals, threads
 from prunus.blocks.folder import REPORT, skeleton
 from prunus.blocks.judge import targets_of
 from prunus.blocks.serving import Work, first_of, reading, writing
+from prunus.compaction.files.pretrained import is_folder, load
 from prunus.deployment.build import Builder, Built
 from prunus.deployment.deploy import candidates
 from prunus.errors import InputError
@@ -320,6 +321,8 @@ def _pace(kind: str, built: Built, timing: Timing | None, tokens: int, loss: flo
 
 
 def _opened(folder: Path) -> nn.Module:
+    if is_folder(folder):
+        return load(folder).float()
     kind: Any = type(skeleton(folder))
     made = kind.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
     return made.eval()  # type: ignore[no-any-return]

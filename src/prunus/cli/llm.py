@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,11 @@ def llm(
     """
     from prunus.blocks.costs import table_of
     from prunus.blocks.folder import REPORT
-    from prunus.blocks.prune_blocks import prune_blocks
+    from prunus.blocks.prune_blocks import DIFFER, prune_blocks
     from prunus.blocks.recipe import block_recipe
     from prunus.blocks.side_by_side import answers_of, no_gain, paced
     from prunus.blocks.speed import room_for, runtimes_of
+    from prunus.compaction.files.pretrained import is_folder
     from prunus.errors import InputError
     from prunus.recipe.load import change
 
@@ -100,7 +102,11 @@ def llm(
 
     if not as_json:
         click.echo(f"{folder} -> {where}, by {source}", err=True)
-    result = prune_blocks(folder, how, source, held=held, out=where, on_block=told)
+        if how.uneven:
+            click.echo(f"{DIFFER}: then prunus.load opens the result alone", err=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=DIFFER)  # said above
+        result = prune_blocks(folder, how, source, held=held, out=where, on_block=told)
     answered = None if questions is None else answers_of(folder, where, questions)
     pace = paced(
         folder, where, how, (source, held), runtimes=runtimes,
@@ -125,7 +131,8 @@ def llm(
     why = no_gain(result)
     if why is not None:
         click.echo(f"{'no gain':12}{why}")
-    click.echo(f"open it: AutoModelForCausalLM.from_pretrained('{where}')")
+    opens = "prunus.load" if is_folder(where) else "AutoModelForCausalLM.from_pretrained"
+    click.echo(f"open it: {opens}('{where}')")
 
 
 def _lines(result: Any, answered: Any) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from ctypes import byref, c_int64
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -81,7 +82,7 @@ class Pattern:
             raise InputError(
                 f"a matrix of {rows}×{cols} with so many values is too large: split it"
             )
-        flat = there.view(-1).nonzero().view(-1)
+        flat = torch.from_numpy(np.flatnonzero(there.numpy()))  # many times as fast as torch's
         first = torch.zeros(rows + 1, dtype=torch.int64)
         torch.cumsum(there.sum(1), 0, out=first[1:])
         return cls(first, (flat % max(1, cols)).to(torch.int32), rows, cols)

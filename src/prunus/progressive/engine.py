@@ -36,6 +36,7 @@ from prunus.pruning.masks import apply, copy_of, densities, finite, put_back
 from prunus.pruning.optimizers import AnyOptimizer, each_of, optimizer_of, pace_of, sole
 from prunus.pruning.scope import initial_masks
 from prunus.pruning.space import build_space
+from prunus.pruning.sparse_training import refuse_lacking, sparsely
 from prunus.pruning.target import refuse_forced, target_of
 from prunus.recipe.resolve import resolve
 from prunus.recipe.schema import Recipe
@@ -77,6 +78,7 @@ class PruningEngine:
         example: Any = None,
     ) -> None:
         self.recipe = Recipe.load(recipe)
+        refuse_lacking(self.recipe.sparse_training)
         self.model, self.example = model, example
         self.selector = Selector(self.recipe, resolve(self.recipe), calibration, loss, example)
         self.space = build_space(model, self.recipe, self.selector.methods, example)
@@ -158,6 +160,7 @@ class PruningEngine:
         self.optimizer = real
         self._refresh()
         self.enforcer.install(real, self.model, copies)
+        self._hooks.enter_context(sparsely(self.model, self.enforcer, self.recipe.sparse_training))
         scope = {id(self.model.get_parameter(la.name)) for la in self.space.layers}
         self._hooks.callback(pace_of(real, scope).register_step_post_hook(self._after_step).remove)
         self.running.attach(real, self._hooks)
@@ -168,6 +171,7 @@ class PruningEngine:
         self.detach()
         self._refresh()
         self.enforcer.install(None, self.model)
+        self._hooks.enter_context(sparsely(self.model, self.enforcer, self.recipe.sparse_training))
 
     def detach(self) -> None:
         """Take all hooks off; masks stay."""

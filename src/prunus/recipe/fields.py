@@ -263,6 +263,7 @@ class RecipeFields(Frozen):
     deploy: Deploy | None = None
     keep: Literal["last", "front"] = "last"
     controls: list[Arm] = Field(default_factory=list)
+    sparse_training: bool = False
     limit: Length | None = None
     snapshot: Length = "1ep"
 

@@ -68,6 +68,8 @@ class Recipe(RecipeFields):
             other is ahead of in size and metric; ``last``: that of the last accepted round alone.
         controls: what else is trained on the same budget once the run is over, to be set beside the
             pruned model: ``dense_longer``, ``same_shape_from_scratch``, ``random_choice``; none.
+        sparse_training: whether retraining on a processor multiplies only the weights that are
+            left, in the linear layers where that measures faster.
         limit: stop after this time (``20min``) or training (``30ep``, ``5000it``).
         snapshot: how often training is saved.
 

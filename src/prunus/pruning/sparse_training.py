@@ -1,0 +1,212 @@
+"""Training under masks that multiplies what is there alone, layer by layer where that is faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from prunus.errors import InputError
+from prunus.kernels import LACKING, usable
+from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
+from prunus.kernels.choosing import blocks_of, cuts
+from prunus.kernels.layouts import Pattern, tiles
+from prunus.pruning.enforce import Enforcer
+from prunus.types import Masks
+
+LEAST = 0.5
+"""Sparsity of a layer below which nothing is tried."""
+REPEATS = 5
+"""Steps of each way that are timed before one is taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layouts:
+    """What the operator reads of a mask: values are taken from the whole weight by their places."""
+
+    layout: Tensor
+    order: Tensor
+    turned: Tensor
+    turned_order: Tensor
+    rows: int
+
+    @classmethod
+    def of(cls, mask: Tensor, tokens: int) -> Layouts:
+        """Of a mask ``[rows, cols]``, for about so many tokens."""
+        pattern = Pattern.of(mask)
+        turned, number = pattern.transposed()
+        place = pattern.flat().int()
+        height = min(blocks_of(mask), 4)
+        forward = tiles(pattern, cuts(pattern, tokens=tokens, blocks=height))
+        back = tiles(turned, cuts(turned, tokens=tokens))
+        orders = [_placed(forward.order, place), _placed(back.order, place[number])]
+        return cls(forward.numbers, orders[0], back.numbers, orders[1], pattern.rows)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x · (weight ⊙ mask)ᵀ + bias; the gradient of what the mask removes is zero."""
+        found: Tensor = torch.ops.prunus.sparse_linear(
+            x, weight.reshape(-1), self.layout, self.order, self.turned, self.turned_order, bias,
+            None, self.rows, "none",
+        )  # fmt: skip
+        return found
+
+
+def _placed(order: Tensor, place: Tensor) -> Tensor:
+    made = order.clone()
+    there = order >= 0
+    made[there] = place[order[there].long()]
+    return made
+
+
+class _Mode(TorchFunctionMode):
+    """Linear products of masked weights, taken over one by one."""
+
+    def __init__(self, product: Callable[..., Tensor | None]) -> None:
+        super().__init__()
+        self.product = product
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The same call, unless it is such a product."""
+        found = self.product(*args, **(kwargs or {})) if func is F.linear else None
+        return func(*args, **(kwargs or {})) if found is None else found
+
+
+class _Training:
+    """What is known of the layers under the masks that hold now."""
+
+    def __init__(self, enforcer: Enforcer) -> None:
+        self.enforcer = enforcer
+        self.masks: Masks = {}
+        self.by_weight: dict[int, tuple[Tensor, Tensor]] = {}
+        self.made: dict[tuple[int, int], Layouts | None] = {}
+        self.faster: dict[tuple[Any, ...], bool] = {}
+        self.modes: list[_Mode | None] = []
+
+    def enter(self, model: nn.Module, *_: Any) -> None:
+        """Before the model's forward pass."""
+        on = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # regrowth reads the gradients of removed weights too: such a step is dense
+        mode = _Mode(self.product) if on and self.enforcer.captured is None else None
+        self.modes.append(mode)
+        if mode is not None:
+            self._follow(model)
+            mode.__enter__()
+
+    def leave(self, *_: Any) -> None:
+        """After it, however it ended."""
+        mode = self.modes.pop() if self.modes else None
+        if mode is not None:
+            mode.__exit__(None, None, None)
+
+    def _follow(self, model: nn.Module) -> None:
+        """Forget what was made for other masks, or other parameters."""
+        masks = self.enforcer.masks
+        weights = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in masks}
+        same = all(id(weights.get(n)) in self.by_weight for n in masks)
+        if masks is self.masks and same:
+            return
+        self.masks, self.made = masks, {}
+        self.by_weight = {id(p): (p, masks[n]) for n, p in weights.items()}
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """By the kernels, if this layer is faster so."""
+        known = self.by_weight.get(id(weight))
+        if known is None or not _fits(input, weight, bias):
+            return None
+        tokens = input.numel() // max(1, input.shape[-1])
+        key = id(weight), tokens
+        if key not in self.made:
+            self.made[key] = self._measured(*known, input, bias, tokens)
+        layouts = self.made[key]
+        return None if layouts is None else layouts(input, weight, bias)
+
+    def _measured(
+        self, weight: Tensor, mask: Tensor, x: Tensor, bias: Tensor | None, tokens: int
+    ) -> Layouts | None:
+        """Layouts, unless the layer has few zeros or layers like it are faster dense."""
+        mask = mask.expand(weight.shape)
+        sparsity = 1 - int(mask.sum()) / max(1, mask.numel())
+        if sparsity < LEAST:
+            return None
+        key = (*weight.shape, round(sparsity, 2), tokens, x.requires_grad, bias is None)
+        if self.faster.get(key, True) is False:
+            return None
+        made = Layouts.of(mask, tokens)
+        if key not in self.faster:
+            dense = _step_time(F.linear, x, weight, bias)
+            self.faster[key] = _step_time(made, x, weight, bias) < dense
+        return made if self.faster[key] else None
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    parts = (x, weight) if bias is None else (x, weight, bias)
+    plain = all(
+        t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided
+        and type(t) in (Tensor, nn.Parameter)
+        for t in parts
+    )  # fmt: skip
+    fits = x.dim() >= 1 and x.shape[-1] == weight.shape[-1]  # else torch says what is wrong
+    return plain and fits and not torch.is_autocast_enabled("cpu")
+
+
+def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
+    """Seconds forward and backward on copies, so that nobody's gradients change."""
+    own = [None if t is None else t.detach().clone().requires_grad_(t.requires_grad) for t in given]
+    dy = torch.ones_like(way(*own).detach())
+    taken = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        way(*own).backward(dy)
+        taken.append(time.perf_counter() - begin)
+    return median(taken)
+
+
+@contextmanager
+def sparsely(model: nn.Module, enforcer: Enforcer, wanted: bool) -> Iterator[None]:
+    """Forward passes in training mode run the layers that are faster so by the sparse kernels.
+
+    Two hooks on the model; none of its methods is changed. Linear layers in float32 on the CPU
+    whose mask removes half or more are timed once, forward and backward, and again for other
+    shapes. A kernel adds up in another order than dense arithmetic: two runs may differ in their
+    last bits, where they chose differently.
+
+    Args:
+        model: that trains.
+        enforcer: of its masks, as they change.
+        wanted: else nothing happens.
+    """
+    if not wanted:
+        yield
+        return
+    state = _Training(enforcer)
+    before = model.register_forward_pre_hook(state.enter)
+    after = model.register_forward_hook(state.leave, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
+def refuse_lacking(wanted: bool) -> None:
+    """Before anything is trained.
+
+    Raises:
+        InputError: where the kernels that sparse training needs are not compiled.
+    """
+    if wanted and not usable():
+        raise InputError(f"sparse_training: {LACKING}")

@@ -4,6 +4,7 @@ The kernels are C++, compiled with the package where there is a compiler; this f
 and calls them. ``native/layout.h`` is the format, ``native/abi.h`` the functions.
 """
 
+from prunus.kernels.conv import SparseConv2d
 from prunus.kernels.layouts import Cut, Layout, Pattern, mask, slices, tiles
 from prunus.kernels.linear import SparseLinear
 from prunus.kernels.native import LACKING, library, usable
@@ -13,6 +14,7 @@ __all__ = [
     "Cut",
     "Layout",
     "Pattern",
+    "SparseConv2d",
     "SparseLinear",
     "library",
     "mask",

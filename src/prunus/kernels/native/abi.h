@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "steps.h"
+
 #define PRUNUS_API extern "C" __attribute__((visibility("default")))
 
 enum Status : int32_t { DONE = 0, NOT_FINITE = 1, REFUSED = 2 };
@@ -65,3 +67,9 @@ PRUNUS_API int32_t prunus_gather(const int32_t* order, int64_t count, const void
 // values[order[i]] = packed[i] for every order[i] >= 0.
 PRUNUS_API int32_t prunus_scatter(const int32_t* order, int64_t count, const void* packed, int64_t n,
                                   void* values, int32_t type);
+
+// Sequences of convolutions; see steps.h. prunus_offsets gives every index of a layout of tiles its
+// column's offset, prunus_vectors how many vectors of so many rows a tile has at most.
+PRUNUS_API int32_t prunus_sequence(const Sequence*);
+PRUNUS_API void prunus_offsets(const int32_t* layout, const int32_t* column, int32_t* offset);
+PRUNUS_API int32_t prunus_vectors(int32_t rows);

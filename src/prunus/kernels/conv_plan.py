@@ -1,0 +1,359 @@
+"""A sequence of convolutions for pictures of one size: where everything lies, step by step."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+from prunus.errors import InputError
+from prunus.kernels import conv_native as native
+from prunus.kernels.conv_grid import Grid, Reach, Size, laid
+from prunus.kernels.conv_steps import ACTIVATIONS, Program, Step
+from prunus.kernels.layouts import LARGEST, described, head_of
+from prunus.kernels.native import TILES
+
+CUT = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+KIND = {
+    "conv": native.CONVOLUTION, "depthwise": native.DEPTHWISE, "average": native.DEPTHWISE,
+    "max": native.MAXIMUM, "mean": native.MEAN, "sum": native.SUM,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """Pictures at some point of a sequence: channels, and height and width."""
+
+    channels: int
+    size: Size
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value lies: in the memory of the thread (base 0), an input's or an output's."""
+
+    base: int
+    offset: int
+    grid: Grid
+
+
+@dataclass
+class Room:
+    """Memory that steps give back: what dies makes place for what is born."""
+
+    free: list[tuple[int, int]] = field(default_factory=list)
+    size: int = 0
+
+    def take(self, count: int) -> int:
+        """The lowest gap that is large enough."""
+        for i, (begin, end) in enumerate(self.free):
+            if end - begin >= count:
+                self.free[i] = (begin + count, end)
+                return begin
+        begin = self.size
+        if self.free and self.free[-1][1] == self.size:
+            begin = self.free.pop()[0]
+        self.size = begin + count
+        return begin
+
+    def give(self, begin: int, count: int) -> None:
+        """Back, joined with its neighbors."""
+        joined: list[tuple[int, int]] = []
+        for first, last in sorted([*self.free, (begin, begin + count)]):
+            if joined and joined[-1][1] == first:
+                joined[-1] = (joined[-1][0], last)
+            elif first < last:
+                joined.append((first, last))
+        self.free = joined
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the kernels are called with, for pictures of one size.
+
+    Attributes:
+        steps: an array of native steps.
+        count: of them.
+        room: floats of the thread's memory.
+        shapes: of the outputs.
+        layouts: that it was made for.
+        values: how many belong to each of them.
+        channels: of the biases.
+        kept: tensors that the steps point to.
+    """
+
+    steps: ctypes.Array[native.Step]
+    count: int
+    room: int
+    shapes: tuple[tuple[int, ...], ...]
+    layouts: tuple[TensorWeakRef, ...]
+    values: tuple[int, ...]
+    channels: tuple[int, ...]
+    kept: tuple[Tensor, ...]
+
+    @property
+    def steps_at(self) -> int:
+        """The address of the steps."""
+        return ctypes.addressof(self.steps)
+
+    def fits(self, layouts: Sequence[Tensor]) -> bool:
+        """Whether it was made for these very layouts."""
+        return len(layouts) == len(self.layouts) and all(
+            ref() is given for ref, given in zip(self.layouts, layouts, strict=True)
+        )
+
+
+def values_of(program: Program, inputs: Sequence[Value], layouts: Sequence[Tensor]) -> list[Value]:
+    """All values of a program, its inputs first.
+
+    Raises:
+        InputError: if weights do not fit what they are multiplied with, or pictures that are added
+            are of different sizes.
+    """
+    found = list(inputs)
+    for step in program.steps:
+        x = found[step.x]
+        if step.weighted:
+            _refuse_weights(step, x, layouts)
+        elif step.channels != x.channels:
+            raise InputError(f"{step} gives {x.channels} channels")
+        made = Value(step.channels, step.size(*x.size))
+        if min(made.size) < 1:
+            raise InputError(f"pictures of {x.size[0]}×{x.size[1]} are too small for {step}")
+        if step.more >= 0 and found[step.more] != made:
+            raise InputError(f"what is added is {found[step.more]}, not {made}")
+        found.append(made)
+    return found
+
+
+def _refuse_weights(step: Step, x: Value, layouts: Sequence[Tensor]) -> None:
+    if step.number >= len(layouts):
+        raise InputError(f"{step} has weights number {step.number}; there are {len(layouts)}")
+    layout = layouts[step.number]
+    if step.kind == "depthwise":
+        if step.channels != x.channels or layout.numel():
+            raise InputError(f"a depthwise step over {x.channels} channels has no layout: {step}")
+        return
+    head = head_of(layout)
+    if head.kind != TILES or (head.rows, head.cols) != (step.channels, x.channels * step.taps):
+        raise InputError(
+            f"the weights of {step} are tiles of {step.channels}×{x.channels * step.taps}, not "
+            f"a layout of {head.rows}×{head.cols}"
+        )
+
+
+def plan(program: Program, batch: int, inputs: Sequence[Value], layouts: Sequence[Tensor]) -> Plan:
+    """Lay a program out.
+
+    Args:
+        program: what is computed.
+        batch: pictures.
+        inputs: their channels and sizes.
+        layouts: of the weights, by their number; empty for depthwise ones.
+
+    Raises:
+        InputError: if something does not fit, or is too large for distances of 32 bits.
+    """
+    if len(inputs) != program.inputs:
+        raise InputError(f"the sequence takes {program.inputs} inputs; {len(inputs)} were given")
+    return _Planner(program, batch, values_of(program, inputs, layouts), layouts).plan()
+
+
+class _Planner:
+    def __init__(
+        self, program: Program, batch: int, values: list[Value], layouts: Sequence[Tensor]
+    ) -> None:
+        self.program, self.batch, self.values, self.layouts = program, batch, values, layouts
+        self.steps: list[native.Step] = []
+        self.kept: list[Tensor] = []
+        self.room = Room()
+        self.masks: dict[Grid, Tensor] = {}
+        self.places: dict[int, Place] = {}
+        self.last: dict[int, int] = {}  # of a value, the last step that reads it
+        for i, step in enumerate(program.steps):
+            self.last[step.x] = i
+            if step.more >= 0:
+                self.last[step.more] = i
+        for value in program.outputs:
+            self.last[value] = len(program.steps)
+        self.reaches = [
+            Reach.of(s, values[s.x].size, values[program.inputs + i].size)
+            for i, s in enumerate(program.steps)
+        ]
+        self.grids = self._grids()
+
+    def _grids(self) -> dict[Size, Grid]:
+        on: dict[Size, list[Reach]] = defaultdict(list)
+        lines: set[Size] = set()
+        for value in self.values:
+            on[value.size]
+        for i, (step, reach) in enumerate(zip(self.program.steps, self.reaches, strict=True)):
+            size = self.values[self.program.inputs + i].size
+            if step.kind not in ("mean", "sum"):
+                on[size].append(reach)
+            if step.shifted:
+                lines.add(size)
+        return {s: laid(self.batch, s, r, lines=s in lines) for s, r in on.items()}
+
+    def plan(self) -> Plan:
+        count = self.program.inputs
+        for i in range(count):
+            self._enter(i)
+        for i, step in enumerate(self.program.steps):
+            self._step(i, step)
+            for value, last in self.last.items():
+                if last == i and self.places[value].base == 0:
+                    self._free(value)
+        shapes = []
+        for k, value in enumerate(self.program.outputs):
+            made = self.values[value]
+            shapes.append((self.batch, made.channels, *made.size))
+            if self.program.steps[value - count].kind != "mean":
+                self._leave(value, 1 + count + k)
+        steps = (native.Step * len(self.steps))(*self.steps)
+        return Plan(
+            steps, len(self.steps), self.room.size + 64, tuple(shapes),
+            tuple(map(TensorWeakRef, self.layouts)), *self._weights(), tuple(self.kept),
+        )  # fmt: skip
+
+    def _weights(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of each number, how many values it has at least, and of how many channels its bias is."""
+        values, channels = [0] * len(self.layouts), [0] * len(self.layouts)
+        for step in self.program.steps:
+            if step.weighted:
+                if channels[step.number] not in (0, step.channels):
+                    raise InputError(f"two steps of other channels share weights {step.number}")
+                channels[step.number] = step.channels
+                own = _needed(self.layouts[step.number])
+                if step.kind == "depthwise":
+                    own = step.channels * step.taps
+                values[step.number] = max(values[step.number], own)
+        return tuple(values), tuple(channels)
+
+    def _size(self, value: int) -> int:
+        # blocks of four rows may write up to three planes beyond the last one
+        return (
+            (self.values[value].channels + 3) // 4 * 4 * self.grids[self.values[value].size].plane
+        )
+
+    def _take(self, value: int) -> Place:
+        return Place(0, self.room.take(self._size(value)), self.grids[self.values[value].size])
+
+    def _free(self, value: int) -> None:
+        self.room.give(self.places[value].offset, self._size(value))
+
+    def _enter(self, value: int) -> None:
+        """An input as planes, where a step reads it as it lies."""
+        own = self.values[value]
+        outside = Place(1 + value, 0, Grid.outside(self.batch, own.channels, own.size))
+        self.places[value] = outside
+        reads = zip(self.program.steps, self.reaches, strict=True)
+        if any((s.x == value and r.direct) or s.more == value for s, r in reads):
+            place = self.places[value] = self._take(value)
+            self._copy(outside, place, own.channels, ((0, 0, 0),))
+
+    def _leave(self, value: int, base: int) -> None:
+        own = self.values[value]
+        outside = Place(base, 0, Grid.outside(self.batch, own.channels, own.size))
+        self._copy(self.places[value], outside, own.channels, ((0, 0, 0),)).bare = 1
+
+    def _step(self, i: int, step: Step) -> None:
+        value, reach = self.program.inputs + i, self.reaches[i]
+        x = self.places[step.x]
+        if step.kind == "mean":
+            self._mean(value, step, x)
+            return
+        scratch: tuple[int, int] | None = None
+        if not reach.direct:
+            grid, channels = self.grids[self.values[value].size], self.values[step.x].channels
+            count = channels * len(reach.views) * grid.plane
+            scratch = (self.room.take(count), count)
+            views = Place(0, scratch[0], grid)
+            copy = self._copy(x, views, channels, reach.views)
+            copy.stride_y, copy.stride_x = step.stride
+            _, copy.below, _, copy.beside = reach.around()
+            copy.fill = -math.inf if step.kind == "max" else 0.0
+            x = views
+        y = self.places[value] = self._take(value)
+        made = self._native(KIND[step.kind], x, y, step.channels)
+        made.views, made.taps, made.number = len(reach.views), step.taps, step.number
+        made.offset = self._offsets(step, reach, y.grid)
+        made.mask = self._mask(y.grid)
+        made.vectors, made.scale = step.vectors, 1 / step.taps
+        made.activation = ACTIVATIONS.index(step.activation)
+        made.low, made.high = CUT.get(step.activation, (-math.inf, math.inf))
+        if step.more >= 0:
+            more = self.places[step.more]
+            made.more_base, made.more = more.base, more.offset
+        self.steps.append(made)
+        if scratch is not None:
+            self.room.give(*scratch)
+
+    def _mean(self, value: int, step: Step, x: Place) -> None:
+        base = 1 + self.program.inputs + self.program.outputs.index(value)
+        grid = Grid.outside(self.batch, step.channels, (1, 1))
+        self.places[value] = Place(base, 0, grid)
+        made = self._native(native.MEAN, x, self.places[value], step.channels)
+        made.scale = 1 / math.prod(self.values[step.x].size)
+        self.steps.append(made)
+
+    def _copy(
+        self, x: Place, y: Place, channels: int, views: Sequence[tuple[int, int, int]],
+    ) -> native.Step:  # fmt: skip
+        """A step that copies; what is not as usual, the caller sets."""
+        made = self._native(native.VIEWS, x, y, channels)
+        made.views, made.view = len(views), self._keep(torch.tensor(views, dtype=torch.int32))
+        made.stride_y = made.stride_x = 1
+        made.checked = int(x.base > 0)
+        self.steps.append(made)
+        return made
+
+    def _native(self, kind: int, x: Place, y: Place, channels: int) -> native.Step:
+        return native.Step(
+            origin=x.grid.native(), to=y.grid.native(), x=x.offset, y=y.offset, kind=kind,
+            x_base=x.base, y_base=y.base, more_base=-1, number=-1, channels=channels,
+        )  # fmt: skip
+
+    def _offsets(self, step: Step, reach: Reach, grid: Grid) -> int:
+        taps = reach.offsets(grid)
+        if step.kind != "conv":
+            return self._keep(taps.int())
+        channels = torch.arange(self.values[step.x].channels) * (len(reach.views) * grid.plane)
+        column = (channels[:, None] + taps).reshape(-1)
+        if column.numel() and int(column.abs().max()) + grid.plane > LARGEST:
+            raise InputError(f"{self.batch} pictures are too many at once for {step}")
+        layout = self.layouts[step.number]
+        made = torch.empty(_needed(layout) // int(layout[9]), dtype=torch.int32)
+        column = column.int()
+        native.calls().prunus_offsets(layout.data_ptr(), column.data_ptr(), made.data_ptr())
+        return self._keep(made)
+
+    def _mask(self, grid: Grid) -> int:
+        if grid not in self.masks:
+            self.masks[grid] = grid.mask()
+            self._keep(self.masks[grid])
+        return self.masks[grid].data_ptr()
+
+    def _keep(self, tensor: Tensor) -> int:
+        self.kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _needed(layout: Tensor) -> int:
+    return head_of(layout).values if layout.numel() else 0
+
+
+def picture(tensor: Tensor, what: str) -> Value:
+    """Channels and size of pictures ``[batch, channels, height, width]``."""
+    if tensor.dim() != 4 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise InputError(
+            f"{what} is [batch, channels, height, width] on the CPU, not {described(tensor)}"
+        )
+    _, channels, height, width = tensor.shape
+    return Value(channels, (height, width))

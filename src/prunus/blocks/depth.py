@@ -19,11 +19,10 @@ from prunus.blocks.fewer import PassedOver, renamed, shallow_config
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
 from prunus.blocks.recipe import BLOCK, BlockRecipe
-from prunus.blocks.source import Source
+from prunus.blocks.source import Part, Source
 from prunus.blocks.walk import Passage, passage_of, passed_stacks, stacks_of
 from prunus.compaction.reopening import built, is_pretrained
 from prunus.errors import InputError, first_line
-from prunus.types import Kept
 
 FEWEST = 2
 """Blocks that stay."""
@@ -52,10 +51,10 @@ class Shallow:
         if name not in self.gone:
             self.source.note(name)
 
-    def keep(self, name: str, kept: Kept) -> None:
+    def keep(self, name: str, part: Part) -> None:
         """The block is the result; one that is gone is in none."""
         if name not in self.gone:
-            self.source.keep(name, kept)
+            self.source.keep(name, part)
 
     def reset(self, name: str) -> None:
         """The block is again as it was given."""

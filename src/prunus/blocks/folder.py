@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,15 +20,15 @@ from prunus._common.memory import lasting
 from prunus._common.modules import canonical_names
 from prunus._common.rng import preserve_rng
 from prunus.blocks.arrangement import readings, written
+from prunus.blocks.hidden import Narrow
+from prunus.blocks.judge import SLICE
 from prunus.blocks.shards import INDEX, Shards, write_shard
-from prunus.blocks.source import Source
+from prunus.blocks.source import Part, Source
 from prunus.blocks.uneven import Changes, narrowed, write_uneven
-from prunus.blocks.units import taken
 from prunus.blocks.walk import stacks_of
 from prunus.compaction.files.pretrained import CONFIG, class_of, is_folder
 from prunus.compaction.reopening import WeightsOnMeta, built
 from prunus.errors import InputError, first_line
-from prunus.types import Kept
 
 SCRATCH = ".prunus"
 """The folder of a walk that is not through, within the one that it writes."""
@@ -51,6 +52,7 @@ class Folder:
         names: what its blocks are called, where that changes.
         changes: what the modules of a block remember, and the configuration of a model all of whose
             blocks are like it; where blocks may lose different numbers of units.
+        narrow: what goes of the stream, if channels do.
 
     Raises:
         InputError: for a folder that cannot be read in blocks.
@@ -64,6 +66,7 @@ class Folder:
         self.smaller: Any = self.model
         self.names: dict[str, str] = {}
         self.changes: Callable[[str], tuple[str, Changes]] | None = None
+        self.narrow: Narrow | None = None
         self.whole: Source = self
         self.readings = readings(self.model, self.shards, ours=is_folder(folder))
         self.blocks = [name for stack in stacks_of(self.model, blocks) for name in stack]
@@ -88,14 +91,12 @@ class Folder:
     def reset(self, name: str) -> None:
         """The folder has it as it was given."""
 
-    def keep(self, name: str, kept: Kept) -> None:
+    def keep(self, name: str, part: Part) -> None:
         """Write the block that is held, or so much of it."""
         state = {}
         for inner, tensor in self.model.get_submodule(name).state_dict().items():
-            part = taken(tensor, kept.get(inner, ()))
-            state[f"{self.names.get(name, name)}.{inner}"] = part.to(
-                self.readings[f"{name}.{inner}"].dtype
-            )
+            dtype = self.readings[f"{name}.{inner}"].dtype
+            state[f"{self.names.get(name, name)}.{inner}"] = part(inner, tensor).to(dtype)
         if self.changes is None:
             write_shard(self.out / f"model-{name}.safetensors", written(self.smaller, state))
             return
@@ -106,7 +107,8 @@ class Folder:
     def finish(self, said: dict[str, Any]) -> None:
         """Write what is in no block, the index, and what stands beside; the walk is through."""
         inside = tuple(f"{name}." for name in self.blocks)
-        rest = {n: r.read() for n, r in self.readings.items() if not n.startswith(inside)}
+        rest = {n: self._part(n, r.read()) for n, r in self.readings.items()
+                if not n.startswith(inside)}  # fmt: skip
         self._copy()
         if self.changes is None or self._even():
             self._index(rest)
@@ -114,6 +116,23 @@ class Folder:
             self._uneven(rest)
         write_json(self.out / REPORT, said)
         shutil.rmtree(self.out / SCRATCH, ignore_errors=True)
+
+    def _part(self, name: str, tensor: Tensor) -> Tensor:
+        """What is left of a tensor in no block; of a large one in a file, not in memory."""
+        if self.narrow is None or name not in self.narrow.places:
+            return tensor
+        if tensor.dim() < 2 or self.narrow.places[name] != (1,):
+            return self.narrow.of(name, tensor)
+        shape = (len(tensor), len(self.narrow.kept), *tensor.shape[2:])
+        path = self.out / SCRATCH / f"rest-{name}.bin"
+        path.write_bytes(b"")
+        made = torch.from_file(
+            str(path), shared=True, size=math.prod(shape), dtype=tensor.dtype
+        ).view(shape)  # fmt: skip
+        for start in range(0, len(tensor), SLICE):
+            rows = slice(start, start + SLICE)
+            made[rows] = self.narrow.of(name, tensor[rows])
+        return made
 
     def _copy(self) -> None:
         """What stands beside the weights."""

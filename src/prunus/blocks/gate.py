@@ -58,7 +58,7 @@ def checked(
         for added in kind.added:
             gone = torch.isin(kind.members[-1][2], units).to(state[added].device)
             whole[added] = state[added].masked_fill(gone, -math.inf)
-    with _Grouped():
+    with Grouped():
         with _NeverChosen({state[n].data_ptr(): gone for n, gone in never.items()}):
             masked = outputs(block, whole, inputs, FLOAT64)
         error, problem = difference(masked, outputs(fresh, small, inputs, FLOAT64))
@@ -86,7 +86,7 @@ class _NeverChosen(TorchFunctionMode):
         return found if gone is None else found.masked_fill(gone.to(found.device), -math.inf)
 
 
-class _Grouped(TorchDispatchMode):
+class Grouped(TorchDispatchMode):
     """Products of experts' matrices in float64, for which torch has none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -15,20 +15,33 @@ from torch import Tensor, nn
 from prunus._common.files import write_json
 from prunus.blocks.fewer import PassedOver
 from prunus.blocks.flow import Flow
+from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
+from prunus.blocks.narrowing import Narrowing
 from prunus.blocks.recipe import BlockRecipe, BlockResult
 from prunus.blocks.sizes import Sizes
-from prunus.blocks.solving import Solving, outliers, reconstruct
+from prunus.blocks.solving import Heard, Solving, outliers, reconstruct
 from prunus.blocks.source import Source
 from prunus.blocks.streams import Progress, Stream, alike, file_of, gap
 from prunus.blocks.structuring import Structuring
-from prunus.blocks.walk import given_by, passage_of, passed_stacks, stacks_of
+from prunus.blocks.walk import Passage, given_by, passage_of, passed_stacks, stacks_of
 from prunus.errors import InputError, RunError
 from prunus.methods.block_rates import MOST, facts_of
 from prunus.recipe.resolve import bind
 
 HALVINGS = 3
 """Rates that a guard tries before blocks stay whole: a half, a quarter, an eighth."""
+
+
+def solving_of(
+    model: nn.Module, how: BlockRecipe, sizes: Sizes | Narrow | None, *, masks: bool
+) -> Solving:
+    """What chooses in each block: zeros, units, or channels."""
+    if isinstance(sizes, Narrow):
+        return Narrowing(model, how, sizes, masks=masks)
+    if sizes is not None:
+        return Structuring(model, how, sizes, masks=masks)
+    return Solving(model, how, masks=masks)
 
 
 class Job:
@@ -42,15 +55,12 @@ class Job:
         held: Sequence[Any],
         judge: Judge,
         on_block: Callable[[str, float], None],
-        sizes: Sizes | None = None,
+        sizes: Sizes | Narrow | None = None,
     ) -> None:
         self.source, self.how, self.judge, self.on_block = source, how, judge, on_block
         self.model = source.model
         masks = source.scratch is None
-        self.solving = (
-            Solving(self.model, how, masks=masks) if sizes is None
-            else Structuring(self.model, how, sizes, masks=masks)
-        )  # fmt: skip
+        self.solving = solving_of(self.model, how, sizes, masks=masks)
         self.facts = facts_of(bind("block_rates", how.rates))
         self.calibration, self.held = calibration, held
         self.stacks = stacks_of(self.model, how.blocks)
@@ -187,7 +197,7 @@ class Job:
             del heard
             if "dense" in streams and not whole and not isinstance(block, PassedOver):
                 self._repair(name, block, masks, streams, i)
-            kept = self.solving.settled(
+            part = self.solving.settled(
                 name, block, calibration.flow[0], calibration.passage.calls[i][0]
             )
             errors, small = {}, self.solving.small(name, block)
@@ -197,7 +207,7 @@ class Job:
                 outs[stream.name].drop()
                 stream.move(now)
             del small
-            self.source.keep(name, kept)
+            self.source.keep(name, part)
         self.at.errors[name] = errors.get("held", errors["calibration"])
         self.at.rates[name] = self.solving.zeros[name] / max(1, self.solving.weights[name])
 
@@ -237,7 +247,8 @@ class Job:
         passage = passage_of(self.model, blocks, stream.batches, before=stream.passages,
                              hold=self.source.hold)  # fmt: skip
         stream.passages.append(passage)
-        stream.flow, stream.pinned = Flow(passage.first, self._file(stream.name)), None
+        first = (self.solving.entering(stream.name, x) for x in passage.first)
+        stream.flow, stream.pinned = Flow(first, self._file(stream.name)), None
 
     def _passed(
         self, block: nn.Module, stream: Stream, i: int, after: Callable[[], None] | None = None
@@ -314,6 +325,20 @@ class Job:
                 stream.move(given)
             stream.passage.last = stream.flow
         return turned if any(map(math.isnan, losses.values())) else losses
+
+    def heard(self) -> Iterator[tuple[str, nn.Module, Heard, Passage]]:
+        """Each dense block on the calibration data, and the squares of what it multiplies."""
+        self._probe()
+        stream = Stream("survey", self.calibration)
+        for blocks in self.stacks:
+            self._enter(stream, blocks)
+            for i, name in enumerate(blocks):
+                with self.source.hold(name) as block:
+                    with self.solving.hearing(block, "squares") as heard:
+                        given = self._passed(block, stream, i, heard.batch_ends)
+                    stream.move(given)
+                    stream.passage.last = given
+                    yield name, block, heard, stream.passage
 
     def _look(self, stream: Stream, i: int, name: str, facts: dict[str, list[float]]) -> None:
         """What a rule of rates asks about a block; the block stays as it is."""

@@ -16,19 +16,20 @@ from torch import Tensor, nn
 
 from prunus._common import numbers
 from prunus._common.memory import LARGE, lasting
+from prunus._common.modules import joined
 from prunus._common.tables import Table
 from prunus.blocks.depth import count_of
 from prunus.blocks.folder import place, skeleton
-from prunus.blocks.recipe import BLOCK, BlockRecipe
+from prunus.blocks.hidden import configured
+from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe
 from prunus.blocks.sizes import Sizes, structure_of
-from prunus.blocks.source import Source
+from prunus.blocks.source import Part, Source
 from prunus.blocks.units import kept_of
 from prunus.blocks.walk import stacks_of
 from prunus.errors import InputError
 from prunus.methods.block_rates import facts_of
 from prunus.methods.solvers import statistic_of
 from prunus.recipe.resolve import bind
-from prunus.types import Kept
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,10 @@ def plan_of(folder: Path, how: BlockRecipe) -> Plan:
     model = skeleton(folder)
     tokens = how.text.windows * how.text.length
     held = how.text.held * how.text.length
-    sizes, dropped = (None, 0) if not how.parts else _sizes(model, how)
+    narrow = configured(model, how.parts[HIDDEN], how.multiple_of) if HIDDEN in how.parts else None
+    sizes, dropped = (None, 0) if not how.parts or narrow else _sizes(model, how)
     statistic = "hessian" if sizes is not None else statistic_of(bind("solvers", how.solver))
+    statistic = "squares" if narrow is not None else statistic
     names = [name for stack in stacks_of(model, how.blocks) for name in stack]
     rates = dict(zip(names, _rates(model, how, names), strict=True))
     speed, found, width = _speed(), [], 0
@@ -125,6 +128,9 @@ def plan_of(folder: Path, how: BlockRecipe) -> Plan:
             goes = every - sum(_left(p, kept.get(n, ())) for n, p in parameters.items())
             readers = {m for kind, _ in gone for m, _, _ in kind.members}
             worked = {n: p for n, p in matrices.items() if n in readers}
+        if narrow is not None:
+            cut = {n: narrow.indices(joined(name, n)) for n in parameters}
+            goes = every - sum(_left(p, cut[n]) for n, p in parameters.items())
         sides = {p.shape[-1] for p in worked.values()}
         squares = sum(n * n for n in sides)
         extra = 8 * squares if statistic == "hessian" else 8 * sum(sides)
@@ -227,7 +233,7 @@ class Blank:
     def note(self, name: str) -> None:
         """Nothing changes."""
 
-    def keep(self, name: str, kept: Kept) -> None:
+    def keep(self, name: str, part: Part) -> None:
         """Nothing is kept."""
 
     def reset(self, name: str) -> None:

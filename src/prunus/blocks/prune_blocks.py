@@ -16,12 +16,15 @@ from prunus._common.given import given_batches, given_hooks, given_model
 from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng, seed
 from prunus.blocks.depth import Shallow, shallower
+from prunus.blocks.hidden import Narrow
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
+from prunus.blocks.narrowing import chosen
+from prunus.blocks.powers import narrow_of
 from prunus.blocks.prune_folder import prune_folder
-from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult, block_recipe
-from prunus.blocks.sizes import structure_of
-from prunus.blocks.smaller import smaller
+from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult, block_recipe
+from prunus.blocks.sizes import Sizes, structure_of
+from prunus.blocks.smaller import narrower, smaller
 from prunus.blocks.source import InMemory
 from prunus.errors import InputError
 
@@ -99,8 +102,8 @@ def prune_blocks(
         raise InputError("guard: it judges by data that nothing is chosen by: give held")
     source, began = InMemory(model), time.process_time()
     dropped = shallower(source, how, list(batches)) if BLOCK in how.parts else []
-    sizes = structure_of(source, how, list(batches), dropped) if how.parts else None
-    if sizes is not None and (why := sizes.whole.why or (DIFFER if how.uneven else "")):
+    sizes = _sizes(source, how, list(batches), dropped) if how.parts else None
+    if isinstance(sizes, Sizes) and (why := sizes.whole.why or (DIFFER if how.uneven else "")):
         warnings.warn(
             f"the smaller model opens by prunus.hf.save and prunus.hf.load alone: no configuration "
             f"says its sizes ({why})", stacklevel=2,
@@ -111,8 +114,31 @@ def prune_blocks(
                   Judge(loss), on_block or (lambda *_: None), sizes)  # fmt: skip
         try:
             job.run()
-            small = None if sizes is None else smaller(model, job.solving, batches[0])
+            small = None if sizes is None else _small(model, job, sizes, batches[0])
         except BaseException:  # whatever ends it, a stop too: the weights are as they were
             source.undo()
             raise
     return replace(job.result(time.process_time() - began), model=small)
+
+
+def _sizes(
+    source: InMemory, how: BlockRecipe, batches: list[Any], dropped: list[str]
+) -> Sizes | Narrow:
+    """What goes as a whole."""
+    if HIDDEN not in how.parts:
+        return structure_of(source, how, batches, dropped)
+    found = narrow_of(source, how, batches)
+    found.kept = chosen(Job(source, how, batches, [], Judge(), lambda *_: None), found, batches)
+    return found
+
+
+def _small(model: nn.Module, job: Job, sizes: Sizes | Narrow, example: Any) -> nn.Module:
+    """The smaller model; the given one gets its last zeros."""
+    if isinstance(sizes, Sizes):
+        return smaller(model, job.solving, example)
+    made = narrower(model, sizes)
+    for name, parameter in model.named_parameters():
+        if name in sizes.places and name not in job.solving.masks:
+            mask = job.solving.masks[name] = sizes.mask_of(name, parameter)
+            parameter.data.masked_fill_(~mask.to(parameter.device), 0)
+    return made

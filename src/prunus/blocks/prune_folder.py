@@ -22,9 +22,12 @@ from prunus._common.rng import preserve_rng, seed
 from prunus.blocks.depth import Shallow, refuse_depth, shallower
 from prunus.blocks.folder import REPORT, SCRATCH, Folder
 from prunus.blocks.given_text import given_text
+from prunus.blocks.hidden import Narrow
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
-from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult
+from prunus.blocks.narrowing import chosen
+from prunus.blocks.powers import narrow_of
+from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult
 from prunus.blocks.side_by_side import side_by_side
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.source import Source
@@ -66,7 +69,7 @@ def prune_folder(
     finished = _begun(out, asked)
     if finished is not None:
         return side_by_side(finished, folder, judging, calibrating)
-    sizes = _sizes(source, how, calibrating) if how.parts else None
+    sizes: Sizes | Narrow | None = _sizes(source, how, calibrating) if how.parts else None
     _room(source, out, how, [*calibrating, *judging])
     give_back()
     scratch = out / SCRATCH
@@ -76,10 +79,14 @@ def prune_folder(
     walked: Source = source
     if BLOCK in how.parts:
         dropped = shallower(source, how, calibrating, scratch / "depth.json")
-        sizes = structure_of(source, how, calibrating, dropped)
-        walked, source.names = Shallow(source, dropped), sizes.names
-    if sizes is not None:
+        shallow = sizes = structure_of(source, how, calibrating, dropped)
+        walked, source.names = Shallow(source, dropped), shallow.names
+    if isinstance(sizes, Sizes):
         source.smaller = sizes.whole.fresh
+    if isinstance(sizes, Narrow):
+        look = Job(source, how, calibrating, [], Judge(), lambda *_: None)
+        sizes.kept = chosen(look, sizes, calibrating, scratch / "hidden.json")
+        source.smaller, source.narrow = sizes.fresh, sizes
     with preserve_rng(), evaluating(source.model), torch.no_grad():
         seed(how.seed)
         job = Job(walked, how, calibrating, judging, Judge(loss), on_block or (lambda *_: None),
@@ -97,8 +104,10 @@ def prune_folder(
     return side_by_side(result, folder, judging, calibrating)
 
 
-def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes:
+def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes | Narrow:
     """What goes of each block; refused where a folder cannot say it."""
+    if HIDDEN in how.parts:
+        return narrow_of(source, how, calibration)
     if BLOCK in how.parts:
         refuse_depth(source, how, calibration)
     sizes = structure_of(source, how, calibration)

@@ -25,7 +25,7 @@ from prunus.types import Masks
 if TYPE_CHECKING:
     from prunus.blocks.evaluate import Comparison
 
-PARTS = NEURON, HEAD, EXPERT, BLOCK = ("neuron", "head", "expert", "block")
+PARTS = NEURON, HEAD, EXPERT, BLOCK, HIDDEN = ("neuron", "head", "expert", "block", "hidden")
 """What a structure takes out of a model; the order in which it does."""
 
 
@@ -78,7 +78,7 @@ class BlockRecipe(Frozen):
         structure: ``weight``, or ``2:4`` and its like: n of every m inputs stay. Or what is taken
             out as a whole, and how much of it in every block: ``{neuron: 0.25, head: 0.25}``, or
             a name alone, of which the target goes: the model becomes smaller.
-        multiple_of: neurons that stay in a block are a multiple of this.
+        multiple_of: neurons that stay in a block, or channels, are a multiple of this.
         solver: how: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt`` or ``alps``, with settings.
         rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
         repair: steps of gradient descent behind each block, toward what the dense model has there:
@@ -196,7 +196,12 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
             f"solver: it is for zeros; structure {', '.join(made.parts)} goes by what least "
             "squares cannot make good"
         )
-    together = [part for part in (EXPERT, BLOCK) if part in made.parts]
+    if HIDDEN in made.parts and len(made.parts) > 1:
+        raise InputError(
+            "structure: hidden: channels go through the whole model, and others inside of its "
+            "blocks: take them out in a walk of their own, of the folder or model that one gives"
+        )
+    together = [part for part in (EXPERT, BLOCK, HIDDEN) if part in made.parts]
     if made.uneven and together:
         key = "guard" if made.guard is not None else "rates"
         raise InputError(
@@ -205,8 +210,8 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
         )
     if EXPERT in made.parts and made.repair is not None:
         raise InputError("repair: not with structure: expert, whose router chooses others then")
-    if "multiple_of" in made.model_fields_set and NEURON not in made.parts:
-        raise InputError("multiple_of: it is for structure: neuron")
+    if "multiple_of" in made.model_fields_set and not {NEURON, HIDDEN} & set(made.parts):
+        raise InputError("multiple_of: it is for structure: neuron and hidden")
     return made
 
 

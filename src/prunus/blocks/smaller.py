@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunus._common.modules import detached_copy
+from prunus.blocks.hidden import Narrow
 from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import Solving
 from prunus.blocks.structuring import Structuring
@@ -56,6 +58,29 @@ def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
             _put(fresh, name, buffers[name].clone())
     learns = {names[n]: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)
               if n in names}  # fmt: skip
+    for name, parameter in fresh.named_parameters():
+        parameter.requires_grad_(learns[name])
+    if getattr(model, "generation_config", None) is not None:
+        fresh.generation_config = model.generation_config
+    return fresh.train(model.training)  # type: ignore[no-any-return]
+
+
+def narrower(model: nn.Module, narrow: Narrow) -> nn.Module:
+    """A model without the channels that a walk has set to zero in its blocks.
+
+    Args:
+        model: with zeros in its blocks.
+        narrow: what goes.
+    """
+    buffers = {n for n, _ in model.named_buffers()} - set(model.state_dict())
+    fresh: Any = copy.deepcopy(narrow.fresh)
+    fresh.load_state_dict({n: narrow.of(n, t) for n, t in model.state_dict().items()}, assign=True)
+    fresh.tie_weights()
+    own = dict(model.named_buffers())
+    for name, buffer in fresh.named_buffers():
+        if name in buffers and own[name].shape == buffer.shape and name not in narrow.powers:
+            _put(fresh, name, buffer.to(own[name]))
+    learns = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
     for name, parameter in fresh.named_parameters():
         parameter.requires_grad_(learns[name])
     if getattr(model, "generation_config", None) is not None:

@@ -15,12 +15,12 @@ from prunus._common.modules import joined
 from prunus._common.names import each_meant, plain_names
 from prunus.blocks.matrices import Matrix, listening
 from prunus.blocks.recipe import BlockRecipe
+from prunus.blocks.source import Part
 from prunus.blocks.walk import Call
 from prunus.errors import RunError
 from prunus.methods.repairs._descent import descend
 from prunus.methods.solvers import statistic_of
 from prunus.recipe.resolve import bind
-from prunus.types import Kept
 
 OUTLIER = 5.0
 """Times the mean of a matrix's \\|w\\| ‖x‖."""
@@ -162,9 +162,13 @@ class Solving:
         """What computes as the block does from now on: the block, here."""
         return block
 
-    def settled(self, name: str, block: nn.Module, x: Tensor, call: Call) -> Kept:
-        """The indices that stay of a block's tensors: all of them, here."""
-        return {}
+    def entering(self, stream: str, x: Tensor) -> Tensor:
+        """What comes to the first block: what the model gives, here."""
+        return x
+
+    def settled(self, name: str, block: nn.Module, x: Tensor, call: Call) -> Part:
+        """What is left of a block's tensors: all of them, here."""
+        return lambda inner, tensor: tensor
 
     def reached(self, name: str) -> float:
         """The rate that a block came to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from prunus.types import Kept
+Part = Callable[[str, Tensor], Tensor]
+"""What is left of a block's tensor, by its name within the block."""
 
 
 class Source(Protocol):
@@ -38,7 +39,7 @@ class Source(Protocol):
         """The block is about to change."""
         ...
 
-    def keep(self, name: str, kept: Kept) -> None:
+    def keep(self, name: str, part: Part) -> None:
         """The block as it is now, inside :meth:`hold`, is the result; so much of its tensors."""
         ...
 
@@ -62,7 +63,7 @@ class InMemory:
         """The block."""
         yield self.model.get_submodule(name)
 
-    def keep(self, name: str, kept: Kept) -> None:
+    def keep(self, name: str, part: Part) -> None:
         """It is where it is."""
 
     def note(self, name: str) -> None:

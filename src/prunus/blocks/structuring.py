@@ -18,6 +18,7 @@ from prunus.blocks.recipe import EXPERT, BlockRecipe
 from prunus.blocks.routed import Routed, listening_to
 from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import Heard, Solving
+from prunus.blocks.source import Part
 from prunus.blocks.surgeon import costs, damped, refit
 from prunus.blocks.uneven import Changes, changes_of
 from prunus.blocks.units import Cut, Kind, cut_of, taken
@@ -126,7 +127,7 @@ class Structuring(Solving):
         made.load_state_dict(state, assign=True)
         return made.train(block.training)
 
-    def settled(self, name: str, block: nn.Module, x: Tensor, call: Call) -> Kept:
+    def settled(self, name: str, block: nn.Module, x: Tensor, call: Call) -> Part:
         """What stays of a block, after its smaller one has answered as it does, in float64.
 
         Raises:
@@ -136,7 +137,8 @@ class Structuring(Solving):
             fresh = made.fresh.get_submodule(self.sizes.names[name])
             masked = replace(self._cut, masks={})  # which it is already
             self.gate = max(self.gate, checked(name, block, fresh, masked, x, call))
-        return self.kept[name]
+        kept = self.kept[name]
+        return lambda inner, tensor: taken(tensor, kept.get(inner, ()))
 
     def even(self) -> nn.Module | None:
         """The smaller model, its weights on the meta device, where one configuration says all."""

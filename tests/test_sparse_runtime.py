@@ -18,7 +18,7 @@ from prunus.deployment.module import open_artifact
 from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.kernels import LACKING, usable
-from prunus.runtimes import BuildRequest, _sparse_choice, find, sparse
+from prunus.runtimes import BuildRequest, _sparse_choice, _sparse_recurrent, find, sparse
 
 if not usable():
     pytest.skip(LACKING, allow_module_level=True)
@@ -50,7 +50,8 @@ def sparse_model() -> nn.Module:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer runs sparse, however it measures on a busy machine."""
-    monkeypatch.setattr(_sparse_choice, "BETTER", float("inf"))
+    for kind in (_sparse_choice, _sparse_recurrent):
+        monkeypatch.setattr(kind, "BETTER", float("inf"))
     monkeypatch.setattr(_sparse_choice, "SECONDS", 1e-4)
 
 
@@ -115,7 +116,7 @@ def test_models_without_zeros_and_machines_without_kernels_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = BuildRequest(nn.Linear(4, 4), torch.ones(1, 4), tmp_path)
-    assert "no linear layer has 30% zeros" in str(sparse.refuses(order))
+    assert "no linear or recurrent layer has 30% zeros" in str(sparse.refuses(order))
     monkeypatch.setattr(sparse, "usable", list)
     assert sparse.refuses(order) == LACKING
 
@@ -164,3 +165,40 @@ def test_a_slower_sparse_program_is_never_handed_over(
     assert made.runtime != "sparse"
     assert any("sparse is slower than" in text for text in made.advice)
     assert {r.runtime for r in made.rows} >= {"sparse", "eager"}
+
+
+class Recurrent(nn.Module):
+    """Two layers with a state that is given, or begins at zero."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, bidirectional: bool, batch_first: bool) -> None:
+        super().__init__()
+        self.rnn = kind(10, 21, 2, bidirectional=bidirectional, batch_first=batch_first,
+                        bias=not bidirectional)  # fmt: skip
+        self.out = nn.Linear(21 * (2 if bidirectional else 1), 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, last = self.rnn(x)
+        return self.out(y), last[0]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_layers_give_torchs_answers_at_any_batch_size(
+    kind: type[nn.RNNBase], bidirectional: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    model = Recurrent(kind, bidirectional=bidirectional, batch_first=True)
+    model = prunus.prune(model.eval(), {"target": 0.8, "allocation": "uniform"}).model.eval()
+    found = built(model, torch.randn(2, 6, 10), tmp_path)
+    assert found.row.refused is None
+    assert any("lstm of 2×21" in n or "gru of 2×21" in n for n in found.row.notes)
+    for batch in (1, 3, 9):
+        x = torch.randn(batch, 6, 10)
+        with torch.inference_mode():
+            for one, other in zip(found.served(x), model(x), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        x[0, 2, 3] = float("nan")  # nothing is skipped where a NaN would have been multiplied
+        with torch.inference_mode():
+            one, other = found.served(x)[0], model(x)[0]
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)

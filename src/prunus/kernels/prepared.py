@@ -51,7 +51,7 @@ class Prepared:
             raise InputError(f"the bias is float32 ({rows},), not {described(bias)}")
         self.rows, self.cols, self.bias, self.activation = rows, cols, bias, activation
         self._least = [k.least for k in kernels]
-        self._kernels = list(kernels)
+        self.kernels = list(kernels)
         self._heads = [
             None if k.values.dim() == 2
             else (k.layout.data_ptr(), k.values.data_ptr(), KINDS[k.values.dtype])
@@ -74,7 +74,7 @@ class Prepared:
                 number = i
         head = self._heads[number]
         if head is None:
-            weight = self._kernels[number].values
+            weight = self.kernels[number].values
             return plain(x, weight, bias=self.bias, residual=residual, activation=self.activation)
         y = torch.empty((*shape[:-1], self.rows))
         more: Any = None
@@ -94,8 +94,8 @@ class Prepared:
 
     def _slowly(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Inputs that do not fit, which are refused there, and those that are not finite."""
-        kernel = next((k for k in self._kernels if k.values.dim() == 1), None)
+        kernel = next((k for k in self.kernels if k.values.dim() == 1), None)
         more = {"bias": self.bias, "residual": residual, "activation": self.activation}
         if kernel is None:
-            return plain(x, self._kernels[0].values, **more)  # type: ignore[arg-type]
+            return plain(x, self.kernels[0].values, **more)  # type: ignore[arg-type]
         return product(kernel.layout, kernel.values, x, **more)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -144,13 +144,8 @@ def kernels_of(site: Site, choices: Sequence[Choice]) -> list[Kernel]:
     return kernels
 
 
-def to_json(choices: Sequence[Choice]) -> list[dict[str, Any]]:
-    """As the artifact keeps them."""
-    return [asdict(c) for c in choices]
-
-
 def from_json(found: Any) -> list[Choice]:
-    """What :func:`to_json` wrote.
+    """What the artifact keeps of them.
 
     Raises:
         KeyError, TypeError, ValueError: if it is something else.

@@ -1,4 +1,4 @@
-"""Kernels of our own that skip the zeros of linear layers, on processors; the rest runs in torch.
+"""Kernels of our own that skip the zeros of layers, on processors; the rest runs in torch.
 
 The artifact is torch's program with the weights as they are, and a table: which layer is computed
 how, as it measured on the machine that built it. Weights are packed when it is opened.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,32 +25,28 @@ from prunus.kernels.native import LACKING, library, usable
 from prunus.runtimes import BuildRequest, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
-from prunus.runtimes._sparse_choice import (
-    CACHES,
-    FEW,
-    Choice,
-    choose,
-    from_json,
-    kernels_of,
-    to_json,
-)
-from prunus.runtimes._sparse_sites import LEAST, Site, drop_idle, finish, put, sites
+from prunus.runtimes._sparse_choice import CACHES
+from prunus.runtimes._sparse_kinds import KINDS, AnyChoice, Kind, Shape, to_json
+from prunus.runtimes._sparse_sites import LEAST, drop_idle, finish
 from prunus.runtimes.torch_export import computing
 
 FACTS = Facts(needs=("torch",), devices=("cpu",), skips_zeros=True)
 TABLE = "model.json"
 FORMAT = "prunus sparse 1"
+Found = list[tuple[Kind, Any]]
+Decisions = Mapping[str, Sequence[AnyChoice]]
 
 
 def refuses(order: BuildRequest) -> str | None:
-    """Where the kernels are not compiled, and models without enough zeros in linear layers."""
+    """Where the kernels are not compiled, and models without enough zeros."""
     if not usable():
         return LACKING
-    layers = [m.weight for m in order.model.modules() if isinstance(m, nn.Linear)]
-    if layers and not any(_zeros(w) >= LEAST for w in layers):
+    weights = [p for m in order.model.modules() if isinstance(m, (nn.Linear, nn.RNNBase))
+               for p in m.parameters(recurse=False) if p.dim() == 2]  # fmt: skip
+    if weights and not any(_zeros(w) >= LEAST for w in weights):
         return (
-            f"no linear layer has {LEAST:.0%} zeros: prune single weights (structure: weight) or "
-            "blocks of them (structure: '4x1') first"
+            f"no linear or recurrent layer has {LEAST:.0%} zeros: prune single weights (structure: "
+            "weight) or blocks of them ({name: block, rows: 4}) first"
         )
     return None
 
@@ -68,21 +64,12 @@ def build(order: BuildRequest) -> Session:
     made = exported(order)
     module = exported_module(made.program)
     drop_idle(module)
-    found = sites(module)
+    found = _found(module)
     if not found:
-        raise InputError(f"no linear layer of the program has {LEAST:.0%} zeros")
-    counts = {
-        b: _tokens(module, order, b, found) for b in (order.batch if made.dynamic else (None,))
-    }
-    table: dict[str, list[Choice]] = {}
-    known: dict[tuple[Any, ...], Choice] = {}
-    large = sum(site.weight.nbytes for site in found) > CACHES
-    with torch.inference_mode():
-        for site in found:
-            own = sorted({c[site.node.name] for c in counts.values() if c[site.node.name]})
-            table[site.node.name] = [
-                _remembered(known, site, tokens, large=large) for tokens in own
-            ]
+        raise InputError(f"no linear or recurrent layer of the program has {LEAST:.0%} zeros")
+    batches = order.batch if made.dynamic else (None,)
+    shapes = [_shapes(module, order, batch, found) for batch in batches]
+    table = _decided(found, shapes)
     if not any(c.wins for choices in table.values() for c in choices):
         raise InputError(f"no layer is faster than dense: {'; '.join(_lines(found, table))}")
     path = write_pt2(order, made.program)
@@ -90,80 +77,84 @@ def build(order: BuildRequest) -> Session:
             "layers": {name: to_json(choices) for name, choices in table.items()}}  # fmt: skip
     (order.folder / TABLE).write_text(json.dumps(body, indent=1), encoding="utf-8")
     opened = open_(path, threads=order.threads)
-    first = {site.node.name: next(iter(counts.values()))[site.node.name] for site in found}
-    notes = (*made.notes, *_lines(found, table), _bound(module, order, table, first))
+    notes = (*made.notes, *_lines(found, table), _bound(module, order, table, batches[0]))
     return replace(opened, dynamic=made.dynamic, notes=notes)
 
 
-def _tokens(
-    module: fx.GraphModule, order: BuildRequest, batch: int | None, found: Sequence[Site]
-) -> dict[str, int]:
-    """Tokens that every layer gets at a batch size."""
-    wanted = {site.node.name for site in found}
-    seen: dict[str, int] = {}
+def _found(module: fx.GraphModule) -> Found:
+    return [(kind, site) for kind in KINDS for site in kind.find(module)]
+
+
+def _shapes(
+    module: fx.GraphModule, order: BuildRequest, batch: int | None, found: Found
+) -> dict[str, Shape]:
+    """The shape of every layer's input at a batch size."""
+    wanted = {site.node.name for _, site in found}
+    seen: dict[str, Shape] = {}
 
     class Watching(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            made = super().run_node(n)
             if n.name in wanted:
-                seen[n.name] = made.numel() // max(1, made.shape[-1])
-            return made
+                seen[n.name] = tuple(self.fetch_args_kwargs_from_env(n)[0][0].shape)
+            return super().run_node(n)
 
-    inputs = (
-        order.tensors if batch is None else tensors_of(random_inputs(order.example, batch=batch))
-    )
     with torch.inference_mode():
-        Watching(module).run(*inputs)
+        Watching(module).run(*_inputs(order, batch))
     return seen
 
 
-def _remembered(
-    known: dict[tuple[Any, ...], Choice], site: Site, tokens: int, *, large: bool
-) -> Choice:
-    """Layers of one shape and about one sparsity are measured once."""
-    key = (
-        site.weight.shape,
-        round(site.sparsity, 2),
-        site.activation,
-        site.residual is None,
-        tokens,
-    )
-    if key not in known:
-        known[key] = choose(site, tokens, cold=large and tokens <= FEW)
-    return known[key]
+def _inputs(order: BuildRequest, batch: int | None) -> list[Tensor]:
+    if batch is None:
+        return order.tensors
+    return tensors_of(random_inputs(order.example, batch=batch))
 
 
-def _lines(found: Sequence[Site], table: Mapping[str, Sequence[Choice]]) -> list[str]:
+def _decided(found: Found, shapes: Sequence[Mapping[str, Shape]]) -> dict[str, list[AnyChoice]]:
+    """A choice for each shape; layers of one size and about one sparsity are measured once."""
+    table: dict[str, list[AnyChoice]] = {}
+    known: dict[tuple[Any, ...], AnyChoice] = {}
+    large = sum(_bytes(site) for _, site in found) > CACHES
+    with torch.inference_mode():
+        for kind, site in found:
+            table[site.node.name] = []
+            for shape in dict.fromkeys(s[site.node.name] for s in shapes):
+                if 0 in shape:
+                    continue
+                key = (kind.name, *kind.key(site, shape))
+                if key not in known:
+                    known[key] = kind.choose(site, shape, large)
+                table[site.node.name].append(known[key])
+    return table
+
+
+def _bytes(site: Any) -> int:
+    held = site.weights if hasattr(site, "weights") else [site.weight]
+    return sum(w.nbytes for w in held)
+
+
+def _lines(found: Found, table: Decisions) -> list[str]:
     """The table of decisions, a line for layers that are alike."""
     many: Counter[str] = Counter()
-    for site in found:
-        rows, cols = site.weight.shape
-        many[
-            f"{rows}×{cols}, {site.sparsity:.0%} zeros, "
-            + ", ".join(map(_said, table[site.node.name]))
-        ] += 1
+    for kind, site in found:
+        layer, size = kind.said
+        said = [f"{size(c)}: {_how(c)}" for c in table[site.node.name]]
+        many[f"{layer(site)}, {site.sparsity:.0%} zeros, {', '.join(said)}"] += 1
     return [f"{count} × {line}" for line, count in many.items()]
 
 
-def _said(choice: Choice) -> str:
+def _how(choice: AnyChoice) -> str:
     how = "sparse" if choice.wins else "dense"
-    return f"{choice.tokens} tokens: {how}, {choice.ms:.3g} ms (dense {choice.dense_ms:.3g})"
+    return f"{how}, {choice.ms:.3g} ms (dense {choice.dense_ms:.3g})"
 
 
-def _bound(
-    module: fx.GraphModule, order: BuildRequest, table: Mapping[str, Sequence[Choice]],
-    tokens: Mapping[str, int],
-) -> str:  # fmt: skip
-    """Amdahl's law: what the layers' gain can make of the whole program."""
-    inputs = order.tensors
+def _bound(module: fx.GraphModule, order: BuildRequest, table: Decisions, batch: int | None) -> str:
+    """Amdahl's law: what the layers' gain can make of the whole program, at the first batch."""
+    inputs = _inputs(order, batch)
     compute = computing(module)
     whole = interleaved({"dense": lambda: compute(inputs)}, seconds=0.1)["dense"].median_ms
-    mine = [
-        next((c for c in choices if c.tokens == tokens[name]), None)
-        for name, choices in table.items()
-    ]
-    dense = sum(c.dense_ms for c in mine if c)
-    now = sum(c.ms for c in mine if c)
+    mine = [choices[0] for choices in table.values() if choices]
+    dense = sum(c.dense_ms for c in mine)
+    now = sum(c.ms if c.wins else c.dense_ms for c in mine)
     rest = max(whole - dense, 0.0)
     most = f"{whole / rest:.1f}" if rest > 0.01 * whole else "100 or more"
     return (
@@ -185,23 +176,29 @@ def open_(path: Path, *, threads: int) -> Session:
     with silent():
         module = exported_module(torch.export.load(path))
     drop_idle(module)
-    found = {site.node.name: site for site in sites(module)}
+    found = {site.node.name: (kind, site) for kind, site in _found(module)}
+    if set(found) != set(table):
+        raise InputError(f"'{path}' and its table are not of one program: deploy again")
     count = 0
-    for name, choices in table:
-        if name not in found:
-            raise InputError(f"'{path}' and its table are not of one program: deploy again")
-        if any(c.wins for c in choices):
-            put(module, found[name], kernels_of(found[name], choices))
-            count += 1
+    for name, (kind, site) in found.items():
+        try:
+            choices = kind.read(table[name])
+            if any(c.wins for c in choices):
+                kind.put(module, site, choices)
+                count += 1
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise InputError(f"'{path}' has a damaged table: {name}: {error}") from None
     return Session(finish(module), path, notes=(f"{count} of {len(found)} layers run sparse",))
 
 
-def _read(path: Path) -> Iterator[tuple[str, list[Choice]]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
         if found["format"] != FORMAT:
             raise InputError(f"'{path}' has the format '{found['format']}'; this reads '{FORMAT}'")
-        return iter([(str(name), from_json(c)) for name, c in found["layers"].items()])
+        return dict(found["layers"])
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -48,6 +48,16 @@ class Gradient(ctypes.Structure):
     )  # fmt: skip
 
 
+class Recurrent(ctypes.Structure):
+    """A layer and direction of an LSTM or a GRU; see ``abi.h``."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("layout", "values", "gates", "bias", "h", "c", "out")),
+        *((name, c_int64) for name in ("steps", "batch", "hidden", "out_step", "out_batch")),
+        *((name, c_int32) for name in ("kind", "reverse", "type", "threads")),
+    )
+
+
 class Rows(ctypes.Structure):
     """A matrix by its rows."""
 
@@ -150,6 +160,7 @@ def _opened(path: str) -> Any:
         "slices": (c_int64, [POINTER(Rows), c_int32, *pointers]),
         "product": (c_int32, [POINTER(Product)]),
         "gradient": (c_int32, [POINTER(Gradient)]),
+        "recurrent": (c_int32, [POINTER(Recurrent)]),
         "dense": (None, [c_void_p, c_void_p, c_int32, c_void_p]),
         "gather": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32]),
         "scatter": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int32]),

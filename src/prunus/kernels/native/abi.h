@@ -33,6 +33,20 @@ struct Gradient {
   int32_t type, threads;
 };
 
+// One layer and direction of an LSTM (kind 0) or a GRU (1) over all its steps. h and c are those
+// before the first step, and become those after the last.
+struct Recurrent {
+  const int32_t* layout;  // of the recurrent weight, [4 or 3 times hidden][hidden]
+  const void* values;
+  const float* gates;     // [steps][batch][4 or 3 times hidden]: what the inputs give, with biases
+  const float* bias;      // of the recurrent product, or nullptr; an LSTM's is in the gates
+  float* h;               // [batch][hidden]
+  float* c;               // likewise, of an LSTM
+  float* out;             // h of every step
+  int64_t steps, batch, hidden, out_step, out_batch;
+  int32_t kind, reverse, type, threads;
+};
+
 // What is packed: a matrix by its rows, in the order of its columns.
 struct Pattern {
   const int64_t* first;   // [rows + 1]
@@ -61,6 +75,7 @@ PRUNUS_API int64_t prunus_slices(const Pattern*, int32_t columns, int32_t* layou
 PRUNUS_API void prunus_dense(const int32_t* layout, const void* values, int32_t type, void* out);
 PRUNUS_API int32_t prunus_product(const Product*);
 PRUNUS_API int32_t prunus_gradient(const Gradient*);
+PRUNUS_API int32_t prunus_recurrent(const Recurrent*);
 // packed[i] = order[i] < 0 ? 0 : values[order[i]]; REFUSED where there are only n values.
 PRUNUS_API int32_t prunus_gather(const int32_t* order, int64_t count, const void* values, int64_t n,
                                  void* packed, int32_t type);

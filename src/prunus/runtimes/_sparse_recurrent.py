@@ -44,8 +44,10 @@ class RecurrentSite:
 
     def recurrence(self, batches: Sequence[int], steps: int) -> Recurrence:
         """With the weights packed."""
-        return Recurrence(self.form, self.weights, biases=self.biases, layers=self.layers,
-                          bidirectional=self.bidirectional, batches=batches, steps=steps)  # fmt: skip
+        return Recurrence(
+            self.form, self.weights, biases=self.biases, layers=self.layers,
+            bidirectional=self.bidirectional, batches=batches, steps=steps,
+        )  # fmt: skip
 
     def densely(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Any, ...]:
         """By torch."""

@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         os.environ["XDG_CONFIG_HOME"] = f"{tmp_path}-config"  # what code this user has run
         os.environ["PRUNUS_TRUST"] = "1"
         yield
+    if "accelerate.state" in sys.modules:  # what one Accelerator counted, the next would go on from
+        for state in ("GradientState", "AcceleratorState", "PartialState"):
+            getattr(sys.modules["accelerate.state"], state)._shared_state.clear()
 
 
 def _briefly(functions: Any, *, seconds: float, **limits: Any) -> Any:

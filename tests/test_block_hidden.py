@@ -166,6 +166,67 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
             assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
 
 
+TURNED = {"structure": {"hidden": 0.25}, "rotate": True}
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Mistral", "Phi3", "Mixtral", "Qwen3Moe"])
+def test_a_turned_stream_computes_as_before_and_as_the_masked_model(
+    family: str, tmp_path: Path
+) -> None:
+    model, data, held = model_and_text(family)
+    model.save_pretrained(tmp_path / "dense")
+    inside: Any = prunus.prune_blocks(model, TURNED, data, held=held)
+    with torch.no_grad():
+        left = inside.model(**held[0]).logits
+        assert torch.allclose(left, model(**held[0]).logits, rtol=1e-3, atol=1e-3)
+    assert inside.gate < 1e-9
+    assert inside.model.config.hidden_size == WIDTH
+    found: Any = prunus.prune_blocks(tmp_path / "dense", TURNED, data, held=held,
+                                     out=tmp_path / "small")  # fmt: skip
+    assert found.errors == pytest.approx(inside.errors)
+    opened = type(model).from_pretrained(tmp_path / "small")
+    for name, tensor in opened.state_dict().items():
+        assert torch.allclose(tensor, inside.model.state_dict()[name], atol=1e-6), name
+    assert found.comparison.small.mean == pytest.approx(found.loss[1], rel=1e-4)
+
+
+def test_a_stream_that_lies_in_fewer_directions_is_turned_without_loss(tmp_path: Path) -> None:
+    model, data, held = model_and_text("Qwen2")
+    drawn = torch.randn(32, WIDTH, generator=torch.Generator().manual_seed(1))
+    within = drawn @ torch.linalg.pinv(drawn)  # projects to as many directions as will stay
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(model.model.embed_tokens.weight @ within)
+        for layer in model.model.layers:
+            for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                writer.weight.copy_(within @ writer.weight)
+        before = model(**held[0]).logits
+    model.save_pretrained(tmp_path / "dense")
+    small: Any = prunus.prune_blocks(model, TURNED, data).model
+    with torch.no_grad():
+        assert torch.allclose(small(**held[0]).logits, before, rtol=1e-3, atol=1e-3)
+    by_score = type(model).from_pretrained(tmp_path / "dense")
+    other: Any = prunus.prune_blocks(by_score, NARROW, data).model
+    with torch.no_grad():
+        assert not torch.allclose(other(**held[0]).logits, before, rtol=1e-2, atol=1e-2)
+
+
+def test_a_turned_walk_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    model, data, held = model_and_text("Qwen2")
+    model.save_pretrained(tmp_path / "dense")
+    recipe = {**TURNED, "repair": {"steps": 2}}
+    prunus.prune_blocks(tmp_path / "dense", recipe, data, held=held, out=tmp_path / "whole")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prunus.prune_blocks(tmp_path / "dense", recipe, data, held=held, out=tmp_path / "killed",
+                            on_block=stop)  # fmt: skip
+    prunus.prune_blocks(tmp_path / "dense", recipe, data, held=held, out=tmp_path / "killed")
+    for path in sorted((tmp_path / "whole").glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
+
+
 def test_half_precision_is_written_as_it_was(tmp_path: Path) -> None:
     model, data, _ = model_and_text("Llama")
     model.bfloat16().save_pretrained(tmp_path / "dense")
@@ -182,6 +243,9 @@ def test_half_precision_is_written_as_it_was(tmp_path: Path) -> None:
     ("Llama", {"structure": {"hidden": 0.25, "neuron": 0.25}}, "in a walk of their own"),
     ("Llama", {**NARROW, "guard": {"max_error": 0.1}}, "guard: it changes how much"),
     ("Llama", {**NARROW, "rates": "owl"}, "rates: it changes how much"),
+    ("Llama", TURNED, "the head is tied"), ("Gemma3", TURNED, "the head is tied"),
+    ("Olmo2", TURNED, "reads it without a norm"),
+    ("Llama", {"structure": "neuron", "rotate": True}, "rotate: it is for structure: hidden"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_written(
     family: str, recipe: dict[str, Any], says: str, tmp_path: Path

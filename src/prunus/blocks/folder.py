@@ -121,8 +121,9 @@ class Folder:
         """What is left of a tensor in no block; of a large one in a file, not in memory."""
         if self.narrow is None or name not in self.narrow.places:
             return tensor
+        scales = {n: self.readings[n].read() for n in self.narrow.norms if n in self.readings}
         if tensor.dim() < 2 or self.narrow.places[name] != (1,):
-            return self.narrow.of(name, tensor)
+            return self.narrow.of(name, self.narrow.turned(name, tensor, scales))
         shape = (len(tensor), len(self.narrow.kept), *tensor.shape[2:])
         path = self.out / SCRATCH / f"rest-{name}.bin"
         path.write_bytes(b"")
@@ -131,7 +132,7 @@ class Folder:
         ).view(shape)  # fmt: skip
         for start in range(0, len(tensor), SLICE):
             rows = slice(start, start + SLICE)
-            made[rows] = self.narrow.of(name, tensor[rows])
+            made[rows] = self.narrow.of(name, self.narrow.turned(name, tensor[rows], scales))
         return made
 
     def _copy(self) -> None:

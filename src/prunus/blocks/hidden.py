@@ -62,6 +62,9 @@ class Narrow:
         powers: of each tensor.
         kept: channels that stay, ``[d]``.
         names: of the blocks, which stay what they are.
+        turn: an orthogonal matrix Q, ``[D, D]``, by which the stream is turned first, x → x·Q.
+        folded: of tensors that read the stream, the norm whose scale goes into them before.
+        norms: those norms' scales; what they become is one.
     """
 
     width: int
@@ -71,6 +74,9 @@ class Narrow:
     kept: Tensor
     powers: dict[str, Power] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    turn: Tensor | None = None
+    folded: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, Power] = field(default_factory=dict)
 
     @property
     def s(self) -> float:
@@ -86,6 +92,27 @@ class Narrow:
         """A tensor of the narrower model."""
         power = self.powers.get(name, Power())
         return power.of(taken(tensor, self.indices(name)), self.s)
+
+    def turned(self, name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
+        """A tensor of the model whose stream is turned.
+
+        Args:
+            name: of the tensor.
+            tensor: of the model before.
+            scales: of norms, before.
+        """
+        if self.turn is None or name not in self.places:
+            return tensor
+        if name in self.norms:
+            return torch.full_like(tensor, 1 - self.norms[name].shift)
+        exact: Tensor = wide(tensor)
+        for d in self.places[name]:
+            rows = exact.movedim(d, -1)
+            if name in self.folded:
+                norm = self.folded[name]
+                rows = rows * (wide(scales[norm]) + self.norms[norm].shift).to(rows.device)
+            exact = (rows @ self.turn.to(rows)).movedim(-1, d)
+        return exact.to(tensor.dtype)
 
     def masked(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor with zeros in place of channels that go."""
@@ -184,3 +211,18 @@ def _places(
 def last(tensor: Tensor, kept: Tensor) -> tuple[Tensor | None, ...]:
     """Indices of a tensor's last dimension alone."""
     return (*(None,) * (tensor.dim() - 1), kept)
+
+
+def shift_of(block: nn.Module, name: str) -> float:
+    """What a norm adds to its scale, by what it gives where the scale is nothing."""
+    path, _, key = name.rpartition(".")
+    module: Any = block.get_submodule(path)
+    twin = copy.deepcopy(module).to("cpu")
+    setattr(twin, key, nn.Parameter(torch.zeros(getattr(module, key).shape), requires_grad=False))
+    return float(bool(twin(torch.ones(1, getattr(module, key).numel())).abs().max() > 0))
+
+
+def difference(before: Tensor, after: Tensor) -> float:
+    """The largest difference, relative to the largest number."""
+    far = float((before - after).abs().max())
+    return far / max(float(before.abs().max()), 1e-300) if math.isfinite(far) else math.inf

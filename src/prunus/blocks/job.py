@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.files import write_json
+from prunus.blocks.choosing import solving_of
 from prunus.blocks.fewer import PassedOver
 from prunus.blocks.flow import Flow
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
-from prunus.blocks.narrowing import Narrowing
 from prunus.blocks.recipe import BlockRecipe, BlockResult
 from prunus.blocks.sizes import Sizes
-from prunus.blocks.solving import Heard, Solving, outliers, reconstruct
+from prunus.blocks.solving import Heard, outliers, reconstruct
 from prunus.blocks.source import Source
 from prunus.blocks.streams import Progress, Stream, alike, file_of, gap
-from prunus.blocks.structuring import Structuring
 from prunus.blocks.walk import Passage, given_by, passage_of, passed_stacks, stacks_of
 from prunus.errors import InputError, RunError
 from prunus.methods.block_rates import MOST, facts_of
@@ -31,17 +31,6 @@ from prunus.recipe.resolve import bind
 
 HALVINGS = 3
 """Rates that a guard tries before blocks stay whole: a half, a quarter, an eighth."""
-
-
-def solving_of(
-    model: nn.Module, how: BlockRecipe, sizes: Sizes | Narrow | None, *, masks: bool
-) -> Solving:
-    """What chooses in each block: zeros, units, or channels."""
-    if isinstance(sizes, Narrow):
-        return Narrowing(model, how, sizes, masks=masks)
-    if sizes is not None:
-        return Structuring(model, how, sizes, masks=masks)
-    return Solving(model, how, masks=masks)
 
 
 class Job:
@@ -102,7 +91,7 @@ class Job:
                     self.on_block(blocks[i], at.errors[blocks[i]])
             at.stack, at.block = number + 1, 0
             for stream in streams.values():
-                stream.passage.last = stream.flow
+                stream.passage.last = self._leaving(stream)
         if at.loss is not None:
             at.loss = (at.loss[0], self._judged(streams["held"], None))
 
@@ -186,6 +175,8 @@ class Job:
         name = calibration.passage.blocks[i]
         self.source.note(name)
         with self.source.hold(name) as block:
+            self.solving.begun(name, block, self.source, calibration.flow[0],
+                               calibration.passage.calls[i][0])  # fmt: skip
             outs: dict[str, Flow] = {}
             with self.solving.hearing(block, "" if whole else None) as heard:
                 outs["calibration"] = self._passed(block, calibration, i, heard.batch_ends)
@@ -249,6 +240,13 @@ class Job:
         stream.passages.append(passage)
         first = (self.solving.entering(stream.name, x) for x in passage.first)
         stream.flow, stream.pinned = Flow(first, self._file(stream.name)), None
+
+    def _leaving(self, stream: Stream) -> Flow:
+        """What a stack gives, as the model reads it."""
+        if not self.solving.turns:
+            return stream.flow
+        made = (self.solving.leaving(x) for x in stream.flow)
+        return Flow(made, self._file(stream.name))
 
     def _passed(
         self, block: nn.Module, stream: Stream, i: int, after: Callable[[], None] | None = None
@@ -326,15 +324,22 @@ class Job:
             stream.passage.last = stream.flow
         return turned if any(map(math.isnan, losses.values())) else losses
 
-    def heard(self) -> Iterator[tuple[str, nn.Module, Heard, Passage]]:
-        """Each dense block on the calibration data, and the squares of what it multiplies."""
+    def heard(
+        self, around: Callable[[str, nn.Module], Any] | None = None
+    ) -> Iterator[tuple[str, nn.Module, Heard, Passage]]:
+        """Each dense block on the calibration data, and the squares of what it multiplies.
+
+        Args:
+            around: a context for the passes of a block, by its name.
+        """
         self._probe()
         stream = Stream("survey", self.calibration)
         for blocks in self.stacks:
             self._enter(stream, blocks)
             for i, name in enumerate(blocks):
                 with self.source.hold(name) as block:
-                    with self.solving.hearing(block, "squares") as heard:
+                    watching = nullcontext() if around is None else around(name, block)
+                    with watching, self.solving.hearing(block, "squares") as heard:
                         given = self._passed(block, stream, i, heard.batch_ends)
                     stream.move(given)
                     stream.passage.last = given

@@ -20,9 +20,12 @@ from prunus.blocks.judge import SLICE
 from prunus.blocks.powers import READS, checked, roles_of
 from prunus.blocks.recipe import BlockRecipe
 from prunus.blocks.solving import Heard, Solving
-from prunus.blocks.source import Part
+from prunus.blocks.source import Part, Source
+from prunus.blocks.turning import Turned, shown
 from prunus.blocks.walk import Call, called, relayed, through
+from prunus.compaction.verifying.verify import wide
 
+DENSE = "dense"
 ENTERS = ("calibration", "held")
 """Streams that lose channels; those of the dense model do not."""
 
@@ -40,6 +43,7 @@ class Narrowing(Solving):
     def __init__(self, model: nn.Module, how: BlockRecipe, narrow: Narrow, *, masks: bool) -> None:
         super().__init__(model, how, masks=masks)
         self.statistic, self.narrow = "", narrow
+        self.turns = narrow.turn is not None
 
     @contextmanager
     def hearing(self, block: nn.Module, statistic: str | None = None) -> Iterator[Heard]:
@@ -47,8 +51,26 @@ class Narrowing(Solving):
         yield Heard("")
 
     def entering(self, stream: str, x: Tensor) -> Tensor:
-        """What comes to the first block, without the channels that go."""
+        """What comes to the first block: turned, and without the channels that go."""
+        if stream in (*ENTERS, DENSE) and self.narrow.turn is not None:
+            x = (wide(x) @ self.narrow.turn.to(x.device)).to(x.dtype)
         return x * self.narrow.mask().to(x) if stream in ENTERS else x
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """What the last block gives, turned back."""
+        assert self.narrow.turn is not None
+        back: Tensor = wide(x) @ self.narrow.turn.T.to(x.device)
+        return back.to(x.dtype)
+
+    def begun(self, name: str, block: nn.Module, source: Source, x: Tensor, call: Call) -> None:
+        """See that the turned block answers as the one before, in float64.
+
+        Raises:
+            RunError: if it does not.
+        """
+        if isinstance(source, Turned) and source.before:
+            error = shown(self.narrow, name, block, source.before, (x, call))
+            self.gate = max(self.gate, error)
 
     def solve(
         self, name: str, block: nn.Module, heard: Heard, rate: float | None

@@ -19,13 +19,12 @@ from prunus.blocks.depth import Shallow, shallower
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
-from prunus.blocks.narrowing import chosen
-from prunus.blocks.powers import narrow_of
+from prunus.blocks.narrowed import narrow_for, narrowed
 from prunus.blocks.prune_folder import prune_folder
 from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult, block_recipe
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.smaller import narrower, smaller
-from prunus.blocks.source import InMemory
+from prunus.blocks.source import InMemory, Source
 from prunus.errors import InputError
 
 DIFFER = "guard and rates may leave blocks of different sizes"
@@ -108,10 +107,13 @@ def prune_blocks(
             f"the smaller model opens by prunus.hf.save and prunus.hf.load alone: no configuration "
             f"says its sizes ({why})", stacklevel=2,
         )  # fmt: skip
+    walked: Source = Shallow(source, dropped) if dropped else source
+    if isinstance(sizes, Narrow):
+        walked = narrowed(source, how, sizes, list(batches))
     with preserve_rng(), evaluating(model), torch.no_grad():
         seed(how.seed)
-        job = Job(Shallow(source, dropped) if dropped else source, how, list(batches), judged,
-                  Judge(loss), on_block or (lambda *_: None), sizes)  # fmt: skip
+        job = Job(walked, how, list(batches), judged, Judge(loss), on_block or (lambda *_: None),
+                  sizes)  # fmt: skip
         try:
             job.run()
             small = None if sizes is None else _small(model, job, sizes, batches[0])
@@ -127,18 +129,21 @@ def _sizes(
     """What goes as a whole."""
     if HIDDEN not in how.parts:
         return structure_of(source, how, batches, dropped)
-    found = narrow_of(source, how, batches)
-    found.kept = chosen(Job(source, how, batches, [], Judge(), lambda *_: None), found, batches)
-    return found
+    return narrow_for(source, how, batches)
 
 
 def _small(model: nn.Module, job: Job, sizes: Sizes | Narrow, example: Any) -> nn.Module:
     """The smaller model; the given one gets its last zeros."""
     if isinstance(sizes, Sizes):
         return smaller(model, job.solving, example)
-    made = narrower(model, sizes)
+    scales = {n: p.detach().clone() for n, p in model.named_parameters() if n in sizes.norms}
+    outside = [n for n in sizes.places if n not in job.solving.masks]
+    state = dict(model.state_dict())
+    state |= {n: sizes.turned(n, state[n], scales) for n in outside}
+    made = narrower(model, sizes, state)
     for name, parameter in model.named_parameters():
         if name in sizes.places and name not in job.solving.masks:
             mask = job.solving.masks[name] = sizes.mask_of(name, parameter)
+            parameter.data.copy_(state[name])
             parameter.data.masked_fill_(~mask.to(parameter.device), 0)
     return made

@@ -25,8 +25,7 @@ from prunus.blocks.given_text import given_text
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
-from prunus.blocks.narrowing import chosen
-from prunus.blocks.powers import narrow_of
+from prunus.blocks.narrowed import narrow_for, narrowed
 from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult
 from prunus.blocks.side_by_side import side_by_side
 from prunus.blocks.sizes import Sizes, structure_of
@@ -84,8 +83,7 @@ def prune_folder(
     if isinstance(sizes, Sizes):
         source.smaller = sizes.whole.fresh
     if isinstance(sizes, Narrow):
-        look = Job(source, how, calibrating, [], Judge(), lambda *_: None)
-        sizes.kept = chosen(look, sizes, calibrating, scratch / "hidden.json")
+        walked = narrowed(source, how, sizes, calibrating)
         source.smaller, source.narrow = sizes.fresh, sizes
     with preserve_rng(), evaluating(source.model), torch.no_grad():
         seed(how.seed)
@@ -107,7 +105,7 @@ def prune_folder(
 def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes | Narrow:
     """What goes of each block; refused where a folder cannot say it."""
     if HIDDEN in how.parts:
-        return narrow_of(source, how, calibration)
+        return narrow_for(source, how, calibration)
     if BLOCK in how.parts:
         refuse_depth(source, how, calibration)
     sizes = structure_of(source, how, calibration)

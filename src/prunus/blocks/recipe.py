@@ -79,6 +79,8 @@ class BlockRecipe(Frozen):
             out as a whole, and how much of it in every block: ``{neuron: 0.25, head: 0.25}``, or
             a name alone, of which the target goes: the model becomes smaller.
         multiple_of: neurons that stay in a block, or channels, are a multiple of this.
+        rotate: whether ``hidden`` turns the stream to its principal directions first, and takes out
+            the last ones; for models with RMS norms before their layers, and a head of its own.
         solver: how: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt`` or ``alps``, with settings.
         rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
         repair: steps of gradient descent behind each block, toward what the dense model has there:
@@ -96,6 +98,7 @@ class BlockRecipe(Frozen):
         tuple[int, int] | dict[str, float | None] | None, BeforeValidator(_short)
     ] = None
     multiple_of: Annotated[int, Field(ge=1)] = 1
+    rotate: bool = False
     solver: Spec = Spec(name="sparsegpt")
     rates: Spec = Spec(name="uniform")
     repair: BlockRepair | None = None
@@ -210,6 +213,8 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
         )
     if EXPERT in made.parts and made.repair is not None:
         raise InputError("repair: not with structure: expert, whose router chooses others then")
+    if made.rotate and HIDDEN not in made.parts:
+        raise InputError("rotate: it is for structure: hidden")
     if "multiple_of" in made.model_fields_set and not {NEURON, HIDDEN} & set(made.parts):
         raise InputError("multiple_of: it is for structure: neuron and hidden")
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,16 +66,17 @@ def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
     return fresh.train(model.training)  # type: ignore[no-any-return]
 
 
-def narrower(model: nn.Module, narrow: Narrow) -> nn.Module:
+def narrower(model: nn.Module, narrow: Narrow, state: Mapping[str, Tensor]) -> nn.Module:
     """A model without the channels that a walk has set to zero in its blocks.
 
     Args:
         model: with zeros in its blocks.
         narrow: what goes.
+        state: its tensors, all of them turned where the stream is.
     """
     buffers = {n for n, _ in model.named_buffers()} - set(model.state_dict())
     fresh: Any = copy.deepcopy(narrow.fresh)
-    fresh.load_state_dict({n: narrow.of(n, t) for n, t in model.state_dict().items()}, assign=True)
+    fresh.load_state_dict({n: narrow.of(n, t) for n, t in state.items()}, assign=True)
     fresh.tie_weights()
     own = dict(model.named_buffers())
     for name, buffer in fresh.named_buffers():

@@ -15,7 +15,7 @@ from prunus._common.modules import joined
 from prunus._common.names import each_meant, plain_names
 from prunus.blocks.matrices import Matrix, listening
 from prunus.blocks.recipe import BlockRecipe
-from prunus.blocks.source import Part
+from prunus.blocks.source import Part, Source
 from prunus.blocks.walk import Call
 from prunus.errors import RunError
 from prunus.methods.repairs._descent import descend
@@ -82,11 +82,14 @@ class Solving:
     """Chooses in one block after the other.
 
     Attributes:
+        turns: whether streams inside of the blocks are not as the model reads them.
         masks: by full parameter name, where they are kept.
         stayed: matrices that stay whole, and why.
         zeros, weights: of the matrices of each block that were pruned.
         gate: the largest difference of a smaller block's answer so far, where it becomes smaller.
     """
+
+    turns = False
 
     def __init__(self, model: nn.Module, how: BlockRecipe, *, masks: bool) -> None:
         self.how = how
@@ -165,6 +168,13 @@ class Solving:
     def entering(self, stream: str, x: Tensor) -> Tensor:
         """What comes to the first block: what the model gives, here."""
         return x
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """What the last block gives, as the model reads it."""
+        return x
+
+    def begun(self, name: str, block: nn.Module, source: Source, x: Tensor, call: Call) -> None:
+        """A block is there, and nothing has been chosen."""
 
     def settled(self, name: str, block: nn.Module, x: Tensor, call: Call) -> Part:
         """What is left of a block's tensors: all of them, here."""

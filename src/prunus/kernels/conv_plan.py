@@ -118,18 +118,30 @@ def values_of(program: Program, inputs: Sequence[Value], layouts: Sequence[Tenso
     """
     found = list(inputs)
     for step in program.steps:
-        x = found[step.x]
         if step.weighted:
-            _refuse_weights(step, x, layouts)
-        elif step.channels != x.channels:
-            raise InputError(f"{step} gives {x.channels} channels")
-        made = Value(step.channels, step.size(*x.size))
-        if min(made.size) < 1:
-            raise InputError(f"pictures of {x.size[0]}×{x.size[1]} are too small for {step}")
-        if step.more >= 0 and found[step.more] != made:
-            raise InputError(f"what is added is {found[step.more]}, not {made}")
-        found.append(made)
+            _refuse_weights(step, found[step.x], layouts)
+        found.append(_made(step, found))
     return found
+
+
+def sizes_of(program: Program, inputs: Sequence[Value]) -> list[Value]:
+    """The same before there are weights."""
+    found = list(inputs)
+    for step in program.steps:
+        found.append(_made(step, found))
+    return found
+
+
+def _made(step: Step, found: Sequence[Value]) -> Value:
+    x = found[step.x]
+    if not step.weighted and step.channels != x.channels:
+        raise InputError(f"{step} gives {x.channels} channels")
+    made = Value(step.channels, step.size(*x.size))
+    if min(made.size) < 1:
+        raise InputError(f"pictures of {x.size[0]}×{x.size[1]} are too small for {step}")
+    if step.more >= 0 and found[step.more] != made:
+        raise InputError(f"what is added is {found[step.more]}, not {made}")
+    return made
 
 
 def _refuse_weights(step: Step, x: Value, layouts: Sequence[Tensor]) -> None:

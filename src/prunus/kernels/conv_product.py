@@ -147,13 +147,23 @@ def densely(
     for step in program.steps:
         if step.kind == "conv":
             checked(layouts[step.number], values[step.number])
-    found = list(inputs)
+    weights: list[Tensor | None] = [None] * len(values)
     for step in program.steps:
-        weights: list[Tensor] = []
         if step.weighted:
             i = step.number
-            weights = [_weight(step, sizes[step.x].channels, values[i], layouts[i]), biases[i]]
-        y = plain(step, found[step.x], *weights)
+            weights[i] = _weight(step, sizes[step.x].channels, values[i], layouts[i])
+    return follow(program, inputs, weights, biases)
+
+
+def follow(
+    program: Program, inputs: Sequence[Tensor], weights: Sequence[Tensor | None],
+    biases: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """The steps in torch, by whole weights ``[out, in, rows, columns]``."""
+    found = list(inputs)
+    for step in program.steps:
+        own = (weights[step.number], biases[step.number]) if step.weighted else ()
+        y = plain(step, found[step.x], *own)
         if step.more >= 0:
             y = y + found[step.more]
         found.append(_ACTIVATIONS[step.activation](y))

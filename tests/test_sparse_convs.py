@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from prunus._common.torch_internals import exported_module
+from prunus.deployment.build import Builder
+from prunus.deployment.module import open_artifact
+from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.kernels import LACKING, usable
 from prunus.runtimes import _sparse_convs as convs
+from prunus.runtimes import find
 from prunus.runtimes._sparse_convs import (
     ConvChoice,
     choose_convs,
@@ -125,7 +131,7 @@ class Changed(nn.Module):
         self.one, self.two = nn.Conv2d(3, 6, 3, 1, 1), nn.Conv2d(6, 6, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.one(x)
+        y: Tensor = self.one(x)
         z: Tensor = self.two(F.relu_(y))
         return z + y
 
@@ -230,6 +236,31 @@ def test_at_batch_sizes_where_torch_is_faster_torch_computes(
     one, nine = (layer(torch.randn(b, 3, 40, 44)) for b in (2, 8))
     assert seen == [8]
     assert (len(one[0]), len(nine[0])) == (2, 8)
+
+
+def test_an_artifact_opened_from_disk_gives_eagers_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convs, "BETTER", float("inf"))
+    model, example = pruned(whole()), torch.randn(2, 3, 40, 44)
+    builder = Builder(example, [], 1, (1, 4), tmp_path / "scratch", lambda text: None)
+    found = builder.build("sparse", "pruned", model)
+    assert found.row.refused is None
+    assert "11 convolutions at once" in str(found.row)
+    assert found.served is not None
+    keep(tmp_path / "scratch/pruned/sparse", tmp_path / "kept/sparse", found.served.card)
+    for served in (found.served, open_artifact(tmp_path / "kept/sparse")):
+        for batch in (1, 3):
+            x = torch.randn(batch, 3, 40, 44)
+            with torch.inference_mode():
+                torch.testing.assert_close(served(x), model(x), rtol=1e-4, atol=1e-4)
+    table = tmp_path / "kept/sparse/model.json"
+    body = json.loads(table.read_text())
+    (name,) = body["layers"]
+    body["layers"][name][0]["forms"].popitem()
+    table.write_text(json.dumps(body))
+    with pytest.raises(InputError, match="no form for"):
+        find("sparse").open_(table.with_name("model.pt2"), threads=1)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -116,7 +116,9 @@ def test_models_without_zeros_and_machines_without_kernels_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = BuildRequest(nn.Linear(4, 4), torch.ones(1, 4), tmp_path)
-    assert "no linear or recurrent layer has 30% zeros" in str(sparse.refuses(order))
+    assert "no linear or recurrent layer has 30% zeros, and no convolution" in str(
+        sparse.refuses(order)
+    )
     monkeypatch.setattr(sparse, "usable", list)
     assert sparse.refuses(order) == LACKING
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from prunus.kernels.choosing import blocks_of
 from prunus.runtimes import _sparse_choice as linear
+from prunus.runtimes import _sparse_convs as convs
 from prunus.runtimes import _sparse_recurrent as recurrent
 from prunus.runtimes import _sparse_sites as linear_sites
 
@@ -82,6 +83,18 @@ def _recurrent_key(site: recurrent.RecurrentSite, shape: Shape) -> tuple[Any, ..
     return site.form, shapes, round(site.sparsity, 2), shape
 
 
+CONVS = Kind(
+    name="convolutions",
+    find=convs.conv_sites,
+    key=lambda site, shape: (site.node.name, shape),
+    choose=lambda site, shape, large: convs.choose_convs(site, shape[0]),
+    put=convs.put_convs,
+    read=convs.conv_choices,
+    said=(
+        lambda site: f"{sum(s.kind == 'conv' for s in site.program.steps)} convolutions at once",
+        lambda choice: f"batch {choice.batch}",
+    ),
+)
 LINEAR = Kind(
     name="linear",
     find=linear_sites.sites,
@@ -110,7 +123,8 @@ RECURRENT = Kind(
         lambda choice: f"batch {choice.batch}, {choice.steps} steps",
     ),
 )
-KINDS = (LINEAR, RECURRENT)
+KINDS = (CONVS, LINEAR, RECURRENT)
+"""Convolutions are put first: what depends on them may have to move behind them."""
 
 
 def to_json(choices: Sequence[Any]) -> list[dict[str, Any]]:

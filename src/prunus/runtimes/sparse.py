@@ -41,12 +41,13 @@ def refuses(order: BuildRequest) -> str | None:
     """Where the kernels are not compiled, and models without enough zeros."""
     if not usable():
         return LACKING
-    weights = [p for m in order.model.modules() if isinstance(m, (nn.Linear, nn.RNNBase))
-               for p in m.parameters(recurse=False) if p.dim() == 2]  # fmt: skip
+    kinds = (nn.Linear, nn.RNNBase, nn.Conv2d)
+    weights = [p for m in order.model.modules() if isinstance(m, kinds)
+               for p in m.parameters(recurse=False) if p.dim() in (2, 4)]  # fmt: skip
     if weights and not any(_zeros(w) >= LEAST for w in weights):
         return (
-            f"no linear or recurrent layer has {LEAST:.0%} zeros: prune single weights (structure: "
-            "weight) or blocks of them ({name: block, rows: 4}) first"
+            f"no linear or recurrent layer has {LEAST:.0%} zeros, and no convolution: prune single "
+            "weights (structure: weight) or blocks of them ({name: block, rows: 4}) first"
         )
     return None
 
@@ -66,7 +67,7 @@ def build(order: BuildRequest) -> Session:
     drop_idle(module)
     found = _found(module)
     if not found:
-        raise InputError(f"no linear or recurrent layer of the program has {LEAST:.0%} zeros")
+        raise InputError(f"no layer of the program that has kernels has {LEAST:.0%} zeros")
     batches = order.batch if made.dynamic else (None,)
     shapes = [_shapes(module, order, batch, found) for batch in batches]
     table = _decided(found, shapes)

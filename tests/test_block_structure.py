@@ -279,6 +279,47 @@ def test_experts_that_give_least_go_with_their_rows_of_the_router(
         assert torch.allclose(before(**held).logits, opened(**held).logits, atol=1e-5)
 
 
+def loss_without(model: Any, data: list[dict[str, Tensor]], gone: tuple[int, ...]) -> float:
+    """The loss of the next token of a model whose blocks are left out, by its own forward pass."""
+    twin = copy.deepcopy(model)
+    left = [layer for i, layer in enumerate(twin.model.layers) if i not in gone]
+    twin.model.layers, twin.config.num_hidden_layers = nn.ModuleList(left), len(left)
+    total = 0.0
+    with torch.no_grad():
+        for batch in data:
+            logits = twin(**batch, use_cache=False).logits[:, :-1].double()
+            wanted = batch["input_ids"][:, 1:].flatten()
+            total += float(nn.functional.cross_entropy(logits.flatten(0, 1), wanted))
+    return total / len(data)
+
+
+def test_blocks_go_one_by_one_or_as_the_span_that_is_missed_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = {**FAMILIES["Qwen2"][1], "num_hidden_layers": 6}
+    monkeypatch.setitem(FAMILIES, "Qwen2", ("Qwen2Config", deep))
+    dense, data = model_of("Qwen2"), batches(2, 0)
+    spans = {i: loss_without(dense, data, (i, i + 1)) for i in range(5)}
+    first = min(spans, key=spans.__getitem__)
+    alone = min(range(6), key=lambda i: loss_without(dense, data, (i,)))
+    others = [i for i in range(6) if i != alone]
+    pairs = {i: loss_without(dense, data, (alone, i)) for i in others}
+    second = min(pairs, key=pairs.__getitem__)
+    wanted = {"single": {alone, second}, "span": {first, first + 1}}
+    wanted["best"] = wanted["span"] if spans[first] < pairs[second] else wanted["single"]
+    for depth, gone in wanted.items():
+        recipe = {"structure": {"block": 0.34}, "depth": depth}
+        small: Any = prunus.prune_blocks(copy.deepcopy(dense), recipe, data).model
+        left = [i for i in range(6) if i not in gone]
+        for layer, i in zip(small.model.layers, left, strict=True):
+            assert torch.equal(layer.mlp.up_proj.weight, dense.model.layers[i].mlp.up_proj.weight)
+    dense.save_pretrained(tmp_path / "dense")
+    prunus.prune_blocks(tmp_path / "dense", {"structure": {"block": 0.34}, "depth": "span"}, data,
+                        out=tmp_path / "small")  # fmt: skip
+    opened: Any = type(dense).from_pretrained(tmp_path / "small")
+    assert len(opened.model.layers) == 4
+
+
 def test_as_many_experts_stay_as_a_token_goes_to() -> None:
     small: Any = prunus.prune_blocks(
         model_of("Mixtral"), {"structure": {"expert": 0.9}}, batches(1, 0)
@@ -393,6 +434,8 @@ def test_neurons_that_stay_are_a_multiple(tmp_path: Path) -> None:
     ("Llama", {"structure": {"neuron": 0.3, "block": 0.3}, "rates": "owl"}, "rates: it changes"),
     ("Mixtral", {"structure": "expert", "guard": {"max_error": 0.1}}, "guard: it changes how"),
     ("Llama", {"multiple_of": 8}, "multiple_of: it is for"),
+    ("Llama", {"structure": "neuron", "depth": "span"}, "depth: it is for structure: block"),
+    ("Llama", {"structure": "block", "depth": "deep"}, "depth"),
     ("Llama", {"structure": "neuron", "exclude": ["*mlp.down_proj.weight"]}, "have none that can"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(family: str, recipe: dict[str, Any], says: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from prunus._common.rng import preserve_rng
 from prunus.blocks.fewer import PassedOver, renamed, shallow_config
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
-from prunus.blocks.recipe import BLOCK, BlockRecipe
+from prunus.blocks.recipe import BLOCK, SINGLE, SPAN, BlockRecipe
 from prunus.blocks.source import Part, Source
 from prunus.blocks.walk import Passage, passage_of, passed_stacks, stacks_of
 from prunus.compaction.reopening import built, is_pretrained
@@ -65,10 +66,11 @@ class Shallow:
 def shallower(
     source: Source, how: BlockRecipe, calibration: Sequence[Any], saved: Path | None = None
 ) -> list[str]:
-    """The blocks that are missed least, one after the other by what the loss is without each.
+    """The blocks that are missed least: one after the other, or next to each other.
 
-    The loss is that of the next token on the calibration data, which choose; where the model gives
-    none, a block is missed by one minus the cosine between what it reads and gives.
+    By the loss of the next token on the calibration data, which choose, without them. Where the
+    model gives none, single blocks are missed by one minus the cosine between what they read and
+    give.
 
     Args:
         source: has the model.
@@ -77,29 +79,67 @@ def shallower(
         saved: a file that says what was found, or will.
 
     Raises:
-        InputError: if no configuration says that blocks are gone.
+        InputError: if no configuration says that blocks are gone, or spans are asked of a model
+            that gives no loss.
     """
     if saved is not None and saved.is_file():
         return list(json.loads(saved.read_text(encoding="utf-8")))
-    gone: list[str] = []
+    found: list[tuple[float, list[str]]] = []
     with preserve_rng(), evaluating(source.model), torch.no_grad():
         passage = _passage(source, how, calibration)
-        for _ in range(_count(passage, how)):
-            job = Job(Shallow(source, gone), how, calibration, [], Judge(), lambda *_: None)
-            missed = job.missed()
-            left = sorted((n for n in passage.blocks if n not in gone), key=missed.__getitem__)
-            whys = []
-            for name in left:
-                why = _unsaid(source, passage, [*gone, name], calibration)
-                if not why:
-                    gone.append(name)
-                    break
-                whys.append(why)
-            else:
-                raise InputError(f"structure: block: {whys[0]}")
+        if how.depth != SPAN:
+            found.append(_singly(source, how, calibration, passage))
+        if how.depth != SINGLE:
+            found.append(_span(source, how, calibration, passage))
+    gone = min(found, key=lambda one: one[0])[1]
     if saved is not None:
         write_json(saved, gone)
     return gone
+
+
+def _singly(
+    source: Source, how: BlockRecipe, calibration: Sequence[Any], passage: Passage
+) -> tuple[float, list[str]]:
+    """Blocks one after the other, each by what the loss is without it and those before it."""
+    gone: list[str] = []
+    loss = 0.0
+    for _ in range(_count(passage, how)):
+        missed = _job(source, how, calibration, gone).missed()
+        left = sorted((n for n in passage.blocks if n not in gone), key=missed.__getitem__)
+        whys = []
+        for name in left:
+            why = _unsaid(source, passage, [*gone, name], calibration)
+            if not why:
+                gone.append(name)
+                loss = missed[name]
+                break
+            whys.append(why)
+        else:
+            raise InputError(f"structure: block: {whys[0]}")
+    return loss, gone
+
+
+def _span(
+    source: Source, how: BlockRecipe, calibration: Sequence[Any], passage: Passage
+) -> tuple[float, list[str]]:
+    """Blocks next to each other, by what the loss is without all of them."""
+    count = _count(passage, how)
+    missed = _job(source, how, calibration, []).missed(count)
+    if any(map(math.isnan, missed.values())):
+        raise InputError("depth: spans go by the loss, and the model gives none: depth: single")
+    whys = []
+    for name in sorted(missed, key=missed.__getitem__):
+        start = passage.blocks.index(name)
+        gone = passage.blocks[start : start + count]
+        why = _unsaid(source, passage, gone, calibration)
+        if not why:
+            return missed[name], gone
+        whys.append(why)
+    raise InputError(f"structure: block: {whys[0]}")
+
+
+def _job(source: Source, how: BlockRecipe, calibration: Sequence[Any], gone: list[str]) -> Job:
+    return Job(Shallow(source, gone), how, calibration, [], Judge(), lambda *_: None)
 
 
 def refuse_depth(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> None:

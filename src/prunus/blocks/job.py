@@ -306,23 +306,27 @@ class Job:
         rates = rule(self.how.asked, sizes, **given)
         self.at.planned = dict(zip(names, rates, strict=True))
 
-    def missed(self) -> dict[str, float]:
+    def missed(self, span: int = 1) -> dict[str, float]:
         """The loss on the calibration data without each block in turn; no block is changed.
 
         Where the model gives none: one minus the cosine between what a block reads and gives.
+
+        Args:
+            span: blocks that are left out together; they are named by the first one.
         """
         self._probe()
         stream, losses, turned = Stream("without", self.calibration), {}, {}
         for blocks in self.stacks:
             self._enter(stream, blocks)
-            for i, name in enumerate(blocks):
-                losses[name] = self._judged(stream, i)
+            for i, name in enumerate(blocks[: len(blocks) - span + 1]):
+                losses[name] = self._judged(stream, i + span - 1)
                 with self.source.hold(name) as block:
                     given = self._passed(block, stream, i)
                 turned[name] = 1 - alike(stream.flow, given)
                 stream.move(given)
             stream.passage.last = stream.flow
-        return turned if any(map(math.isnan, losses.values())) else losses
+        single = span == 1 and any(map(math.isnan, losses.values()))
+        return turned if single else losses
 
     def heard(
         self, around: Callable[[str, nn.Module], Any] | None = None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from torch import nn
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PARTS = NEURON, HEAD, EXPERT, BLOCK, HIDDEN = ("neuron", "head", "expert", "block", "hidden")
 """What a structure takes out of a model; the order in which it does."""
+DEPTHS = SINGLE, SPAN, BEST = ("single", "span", "best")
+"""Blocks that go: one after the other, next to each other, or what has the lower loss of both."""
 
 
 def _short(value: Any) -> Any:
@@ -81,6 +83,8 @@ class BlockRecipe(Frozen):
         multiple_of: neurons that stay in a block, or channels, are a multiple of this.
         rotate: whether ``hidden`` turns the stream to its principal directions first, and takes out
             the last ones; for models with RMS norms before their layers, and a head of its own.
+        depth: which blocks go as a whole: ``single``, one after the other, each by the loss without
+            it; ``span``, those next to each other that are missed least; or ``best`` of both.
         solver: how: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt`` or ``alps``, with settings.
         rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
         repair: steps of gradient descent behind each block, toward what the dense model has there:
@@ -99,6 +103,7 @@ class BlockRecipe(Frozen):
     ] = None
     multiple_of: Annotated[int, Field(ge=1)] = 1
     rotate: bool = False
+    depth: Literal["single", "span", "best"] = "single"
     solver: Spec = Spec(name="sparsegpt")
     rates: Spec = Spec(name="uniform")
     repair: BlockRepair | None = None
@@ -215,6 +220,8 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
         raise InputError("repair: not with structure: expert, whose router chooses others then")
     if made.rotate and HIDDEN not in made.parts:
         raise InputError("rotate: it is for structure: hidden")
+    if "depth" in made.model_fields_set and BLOCK not in made.parts:
+        raise InputError("depth: it is for structure: block")
     if "multiple_of" in made.model_fields_set and not {NEURON, HIDDEN} & set(made.parts):
         raise InputError("multiple_of: it is for structure: neuron and hidden")
     return made

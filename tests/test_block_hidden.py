@@ -150,7 +150,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
 
     more: dict[str, Any] = {"on_block": stop} if place == "behind" else {}
     if place == "choosing":
-        monkeypatch.setattr("prunus.blocks.narrowing._of_head", stop)
+        monkeypatch.setattr("prunus.blocks.narrowed._of_head", stop)
     elif place != "behind":
         monkeypatch.setattr(Folder, place, stop)
     with pytest.raises(KeyboardInterrupt):

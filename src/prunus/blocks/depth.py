@@ -19,6 +19,7 @@ from prunus._common.rng import preserve_rng
 from prunus.blocks.fewer import PassedOver, renamed, shallow_config
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
+from prunus.blocks.looking import missed
 from prunus.blocks.recipe import BLOCK, SINGLE, SPAN, BlockRecipe
 from prunus.blocks.source import Part, Source
 from prunus.blocks.walk import Passage, passage_of, passed_stacks, stacks_of
@@ -104,14 +105,14 @@ def _singly(
     gone: list[str] = []
     loss = 0.0
     for _ in range(_count(passage, how)):
-        missed = _job(source, how, calibration, gone).missed()
-        left = sorted((n for n in passage.blocks if n not in gone), key=missed.__getitem__)
+        without = missed(_job(source, how, calibration, gone))
+        left = sorted((n for n in passage.blocks if n not in gone), key=without.__getitem__)
         whys = []
         for name in left:
             why = _unsaid(source, passage, [*gone, name], calibration)
             if not why:
                 gone.append(name)
-                loss = missed[name]
+                loss = without[name]
                 break
             whys.append(why)
         else:
@@ -124,16 +125,16 @@ def _span(
 ) -> tuple[float, list[str]]:
     """Blocks next to each other, by what the loss is without all of them."""
     count = _count(passage, how)
-    missed = _job(source, how, calibration, []).missed(count)
-    if any(map(math.isnan, missed.values())):
+    without = missed(_job(source, how, calibration, []), count)
+    if any(map(math.isnan, without.values())):
         raise InputError("depth: spans go by the loss, and the model gives none: depth: single")
     whys = []
-    for name in sorted(missed, key=missed.__getitem__):
+    for name in sorted(without, key=without.__getitem__):
         start = passage.blocks.index(name)
         gone = passage.blocks[start : start + count]
         why = _unsaid(source, passage, gone, calibration)
         if not why:
-            return missed[name], gone
+            return without[name], gone
         whys.append(why)
     raise InputError(f"structure: block: {whys[0]}")
 

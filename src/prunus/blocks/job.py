@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
 from prunus.blocks.recipe import BlockRecipe, BlockResult
 from prunus.blocks.sizes import Sizes
-from prunus.blocks.solving import Heard, outliers, reconstruct
+from prunus.blocks.solving import outliers, reconstruct
 from prunus.blocks.source import Source
-from prunus.blocks.streams import Progress, Stream, alike, file_of, gap
-from prunus.blocks.walk import Passage, given_by, passage_of, passed_stacks, stacks_of
+from prunus.blocks.streams import Progress, Stream, file_of, gap
+from prunus.blocks.walk import given_by, passage_of, passed_stacks, stacks_of
 from prunus.errors import InputError, RunError
 from prunus.methods.block_rates import MOST, facts_of
 from prunus.recipe.resolve import bind
@@ -62,7 +61,7 @@ class Job:
         Args:
             saved: a file that says where a walk is; one that is there is gone on from.
         """
-        self._probe()
+        self.probe()
         streams = self._streams()
         if saved is not None and saved.is_file():
             self.at = Progress.read(saved)
@@ -93,12 +92,12 @@ class Job:
             for stream in streams.values():
                 stream.passage.last = self._leaving(stream)
         if at.loss is not None:
-            at.loss = (at.loss[0], self._judged(streams["held"], None))
+            at.loss = (at.loss[0], self.judged(streams["held"], None))
 
     def _enter_all(self, streams: dict[str, Stream], blocks: list[str], number: int) -> None:
         """All streams come to a stack, or to where they were in it."""
         for stream in streams.values():
-            self._enter(stream, blocks)
+            self.enter(stream, blocks)
             files = self.at.flows.get(stream.name, [])
             if number < len(files):
                 assert self.source.scratch is not None
@@ -167,7 +166,7 @@ class Job:
             return False
         if guard.max_loss is None or held is None or self.at.loss is None:
             return True
-        return self._judged(held, part[-1]) - self.at.loss[0] <= guard.max_loss * self.at.spent
+        return self.judged(held, part[-1]) - self.at.loss[0] <= guard.max_loss * self.at.spent
 
     def _block(self, streams: dict[str, Stream], i: int, rate: float, *, whole: bool) -> None:
         """Prune one block, and let all streams through it."""
@@ -179,11 +178,11 @@ class Job:
                                calibration.passage.calls[i][0])  # fmt: skip
             outs: dict[str, Flow] = {}
             with self.solving.hearing(block, "" if whole else None) as heard:
-                outs["calibration"] = self._passed(block, calibration, i, heard.batch_ends)
+                outs["calibration"] = self.passed(block, calibration, i, heard.batch_ends)
             if "held" in streams:
-                outs["held"] = self._passed(block, streams["held"], i)
+                outs["held"] = self.passed(block, streams["held"], i)
             if "dense" in streams:
-                streams["dense"].move(self._passed(block, streams["dense"], i))
+                streams["dense"].move(self.passed(block, streams["dense"], i))
             masks = self.solving.solve(name, block, heard, None if whole else rate)
             del heard
             if "dense" in streams and not whole and not isinstance(block, PassedOver):
@@ -193,7 +192,7 @@ class Job:
             )
             errors, small = {}, self.solving.small(name, block)
             for stream in (s for key, s in streams.items() if key != "dense"):
-                now = self._passed(small, stream, i)
+                now = self.passed(small, stream, i)
                 errors[stream.name] = gap(outs[stream.name], now)
                 outs[stream.name].drop()
                 stream.move(now)
@@ -233,7 +232,7 @@ class Job:
             streams["dense"] = Stream("dense", self.calibration)
         return streams
 
-    def _enter(self, stream: Stream, blocks: list[str]) -> None:
+    def enter(self, stream: Stream, blocks: list[str]) -> None:
         """Let a stream come to the first block of a stack."""
         passage = passage_of(self.model, blocks, stream.batches, before=stream.passages,
                              hold=self.source.hold)  # fmt: skip
@@ -248,7 +247,7 @@ class Job:
         made = (self.solving.leaving(x) for x in stream.flow)
         return Flow(made, self._file(stream.name))
 
-    def _passed(
+    def passed(
         self, block: nn.Module, stream: Stream, i: int, after: Callable[[], None] | None = None
     ) -> Flow:
         """What a block gives for a stream, which stays where it is."""
@@ -267,7 +266,7 @@ class Job:
 
     # Before the walk, and its judge
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """See that batches pass the stacks, before anything is changed.
 
         A second stack that these batches do not come to (a picture's, of text) stays whole.
@@ -285,7 +284,7 @@ class Job:
         facts: dict[str, list[float]] = {"outliers": [], "damage": []}
         if self.held:
             walked, self.source = self.source, self.source.whole
-            loss = self._judged(Stream("held", self.held), None)
+            loss = self.judged(Stream("held", self.held), None)
             self.source = walked
             self.at.loss = (loss, loss)
             guard = self.how.guard
@@ -297,7 +296,7 @@ class Job:
         if self.facts:
             stream = Stream("survey", self.calibration)
             for blocks in self.stacks:
-                self._enter(stream, blocks)
+                self.enter(stream, blocks)
                 for i, name in enumerate(blocks):
                     self._look(stream, i, name, facts)
                 stream.passage.last = stream.flow
@@ -306,67 +305,24 @@ class Job:
         rates = rule(self.how.asked, sizes, **given)
         self.at.planned = dict(zip(names, rates, strict=True))
 
-    def missed(self, span: int = 1) -> dict[str, float]:
-        """The loss on the calibration data without each block in turn; no block is changed.
-
-        Where the model gives none: one minus the cosine between what a block reads and gives.
-
-        Args:
-            span: blocks that are left out together; they are named by the first one.
-        """
-        self._probe()
-        stream, losses, turned = Stream("without", self.calibration), {}, {}
-        for blocks in self.stacks:
-            self._enter(stream, blocks)
-            for i, name in enumerate(blocks[: len(blocks) - span + 1]):
-                losses[name] = self._judged(stream, i + span - 1)
-                with self.source.hold(name) as block:
-                    given = self._passed(block, stream, i)
-                turned[name] = 1 - alike(stream.flow, given)
-                stream.move(given)
-            stream.passage.last = stream.flow
-        single = span == 1 and any(map(math.isnan, losses.values()))
-        return turned if single else losses
-
-    def heard(
-        self, around: Callable[[str, nn.Module], Any] | None = None
-    ) -> Iterator[tuple[str, nn.Module, Heard, Passage]]:
-        """Each dense block on the calibration data, and the squares of what it multiplies.
-
-        Args:
-            around: a context for the passes of a block, by its name.
-        """
-        self._probe()
-        stream = Stream("survey", self.calibration)
-        for blocks in self.stacks:
-            self._enter(stream, blocks)
-            for i, name in enumerate(blocks):
-                with self.source.hold(name) as block:
-                    watching = nullcontext() if around is None else around(name, block)
-                    with watching, self.solving.hearing(block, "squares") as heard:
-                        given = self._passed(block, stream, i, heard.batch_ends)
-                    stream.move(given)
-                    stream.passage.last = given
-                    yield name, block, heard, stream.passage
-
     def _look(self, stream: Stream, i: int, name: str, facts: dict[str, list[float]]) -> None:
         """What a rule of rates asks about a block; the block stays as it is."""
         self.source.note(name)
         with self.source.hold(name) as block:
             statistic = self.solving.statistic if "damage" in self.facts else "squares"
             with self.solving.hearing(block, statistic) as heard:
-                dense = self._passed(block, stream, i, heard.batch_ends)
+                dense = self.passed(block, stream, i, heard.batch_ends)
             if "outliers" in self.facts:
                 facts["outliers"].append(outliers(block, heard))
             if "damage" in self.facts:
                 self.solving.solve(name, block, heard, self.how.asked)
-                now = self._passed(block, stream, i)
+                now = self.passed(block, stream, i)
                 facts["damage"].append(gap(dense, now))
                 now.drop()
         self.source.reset(name)
         stream.move(dense)
 
-    def _judged(self, stream: Stream, done: int | None) -> float:
+    def judged(self, stream: Stream, done: int | None) -> float:
         """The loss if everything behind a block stays as it is now.
 
         Args:
@@ -380,7 +336,7 @@ class Job:
             ahead.passages[-1] = replace(stream.passage)
             ahead.flow = self._onward(ahead, stream.flow, done + 1)
         for blocks in self.stacks[behind:]:
-            self._enter(ahead, blocks)
+            self.enter(ahead, blocks)
             ahead.flow = self._onward(ahead, ahead.flow, 0)
         loss = self.judge(self.model, stream.batches, ahead.passages)
         for passage in ahead.passages[len(stream.passages) - (done is not None) :]:
@@ -393,7 +349,7 @@ class Job:
         ahead.flow = ahead.pinned = flow
         for i in range(start, len(ahead.passage.blocks)):
             with self.source.hold(ahead.passage.blocks[i]) as block:
-                ahead.move(self._passed(block, ahead, i))
+                ahead.move(self.passed(block, ahead, i))
         ahead.passage.last = ahead.flow
         return ahead.flow
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import FarEnough
-from prunus._common.files import write_json
-from prunus._common.modules import evaluating, joined
-from prunus._common.rng import preserve_rng
+from prunus._common.modules import joined
 from prunus.blocks.hidden import Narrow
-from prunus.blocks.judge import SLICE
-from prunus.blocks.powers import READS, checked, roles_of
+from prunus.blocks.powers import checked
 from prunus.blocks.recipe import BlockRecipe
 from prunus.blocks.solving import Heard, Solving
 from prunus.blocks.source import Part, Source
 from prunus.blocks.turning import Turned, shown
-from prunus.blocks.walk import Call, called, relayed, through
+from prunus.blocks.walk import Call
 from prunus.compaction.verifying.verify import wide
 
 DENSE = "dense"
@@ -99,71 +92,3 @@ class Narrowing(Solving):
         """
         self.gate = max(self.gate, checked(self.narrow, name, block, x, call))
         return lambda inner, tensor: self.narrow.of(joined(name, inner), tensor)
-
-
-def chosen(
-    job: Any, narrow: Narrow, calibration: Sequence[Any], saved: Path | None = None
-) -> Tensor:
-    """The channels that stay: those that what reads the stream would miss most.
-
-    A channel's score is Σ_W ‖W_:j‖²·E[x_j²] ÷ Σ_j ‖W_:j‖²·E[x_j²] over all matrices that read the
-    stream, the head among them; x is what they multiply.
-
-    Args:
-        job: a walk through the dense model.
-        narrow: how many stay, and what reads them.
-        calibration: batches.
-        saved: a file that says what was found, or will.
-    """
-    if saved is not None and saved.is_file():
-        return torch.tensor(json.loads(saved.read_text(encoding="utf-8")))
-    with preserve_rng(), evaluating(job.model), torch.no_grad():
-        scores = torch.zeros(narrow.width, dtype=torch.float64)
-        passages: list[Any] = []
-        for name, block, heard, passage in job.heard():
-            scores += _of_block(narrow, name, block, heard)
-            passages = [*(p for p in passages if p is not passage), passage]
-        scores += _of_head(job.model, narrow, calibration, passages)
-    kept = scores.argsort(descending=True, stable=True)[: len(narrow.kept)].sort().values
-    if saved is not None:
-        write_json(saved, kept.tolist())
-    return kept
-
-
-def _of_block(narrow: Narrow, name: str, block: nn.Module, heard: Heard) -> Tensor:
-    own = dict(block.named_parameters())
-    roles = roles_of(block, narrow, name)
-    costs: dict[str, Tensor] = {}
-    for matrix, squares in heard.sums.items():
-        if roles.get(matrix.name) == READS and matrix.shape[1] == narrow.width:
-            weight = matrix.of(own[matrix.name].detach()).double().square().sum(0)
-            costs[matrix.name] = costs.get(matrix.name, 0) + (weight * squares).cpu()
-    return sum((c / c.sum().clamp(min=1e-300) for c in costs.values()), torch.zeros(narrow.width))
-
-
-def _of_head(
-    model: Any, narrow: Narrow, calibration: Sequence[Any], passages: Sequence[Any]
-) -> Tensor:
-    """The share of each channel in what the head multiplies."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    name = next((n for n, m in model.named_modules() if m is head), None)
-    if head is None or name is None or head.weight.shape[1] != narrow.width:
-        return torch.zeros(narrow.width, dtype=torch.float64)
-    squares = torch.zeros(narrow.width, dtype=torch.float64)
-
-    def here(x: Tensor) -> Tensor:
-        squares.add_(x.double().flatten(0, -2).square().sum(0).cpu())
-        raise FarEnough
-
-    for number, batch in enumerate(calibration):
-        forwards = {**through(passages, number), name: here}
-        with relayed(model, forwards), suppress(FarEnough):
-            called(model, batch)
-    rows = head.weight.detach()
-    weight = sum(
-        (rows[i : i + SLICE].double().square().sum(0).cpu() for i in range(0, len(rows), SLICE)),
-        torch.zeros(narrow.width, dtype=torch.float64),
-    )
-    cost = weight * squares
-    return cost / cost.sum().clamp(min=1e-300)

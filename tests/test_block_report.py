@@ -122,7 +122,7 @@ def test_the_command_prints_costs_and_speed(
     call = ["llm", str(dense), "--text", str(tmp_path / "ids.jsonl"), "--out",
             str(tmp_path / "small"), "text.windows=2", "text.length=10", "text.held=1",
             "solver=wanda", "--speed", "eager"]  # fmt: skip
-    monkeypatch.setattr(speed, "_free", lambda: 1000)
+    monkeypatch.setattr(speed, "free_memory", lambda: 1000)
     refused = CliRunner().invoke(cli, call)
     assert refused.exit_code == 2
     assert "GB are free" in refused.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ def given_text(
     text = how.text
     ids = token_ids(Path(calibration), tokenizer, clean=text.clean)
     if held is None and text.held:
-        cut = len(ids) - len(ids) // HELD
-        ids, judging = ids[:cut], ids[cut:]
+        ids, judging = _parted(ids)
     elif isinstance(held, (str, Path)):
         judging = token_ids(Path(held), tokenizer, clean=text.clean)
     else:
@@ -48,6 +48,36 @@ def given_text(
         return _checked(source, chosen), list(held or ())
     judged = windows(judging, text.held, text.length, start=start, seed=None)
     return _checked(source, chosen), _checked(source, judged)
+
+
+def learning_rows(
+    source: Folder, how: BlockRecipe, calibration: Any, held: Any, chosen: Sequence[Any]
+) -> list[dict[str, Tensor]]:
+    """A batch for each step of a recovery: windows of the text that chooses, or its batches.
+
+    Args:
+        source: of the dense model.
+        how: the recipe.
+        calibration: text, or batches.
+        held: text that judges; without it the end of the other is left out.
+        chosen: the batches that chose; those are gone through where there is no text.
+    """
+    asked = how.recover
+    assert asked is not None
+    if not isinstance(calibration, (str, Path)):
+        return [dict(chosen[step % len(chosen)]) for step in range(asked.steps)]
+    tokenizer = tokenizer_of(source)
+    ids = token_ids(Path(calibration), tokenizer, clean=how.text.clean)
+    ids = ids if held is not None or not how.text.held else _parted(ids)[0]
+    rows = windows(ids, asked.steps * asked.batch, how.text.length,
+                   start=_beginning(source, tokenizer), seed=how.seed + 1)  # fmt: skip
+    return [{"input_ids": part} for part in rows.split(asked.batch)]
+
+
+def _parted(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What chooses, and the end, which judges."""
+    cut = len(ids) - len(ids) // HELD
+    return ids[:cut], ids[cut:]
 
 
 def _checked(source: Folder, rows: Tensor) -> list[Any]:

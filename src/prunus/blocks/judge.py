@@ -96,7 +96,7 @@ def slices(model: nn.Module, batch: Any) -> Iterator[Tensor]:
     The layer that gives them computes some of its rows at a time; what the model does to them
     afterwards (a cap, a factor) must be word by word.
     """
-    name = _head_of(model)
+    name = head_of(model)
     if name is None:
         found = _logits(called(model, batch))
         if found is not None:
@@ -118,7 +118,7 @@ def slices(model: nn.Module, batch: Any) -> Iterator[Tensor]:
         yield found
 
 
-def _head_of(model: nn.Module) -> str | None:
+def head_of(model: nn.Module) -> str | None:
     """The name of a large linear layer that gives a model's answers."""
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None

@@ -53,15 +53,15 @@ def prune_blocks(
             handing its first output to the next: a transformer. Or a folder that transformers'
             ``save_pretrained`` wrote, of which one block at a time is in memory: ``out`` becomes
             a folder of the same kind. A killed call is made again, and goes on at the block.
-        recipe: ``{target, structure, multiple_of, solver, rates, repair, guard, blocks, exclude,
-            seed, text}``; see :class:`BlockRecipe`.
+        recipe: ``{target, structure, multiple_of, rotate, depth, solver, rates, repair, recover,
+            guard, blocks, exclude, seed, text}``; see :class:`BlockRecipe`.
         calibration: batches as the model is called with them, without labels. For a folder also
             a text: ``.txt``, ``.jsonl``, a folder of them or one of ``datasets``.
         held: others, which judge: nothing is chosen by them. A guard needs them. By default the
             last tenth of a text, of which nothing is chosen then.
         out: the folder to write, of a folder.
         loss: ``(model, batch) -> scalar`` for ``held``; by default that of the next token.
-        on_block: told the name and the error of each block.
+        on_block: told the name and the error of each block; of a recovery, steps and losses.
 
     Raises:
         InputError: for what cannot be used, before a weight is changed.
@@ -99,6 +99,11 @@ def prune_blocks(
     judged = list(given_batches(held, "held") or ())
     if how.guard is not None and not judged:
         raise InputError("guard: it judges by data that nothing is chosen by: give held")
+    if how.recover is not None:
+        raise InputError(
+            "recover: it is for folders, whose dense model is still there: a model at hand learns "
+            "in a loop of its own, by prunus.distill(model, teacher, batch) and prunus.enforce"
+        )
     source, began = InMemory(model), time.process_time()
     dropped = shallower(source, how, list(batches)) if BLOCK in how.parts else []
     sizes = _sizes(source, how, list(batches), dropped) if how.parts else None

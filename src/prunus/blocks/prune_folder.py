@@ -21,12 +21,13 @@ from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng, seed
 from prunus.blocks.depth import Shallow, refuse_depth, shallower
 from prunus.blocks.folder import REPORT, SCRATCH, Folder
-from prunus.blocks.given_text import given_text
+from prunus.blocks.given_text import given_text, learning_rows
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
 from prunus.blocks.narrowed import narrow_for, narrowed
 from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult
+from prunus.blocks.recovery import recover, room_for_learning
 from prunus.blocks.side_by_side import side_by_side
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.source import Source
@@ -64,10 +65,15 @@ def prune_folder(
     calibrating, judging = given_text(source, how, calibration, held)
     if how.guard is not None and not judging:
         raise InputError("guard: it judges by data that nothing is chosen by: give held")
+    if how.recover is not None:
+        room_for_learning(folder, how)
+    rows = [] if how.recover is None else learning_rows(
+        source, how, calibration, held, calibrating
+    )  # fmt: skip
     asked = _fingerprint(source, how, (calibrating, judging))
     finished = _begun(out, asked)
     if finished is not None:
-        return side_by_side(finished, folder, judging, calibrating)
+        return _recovered(finished, folder, how, (judging, calibrating, rows), on_block)
     sizes: Sizes | Narrow | None = _sizes(source, how, calibrating) if how.parts else None
     _room(source, out, how, [*calibrating, *judging])
     give_back()
@@ -99,7 +105,35 @@ def prune_folder(
             "gate": result.gate}  # fmt: skip
     with disk_errors(out / REPORT):
         source.finish(said)
-    return side_by_side(result, folder, judging, calibrating)
+    return _recovered(result, folder, how, (judging, calibrating, rows), on_block)
+
+
+def _recovered(
+    result: BlockResult,
+    folder: Path,
+    how: BlockRecipe,
+    texts: tuple[list[Any], list[Any], list[Any]],
+    told: Callable[[str, float], None] | None,
+) -> BlockResult:
+    """What came out of a walk, after it has learned from the dense model, if it is to."""
+    held, chosen, rows = texts
+
+    def step(number: int, loss: float) -> None:
+        if told is not None:
+            told(f"recovery, step {number}", loss)
+
+    assert result.folder is not None
+    if how.recover is None:
+        return side_by_side(result, folder, held, chosen)
+    said = json.loads((result.folder / REPORT).read_text(encoding="utf-8"))
+    if "recovered" not in said and "unrecovered" not in said:
+        before = side_by_side(result, folder, held, chosen).comparison
+        said = json.loads((result.folder / REPORT).read_text(encoding="utf-8"))
+        plain = None if before is None else before.to_dict()
+        write_json(result.folder / REPORT, {**said, "unrecovered": plain})
+    with disk_errors(result.folder):
+        recover(folder, result.folder, how, rows, step)
+    return side_by_side(result, folder, held, chosen)
 
 
 def _sizes(source: Folder, how: BlockRecipe, calibration: list[Any]) -> Sizes | Narrow:
@@ -126,7 +160,7 @@ def _fingerprint(source: Folder, how: BlockRecipe, data: Sequence[list[Any]]) ->
     files = {t.path for t in source.shards.tensors.values()}
     ages = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     shards = hashlib.sha256(json.dumps([stored, ages]).encode()).hexdigest()[:16]
-    recipe = how.model_dump(mode="json", exclude_defaults=True)
+    recipe = how.model_dump(mode="json", exclude_defaults=True, exclude={"recover"})
     return {"recipe": recipe, "data": digest.hexdigest()[:16], "shards": shards}
 
 

@@ -89,6 +89,8 @@ class BlockRecipe(Frozen):
         rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
         repair: steps of gradient descent behind each block, toward what the dense model has there:
             ``{steps: 100, rate: 0.0005}``; by default none.
+        recover: of folders, steps of learning from the dense model when the walk is through:
+            ``{steps: 200, rate: 0.0001, lora: 16}``.
         guard: what it may cost; needs held-out data.
         blocks: the name of the list of blocks; by default the one with most parameters, and
             others that have a tenth of those.
@@ -107,6 +109,7 @@ class BlockRecipe(Frozen):
     solver: Spec = Spec(name="sparsegpt")
     rates: Spec = Spec(name="uniform")
     repair: BlockRepair | None = None
+    recover: BlockRecovery | None = None
     guard: BlockGuard | None = None
     blocks: str | None = None
     exclude: list[str] = Field(default_factory=list)
@@ -154,6 +157,27 @@ class BlockRepair(Frozen):
 
     steps: Annotated[int, Field(ge=1)] = 100
     rate: Annotated[float, Field(gt=0)] = 5e-4
+
+
+class BlockRecovery(Frozen):
+    """What a smaller model learns from the dense one.
+
+    Attributes:
+        steps: of AdamW.
+        rate: of learning, at its highest; it falls linearly to zero.
+        batch: windows of text a step.
+        lora: the rank of what learns beside each linear layer; by default all weights of the blocks
+            learn.
+        top: words at each place that are compared, where there are many.
+        every: steps after which the state is kept.
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 200
+    rate: Annotated[float, Field(gt=0)] = 1e-4
+    batch: Annotated[int, Field(ge=1)] = 4
+    lora: Annotated[int, Field(ge=1)] | None = None
+    top: Annotated[int, Field(ge=1)] = 64
+    every: Annotated[int, Field(ge=1)] = 20
 
 
 class BlockText(Frozen):

@@ -76,6 +76,14 @@ class Shards:
         """Of one file."""
         return cls(path.parent, [path])
 
+    @staticmethod
+    def metadata(path: Path) -> dict[str, str]:
+        """What else a file says."""
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            found = json.loads(file.read(length)).get("__metadata__", {})
+        return {str(key): str(value) for key, value in found.items()}
+
     def __getitem__(self, name: str) -> Tensor:
         """A tensor as the file has it: it can be read, and is read from the disk when it is."""
         stored = self.tensors[name]

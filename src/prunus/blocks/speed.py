@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional
 
@@ -24,8 +23,8 @@ from prunus._common.tables import Table
 from prunus._common.timing import Timing, interleaved, no_denormals, threads
 from prunus.blocks.folder import REPORT, skeleton
 from prunus.blocks.judge import targets_of
+from prunus.blocks.opening import free_memory, opened
 from prunus.blocks.serving import Work, first_of, reading, writing
-from prunus.compaction.files.pretrained import is_folder, load
 from prunus.deployment.build import Builder, Built
 from prunus.deployment.deploy import candidates
 from prunus.errors import InputError
@@ -154,23 +153,13 @@ def room_for(folder: Path) -> None:
         InputError: if they do not.
     """
     needed = 2 * COPIES * 4 * sum(p.numel() for p in skeleton(folder).parameters())
-    free = _free()
+    free = free_memory()
     if free is not None and needed > free:
         raise InputError(
             f"speed: both models and what runtimes make of them need {needed / 1e9:.1f} GB of "
             f"memory, and {free / 1e9:.1f} GB are free: leave it out, or measure on a larger "
             "machine by the same command, which finds the result"
         )
-
-
-def _free() -> int | None:
-    """Bytes of memory that are free, where the system says it."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
-    return 1024 * int(found[0]) if found else None
 
 
 def speed_of(
@@ -204,7 +193,7 @@ def speed_of(
         for context in (no_denormals(), preserve_rng()):
             stack.enter_context(context)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prunus-")))
-        models = {"dense": _opened(folder), "pruned": _opened(out)}
+        models = {"dense": opened(folder), "pruned": opened(out)}
         bench = _Bench(models, list(chosen[:FEW]), count, scratch, on_event)
         losses = bench.losses([n for n in runtimes if not find(n).FACTS.exact], held)
         for kind in (READ, WRITE):
@@ -318,11 +307,3 @@ def _pace(kind: str, built: Built, timing: Timing | None, tokens: int, loss: flo
     speed = None if timing is None else 1e3 * max(1, tokens) / timing.median_ms
     return Pace(kind, row.runtime, row.model, speed, row.error, row.exact, row.bytes,
                 loss if kind == READ else None, row.refused)  # fmt: skip
-
-
-def _opened(folder: Path) -> nn.Module:
-    if is_folder(folder):
-        return load(folder).float()
-    kind: Any = type(skeleton(folder))
-    made = kind.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-    return made.eval()  # type: ignore[no-any-return]

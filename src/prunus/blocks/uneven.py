@@ -97,9 +97,7 @@ def narrowed(model: nn.Module, folder: Path) -> nn.Module:
         InputError: if modules in it became graphs, which are no blocks any more.
     """
     shards = Shards(folder)
-    with (folder / FILE).open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        metadata = json.loads(file.read(size)).get("__metadata__", {})
+    metadata = Shards.metadata(folder / FILE)
     manifest = json.loads(metadata.get(KEY, "{}"))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest["graphs"]:
         raise InputError(

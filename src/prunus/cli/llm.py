@@ -52,8 +52,8 @@ def llm(
     goes on at the block where it was.
 
     \b
-    Keys (see docs/llm.md): target, structure, multiple_of, solver, rates, repair, guard, blocks,
-    exclude, seed, text.
+    Keys (see docs/llm.md): target, structure, multiple_of, rotate, depth, solver, rates, repair,
+    recover, guard, blocks, exclude, seed, text.
 
     \b
     Examples:
@@ -62,6 +62,7 @@ def llm(
       prunus llm model --text texts/ --out safe target=0.6 'guard={max_loss: 0.2}' rates=measured
       prunus llm model --text texts/ --out small 'structure={neuron: 0.25, head: 0.25}'
       prunus llm model --text texts/ --out small structure=neuron --speed eager,openvino
+      prunus llm model --text texts/ --out small structure=neuron 'recover={steps: 500, lora: 16}'
       prunus llm model --recipe my.yaml --plan
     """
     from prunus.blocks.costs import table_of
@@ -125,7 +126,8 @@ def llm(
         for line in pace.notes():
             click.echo(line)
     click.echo()
-    for label, value in _lines(result, answered):
+    said = json.loads((where / REPORT).read_text(encoding="utf-8"))
+    for label, value in [*_lines(result, answered), *_learned(said)]:
         click.echo(f"{label:12}{value}")
     click.echo(f"{'written':12}{where}")
     why = no_gain(result)
@@ -163,6 +165,19 @@ def _lines(result: Any, answered: Any) -> Iterator[tuple[str, str]]:
         yield "questions", f"{before} -> {after} right"
     for name, why in list(result.stayed.items())[:5]:
         yield "stays", f"{name}: {why}"
+
+
+def _learned(said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a recovery has brought."""
+    done, before, after = (said.get(k) for k in ("recovered", "unrecovered", "comparison"))
+    if done is not None and before is not None and after is not None:
+        yield (
+            "recovered",
+            (
+                f"perplexity {before['perplexity'][1]:.2f} -> {after['perplexity'][1]:.2f} by "
+                f"{len(done['losses'])} steps"
+            ),
+        )
 
 
 def _read(recipe: Path) -> dict[str, Any]:

@@ -73,6 +73,7 @@ bench-sparse: $(READY)  # an hour of a core; MNN takes part where it is installe
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse.py --threads 1 --out benchmarks/sparse.jsonl
 	$(BIN)/python benchmarks/sparse.py --threads 2 --sparsities 0.8,0.9,0.95 --out benchmarks/sparse.jsonl
 	$(BIN)/python benchmarks/sparse.py --table benchmarks/sparse.jsonl > benchmarks/sparse.md
+	$(BIN)/python benchmarks/sparse_picture.py benchmarks/sparse.jsonl docs/zeros.png
 
 bench-artifact: $(READY)  # an hour of a core
 	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artifact.jsonl

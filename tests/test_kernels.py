@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fresh import Pythons
 from prunus.errors import InputError
 from prunus.kernels import native as compiled
 from prunus.kernels.choosing import Kernel, blocks_of, single
@@ -239,6 +240,26 @@ def test_two_python_threads_give_the_bits_of_one(instructions: str) -> None:
             assert all(pool.map(work, range(4)))
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_forked_process_has_threads_of_its_own(python: Pythons) -> None:
+    code = (
+        "import os, signal, torch\n"
+        "from prunus.kernels import Pattern, tiles\n"
+        "from prunus.kernels.product import product\n"
+        "weight = torch.eye(300)\n"
+        "layout = tiles(Pattern.of(weight)); values = layout.pack(torch.ones(300))\n"
+        "x = torch.arange(6000.0).view(20, 300)\n"  # too few for torch to start threads itself
+        "torch.set_num_threads(2)\n"
+        "assert product(layout.numbers, values, x).equal(x)\n"
+        "child = os.fork()\n"
+        "signal.alarm(60)\n"
+        "right = product(layout.numbers, values, x).equal(x)\n"
+        "if child == 0: os._exit(0 if right else 3)\n"
+        "assert right and os.waitpid(child, 0)[1] == 0\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
 
 
 # --- values of two bytes and of one

@@ -102,8 +102,10 @@ def _faster(allowed: Rows, chosen: RuntimeResult) -> list[str]:
 def _single_zeros(zeros: float, chosen: RuntimeResult) -> str:
     return (
         f"{zeros:.0%} of the weights are single zeros, and {chosen.runtime} multiplies zeros like "
-        "any number: prune channels instead (structure: channel, compact: every_round), or linear "
-        "layers 2:4 for an NVIDIA GPU (structure: '2:4'); on disk the zeros cost little"
+        "any number: on a processor, runtime: sparse skips those of linear and recurrent layers if "
+        "half of the weights or more are zero; elsewhere prune channels (structure: channel, "
+        "compact: every_round), or linear layers 2:4 for an NVIDIA GPU (structure: '2:4'); on disk "
+        "the zeros cost little"
     )
 
 

@@ -245,6 +245,81 @@ def test_the_command_goes_from_folder_and_text_to_a_folder(tmp_path: Path) -> No
     assert len(json.loads(plan.output)["blocks"]) == 3
 
 
+def coder(tmp_path: Path) -> Path:
+    """A tiny encoder with a decoder, and its tokenizer of words."""
+    dense = words(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (dense / name).unlink()
+    model_of("T5").save_pretrained(dense)
+    return dense
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ids", "text"])
+def test_an_encoder_with_a_decoder_reads_pairs_or_halves_of_windows(
+    kind: str, tmp_path: Path
+) -> None:
+    dense, text = coder(tmp_path), tmp_path / "pairs.jsonl"
+    rows: list[dict[str, Any]] = [
+        {"source": f"w{n % 60 + 2} w3 w4", "target": f"w5 w{n % 50 + 2} w6 w7"} for n in range(40)
+    ]
+    if kind == "ids":
+        rows = [{"input_ids": [5, 6, n % 60 + 2], "labels": [7, 8, n % 50 + 2]} for n in range(40)]
+    text.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    text = tmp_path / "text.txt" if kind == "text" else text
+    call = ["llm", str(dense), "--text", str(text), "--out", str(tmp_path / "small"),
+            "structure={neuron: 0.25}", "text.windows=8", "text.length=12", "text.held=3",
+            *(["recover={steps: 2}"] if kind == "text" else [])]  # fmt: skip
+    ran = CliRunner().invoke(cli, call)
+    assert ran.exit_code == 0, ran.output
+    said = json.loads((tmp_path / "small" / "pruned.json").read_text(encoding="utf-8"))
+    assert said["comparison"]["tokens"] == 3 * {"pairs": 4, "ids": 3, "text": 6}[kind]
+    assert len(said["errors"]) == 4
+    assert ("recovered" in said) == (kind == "text")
+    opened: Any = helpers.transformers().T5ForConditionalGeneration.from_pretrained(
+        tmp_path / "small"
+    )
+    assert opened.config.d_ff == 36
+    if kind == "ids":  # the last tenth judges: its loss by the model's own code
+        held = rows[36:39]
+        with torch.no_grad():
+            losses = [
+                float(opened(input_ids=torch.tensor([row["input_ids"]]),
+                             labels=torch.tensor([row["labels"]])).loss)
+                for row in held
+            ]  # fmt: skip
+        assert said["comparison"]["small"]["mean"] == pytest.approx(sum(losses) / 3, rel=1e-4)
+
+
+def test_what_a_text_cannot_be_for_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    dense, out = coder(tmp_path), tmp_path / "small"
+    (tmp_path / "quiz.jsonl").write_text(
+        '{"question": "w2 w3", "choices": ["w4", "w5 w6"], "answer": 1}\n', encoding="utf-8"
+    )
+    call = ["llm", str(dense), "--text", str(tmp_path / "text.txt"), "--out", str(out)]
+    asked = CliRunner().invoke(cli, [*call, "--questions", str(tmp_path / "quiz.jsonl")])
+    assert asked.exit_code == 2
+    assert "does not continue a text" in asked.output
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"source": "w2", "target": "w3 w4"}\n{"text": "w5"}\n', encoding="utf-8")
+    recipe = {"text": {"windows": 2, "length": 8, "held": 1}}
+    with pytest.raises(InputError, match="1 lines are pairs and 1 are not"):
+        prunus.prune_blocks(dense, recipe, pairs, out=out)
+    pairs.write_text('{"source": "w2", "target": "w3 w4"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="1 pairs judge, and there are 0"):
+        prunus.prune_blocks(dense, recipe, pairs, out=out)
+    library = helpers.transformers()
+    config = library.WhisperConfig(
+        vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8,
+        max_source_positions=10, max_target_positions=32, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    library.WhisperForConditionalGeneration(config).save_pretrained(tmp_path / "whisper")
+    with pytest.raises(InputError, match="reads input_features, which no text is"):
+        prunus.prune_blocks(tmp_path / "whisper", recipe, tmp_path / "text.txt", out=out)
+    assert not out.exists()
+
+
 def damaged(tmp_path: Path, how: str) -> dict[str, Any]:
     """A call that cannot be."""
     dense = words(tmp_path)

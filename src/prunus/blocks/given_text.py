@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunus._common.given import given_batches
 from prunus.blocks.folder import Folder
 from prunus.blocks.recipe import BlockRecipe
-from prunus.blocks.text import batches, token_ids, windows
+from prunus.blocks.text import batches, halves, paired, token_ids, windows
 from prunus.errors import InputError
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -34,6 +35,9 @@ def given_text(
             raise InputError("calibration is text, or batches; held is then the same")
         return list(given), list(given_batches(held, "held") or ())
     tokenizer = tokenizer_of(source)
+    _refuse_other(source)
+    if source.model.config.is_encoder_decoder:
+        return _of_coder(source, how, tokenizer, Path(calibration), held)
     start = _beginning(source, tokenizer)
     text = how.text
     ids = token_ids(Path(calibration), tokenizer, clean=text.clean)
@@ -50,6 +54,58 @@ def given_text(
     return _checked(source, chosen), _checked(source, judged)
 
 
+def _refuse_other(source: Folder) -> None:
+    """See that the model reads tokens."""
+    reads = getattr(source.model, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise InputError(
+            f"a {type(source.model).__name__} reads {reads}, which no text is: give batches to "
+            "prunus.prune_blocks(folder, recipe, batches, out=…)"
+        )
+
+
+def _of_coder(
+    source: Folder, how: BlockRecipe, tokenizer: Any, calibration: Path, held: Any
+) -> tuple[list[Any], list[Any]]:
+    """Pairs of what an encoder reads and its decoder writes, or halves of windows."""
+    text, config = how.text, source.model.config.get_text_config()
+    start = getattr(config, "decoder_start_token_id", None)
+    start = config.pad_token_id if start is None else start
+    if start is None:
+        raise InputError("config.json has no decoder_start_token_id: what begins a decoder's text?")
+
+    def made(path: Path) -> list[dict[str, Tensor]]:
+        return paired(path, tokenizer, length=text.length, start=start, clean=text.clean)
+
+    pairs, judging = made(calibration), [] if held is None else made(Path(held))
+    if not pairs:
+        ids = token_ids(calibration, tokenizer, clean=text.clean)
+        other = None if held is None else token_ids(Path(held), tokenizer, clean=text.clean)
+        if other is None and text.held:
+            ids, other = _parted(ids)
+        chosen = windows(ids, text.windows, text.length, start=None, seed=how.seed)
+        judged = None if other is None or not text.held else windows(
+            other, text.held, text.length, start=None, seed=None
+        )  # fmt: skip
+        for rows in (chosen, *(() if judged is None else (judged,))):
+            _checked(source, rows)
+        return halves(chosen, start), [] if judged is None else halves(judged, start)
+    if held is None and text.held:
+        cut = len(pairs) - len(pairs) // HELD
+        pairs, judging = pairs[:cut], pairs[cut:]
+    if len(judging) < text.held or not pairs:
+        raise InputError(
+            f"{text.held} pairs judge, and there are {len(judging)} for it: give more, or a "
+            "smaller text.held"
+        )
+    for pair in (*pairs, *judging):
+        for ids in pair.values():
+            _checked(source, ids)
+    generator = torch.Generator().manual_seed(how.seed)
+    order = torch.randperm(len(pairs), generator=generator)[: text.windows].tolist()
+    return [pairs[i] for i in order], judging[: text.held]
+
+
 def learning_rows(
     source: Folder, how: BlockRecipe, calibration: Any, held: Any, chosen: Sequence[Any]
 ) -> list[dict[str, Tensor]]:
@@ -64,7 +120,7 @@ def learning_rows(
     """
     asked = how.recover
     assert asked is not None
-    if not isinstance(calibration, (str, Path)):
+    if not isinstance(calibration, (str, Path)) or source.model.config.is_encoder_decoder:
         return [dict(chosen[step % len(chosen)]) for step in range(asked.steps)]
     tokenizer = tokenizer_of(source)
     ids = token_ids(Path(calibration), tokenizer, clean=how.text.clean)

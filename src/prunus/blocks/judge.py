@@ -77,12 +77,14 @@ def token_losses(model: nn.Module, batch: Any) -> Tensor | None:
 def targets_of(batch: Any) -> tuple[Tensor, Tensor] | None:
     """The tokens to be told of a batch of token ids, ``[items, length − 1]``, and which count."""
     args, kwargs = arguments(batch)
-    ids = kwargs.get("labels", kwargs.get("input_ids", args[0] if args else None))
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    written = kwargs.get("decoder_input_ids")  # where there is an encoder, its decoder is judged
+    ids = kwargs.get("labels", ids) if written is None else written
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
         return None
     if ids.shape[1] < 2:
         return None
-    mask = kwargs.get("attention_mask")
+    mask = kwargs.get("attention_mask" if written is None else "decoder_attention_mask")
     counted = torch.ones_like(ids, dtype=torch.bool)
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         counted = mask.bool()

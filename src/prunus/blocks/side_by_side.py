@@ -14,7 +14,7 @@ from typing import Any
 from prunus._common.files import write_atomically, write_json
 from prunus.blocks.costs import costs_of
 from prunus.blocks.evaluate import Estimate, accuracy, compare, questions_of
-from prunus.blocks.folder import REPORT, Folder
+from prunus.blocks.folder import REPORT, Folder, skeleton
 from prunus.blocks.given_text import given_text, tokenizer_of
 from prunus.blocks.recipe import BlockRecipe, BlockResult
 from prunus.blocks.speed import Speed, speed_of
@@ -110,6 +110,20 @@ def answers_of(folder: Path, out: Path, questions: Path) -> tuple[Estimate, Esti
     said = json.loads((out / REPORT).read_text(encoding="utf-8"))
     write_json(out / REPORT, {**said, "questions": [vars(one) for one in found]})
     return found[0], found[1]
+
+
+def refuse_questions(folder: Path) -> None:
+    """See that a model continues texts.
+
+    Raises:
+        InputError: if it does not.
+    """
+    model: Any = skeleton(folder)
+    if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        raise InputError(
+            f"questions: a {type(model).__name__} does not continue a text, by which choices are "
+            "compared"
+        )
 
 
 def paced(

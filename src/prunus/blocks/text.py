@@ -18,8 +18,16 @@ SUFFIXES = (".txt", ".jsonl", ".json", ".gz", ".pt", ".safetensors")
 TOKENS_AT_A_TIME = 2048
 
 
-def documents(source: Path) -> Iterator[Any]:
+PAIRS = (("source", "target"), ("prompt", "completion"), ("input_ids", "labels"))
+"""What an encoder reads, and what its decoder is to write, in a line of a ``.jsonl``."""
+
+
+def documents(source: Path, *, pairs: bool = False) -> Iterator[Any]:
     """The texts of a file, or of a folder of them: strings, lists of messages, or lists of ids.
+
+    Args:
+        source: of them.
+        pairs: whether lines that hold what an encoder reads and its decoder writes are tuples.
 
     A ``.txt`` is one text. A line of a ``.jsonl`` is an object with ``text``, ``messages`` (a
     chat), ``prompt`` and ``completion``, or ``input_ids``; or a string, or a list of ids. A folder
@@ -30,13 +38,13 @@ def documents(source: Path) -> Iterator[Any]:
     """
     if source.is_dir():
         if (source / "dataset_info.json").is_file() or list(source.glob("*.arrow")):
-            yield from (_of_object(row, str(source)) for row in _saved(source))
+            yield from (_of_object(row, str(source), pairs) for row in _saved(source))
             return
         files = sorted(p for p in source.rglob("*") if p.is_file() and _kind(p))
         if not files:
             raise InputError(f"'{source}' has no .txt or .jsonl file")
         for file in files:
-            yield from documents(file)
+            yield from documents(file, pairs=pairs)
         return
     if not source.is_file():
         raise InputError(f"there is no '{source}'")
@@ -50,7 +58,8 @@ def documents(source: Path) -> Iterator[Any]:
                 return
             for number, line in enumerate(text, 1):
                 if line.strip():
-                    yield _of_object(_parsed(line, source, number), f"{source}, line {number}")
+                    row = _parsed(line, source, number)
+                    yield _of_object(row, f"{source}, line {number}", pairs)
     except UnicodeDecodeError as error:
         raise InputError(f"'{source}' is not UTF-8: {error}") from error
     except (OSError, EOFError) as error:
@@ -75,8 +84,11 @@ def _parsed(line: str, source: Path, number: int) -> Any:
         raise InputError(f"'{source}', line {number} is no JSON: {error}") from error
 
 
-def _of_object(value: Any, where: str) -> Any:
+def _of_object(value: Any, where: str, pairs: bool = False) -> Any:
     if isinstance(value, dict):
+        for keys in PAIRS if pairs else ():
+            if all(key in value for key in keys):
+                return tuple(value[key] for key in keys)
         for key in ("messages", "input_ids", "text"):
             if key in value:
                 return value[key]
@@ -136,6 +148,62 @@ def _ids(document: Any, tokenizer: Any, clean: Sequence[str], source: Path) -> T
     return torch.tensor(found, dtype=torch.int64)
 
 
+def paired(
+    source: Path, tokenizer: Any, *, length: int, start: int, clean: Sequence[str] = ()
+) -> list[dict[str, Tensor]]:
+    """A batch for each pair of what an encoder reads and its decoder writes; empty: there is none.
+
+    Args:
+        source: as :func:`documents`.
+        tokenizer: of transformers; not needed for ids.
+        length: tokens of each at most.
+        start: the id that begins what the decoder writes.
+        clean: what is taken out of texts first.
+
+    Raises:
+        InputError: if some lines are pairs and others are not, or there is no tokenizer.
+    """
+    found = []
+    others = 0
+    for document in documents(source, pairs=True):
+        if not isinstance(document, tuple):
+            others += 1
+            continue
+        read, written = (_special(part, tokenizer, clean, source)[:length] for part in document)
+        begun = torch.cat([torch.tensor([start]), written])[:length]
+        if len(read) and len(begun) > 1:
+            found.append({"input_ids": read[None], "decoder_input_ids": begun[None]})
+    if found and others:
+        raise InputError(f"'{source}': {len(found)} lines are pairs and {others} are not")
+    return found
+
+
+def _special(document: Any, tokenizer: Any, clean: Sequence[str], source: Path) -> Tensor:
+    """The ids of a text as the tokenizer ends it."""
+    if not isinstance(document, str) or tokenizer is None:
+        return _ids(document, tokenizer, clean, source)
+    for part in clean:
+        document = document.replace(part, "")
+    return torch.tensor(tokenizer(document, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def halves(rows: Tensor, start: int) -> list[dict[str, Tensor]]:
+    """Windows of a text without pairs: an encoder reads the first half, its decoder the second.
+
+    >>> halves(torch.arange(8).view(2, 4), 9)[0]["decoder_input_ids"].tolist()
+    [[9, 2, 3], [9, 6, 7]]
+    """
+    middle = rows.shape[1] // 2
+    begin = torch.full((len(rows), 1), start, dtype=rows.dtype)
+    return [
+        {"input_ids": part["input_ids"], "decoder_input_ids": torch.cat([one, other], 1)}
+        for part, one, other in zip(
+            batches(rows[:, :middle]),
+            begin.split(_many(middle)), rows[:, middle:].split(_many(middle)), strict=True,
+        )
+    ]  # fmt: skip
+
+
 def windows(ids: Tensor, count: int, length: int, *, start: int | None, seed: int | None) -> Tensor:
     """Windows of a row of ids, ``[count, length]``.
 
@@ -175,5 +243,9 @@ def batches(rows: Tensor) -> list[dict[str, Tensor]]:
     >>> [len(b["input_ids"]) for b in batches(torch.zeros(5, 1024, dtype=torch.int64))]
     [2, 2, 1]
     """
-    many = max(1, TOKENS_AT_A_TIME // rows.shape[1])
-    return [{"input_ids": part} for part in rows.split(many)]
+    return [{"input_ids": part} for part in rows.split(_many(rows.shape[1]))]
+
+
+def _many(length: int) -> int:
+    """Windows in a batch."""
+    return max(1, TOKENS_AT_A_TIME // length)

@@ -47,9 +47,9 @@ def llm(
     """Prune a language model block by block, from a folder to a folder, without training.
 
     FOLDER is in the format of transformers; what is written is too, and from_pretrained opens it.
-    The text chooses: a .txt, a .jsonl (text, messages, or input_ids a line), a folder of them, or
-    one of datasets. One block at a time is in memory. Run again after a crash, the same command
-    goes on at the block where it was.
+    The text chooses: a .txt, a .jsonl (text, messages, or input_ids a line; source and target for
+    an encoder with a decoder), a folder of them, or one of datasets. One block at a time is in
+    memory. Run again after a crash, the same command goes on at the block where it was.
 
     \b
     Keys (see docs/llm.md): target, structure, multiple_of, rotate, depth, solver, rates, repair,
@@ -69,7 +69,7 @@ def llm(
     from prunus.blocks.folder import REPORT
     from prunus.blocks.prune_blocks import DIFFER, prune_blocks
     from prunus.blocks.recipe import block_recipe
-    from prunus.blocks.side_by_side import answers_of, no_gain, paced
+    from prunus.blocks.side_by_side import answers_of, no_gain, paced, refuse_questions
     from prunus.blocks.speed import room_for, runtimes_of
     from prunus.compaction.files.pretrained import is_folder
     from prunus.errors import InputError
@@ -89,6 +89,8 @@ def llm(
     if source is None:
         raise InputError("which text chooses? Give --text FILE, or text.source=FILE")
     where = out or folder.with_name(f"{folder.name}-pruned")
+    if questions is not None:
+        refuse_questions(folder)
     runtimes = [] if speed is None else runtimes_of(speed)
     if runtimes:
         room_for(folder)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from prunus._common.environment import describe
 from prunus._common.timing import no_denormals
 from prunus.kernels import SparseLinear, library
+from sparse_convs import POINTWISE, SQUARE, convolutions, whole
 from sparse_opponents import DENSE, INT8, Call, engines
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -111,6 +112,9 @@ ROWS: dict[str, tuple[str, Row, bool]] = {
     "blocks_4x1": ("linear, 4×1 blocks", linear(128, 4), False),
     "linear_16": ("linear, 16 tokens", linear(16), False),
     "linear_1": ("linear, 1 token, cold", stacks, True),
+    "conv_1x1": ("1×1 convolution", convolutions(POINTWISE, 1, pruned), False),
+    "conv_3x3": ("3×3 convolution (MNN counted)", convolutions(SQUARE, 3, pruned), False),
+    "resnet50": ("ResNet-50, batch 1, whole model", whole(pruned), False),
     "bert": ("BERT-base, 128 tokens, whole model", bert, False),
     "lstm": ("two-layer LSTM, batch 1", lstm, False),
 }

@@ -49,7 +49,8 @@ def engines(
         right = found["eager"]()
     for name, call in found.items():
         far = error(call(), right, how="norm")
-        limit = 0.2 if name in INT8 else 1e-4
+        # Winograd's transforms lose a digit
+        limit = 0.2 if name in INT8 else 1e-3 if name == "mnn" else 1e-4
         assert far < limit, (name, far)
     return found
 

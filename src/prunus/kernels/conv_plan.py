@@ -14,7 +14,7 @@ from torch.utils.weak import TensorWeakRef
 
 from prunus.errors import InputError
 from prunus.kernels import conv_native as native
-from prunus.kernels.conv_grid import Grid, Reach, Size, laid
+from prunus.kernels.conv_grid import LINE, Grid, Reach, Size, laid
 from prunus.kernels.conv_steps import ACTIVATIONS, Program, Step
 from prunus.kernels.layouts import LARGEST, described, head_of
 from prunus.kernels.native import TILES
@@ -199,6 +199,7 @@ class _Planner:
             for i, s in enumerate(program.steps)
         ]
         self.grids = self._grids()
+        self.whole = self._read_in_place()
 
     def _grids(self) -> dict[Size, Grid]:
         on: dict[Size, list[Reach]] = defaultdict(list)
@@ -213,6 +214,47 @@ class _Planner:
                 lines.add(size)
         return {s: laid(self.batch, s, r, lines=s in lines) for s, r in on.items()}
 
+    def _read_in_place(self) -> set[int]:
+        """1×1 convolutions from inputs to outputs, of which nothing else reads either.
+
+        Their planes are those of torch's tensors, where these are whole lines.
+        """
+        program, found = self.program, set()
+        for i, step in enumerate(program.steps):
+            value, size = program.inputs + i, self.values[step.x].size
+            fits = (
+                step.kind == "conv" and step.taps == 1 and self.reaches[i].direct
+                and step.x < program.inputs and step.more < program.inputs
+                and program.outputs.count(value) == 1 and size[0] * size[1] % LINE == 0
+                and (step.channels % 4 == 0 or int(self.layouts[step.number][9]) == 1)
+            )  # fmt: skip
+            if fits:
+                found.add(i)
+        read = [{s.x, s.more} for s in program.steps]
+        outputs = {program.inputs + i for i in found}
+        others = [r for i, r in enumerate(read) if i not in found]
+        inputs = [read[i] for i in found]
+        alone = not any(r & outputs for r in read)
+        apart = not any(r & (i - {-1}) for r in others for i in inputs)
+        return found if alone and apart else set()
+
+    def _in_place(self, i: int, step: Step) -> None:
+        """A picture at a time, as it lies."""
+        value, height_width = self.program.inputs + i, self.values[step.x].size
+        area = height_width[0] * height_width[1]
+        grid = Grid(1, 1, area, area, area, 0, area)
+        base = 1 + self.program.inputs + self.program.outputs.index(value)
+        offset = self._offsets(step, self.reaches[i], grid)
+        channels = self.values[step.x].channels
+        for b in range(self.batch):
+            x = Place(1 + step.x, b * channels * area, grid)
+            y = Place(base, b * step.channels * area, grid)
+            made = self._compute(step, x, y, offset, self.reaches[i])
+            made.channels, made.checked = channels, 1
+            if step.more >= 0:
+                made.more_base, made.more = 1 + step.more, y.offset
+        self.places[value] = Place(base, 0, grid)
+
     def plan(self) -> Plan:
         count = self.program.inputs
         for i in range(count):
@@ -226,7 +268,8 @@ class _Planner:
         for k, value in enumerate(self.program.outputs):
             made = self.values[value]
             shapes.append((self.batch, made.channels, *made.size))
-            if self.program.steps[value - count].kind != "mean":
+            outside = self.places[value].base > 0  # it was written there
+            if not outside:
                 self._leave(value, 1 + count + k)
         steps = (native.Step * len(self.steps))(*self.steps)
         return Plan(
@@ -266,7 +309,12 @@ class _Planner:
         outside = Place(1 + value, 0, Grid.outside(self.batch, own.channels, own.size))
         self.places[value] = outside
         reads = zip(self.program.steps, self.reaches, strict=True)
-        if any((s.x == value and r.direct) or s.more == value for s, r in reads):
+        inside = [
+            (s.x == value and r.direct) or s.more == value
+            for i, (s, r) in enumerate(reads)
+            if i not in self.whole
+        ]
+        if any(inside):
             place = self.places[value] = self._take(value)
             self._copy(outside, place, own.channels, ((0, 0, 0),))
 
@@ -281,6 +329,9 @@ class _Planner:
         if step.kind == "mean":
             self._mean(value, step, x)
             return
+        if i in self.whole:
+            self._in_place(i, step)
+            return
         scratch: tuple[int, int] | None = None
         if not reach.direct:
             grid, channels = self.grids[self.values[value].size], self.values[step.x].channels
@@ -293,19 +344,22 @@ class _Planner:
             copy.fill = -math.inf if step.kind == "max" else 0.0
             x = views
         y = self.places[value] = self._take(value)
-        made = self._native(KIND[step.kind], x, y, step.channels)
-        made.views, made.taps, made.number = len(reach.views), step.taps, step.number
-        made.offset = self._offsets(step, reach, y.grid)
-        made.mask = self._mask(y.grid)
-        made.vectors, made.scale = step.vectors, 1 / step.taps
-        made.activation = ACTIVATIONS.index(step.activation)
-        made.low, made.high = CUT.get(step.activation, (-math.inf, math.inf))
+        made = self._compute(step, x, y, self._offsets(step, reach, y.grid), reach)
         if step.more >= 0:
             more = self.places[step.more]
             made.more_base, made.more = more.base, more.offset
-        self.steps.append(made)
         if scratch is not None:
             self.room.give(*scratch)
+
+    def _compute(self, step: Step, x: Place, y: Place, offset: int, reach: Reach) -> native.Step:
+        made = self._native(KIND[step.kind], x, y, step.channels)
+        made.views, made.taps, made.number = len(reach.views), step.taps, step.number
+        made.offset, made.mask = offset, self._mask(y.grid)
+        made.vectors, made.scale = step.vectors, 1 / step.taps
+        made.activation = ACTIVATIONS.index(step.activation)
+        made.low, made.high = CUT.get(step.activation, (-math.inf, math.inf))
+        self.steps.append(made)
+        return made
 
     def _mean(self, value: int, step: Step, x: Place) -> None:
         base = 1 + self.program.inputs + self.program.outputs.index(value)

@@ -127,6 +127,15 @@ template <int T> void panel_at(const Work& work, int64_t panel, const Tile& tile
   return panel_of<T, 1, 1>(work, panel, tile, last);
 }
 
+// Whether a tile of an input is finite; it is then in the cache that the tile is computed from.
+void look(const float* x, const Step& s, int64_t vectors, Last& last) {
+  for (int64_t c = 0; c < s.channels; ++c, x += s.from.plane) {
+    Floats whole{};
+    for (int64_t v = 0; v < vectors; ++v) whole += load<Floats>(x + v * LANES);
+    last.odd += whole * 0.f;
+  }
+}
+
 }  // namespace
 
 // How many vectors of so many rows the registers hold beside the weight and a vector of pixels.
@@ -149,9 +158,10 @@ bool convolution(const Step& s, const Places& place) {
     const int64_t panel = i % h.panels, number = i / h.panels;
     const Part part = Part::of(number, tiles, vectors);
     const int64_t at = part.first * LANES, from = s.to.lead + at;
-    const Tile tile{place.x + from, place.y + from, place.more ? place.more + from : nullptr,
+    const Tile tile{place.x + s.from.lead + at, place.y + from, place.more ? place.more + from : nullptr,
                     place.bias, s.to.plane, at, h.rows};
     Last last(s);
+    if (s.checked && panel == 0) look(place.x + s.from.lead + at, s, part.end - part.first, last);
     switch (part.end - part.first) {
       case 1: panel_at<1>(work, panel, tile, last); break;
       case 2: panel_at<2>(work, panel, tile, last); break;

@@ -23,7 +23,7 @@ struct Step {
   int32_t kind;
   int32_t x_base, more_base, y_base;  // more_base is -1 where nothing is added
   int32_t number;         // of the layout, values and bias; -1 without
-  int32_t channels;       // of x
+  int32_t channels;       // of x where it is copied or checked, else of y
   int32_t views, taps;
   int32_t stride_y, stride_x;
   int32_t below, beside;  // rows and columns of a view beyond those of the result

@@ -35,8 +35,22 @@ INLINE void fill(float* from, float* to, float with) {
 
 }  // namespace
 
+// Whether a picture's rows follow each other without gaps, so that it is one line.
+inline bool gapless(const Grid& g) { return g.row == g.width; }
+
+// The same copy of pictures as one long row each.
+Step merged(Step s) {
+  for (Grid* g : {&s.from, &s.to}) g->width = g->row = g->height * g->width, g->height = 1;
+  return s;
+}
+
 // y[c · views + v][r][x] = x[c][stride · r + row][stride · (x + right) + column], fill beyond x
-bool views(const Step& s, const Places& place) {
+bool views(const Step& given, const Places& place) {
+  const bool plain = given.views == 1 && given.stride_y == 1 && given.stride_x == 1 &&
+                     !(given.view[0] | given.view[1] | given.view[2]) &&
+                     given.from.height == given.to.height && given.from.width == given.to.width;
+  const bool merges = plain && gapless(given.from) && gapless(given.to);
+  const Step s = merges ? merged(given) : given;
   std::atomic<bool> fine{true};
   auto task = [&](int64_t i) {
     const int32_t* view = s.view + i % s.views * 3;

@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch.utils.weak import TensorWeakRef
 from prunus.errors import InputError
 from prunus.kernels import conv_native as native
 from prunus.kernels.conv_grid import LINE, Grid, Reach, Size, laid
+from prunus.kernels.conv_room import Room
 from prunus.kernels.conv_steps import ACTIVATIONS, Program, Step
-from prunus.kernels.layouts import LARGEST, described, head_of
-from prunus.kernels.native import TILES
+from prunus.kernels.conv_values import Value, values_of
+from prunus.kernels.layouts import LARGEST, head_of
 
 CUT = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 KIND = {
@@ -27,50 +28,12 @@ KIND = {
 
 
 @dataclass(frozen=True)
-class Value:
-    """Pictures at some point of a sequence: channels, and height and width."""
-
-    channels: int
-    size: Size
-
-
-@dataclass(frozen=True)
 class Place:
     """Where a value lies: in the memory of the thread (base 0), an input's or an output's."""
 
     base: int
     offset: int
     grid: Grid
-
-
-@dataclass
-class Room:
-    """Memory that steps give back: what dies makes place for what is born."""
-
-    free: list[tuple[int, int]] = field(default_factory=list)
-    size: int = 0
-
-    def take(self, count: int) -> int:
-        """The lowest gap that is large enough."""
-        for i, (begin, end) in enumerate(self.free):
-            if end - begin >= count:
-                self.free[i] = (begin + count, end)
-                return begin
-        begin = self.size
-        if self.free and self.free[-1][1] == self.size:
-            begin = self.free.pop()[0]
-        self.size = begin + count
-        return begin
-
-    def give(self, begin: int, count: int) -> None:
-        """Back, joined with its neighbors."""
-        joined: list[tuple[int, int]] = []
-        for first, last in sorted([*self.free, (begin, begin + count)]):
-            if joined and joined[-1][1] == first:
-                joined[-1] = (joined[-1][0], last)
-            elif first < last:
-                joined.append((first, last))
-        self.free = joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,57 +69,6 @@ class Plan:
         """Whether it was made for these very layouts."""
         return len(layouts) == len(self.layouts) and all(
             ref() is given for ref, given in zip(self.layouts, layouts, strict=True)
-        )
-
-
-def values_of(program: Program, inputs: Sequence[Value], layouts: Sequence[Tensor]) -> list[Value]:
-    """All values of a program, its inputs first.
-
-    Raises:
-        InputError: if weights do not fit what they are multiplied with, or pictures that are added
-            are of different sizes.
-    """
-    found = list(inputs)
-    for step in program.steps:
-        if step.weighted:
-            _refuse_weights(step, found[step.x], layouts)
-        found.append(_made(step, found))
-    return found
-
-
-def sizes_of(program: Program, inputs: Sequence[Value]) -> list[Value]:
-    """The same before there are weights."""
-    found = list(inputs)
-    for step in program.steps:
-        found.append(_made(step, found))
-    return found
-
-
-def _made(step: Step, found: Sequence[Value]) -> Value:
-    x = found[step.x]
-    if not step.weighted and step.channels != x.channels:
-        raise InputError(f"{step} gives {x.channels} channels")
-    made = Value(step.channels, step.size(*x.size))
-    if min(made.size) < 1:
-        raise InputError(f"pictures of {x.size[0]}×{x.size[1]} are too small for {step}")
-    if step.more >= 0 and found[step.more] != made:
-        raise InputError(f"what is added is {found[step.more]}, not {made}")
-    return made
-
-
-def _refuse_weights(step: Step, x: Value, layouts: Sequence[Tensor]) -> None:
-    if step.number >= len(layouts):
-        raise InputError(f"{step} has weights number {step.number}; there are {len(layouts)}")
-    layout = layouts[step.number]
-    if step.kind == "depthwise":
-        if step.channels != x.channels or layout.numel():
-            raise InputError(f"a depthwise step over {x.channels} channels has no layout: {step}")
-        return
-    head = head_of(layout)
-    if head.kind != TILES or (head.rows, head.cols) != (step.channels, x.channels * step.taps):
-        raise InputError(
-            f"the weights of {step} are tiles of {step.channels}×{x.channels * step.taps}, not "
-            f"a layout of {head.rows}×{head.cols}"
         )
 
 
@@ -413,13 +325,3 @@ class _Planner:
 
 def _needed(layout: Tensor) -> int:
     return head_of(layout).values if layout.numel() else 0
-
-
-def picture(tensor: Tensor, what: str) -> Value:
-    """Channels and size of pictures ``[batch, channels, height, width]``."""
-    if tensor.dim() != 4 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise InputError(
-            f"{what} is [batch, channels, height, width] on the CPU, not {described(tensor)}"
-        )
-    _, channels, height, width = tensor.shape
-    return Value(channels, (height, width))

@@ -13,8 +13,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunus.errors import InputError
 from prunus.kernels import conv_native as native
-from prunus.kernels.conv_plan import Plan, picture, plan, values_of
+from prunus.kernels.conv_plan import Plan, plan
 from prunus.kernels.conv_steps import Program, Step
+from prunus.kernels.conv_values import picture, values_of
 from prunus.kernels.layouts import checked, dense, described
 from prunus.kernels.native import NOT_FINITE, REFUSED, library
 

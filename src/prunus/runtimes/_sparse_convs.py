@@ -15,10 +15,10 @@ from prunus._common.timing import interleaved
 from prunus.errors import InputError
 from prunus.kernels.conv import laid_out
 from prunus.kernels.conv_native import calls
-from prunus.kernels.conv_plan import Value, sizes_of
 from prunus.kernels.conv_prepared import PreparedConvs
 from prunus.kernels.conv_product import follow
 from prunus.kernels.conv_steps import Program, Step
+from prunus.kernels.conv_values import Value, sizes_of
 from prunus.kernels.layouts import Cut
 from prunus.runtimes._sparse_regions import Region, regions, zeros
 

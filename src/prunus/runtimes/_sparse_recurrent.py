@@ -146,6 +146,7 @@ def put_recurrent(
         node = module.graph.call_module(name, (site.node.args[0], site.node.args[1]))
     node.meta = dict(site.node.meta)
     site.node.replace_all_uses_with(node)
+    module.graph.erase_node(site.node)  # torch takes it for random, and would leave it
     assert all(user.target is getitem for user in node.users)
 
 

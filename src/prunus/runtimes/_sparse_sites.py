@@ -139,6 +139,13 @@ def put(module: fx.GraphModule, site: Site, kernels: Sequence[Kernel]) -> None:
         node = module.graph.call_module(name, (site.node.args[0], site.residual))
     node.meta = dict(site.last.meta)
     site.last.replace_all_uses_with(node)
+    old = site.last
+    while not old.users:  # one that works in place would be left
+        before = [n for n in old.all_input_nodes if n is not site.residual]
+        module.graph.erase_node(old)
+        if old is site.node:
+            break
+        old = before[0]
 
 
 def finish(module: fx.GraphModule) -> Compute:

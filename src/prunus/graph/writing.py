@@ -36,10 +36,16 @@ def without_writes(module: fx.GraphModule, model: nn.Module, inputs: Inputs) -> 
     if not found:
         return ()
     again = _written_again(model, inputs)
-    for node, parameter in found:
-        (_in_place if str(parameter.target) in again else _apart)(node, parameter)
+    once: dict[str, None] = {}
+    while found:  # what wrote to the answer of another write, now writes to the parameter
+        node, parameter = found[0]
+        if str(parameter.target) in again:
+            _in_place(node, parameter)
+        else:
+            _apart(node, parameter)
+            once[str(parameter.target)] = None
+        found = _written(module)
     module.recompile()
-    once = dict.fromkeys(str(p.target) for _, p in found if str(p.target) not in again)
     if not once:
         return ()
     return (

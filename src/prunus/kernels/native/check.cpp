@@ -31,6 +31,7 @@ const char* check_tiles(const Reader& r) {
       !r.inside(h.group, 3 * int64_t(h.groups)) || !r.inside(h.row, h.slots) ||
       !r.inside(h.index, (h.values / h.height + 1) / 2) || h.values % h.height)
     return "its parts do not lie inside it";
+  if (h.slots < h.rows) return "a row is missing";  // before memory is asked for as many
   const int32_t *ranges = r.at + h.ranges, *row = r.at + h.row;
   const uint16_t* index = reinterpret_cast<const uint16_t*>(r.at + h.index);
   std::vector<int32_t> written(h.rows, -1);  // the last band that wrote the row

@@ -93,6 +93,12 @@ class Narrow:
         power = self.powers.get(name, Power())
         return power.of(taken(tensor, self.indices(name)), self.s)
 
+    def exactly(self, name: str, tensor: Tensor) -> Tensor:
+        """The same without rounding: in float64 where it is multiplied by something."""
+        power = self.powers.get(name, Power())
+        cut = taken(tensor, self.indices(name))
+        return power.of(wide(cut), self.s) if power.power else cut
+
     def turned(self, name: str, tensor: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
         """A tensor of the model whose stream is turned.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus._common.modules import evaluating, joined
 from prunus._common.rng import preserve_rng
+from prunus._common.torch_internals import AnyConv
 from prunus.blocks.ends import powers_before, powers_behind
 from prunus.blocks.gate import Grouped
 from prunus.blocks.hidden import Narrow, Power, configured, difference, last, shift_of
@@ -99,7 +100,7 @@ def _tried(block: nn.Module, found: Narrow, name: str, x: Tensor, call: Call) ->
         powers |= {n: Power(p, shifts[n]) for n, p in zip(norms, own, strict=True)}
         trial = Narrow(found.width, found.config, found.fresh, found.places, found.kept,
                        {f"{name}.{n}": p for n, p in powers.items()})  # fmt: skip
-        error = apart(trial, name, block, x, call)
+        error = apart(trial, name, block, (x, call), masked=False)
         if error <= TOLERANCE:
             return powers
         best = min(best, error)
@@ -132,24 +133,32 @@ def _writes(module: nn.Module, tensor: Tensor, dims: Sequence[int]) -> bool:
     return (last if turned else last - 1) in dims
 
 
-def apart(found: Narrow, name: str, block: nn.Module, x: Tensor, call: Call) -> float:
+def apart(
+    found: Narrow, name: str, block: nn.Module, given: tuple[Tensor, Call], *, masked: bool
+) -> float:
     """How far a narrower block's answer is from the masked one's in float64, relative to it.
 
     Args:
         found: the narrower model.
         name: of the block.
-        block: with its weights, of which those of channels that go count as zeros.
-        x: what the masked block reads.
-        call: its other arguments.
+        block: with its weights; they come into float64 one operator at a time.
+        given: what the masked block reads, and its other arguments.
+        masked: whether weights of channels that go are zeros already; else they count as such.
     """
+    x, call = given
     fresh = found.fresh.get_submodule(name)
     stored = fresh.state_dict()
-    state = {n: wide(t.detach()) for n, t in (*block.named_parameters(), *block.named_buffers())}
+    state = {n: t.detach() for n, t in (*block.named_parameters(), *block.named_buffers())}
+    for path, module in block.named_modules():
+        if isinstance(module, AnyConv):  # which compares types before a mode sees them
+            names = [joined(path, n) for n, _ in module.named_parameters()]
+            state |= {n: state[n].double() for n in names}
     own = {n: b for n, b in fresh.named_buffers() if n not in stored}
-    small = {n: wide(found.of(f"{name}.{n}", t)) for n, t in state.items()} | own
-    masked = {n: found.masked(f"{name}.{n}", t) for n, t in state.items()}
+    small = {n: found.exactly(f"{name}.{n}", t) for n, t in state.items()} | own
+    if not masked:
+        state = {n: found.masked(f"{name}.{n}", t) for n, t in state.items()}
     with Grouped():
-        before = outputs(block, masked, ((wide(x), *call[0]), call[1]), FLOAT64)[0]
+        before = outputs(block, state, ((wide(x), *call[0]), call[1]), FLOAT64)[0]
         args, kwargs = _cut(found, block, call)
         narrow = found.s * taken(wide(x), last(x, found.kept))
         after = outputs(fresh, small, ((narrow, *args), kwargs), FLOAT64)[0]
@@ -157,12 +166,12 @@ def apart(found: Narrow, name: str, block: nn.Module, x: Tensor, call: Call) -> 
 
 
 def checked(found: Narrow, name: str, block: nn.Module, x: Tensor, call: Call) -> float:
-    """The same.
+    """The same of a block that is masked.
 
     Raises:
         RunError: if they differ.
     """
-    error = apart(found, name, block, x, call)
+    error = apart(found, name, block, (x, call), masked=True)
     if not error <= TOLERANCE:
         raise RunError(
             f"'{name}': the narrower block does not answer as the masked one (they differ by "

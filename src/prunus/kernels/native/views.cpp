@@ -6,19 +6,27 @@ namespace prunus {
 inline namespace PRUNUS_ISA {
 namespace {
 
+// Copies at least N numbers by vectors of N, the last of which may overlap the one before.
+template <int N> INLINE float lines(const float* from, int64_t count, float* to, bool checked) {
+  using V = Vec<float, N>;
+  V odd{};
+  const auto copy = [&](int64_t i) {
+    const V v = load<V>(from + i);
+    odd += v * 0.f;
+    store(to + i, v);
+  };
+  int64_t i = 0;
+  for (; i + N <= count; i += N) copy(i);
+  if (i < count) copy(count - N);
+  return checked ? sum(odd) : 0.f;
+}
+
 // to[x] = from[stride · x], how many there are; tells what is not finite by a sum of zeros
 INLINE float line(const float* from, int64_t stride, int64_t count, float* to, bool checked) {
   if (stride == 1) {
-    Floats odd{};
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-      const Floats v = load<Floats>(from + i);
-      odd += v;
-      store(to + i, v);
-    }
-    float rest = sum(odd * 0.f);
-    for (; i < count; ++i) to[i] = from[i], rest += from[i] * 0.f;
-    return rest;
+    if (count >= LANES) return lines<LANES>(from, count, to, checked);
+    if (LANES > 8 && count >= 8) return lines<8>(from, count, to, checked);
+    if (LANES > 4 && count >= 4) return lines<4>(from, count, to, checked);
   }
   if (stride == 2)
     for (int64_t i = 0; i < count; ++i) to[i] = from[2 * i];

@@ -38,6 +38,19 @@ struct Close {
     }
     static_cast<float*>(p.y)[row] = sum;
   }
+  // Of the rows of a slice, of which some may be none (-1).
+  template <class V> INLINE void several(const int32_t* row, V sum) const {
+    constexpr int N = sizeof(V) / sizeof(float);
+    int32_t own[N];
+    for (int i = 0; i < N; ++i) own[i] = row[i] < 0 ? 0 : row[i];
+    if (scales) sum *= looked_up<N>(scales, own);
+    if (p.bias) sum += looked_up<N>(static_cast<const float*>(p.bias), own);
+    if (p.residual) sum += looked_up<N>(static_cast<const float*>(p.residual), own);
+    sum = activated<float, N>(sum, p.activation);
+    float* y = static_cast<float*>(p.y);
+    for (int i = 0; i < N; ++i)
+      if (row[i] >= 0) y[row[i]] = sum[i];
+  }
 };
 
 // One row: several at once would each wait for their own values.
@@ -100,11 +113,8 @@ template <class T> void slice_rows(const Product& p, const float* x, int64_t top
     };
     for (; k + 4 <= first[s + 1]; k += 4) step(k, 0), step(k + 1, 1), step(k + 2, 2), step(k + 3, 3);
     for (; k < first[s + 1]; ++k) step(k, 0);
-    float out[16];
     for (int i = 0; i < parts; ++i)
-      store(out + i * N, V((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i])));
-    for (int i = 0; i < 16; ++i)
-      if (row[16 * s + i] >= 0) close(row[16 * s + i], out[i]);
+      close.several(row + 16 * s + i * N, V((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i])));
   }
 }
 

@@ -62,19 +62,14 @@ template <int N> INLINE Vec<float, N> spread(Vec<float, N> v, uint32_t mask) {
 #endif
 }
 
-// x[index[0]], …, x[index[N - 1]]
-template <int N> INLINE Vec<float, N> looked_up(const float* x, const uint16_t* index) {
-#if defined(__AVX512F__)
-  const __m512i at = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
-  return (Vec<float, N>)_mm512_i32gather_ps(at, x, 4);
-#elif defined(__AVX2__)
-  const __m256i at = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index)));
-  return (Vec<float, N>)_mm256_i32gather_ps(x, at, 4);
-#else
-  Vec<float, N> v;
-  for (int i = 0; i < N; ++i) v[i] = x[index[i]];
-  return v;
-#endif
+template <class I, int... i>
+INLINE Vec<float, sizeof...(i)> looked_up(const float* x, const I* index, std::integer_sequence<int, i...>) {
+  return Vec<float, sizeof...(i)>{x[index[i]]...};
+}
+
+// x[index[0]], …, x[index[N - 1]]: one by one, as AMD's gathering instructions take longer.
+template <int N, class I> INLINE Vec<float, N> looked_up(const float* x, const I* index) {
+  return looked_up(x, index, std::make_integer_sequence<int, N>{});
 }
 
 }  // namespace PRUNUS_ISA

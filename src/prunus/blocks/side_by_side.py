@@ -19,6 +19,7 @@ from prunus.blocks.given_text import given_text, tokenizer_of
 from prunus.blocks.recipe import BlockRecipe, BlockResult
 from prunus.blocks.speed import Speed, speed_of
 from prunus.errors import InputError
+from prunus.methods import catalog
 
 PICTURE = "pruned.png"
 """Beside it: rates and errors by block."""
@@ -59,16 +60,20 @@ def side_by_side(
 def no_gain(result: BlockResult) -> str | None:
     """Why zeros make a model neither smaller nor faster; ``None`` where units are gone.
 
-    >>> no_gain(BlockResult({}, {}, {}, 0.5, 1.0)).partition(":")[0]
+    >>> no_gain(BlockResult({}, {}, {}, 0.5, 1.0)).partition(" (")[0]
     '50% of the weights are zeros, and engines multiply zeros like any number'
     >>> no_gain(BlockResult({}, {}, {}, 0.5, 1.0, gate=0.0))
     """
     if result.gate is not None:
         return None
+    every = [(n, catalog.constant("runtimes", n, "FACTS")) for n in catalog.names("runtimes")]
+    skipping = [n for n, facts in every if facts.get("skips_zeros") and "cpu" in facts["devices"]]
+    names = f" (but {', '.join(skipping)}: --speed {','.join(['eager', *skipping])} measures it)"
     return (
         f"{result.sparsity:.0%} of the weights are zeros, and engines multiply zeros like any "
-        "number: structure: {neuron: 0.25, head: 0.25} takes units out and makes the model "
-        "smaller and faster; docs/zeros.md says where zeros are worth something"
+        f"number{names if skipping else ''}: structure: {{neuron: 0.25, head: 0.25}} takes units "
+        "out and makes the model smaller and faster; docs/zeros.md says where zeros are worth "
+        "something"
     )
 
 

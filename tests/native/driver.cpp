@@ -123,6 +123,8 @@ void gradient(const Model& m, const Packed& p, int64_t tokens) {
     }
 }
 
+#include "convolutions.h"
+
 void work(unsigned seed) {
   for (int height : {1, 4, 16})
     for (int64_t cols : {1, 70, 129}) {
@@ -137,6 +139,8 @@ void work(unsigned seed) {
       product(m, slices(m, 0), 2, "slices");
       product(m, slices(m, 1), 2, "columns");
     }
+  for (int side : {1, 4})
+    for (int size : {1, 7, 19}) convolutions(5 + side, 18 + seed, size, size + 4, side, seed);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ from prunus.kernels.conv_values import Value, sizes_of
 from prunus.kernels.layouts import Cut
 from prunus.runtimes._sparse_regions import Region, regions, zeros
 
-SECONDS = 0.01
+SECONDS = 0.02
 """Of timing, for each form of a convolution."""
 BETTER = 0.97
 """A sequence must take at most this part of the time that torch takes for the same."""

@@ -77,8 +77,23 @@ def _helper() -> float:
     return float(_NOISE.normal())
 
 
+_WORKING: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _workers_go_with_the_test() -> Iterator[None]:
+    """A loader that is no longer used keeps its processes until it happens to be collected."""
+    yield
+    while _WORKING:
+        loader = _WORKING.pop()
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+
+
 def _persistent_workers() -> Any:
-    return _loader(Augmented(random.random), shuffle=True, num_workers=1, persistent_workers=True)
+    made = _loader(Augmented(random.random), shuffle=True, num_workers=1, persistent_workers=True)
+    _WORKING.append(made)
+    return made
 
 
 class Wrapped:

@@ -216,7 +216,7 @@ def _table(key: tuple[str, ...], lines: Sequence[dict[str, Any]]) -> str:
         latest[line["row"], line["case"], line["sparsity"]] = line
     columns = sorted({k[2] for k in latest})
     titles = {name: title for name, (title, _, _) in ROWS.items()} | {"training": TRAINING}
-    out = [f"### {key[0]}, kernels for {key[1]}, threads: {key[2]}", ""]
+    out = [f"## {key[0]}, kernels for {key[1]}, threads: {key[2]}", ""]
     out += _rows(("over the best fp32 dense engine", *(f"{c:.0%}" for c in columns)))
     for name, title in titles.items():
         own = [[v for k, v in latest.items() if (k[0], k[2]) == (name, c)] for c in columns]

@@ -15,6 +15,7 @@ from prunus.errors import Interrupted
 from prunus.methods import catalog as folder
 from prunus.progressive.dense_once import dense_key
 from prunus.progressive.engine import PruningEngine
+from prunus.progressive.regularize import Regularizer
 
 REGULARIZERS = folder.names("regularizers")
 RATE = 0.1
@@ -217,3 +218,13 @@ def test_what_it_cannot_do_is_refused(values: dict[str, Any], message: str) -> N
         PruningEngine(Small(), {"target": 0.5, **values})
     with pytest.raises(prunus.InputError, match="nothing trains"):
         prunus.prune(Small(), {"target": 0.5, "regularize": "l1"})
+
+
+def test_what_was_saved_between_a_cut_and_the_next_step_asks_anew_what_will_go() -> None:
+    before, after = {"w": torch.ones(2, dtype=torch.bool)}, {"w": torch.zeros(2, dtype=torch.bool)}
+    recipe = prunus.Recipe(regularize={"name": "greg"}, schedule={"name": "cubic", "start": 0.1})
+    one, other = (Regularizer(recipe, lambda pull: None, lambda: before) for _ in range(2))
+    one._masks = before
+    for masks, asked in ((before, True), (after, False)):
+        other.load(one.state(masks), masks)
+        assert (other._masks is masks) is asked

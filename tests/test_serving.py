@@ -185,6 +185,7 @@ def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.M
 def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not() -> None:
     names, _ = candidates("auto", quantized=False)
     quick = [n for n in names if not find(n).FACTS.slow and "cpu" in find(n).FACTS.devices]
+    quick.remove("sparse")  # which takes weights of which it finds that their zeros pay
     result = go({"deploy": "auto", "rounds": 1, "retrain": "2it"})
     assert [set(r.latency) for r in result.rounds] == [set(quick)] * 2
     assert result.deployment.row("semi_structured").refused

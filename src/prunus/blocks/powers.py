@@ -186,7 +186,7 @@ def _cut(found: Narrow, block: nn.Module, call: Call) -> Call:
     names = list(inspect.signature(block.forward).parameters)[1:]
 
     def narrow(key: str, value: Any) -> Any:
-        coded = isinstance(value, Tensor) and ("encoder" in key or "hidden" in key)
+        coded = isinstance(value, Tensor) and ("encoder" in key or "hidden_" in key)
         stream = coded and value.dim() == 3 and value.shape[-1] == found.width
         return taken(value, last(value, found.kept)) if stream else value
 

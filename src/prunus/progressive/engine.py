@@ -373,7 +373,7 @@ class PruningEngine:
             "shrinks": saved(self.shrinks),
             "start": None if self._start_state is None else self._start_state.tensors,
             **({} if self.recipe.regrow is None else {"regrowth": self.regrowth.place}),
-            **self.regularizer.state(),
+            **self.regularizer.state(self.masks),
         }
 
     def load_state_dict(

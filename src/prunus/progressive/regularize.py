@@ -80,11 +80,15 @@ class Regularizer:
         )
         self._pulls(pull)
 
-    def state(self) -> dict[str, Any]:
-        """To go on from; nothing where the recipe names none."""
+    def state(self, masks: Masks) -> dict[str, Any]:
+        """To go on from; nothing where the recipe names none.
+
+        Args:
+            masks: of now; a cut since the last step changed them, and what will go is asked anew.
+        """
         if self._pulls is None:
             return {}
-        return {"regularizer": (self._active, self._step, self._masks is not None, self._going)}
+        return {"regularizer": (self._active, self._step, self._masks is masks, self._going)}
 
     def load(self, saved: Mapping[str, Any], masks: Masks) -> None:
         """Return to what :meth:`state` gave."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.errors import InputError
+from prunus.errors import InputError, Interrupted
 from prunus.kernels import LACKING, usable
 from prunus.progressive.engine import PruningEngine
 from prunus.pruning import sparse_training
@@ -146,3 +147,39 @@ def test_without_kernels_a_recipe_that_wants_them_is_refused(
     with pytest.raises(InputError, match="sparse_training: the sparse kernels are not compiled"):
         PruningEngine(network(), RECIPE)
     assert PruningEngine(network(), {"target": 0.5}).sparsity == 0
+
+
+def test_a_run_that_is_stopped_goes_on_with_what_it_had_timed(
+    monkeypatch: pytest.MonkeyPatch, calls: list[int], tmp_path: Path
+) -> None:
+    """To the same bits, though the machine would now find every layer faster densely."""
+
+    def run(folder: Path | None, stop: int = -1) -> prunus.Result:
+        taken = 0
+
+        def train(model: nn.Module, run: prunus.Run) -> None:
+            nonlocal taken
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            run.attach(optimizer)
+            for x, y in run.batches(loader):
+                optimizer.zero_grad()
+                F.cross_entropy(model.train()(x), y).backward()
+                optimizer.step()
+                taken += 1
+
+        recipe = {**RECIPE, "dense": "4it", "rounds": 1, "retrain": "8it", "snapshot": "2it"}
+        return prunus.prune(
+            network(), recipe, train=train, folder=folder, should_stop=lambda: taken == stop
+        )
+
+    make = torch.Generator().manual_seed(1)
+    loader = [(torch.randn(16, 30, generator=make), torch.arange(16) % 5) for _ in range(4)]
+    whole = run(None)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", stop=8)
+    monkeypatch.setattr(sparse_training, "_step_time", lambda way, *given: way is not F.linear)
+    before = len(calls)
+    resumed = run(tmp_path / "run")
+    assert len(calls) > before
+    for ours, theirs in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -36,7 +36,7 @@ from prunus.pruning.masks import apply, copy_of, densities, finite, put_back
 from prunus.pruning.optimizers import AnyOptimizer, each_of, optimizer_of, pace_of, sole
 from prunus.pruning.scope import initial_masks
 from prunus.pruning.space import build_space
-from prunus.pruning.sparse_training import refuse_lacking, sparsely
+from prunus.pruning.sparse_training import Faster, refuse_lacking, sparsely
 from prunus.pruning.target import refuse_forced, target_of
 from prunus.recipe.resolve import resolve
 from prunus.recipe.schema import Recipe
@@ -98,6 +98,7 @@ class PruningEngine:
         self.tell: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2)
         self._hooks = ExitStack()
         self.enforcer, self._enforced = Enforcer(), True
+        self._faster: Faster = {}
         methods = self.selector.methods
         self.regrowth = Regrowth(self.recipe, methods.regrow, self.enforcer)
         self.regularizer = Regularizer(self.recipe, methods.regularize, lambda: self.choose(1.0))
@@ -160,7 +161,7 @@ class PruningEngine:
         self.optimizer = real
         self._refresh()
         self.enforcer.install(real, self.model, copies)
-        self._hooks.enter_context(sparsely(self.model, self.enforcer, self.recipe.sparse_training))
+        self._train_sparsely()
         scope = {id(self.model.get_parameter(la.name)) for la in self.space.layers}
         self._hooks.callback(pace_of(real, scope).register_step_post_hook(self._after_step).remove)
         self.running.attach(real, self._hooks)
@@ -171,7 +172,11 @@ class PruningEngine:
         self.detach()
         self._refresh()
         self.enforcer.install(None, self.model)
-        self._hooks.enter_context(sparsely(self.model, self.enforcer, self.recipe.sparse_training))
+        self._train_sparsely()
+
+    def _train_sparsely(self) -> None:
+        wanted = self.recipe.sparse_training
+        self._hooks.enter_context(sparsely(self.model, self.enforcer, wanted, self._faster))
 
     def detach(self) -> None:
         """Take all hooks off; masks stay."""
@@ -373,6 +378,7 @@ class PruningEngine:
             "shrinks": saved(self.shrinks),
             "start": None if self._start_state is None else self._start_state.tensors,
             **({} if self.recipe.regrow is None else {"regrowth": self.regrowth.place}),
+            **({"faster": list(self._faster.items())} if self._faster else {}),
             **self.regularizer.state(self.masks),
         }
 
@@ -397,3 +403,5 @@ class PruningEngine:
         self._set_masks(dict(values["masks"]))
         self.regrowth.load(values.get("regrowth", (0, 0, 0)))
         self.regularizer.load(values, self.masks)
+        self._faster.clear()
+        self._faster.update((tuple(key), faster) for key, faster in values.get("faster", ()))

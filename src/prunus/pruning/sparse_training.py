@@ -28,6 +28,10 @@ REPEATS = 5
 """Steps of each way that are timed before one is taken."""
 
 
+Faster = dict[tuple[Any, ...], bool]
+"""Of shapes, sparsities and tokens, whether layers like that are faster by the kernels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layouts:
     """What the operator reads of a mask: values are taken from the whole weight by their places."""
@@ -88,12 +92,11 @@ class _Mode(TorchFunctionMode):
 class _Training:
     """What is known of the layers under the masks that hold now."""
 
-    def __init__(self, enforcer: Enforcer) -> None:
-        self.enforcer = enforcer
+    def __init__(self, enforcer: Enforcer, faster: Faster) -> None:
+        self.enforcer, self.faster = enforcer, faster
         self.masks: Masks = {}
         self.by_weight: dict[int, tuple[Tensor, Tensor]] = {}
         self.made: dict[tuple[int, int], Layouts | None] = {}
-        self.faster: dict[tuple[Any, ...], bool] = {}
         self.modes: list[_Mode | None] = []
 
     def enter(self, model: nn.Module, *_: Any) -> None:
@@ -176,23 +179,27 @@ def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
 
 
 @contextmanager
-def sparsely(model: nn.Module, enforcer: Enforcer, wanted: bool) -> Iterator[None]:
+def sparsely(
+    model: nn.Module, enforcer: Enforcer, wanted: bool, faster: Faster | None = None
+) -> Iterator[None]:
     """Forward passes in training mode run the layers that are faster so by the sparse kernels.
 
     Two hooks on the model; none of its methods is changed. Linear layers in float32 on the CPU
     whose mask removes half or more are timed once, forward and backward, and again for other
     shapes. A kernel adds up in another order than dense arithmetic: two runs may differ in their
-    last bits, where they chose differently.
+    last bits, where they chose differently. One run that is stopped does not: what it measured is
+    kept.
 
     Args:
         model: that trains.
         enforcer: of its masks, as they change.
         wanted: else nothing happens.
+        faster: what was measured before; what is measured now is added.
     """
     if not wanted:
         yield
         return
-    state = _Training(enforcer)
+    state = _Training(enforcer, {} if faster is None else faster)
     before = model.register_forward_pre_hook(state.enter)
     after = model.register_forward_hook(state.leave, always_call=True)
     try:

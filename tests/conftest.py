@@ -130,6 +130,28 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("prunus.report.page.PICTURES", {})
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of the sparse kernels run on every instruction set."""
+    if "instructions" in metafunc.fixturenames:
+        from prunus.kernels.native import SETS
+
+        metafunc.parametrize("instructions", SETS, indirect=True)
+
+
+@pytest.fixture
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The set that the kernels use; one that is not here is skipped with the reason."""
+    from prunus.kernels.native import VARIABLE, built, usable
+
+    name = str(request.param)
+    if name not in built():
+        pytest.skip(f"{name}: not compiled for this machine")
+    if name not in usable():
+        pytest.skip(f"{name}: this processor does not have it; it was compiled")
+    monkeypatch.setenv(VARIABLE, name)
+    return name
+
+
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pythons]:
     """Code in a process of its own."""

@@ -41,18 +41,6 @@ FORMS: dict[str, Callable[[Pattern], Layout]] = {
 }
 
 
-@pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every instruction set in turn."""
-    name = str(request.param)
-    if name not in built():
-        pytest.skip(f"{name}: not compiled for this machine")
-    if name not in usable():
-        pytest.skip(f"{name}: this processor does not have it; it was compiled")
-    monkeypatch.setenv(VARIABLE, name)
-    return name
-
-
 def matrix(rows: int, cols: int, sparsity: float, *, seed: int = 0) -> Tensor:
     """With empty rows and columns among the others."""
     make = torch.Generator().manual_seed(seed)

@@ -22,7 +22,7 @@ from prunus.kernels.conv_prepared import PreparedConvs
 from prunus.kernels.conv_product import densely, plain, sequence
 from prunus.kernels.conv_steps import ACTIVATIONS, Activation, Pair, Program, Step
 from prunus.kernels.layouts import Cut
-from prunus.kernels.native import SETS, VARIABLE, built, usable
+from prunus.kernels.native import usable
 
 if not usable():
     pytest.skip(compiled.LACKING, allow_module_level=True)
@@ -33,18 +33,6 @@ FEW = settings(
 CUTS = [(1, 1), (2, 1), (4, 1), (1, 4)]
 SPARSITY = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0))
 HOW = st.sampled_from(["plain", "channels_last", "gaps", "unaligned"])
-
-
-@pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every instruction set in turn."""
-    name = str(request.param)
-    if name not in built():
-        pytest.skip(f"{name}: not compiled for this machine")
-    if name not in usable():
-        pytest.skip(f"{name}: this processor does not have it; it was compiled")
-    monkeypatch.setenv(VARIABLE, name)
-    return name
 
 
 def weights(shape: Sequence[int], sparsity: float, *, seed: int = 0) -> Tensor:

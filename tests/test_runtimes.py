@@ -38,6 +38,7 @@ from prunus.runtimes._arguments import calibration_of
 from prunus.runtimes._census import Census
 from prunus.runtimes._silent import silent
 from prunus.runtimes.eager import computing
+from prunus.runtimes.openvino import core
 
 EVERY = folder.names("runtimes")
 BATCHES = (1, 2, 5)
@@ -228,7 +229,7 @@ def int8_of_onnx(path: Path) -> list[Tensor]:
 def int8_of_openvino(path: Path) -> list[Tensor]:
     import openvino
 
-    constants = [op for op in openvino.Core().read_model(path).get_ops()
+    constants = [op for op in core().read_model(path).get_ops()
                  if op.get_type_name() == "Constant"]  # fmt: skip
     arrays = [op.data for op in constants if op.get_element_type() == openvino.Type.i8]
     return [torch.from_numpy(a.copy()) for a in arrays if a.ndim > 1 and a.size > a.shape[0]]
@@ -395,6 +396,34 @@ def test_one_extra_installs_what_all_runtimes_need() -> None:
     wanted = {need for needs in every for need in needs}
     assert installs("runtimes") == wanted - {"torch"}
     assert installs("runtimes") < installs("dev")
+
+
+AFTERWARDS = """
+import gc, signal, subprocess, sys
+import torch
+from pathlib import Path
+from prunus.runtimes import BuildRequest, find
+
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as a loader with processes of its own does
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+made = []
+for place in map(Path, ("first", "second", "third")):
+    place.mkdir()
+    made.append(find(sys.argv[1]).build(BuildRequest(model, torch.ones(2, 4), place, threads=1)))
+while made:
+    made.pop(0).compute([torch.ones(2, 4)])
+    gc.collect()
+others = [bytearray(20_000) for _ in range(2_000)]  # where memory was given back
+for _ in range(5):
+    subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_signals_are_survived_once_artifacts_are_gone(name: str, python: Pythons) -> None:
+    needs(name)
+    done = python(AFTERWARDS, name)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_runtime_is_imported_before_it_is_used(python: Pythons) -> None:

@@ -6,6 +6,7 @@ directly it is unrolled for the example's length, and an LSTM ran three times sl
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
 from collections import Counter
@@ -59,8 +60,21 @@ def _convert(source: Path, folder: Path) -> Path:
 
     path = folder / "model.xml"
     # By default it would halve the weights' precision.
-    openvino.save_model(_read(openvino.Core(), source), path, compress_to_fp16=False)
+    openvino.save_model(_read(core(), source), path, compress_to_fp16=False)
     return path
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's own state, of which a process has one, for good.
+
+    On processors with wide registers each sets a stack for signals, and puts back the one that it
+    found when it goes. Of two the first to go leaves the other's end to put its memory back, which
+    is free by then: the next signal, of a loader's process that ends or of Ctrl-C, kills Python.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def open_(path: Path, *, threads: int) -> Session:
@@ -107,7 +121,7 @@ class _Requests:
     def __init__(self, path: Path, settings: dict[str, Any], tolerance: float) -> None:
         import openvino
 
-        self.core, self.settings, self.tolerance = openvino.Core(), settings, tolerance
+        self.core, self.settings, self.tolerance = core(), settings, tolerance
         self.model = _read(self.core, path)
         self.tensor = openvino.Tensor
         self.places = range(len(self.model.inputs)), range(len(self.model.outputs))

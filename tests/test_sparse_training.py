@@ -77,7 +77,7 @@ def test_a_loop_trains_as_it_does_densely(calls: list[int]) -> None:
 def test_masks_that_change_are_followed(calls: list[int]) -> None:
     model, enforcer = network().train(), Enforcer()
     x = torch.randn(8, 30)
-    with sparse_training.sparsely(model, enforcer, True):
+    with sparse_training.SparseTraining().over(model, enforcer):
         for sparsity in (0.9, 0.6):
             mask = torch.rand(40, 30) > sparsity
             with torch.no_grad():
@@ -94,7 +94,7 @@ def test_evaluation_and_steps_that_read_all_gradients_are_dense(calls: list[int]
     model, enforcer = network(), Enforcer()
     enforcer.set_masks(model, {"0.weight": torch.rand(40, 30) > 0.9})
     x = torch.randn(8, 30)
-    with sparse_training.sparsely(model, enforcer, True):
+    with sparse_training.SparseTraining().over(model, enforcer):
         model.eval()(x)
         with torch.no_grad():
             model.train()(x)
@@ -134,7 +134,7 @@ def test_measuring_changes_no_gradient_and_no_random_state() -> None:
     model, enforcer = network(), Enforcer()
     enforcer.set_masks(model, {"0.weight": torch.rand(40, 30) > 0.9})
     state = torch.get_rng_state()
-    with sparse_training.sparsely(model, enforcer, True):
+    with sparse_training.SparseTraining().over(model, enforcer):
         model(torch.ones(8, 30))
     assert torch.get_rng_state().equal(state)
     assert all(p.grad is None for p in model.parameters())

@@ -36,7 +36,7 @@ from prunus.pruning.masks import apply, copy_of, densities, finite, put_back
 from prunus.pruning.optimizers import AnyOptimizer, each_of, optimizer_of, pace_of, sole
 from prunus.pruning.scope import initial_masks
 from prunus.pruning.space import build_space
-from prunus.pruning.sparse_training import Faster, refuse_lacking, sparsely
+from prunus.pruning.sparse_training import SparseTraining
 from prunus.pruning.target import refuse_forced, target_of
 from prunus.recipe.resolve import resolve
 from prunus.recipe.schema import Recipe
@@ -78,7 +78,7 @@ class PruningEngine:
         example: Any = None,
     ) -> None:
         self.recipe = Recipe.load(recipe)
-        refuse_lacking(self.recipe.sparse_training)
+        self.sparse = SparseTraining(self.recipe.sparse_training)
         self.model, self.example = model, example
         self.selector = Selector(self.recipe, resolve(self.recipe), calibration, loss, example)
         self.space = build_space(model, self.recipe, self.selector.methods, example)
@@ -98,15 +98,13 @@ class PruningEngine:
         self.tell: Callable[[str], None] = lambda text: warnings.warn(text, stacklevel=2)
         self._hooks = ExitStack()
         self.enforcer, self._enforced = Enforcer(), True
-        self._faster: Faster = {}
         methods = self.selector.methods
         self.regrowth = Regrowth(self.recipe, methods.regrow, self.enforcer)
         self.regularizer = Regularizer(self.recipe, methods.regularize, lambda: self.choose(1.0))
         self.regularizer.refuse(model, self.space)
         names = {m.name for g in self.space.groups for m in g.members if m.scored}
-        self.initial_masks: Masks = initial_masks(
-            model, [la for la in self.space.layers if la.name in names]
-        )
+        layers = [la for la in self.space.layers if la.name in names]
+        self.initial_masks: Masks = initial_masks(model, layers)
         self._weights = {n: p.numel() for n, p in model.named_parameters() if n in names}
         self._start_state: State | None = None
         self._set_masks(dict(self.initial_masks))
@@ -161,7 +159,7 @@ class PruningEngine:
         self.optimizer = real
         self._refresh()
         self.enforcer.install(real, self.model, copies)
-        self._train_sparsely()
+        self._hooks.enter_context(self.sparse.over(self.model, self.enforcer))
         scope = {id(self.model.get_parameter(la.name)) for la in self.space.layers}
         self._hooks.callback(pace_of(real, scope).register_step_post_hook(self._after_step).remove)
         self.running.attach(real, self._hooks)
@@ -172,11 +170,7 @@ class PruningEngine:
         self.detach()
         self._refresh()
         self.enforcer.install(None, self.model)
-        self._train_sparsely()
-
-    def _train_sparsely(self) -> None:
-        wanted = self.recipe.sparse_training
-        self._hooks.enter_context(sparsely(self.model, self.enforcer, wanted, self._faster))
+        self._hooks.enter_context(self.sparse.over(self.model, self.enforcer))
 
     def detach(self) -> None:
         """Take all hooks off; masks stay."""
@@ -378,8 +372,8 @@ class PruningEngine:
             "shrinks": saved(self.shrinks),
             "start": None if self._start_state is None else self._start_state.tensors,
             **({} if self.recipe.regrow is None else {"regrowth": self.regrowth.place}),
-            **({"faster": list(self._faster.items())} if self._faster else {}),
             **self.regularizer.state(self.masks),
+            **self.sparse.state(),
         }
 
     def load_state_dict(
@@ -403,5 +397,4 @@ class PruningEngine:
         self._set_masks(dict(values["masks"]))
         self.regrowth.load(values.get("regrowth", (0, 0, 0)))
         self.regularizer.load(values, self.masks)
-        self._faster.clear()
-        self._faster.update((tuple(key), faster) for key, faster in values.get("faster", ()))
+        self.sparse.load(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -178,10 +178,7 @@ def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
     return median(taken)
 
 
-@contextmanager
-def sparsely(
-    model: nn.Module, enforcer: Enforcer, wanted: bool, faster: Faster | None = None
-) -> Iterator[None]:
+class SparseTraining:
     """Forward passes in training mode run the layers that are faster so by the sparse kernels.
 
     Two hooks on the model; none of its methods is changed. Linear layers in float32 on the CPU
@@ -191,29 +188,37 @@ def sparsely(
     kept.
 
     Args:
-        model: that trains.
-        enforcer: of its masks, as they change.
         wanted: else nothing happens.
-        faster: what was measured before; what is measured now is added.
-    """
-    if not wanted:
-        yield
-        return
-    state = _Training(enforcer, {} if faster is None else faster)
-    before = model.register_forward_pre_hook(state.enter)
-    after = model.register_forward_hook(state.leave, always_call=True)
-    try:
-        yield
-    finally:
-        before.remove()
-        after.remove()
-
-
-def refuse_lacking(wanted: bool) -> None:
-    """Before anything is trained.
 
     Raises:
-        InputError: where the kernels that sparse training needs are not compiled.
+        InputError: where the kernels that it needs are not compiled.
     """
-    if wanted and not usable():
-        raise InputError(f"sparse_training: {LACKING}")
+
+    def __init__(self, wanted: bool = True) -> None:
+        if wanted and not usable():
+            raise InputError(f"sparse_training: {LACKING}")
+        self._wanted, self._faster = wanted, Faster()
+
+    @contextmanager
+    def over(self, model: nn.Module, enforcer: Enforcer) -> Iterator[None]:
+        """While it is entered, a model trains so under its masks, as they change."""
+        if not self._wanted:
+            yield
+            return
+        state = _Training(enforcer, self._faster)
+        before = model.register_forward_pre_hook(state.enter)
+        after = model.register_forward_hook(state.leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def state(self) -> dict[str, Any]:
+        """To go on from; nothing where nothing was timed."""
+        return {"faster": list(self._faster.items())} if self._faster else {}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Return to what :meth:`state` gave."""
+        self._faster.clear()
+        self._faster.update((tuple(key), faster) for key, faster in saved.get("faster", ()))

@@ -15,6 +15,7 @@ import helpers
 import prunus
 from prunus import InputError, RunError
 from prunus.progressive.hidden import hidden_modules
+from prunus.recipe.resolve import folder_name
 
 DATA = [
     (torch.randn(8, 6, generator=torch.Generator().manual_seed(i)), torch.arange(8) % 3)
@@ -159,6 +160,94 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             prunus.prune(network(), recipe, train=lambda m, r: None, loss=entropy,
                          teacher=wrong)  # type: ignore[arg-type]  # fmt: skip
+
+
+def taught_by_file(folder: Path, seed: int = 7) -> Path:
+    prunus.save(network(seed), folder / "big.safetensors")
+    settings = ["version: 1", *(f"{k}: {v}" for k, v in ROUNDS.items() if k != "teacher")]
+    recipe = folder / "taught.yaml"
+    recipe.write_text("\n".join([*settings, "teacher: {model: big.safetensors, weight: 1}"]))
+    return recipe
+
+
+def learning(seen: list[float]) -> Any:
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        run.attach(optimizer)
+        for batch in run.batches(DATA):
+            optimizer.zero_grad()
+            loss = run.distill(batch)
+            wanted = prunus.distill(model, network(7), batch, loss=entropy, weight=1.0)
+            if run.round:
+                seen.append(loss.item() - wanted.item())
+            loss.backward()
+            optimizer.step()
+
+    return train
+
+
+def test_a_recipe_names_the_file_of_a_teacher_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    recipe = taught_by_file(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    apart: list[float] = []
+    folder = tmp_path / "elsewhere" / "run"
+    prunus.prune(network(), prunus.Recipe.load(recipe), train=learning(apart), loss=entropy,
+                 folder=folder)  # fmt: skip
+    assert apart == pytest.approx([0.0] * 6, abs=1e-6)
+    (tmp_path / "moved").mkdir()
+    for name in ("project", "elsewhere"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    monkeypatch.chdir(tmp_path)
+    again = prunus.Recipe.load(tmp_path / "moved" / "elsewhere" / "run" / "recipe.yaml")
+    assert again.teacher is not None
+    assert again.place_of("big.safetensors").samefile(tmp_path / "moved/project/big.safetensors")
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path) -> None:
+    recipe = prunus.Recipe.load(taught_by_file(tmp_path))
+    folder = tmp_path / "run"
+    steps = iter(range(100))
+    with pytest.raises(prunus.Interrupted):
+        prunus.prune(network(), recipe, train=learning([]), loss=entropy, folder=folder,
+                     should_stop=lambda: next(steps) > 4)  # fmt: skip
+    before = folder_name(recipe)
+    taught_by_file(tmp_path, seed=8)
+    with pytest.raises(InputError, match="another teacher"):
+        prunus.prune(network(), recipe, train=learning([]), loss=entropy, folder=folder)
+    assert folder_name(recipe) != before
+    taught_by_file(tmp_path)
+    prunus.prune(network(), recipe, train=learning([]), loss=entropy, folder=folder)
+
+
+def test_a_file_of_a_teacher_is_looked_for_before_work_starts(tmp_path: Path) -> None:
+    recipe = prunus.Recipe.load(taught_by_file(tmp_path))
+    with pytest.raises(InputError, match="leave out one"):
+        prunus.prune(network(), recipe, train=learning([]), loss=entropy, teacher=network(7))
+    (tmp_path / "big.safetensors").unlink()
+    with pytest.raises(InputError, match=r"big\.safetensors. is no file"):
+        prunus.prune(network(), recipe, train=learning([]), loss=entropy)
+    with pytest.raises(InputError, match=r"big\.safetensors. is no file"):
+        prunus.Pruner(network(), recipe)
+
+
+def test_a_pruner_learns_from_the_file_that_its_recipe_names(tmp_path: Path) -> None:
+    model = network()
+    pruner = prunus.Pruner(model, prunus.Recipe.load(taught_by_file(tmp_path)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner.join(optimizer, steps=9)
+    apart = []
+    for step in range(9):
+        optimizer.zero_grad()
+        loss = prunus.distill(model, pruner, DATA[step % 4], loss=entropy)
+        wanted = prunus.distill(model, network(7), DATA[step % 4], loss=entropy, weight=1.0)
+        apart.append(abs(loss.item() - wanted.item()))
+        loss.backward()
+        optimizer.step()
+    assert max(apart[4:]) < 1e-6 < max(apart)
 
 
 # --- loops of one's own

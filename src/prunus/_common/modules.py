@@ -70,12 +70,12 @@ def _nearest(places: dict[str, bool], name: str) -> bool:
     return places[name]
 
 
-def detached_copy(model: nn.Module, shared: Mapping[int, Tensor] | None = None) -> nn.Module:
+def detached_copy(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy; results of an earlier pass that modules keep are detached, not refused.
 
     Args:
         model: any module.
-        shared: by identity, tensors that the copy holds as they are.
+        shared: by identity, what the copy holds in the place of tensors and modules.
     """
     memo: dict[int, Any] = dict(shared or {})
     for module in model.modules():
@@ -95,15 +95,22 @@ def detached_copy(model: nn.Module, shared: Mapping[int, Tensor] | None = None) 
         ) from error
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
+def shared_copy(
+    model: nn.Module, *, whole: type[nn.Module] | tuple[type[nn.Module], ...] = ()
+) -> nn.Module:
     """A copy of a model that holds the very same parameters and buffers.
+
+    Args:
+        model: any module.
+        whole: classes of modules inside whose tables alone are copied: they keep nothing of a pass.
 
     >>> model = nn.Linear(1, 1)
     >>> shared_copy(model).weight is model.weight
     True
     """
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    made = detached_copy(model, shared)
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    kept = [m for m in model.modules() if isinstance(m, whole)]
+    made = detached_copy(model, shared | {id(m): copy.copy(m) for m in kept})
     drop_caches(made)
     return made
 

@@ -77,15 +77,16 @@ def find_plan(
         surgery, comparison, notes = without_experts(model, cut, example, whole=whole)
         plan = CompactionPlan("attributes", surgery, None, comparison, notes)
         return _limited(plan, model, cut)
-    case = case_of(model, cut, example, whole=whole)
-    traced = cut.analysis.traced
-    graph = case.check(case.rewritten.module)
-    if not graph.equal and traced.how != "recorder":  # whose decisions may be other ones
-        _fail(case, graph)
-    found = _first_route(case) if case.kept else CompactionPlan("sliced", Surgery({}), None, graph)
-    if found is None and not graph.equal:
-        _fail(case, graph)
-    found = _for_inference(found or _whole(case), case)
+    case, traced = case_of(model, cut, example, whole=whole), cut.analysis.traced
+    found = _first_route(case) if case.kept else None
+    if found is None:
+        graph = case.check(case.rewritten.module)
+        recorded = traced.how == "recorder"  # whose decisions may be other ones
+        if not graph.equal and (case.kept or not recorded):
+            _fail(case, graph)
+        nothing = CompactionPlan("sliced", Surgery({}), None, graph)  # of the model's own tensors
+        found = _whole(case) if case.kept else nothing
+    found = _for_inference(found, case)
     notes = (*cut.analysis.notes, *([case.gate.note] if case.gate.note else []), *found.notes)
     return _limited(replace(found, notes=notes, traced=case.rewritten.traced), model, cut)
 

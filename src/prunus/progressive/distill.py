@@ -20,6 +20,7 @@ from prunus.compaction.files.artifact import load
 from prunus.errors import InputError, RunError
 from prunus.progressive.hidden import hidden_modules, hidden_states, states_apart
 from prunus.pruning.followers import ours
+from prunus.recipe.resolve import teacher_digest
 from prunus.recipe.schema import Recipe
 from prunus.types import Kept
 
@@ -181,12 +182,21 @@ class Lessons:
         return (1 - self.weight) * own + self.weight * part
 
 
-def given_teacher(teacher: nn.Module | str | Path | None, model: nn.Module) -> nn.Module | None:
-    """A teacher of the caller's: a model, or a file that holds one.
+def given_teacher(
+    teacher: nn.Module | str | Path | None, model: nn.Module, recipe: Recipe
+) -> nn.Module | None:
+    """A teacher of the caller's or of the recipe: a model, or a file that holds one.
 
     Raises:
-        InputError: for what is neither.
+        InputError: for what is neither, or if both name one.
     """
+    if teacher_digest(recipe) is not None and recipe.teacher is not None and recipe.teacher.file:
+        if teacher is not None:
+            raise InputError(
+                f"teacher: the recipe names '{recipe.teacher.file}', and teacher= is another: "
+                "leave out one"
+            )
+        teacher = recipe.place_of(recipe.teacher.file)
     if isinstance(teacher, (str, Path)):
         teacher = load(teacher, detached_copy(model))
     return None if teacher is None else given_model(teacher, "teacher", values=True)

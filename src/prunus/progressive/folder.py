@@ -28,7 +28,7 @@ from prunus.progressive.journal import LOCK, SNAPSHOTS, Journal
 from prunus.progressive.record import Record
 from prunus.progressive.result import Result
 from prunus.recipe.code_files import CODE, code_files, copy_of, settings_paths
-from prunus.recipe.resolve import code_digests
+from prunus.recipe.resolve import code_digests, teacher_digest
 from prunus.recipe.schema import Recipe
 
 
@@ -58,6 +58,7 @@ def identity(engine: PruningEngine) -> dict[str, Any]:
         "code": code,
         "parameters": {n: list(p.shape) for n, p in engine.model.named_parameters()},
         "weights": files.tensors_digest(dict(engine.model.state_dict())),
+        **({"teacher": digest} if (digest := teacher_digest(recipe)) else {}),
     }
 
 
@@ -134,8 +135,9 @@ def refuse_other(folder: Path, own: Mapping[str, Any], recipe: bytes) -> None:
         "code": "other code",
         "parameters": "another model",
         "weights": "other initial weights",
+        "teacher": "another teacher",
     }
-    differs = [words[key] for key in words if theirs.get(key) != own[key]]
+    differs = [words[key] for key in words if theirs.get(key) != own.get(key)]
     if differs:
         raise InputError(
             f"'{folder}' contains a run of {' and '.join(differs)}: choose another with --folder, "

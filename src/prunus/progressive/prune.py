@@ -145,7 +145,7 @@ def prune(
             subject if task is None else task.model(), "prune", values=True, code=True
         )
         example = given_example(model, example)
-        taught_by = given_teacher(teacher, model)
+        taught_by = given_teacher(teacher, model, recipe)
         if taught_by is not None and recipe.teacher is None:
             recipe = recipe.replaced({**recipe.to_dict(), "teacher": "dense"})
         if train is None:

@@ -120,7 +120,7 @@ class Pruner:
         self._digest = self.recipe.digest()
         self._rounds: LoopRounds | None = None
         self._followers: Followers | None = None
-        self._taught_by = given_teacher(teacher, model)
+        self._taught_by = given_teacher(teacher, model, self.recipe)
         self._copies = given_copies(copies)
         self._finished = False
         if optimizer is not None:

@@ -4,6 +4,7 @@ A name in a recipe's file is relative to the folder of that file; where nothing 
 working directory, as a name from Python or from the command line is. The recipe in a run's folder
 names what it named when the run began: the folder says where that was, and has a copy of code.
 Paths among the settings of a task are found alike; only the task knows which settings are paths.
+So is the file of a teacher.
 """
 
 from __future__ import annotations
@@ -59,16 +60,19 @@ def files_of(
 
 
 def settings_paths(recipe: RecipeFields) -> dict[str, str]:
-    """Where the paths lie that settings of the task say, as far as something is there."""
-    settings = {} if recipe.task is None else {"task": recipe.task.model_dump()}
+    """Where the paths lie that settings say, as far as something is there."""
+    fields = {"task": recipe.task, "teacher": recipe.teacher}
+    settings = {k: field.model_dump() for k, field in fields.items() if field is not None}
     found = {text: recipe.place_of(text) for text in _texts(settings)}
     return {text: str(path.resolve()) for text, path in found.items() if _is_there(path)}
 
 
 def _texts(values: Mapping[str, Any]) -> list[str]:
-    """What the settings of a task say, which may be paths."""
-    task = values.get("task")
+    """What the settings of a task and a teacher say, which may be paths."""
+    task, teacher = values.get("task"), values.get("teacher")
     settings = [v for k, v in task.items() if k != "name"] if isinstance(task, Mapping) else []
+    own = teacher.get("model") if isinstance(teacher, Mapping) else teacher
+    settings += [] if own == "dense" else [own]
     every = [one for v in settings for one in (v if isinstance(v, (list, tuple)) else [v])]
     return [os.fspath(one) for one in every if isinstance(one, (str, Path))]
 

@@ -314,7 +314,7 @@ class RecipeFields(Frozen):
         return Path(self._files.get(file, file))
 
     def place_of(self, text: str) -> Path:
-        """Where the path lies that a setting of the task says."""
+        """Where the path lies that a setting of the task, or the teacher's, says."""
         return Path(self._files.get(f"task: {text}", text)).absolute()
 
     def trait(self, field: str, key: str) -> Any:

@@ -32,15 +32,20 @@ Arm: TypeAlias = Literal["dense_longer", "same_shape_from_scratch", "random_choi
 
 
 class Teacher(Frozen):
-    """Whose answers retraining learns from: those of the dense model of round 0."""
+    """Whose answers retraining learns from: the dense model of round 0, or that of a file."""
 
-    model: Literal["dense"] = "dense"
+    model: Annotated[str, Field(min_length=1)] = "dense"
     temperature: Annotated[float, Field(gt=0)] = 2.0
     weight: Annotated[float, Field(gt=0, le=1)] = 0.9
     mix: bool = False
     objective: Literal["kl", "mse"] = "kl"
     hidden: list[str] = Field(default_factory=list)
     hidden_weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def file(self) -> str | None:
+        """The file that the teacher is in; ``None``: it is the dense model of round 0."""
+        return None if self.model == "dense" else self.model
 
     @field_validator("hidden", mode="before")
     @classmethod

@@ -107,9 +107,28 @@ def code_that_runs(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def teacher_digest(recipe: Recipe) -> str | None:
+    """SHA-256 of the file that the recipe's teacher is in; ``None`` without one.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    file = None if recipe.teacher is None else recipe.teacher.file
+    if file is None:
+        return None
+    place = recipe.place_of(file)
+    if not place.is_file():
+        raise InputError(
+            f"teacher: '{place}' is no file: name what prunus.save or a run wrote "
+            "(model.safetensors in its folder), or dense for the model of round 0"
+        )
+    return folder.digest(place)
+
+
 def folder_name(recipe: Recipe) -> str:
     """What a run's folder is called unless it is named: of the recipe and its code."""
-    return f"{recipe.name}-{short_hash([recipe.digest(), code_digests(recipe)])}"
+    teacher = [digest] if (digest := teacher_digest(recipe)) else []
+    return f"{recipe.name}-{short_hash([recipe.digest(), code_digests(recipe), *teacher])}"
 
 
 def short_hash(parts: object) -> str:

@@ -53,8 +53,9 @@ class Recipe(RecipeFields):
             ``{name, every, end, fraction, decay}``; nothing by default.
         regularize: what pulls weights toward zero after each optimizer step, ``l1``, ``proximal``,
             ``group_lasso`` or ``greg``, or ``{name, during, …}``; nothing by default.
-        teacher: ``dense``, or ``{temperature, weight, mix, objective}``: retraining learns from
-            the answers of round 0's model too; see :func:`prunus.distill`.
+        teacher: ``dense``, a file of a model, or ``{model, temperature, weight, mix, objective}``:
+            retraining learns from the answers of round 0's model, or of that file's, too; see
+            :func:`prunus.distill`.
         restore: what happens to weights after a cut.
         learning_rate: plan of the rate while retraining; by default the loop's own.
         order: all groups at once, or from the bottom up.

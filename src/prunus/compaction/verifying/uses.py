@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,14 +103,20 @@ _LARGE = 64
 
 
 def _smaller(use: Use) -> tuple[Use, ...]:
-    """A use on half of a large picture, where the model takes that: the pass that was traced ran
+    """A use on a part of a large picture, where the model takes that: the pass that was traced ran
     on all of it, and a use has nothing to do with sizes."""
     tensors = tensors_of(use.inputs)
     sizes = {size for t in tensors for size in t.shape[1:] if size > _LARGE}
     if not sizes or max(t.numel() for t in tensors) < _COSTLY:
         return (use,)
-    halves = {d: {size: size // 2 for size in sizes} for d in range(1, 8)}
-    return replace(use, inputs=resized(use.inputs, halves), whole=use), use
+    counted = use.training  # statistics of few pixels divide by small numbers
+    parts = (2,) if counted or min(sizes) <= 2 * _LARGE else (4, 2)
+    smaller = (resized(use.inputs, _parts(sizes, part)) for part in parts)
+    return *(replace(use, inputs=inputs, whole=use) for inputs in smaller), use
+
+
+def _parts(sizes: Iterable[int], part: int) -> dict[int, dict[int, int]]:
+    return {d: {size: size // part for size in sizes} for d in range(1, 8)}
 
 
 _COSTLY = 2**14

@@ -17,6 +17,7 @@ from prunus._common.put_back import PutBack, written_arguments
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree
 from prunus.compaction.cut import IndexCut, take
+from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.uses import Use, step_by_step
 from prunus.compaction.verifying.values import Lazy, State
@@ -206,7 +207,7 @@ def passed(
     args, kwargs = map_tensors(Tensor.clone, use.inputs)
     if gate.wide:  # convolutions compare the types of what they are given before a mode sees it
         args, kwargs = map_tensors(wide, (args, kwargs))
-    model = shared_copy(model)  # a pass may fill caches
+    model = shared_copy(model, whole=CompactGraph)  # a pass may fill caches
     caller = _Decoder(model) if use.steps else model
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_rng())

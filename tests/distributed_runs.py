@@ -34,6 +34,7 @@ from prunus.methods.traits import trait
 from prunus.progressive import deploy_step as serving
 from prunus.progressive import latency_target
 from prunus.progressive.engine import PruningEngine
+from prunus.progressive.scoring import mean_of, scored
 
 PATIENCE = 600.0  # seconds for a world; a rank that is still there is killed
 
@@ -249,6 +250,13 @@ def by_calibration() -> dict[str, str]:
     return found
 
 
+def by_figure() -> float | None:
+    """A figure of counts of which each rank has some rows; a lambda cannot be sent to another."""
+    rows = torch.tensor([[1, 2], [0, 6], [3, 4]])[rank() :: size()]
+    own = prunus.Scores(rows, figure=lambda r: r[:, 0].sum() / r[:, 1].sum())
+    return mean_of(scored(lambda model: own, net(), "evaluate"), "evaluate")
+
+
 def own_loop(view: bool) -> dict[str, Any]:
     """A loop with a wrapped model, gradients accumulated over two batches and clipped."""
     ddp = DistributedDataParallel(net(), gradient_as_bucket_view=view)
@@ -457,6 +465,7 @@ def main(place: Path) -> dict[str, Any]:
               "regrow": {"name": "rigl", "every": "2it"}}  # fmt: skip
     found["regrows"] = [go("regrows", 2, lambda: whole(sparse, None))]
     found["by_calibration"] = [go("by_calibration", n, by_calibration) for n in (1, 2)]
+    found["by_figure"] = [go("by_figure", n, by_figure) for n in (1, 2)]
     found["own_loop"] = [go("own_loop", 2, lambda v=v: own_loop(v)) for v in (False, True)]
     found["shrinks_and_grows"] = go("shrinks_and_grows", 2, shrinks_and_grows)
     found["limited"] = go("limited", 2, limited)

@@ -6,11 +6,14 @@ import gzip
 import io
 import random
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import wavfile
 
@@ -32,6 +35,9 @@ ROWS = {
     "reviews_transformer": "movie_reviews",
     "spoken_digits": "spoken_digits",
     "shakespeare": "shakespeare",
+    "translation": "translation",
+    "translation_zeros": "translation",
+    "translation_gru": "translation",
 }
 
 
@@ -82,11 +88,51 @@ def shakespeare(folder: Path) -> None:
     (folder / "input.txt.gz").write_bytes(gzip.compress(text.encode()))
 
 
+def multi30k(folder: Path) -> None:
+    """Two nouns and what they do, word by word."""
+    source = random.Random(0)
+    words = {
+        "a": "ein", "big": "großer", "small": "kleiner", "red": "roter", "old": "alter",
+        "dog": "Hund", "man": "Mann", "runs": "läuft", "sleeps": "schläft", "here": "hier",
+    }  # fmt: skip
+    nouns, verbs, kinds = ["dog", "man"], ["runs", "sleeps"], ["big", "small", "red", "old"]
+    for part, count in (("train", 120), ("val", 12), ("test_2016_flickr", 12)):
+        lines = []
+        for _ in range(count):
+            some = source.sample(kinds, source.randint(0, 3))
+            lines.append(["a", *some, source.choice(nouns), source.choice(verbs), "here"])
+        german = [[words[word] for word in line] for line in lines]
+        for language, rows in (("en", lines), ("de", german)):
+            text = "".join(" ".join(row).capitalize() + ".\n" for row in rows)
+            (folder / f"{part}.{language}.gz").write_bytes(gzip.compress(text.encode()))
+
+
+NEEDS = {"translation": "sacrebleu"}
+"""What an example needs beyond the packages that every test needs."""
+
+
+def each_of(names: Iterable[str], *, core: Iterable[str] | None = None) -> list[Any]:
+    """Examples or rows of the gallery for a test, those without their package skipped.
+
+    Args:
+        names: of them.
+        core: those that `make test` runs; `make test-zoo` runs the others.
+    """
+    made = []
+    for name in names:
+        package = NEEDS.get(ROWS.get(name, name), "torch")
+        marks = [pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is missing")]
+        marks += [] if core is None or name in core else [pytest.mark.zoo]
+        made.append(pytest.param(name, marks=marks))
+    return made
+
+
 MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "cifar10": ("cifar10", cifar10),
     "movie_reviews": ("movie-reviews", movie_reviews),
     "spoken_digits": ("speech-digits", speech_digits),
     "shakespeare": ("shakespeare", shakespeare),
+    "translation": ("multi30k", multi30k),
 }
 
 

@@ -51,6 +51,10 @@ def test_what_criteria_read_of_calibration_is_that_of_all_ranks(seen: dict[str, 
     assert together == alone
 
 
+def test_a_figure_of_counts_is_that_of_the_items_of_all_ranks(seen: dict[str, Any]) -> None:
+    assert [same(ranks) for ranks in seen["by_figure"]] == [pytest.approx(1 / 3)] * 2
+
+
 def test_all_ranks_grow_the_same_weights_from_gradients_of_all(seen: dict[str, Any]) -> None:
     assert same(seen["regrows"][0])["verdicts"] == ["dense", "accepted"]
 

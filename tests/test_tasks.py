@@ -22,7 +22,7 @@ from prunus.recipe.schema import Recipe
 from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
 from prunus.tasks.find import find_task
-from stand_ins import EXAMPLES, MAKERS, ROWS, example, make_all
+from stand_ins import EXAMPLES, MAKERS, ROWS, each_of, example, make_all
 
 CIFAR10, SHAKESPEARE, SPEECH = (example(n) for n in ("cifar10", "shakespeare", "spoken_digits"))
 BANDS, FRAMES, log_mel = SPEECH.BANDS, SPEECH.FRAMES, SPEECH.log_mel
@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cifar10": {"weights": None, "batch": 8},
     "movie_reviews": {"vocabulary": 60, "batch": 16},
     "spoken_digits": {"batch": 8},
+    "translation": {"vocabulary": 300, "width": 32, "batch": 16},
     "shakespeare": {"length": 16, "layers": 1, "width": 16, "heads": 2, "batch": 4, "steps": 3},
 }
 
@@ -98,9 +99,7 @@ CORE = ("spoken_digits", "reviews_transformer", "cifar10_weights")
 """The rows that `make test` runs; `make test-zoo` runs the others."""
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in CORE else pytest.param(n, marks=pytest.mark.zoo) for n in ROWS]
-)
+@pytest.mark.parametrize("name", each_of(ROWS, core=CORE))
 @pytest.mark.usefixtures("no_pictures")
 def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artifact(name: str, place: Path) -> None:
     task = ROWS[name]
@@ -114,13 +113,13 @@ def test_a_row_of_the_gallery_runs_from_its_recipe_to_its_artifact(name: str, pl
     result = json.loads(Path("run/result.json").read_text())
     assert result["deployment"]["runtime"] == "eager"
     assert result["tested"]["change"][1] <= result["tested"]["change"][2]
-    assert (result["compaction"] is None) == (name == "cifar10_weights")
+    assert (result["compaction"] is None) == (name in ("cifar10_weights", "translation_zeros"))
     if result["compaction"]:
         assert result["cost_after"]["macs"] < result["cost_before"]["macs"]
         assert result["compaction"]["error"] < 1e-10
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", each_of(MAKERS))
 def test_a_task_says_what_is_missing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,14 +132,14 @@ def test_a_task_says_what_is_missing(
         make(name, folder=str(tmp_path))
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", each_of(MAKERS))
 def test_the_three_parts_of_the_data_share_no_item(name: str, place: Path) -> None:
     task = make(name)
     assert task.test is not None
     parts = []
     for part in (task.validation, task.test):
-        items = torch.cat([batch[0].flatten(1) for batch in part])
-        parts.append({tuple(row.tolist()) for row in items})
+        first = [next(iter(b.values())) if isinstance(b, dict) else b[0] for b in part]
+        parts.append({tuple(row.flatten().tolist()) for batch in first for row in batch})
     if name in ("cifar10", "spoken_digits"):  # others may say the same thing twice
         assert parts[0].isdisjoint(parts[1])
     assert min(map(len, parts)) >= 1

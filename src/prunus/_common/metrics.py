@@ -45,21 +45,19 @@ class MetricEstimate:
         >>> MetricEstimate.of(0.5).interval, MetricEstimate.of(torch.tensor([1.0, 1.0])).interval
         (None, (1.0, 1.0))
         """
-        pruned = pruned.items if isinstance(pruned, Scores) else pruned
-        dense = dense.items if isinstance(dense, Scores) else dense
-        metric = number(pruned, "test")
-        interval = bootstrap(pruned) if isinstance(pruned, Tensor) and pruned.dim() else None
+        metric, items = number(pruned, "test"), Scores.of(pruned)
+        interval = None if items is None else interval_of(items)
         if dense is None:
             return cls(metric, interval)
-        first = number(dense, "test")
+        first, before = number(dense, "test"), Scores.of(dense)
         change = None
-        if isinstance(pruned, Tensor) and isinstance(dense, Tensor) and pruned.dim():
-            if pruned.shape != dense.shape:
+        if items is not None and before is not None:
+            if items.items.shape != before.items.shape:
                 raise InputError(
-                    f"test returned {len(pruned)} values for the pruned model and {len(dense)} for "
+                    f"test returned {len(items)} values for the pruned model and {len(before)} for "
                     "the dense one: it must judge the same items each time"
                 )
-            change = (metric - first, *bootstrap(pruned.double() - dense.double()))
+            change = (metric - first, *interval_of(items, before))
         return cls(metric, interval, first, change)
 
     @classmethod
@@ -119,13 +117,35 @@ def bootstrap(items: Tensor, *, draws: int = DRAWS, level: float = LEVEL) -> tup
     >>> round(low, 2), round(high, 2)
     (0.84, 0.96)
     """
-    values = items.detach().to("cpu", torch.float64)
-    if not bool(torch.isfinite(values).all()):
+    return interval_of(Scores(items), draws=draws, level=level)
+
+
+def interval_of(
+    scores: Scores, before: Scores | None = None, *, draws: int = DRAWS, level: float = LEVEL
+) -> tuple[float, float]:
+    """The interval of a metric of items, or of its change, by resampling the items.
+
+    Args:
+        scores: whatever their figure is.
+        before: of the same items; then the interval is that of the change since.
+        draws: how often the items are drawn, with a fixed seed.
+        level: of the interval.
+
+    Source: Koehn 2004, EMNLP, for pairs under a figure that is no mean.
+
+    >>> half = Scores([[1, 2], [1, 2]], figure=lambda rows: rows[:, 0].sum() / rows[:, 1].sum())
+    >>> interval_of(half), interval_of(half, half)
+    ((0.5, 0.5), (0.0, 0.0))
+    """
+    every = [scores.items, *([] if before is None else [before.items])]
+    if not all(bool(torch.isfinite(items).all()) for items in every):
         return math.nan, math.nan
     source = torch.Generator().manual_seed(0)
-    count = len(values)
-    means = torch.stack(
-        [values[torch.randint(count, (count,), generator=source)].mean() for _ in range(draws)]
-    )
-    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
+    count, found = len(scores), []
+    for _ in range(draws):
+        chosen = torch.randint(count, (count,), generator=source)
+        other = 0.0 if before is None else before.of_rows(chosen)
+        found.append(scores.of_rows(chosen) - other)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(torch.tensor(found, dtype=torch.float64), ends)
     return float(low), float(high)

@@ -70,6 +70,7 @@ _OPTIONAL = {
     "sklearn": ("scikit-learn", "tasks"),
     "PIL": ("pillow", "tasks"),
     "tokenizers": ("tokenizers", "text"),
+    "sacrebleu": ("sacrebleu", "text"),
 }
 """Modules that the core does without: the distribution and the extra that brings it."""
 

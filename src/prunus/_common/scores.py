@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Scores:
         items: ``[n]``: 0 or 1 for wrong and right, an error, a BLEU, …
         groups: the class or slice that each item belongs to: ``n`` names or numbers.
         better: whether more of it is better or less; must be the guard's own ``better``.
+        figure: of a metric that is no mean over items (BLEU, a word error rate): rows ``[m, k]``
+            of ``items``, which then are ``[n, k]``, to the number of these items together. It is
+            called with chosen and repeated rows, for intervals. By default the mean.
 
     Raises:
         InputError: if there is no item, one is no number, or there is not one group for each.
@@ -31,19 +34,26 @@ class Scores:
     >>> scores = Scores([1.0, 0.0, 1.0, 1.0], groups=["cat", "cat", "dog", "dog"])
     >>> scores.mean, dict(scores.by_group())
     (0.75, {'cat': 0.5, 'dog': 1.0})
+    >>> wrong_of_words = torch.tensor([[1, 2], [0, 6]])
+    >>> Scores(wrong_of_words, figure=lambda rows: rows[:, 0].sum() / rows[:, 1].sum()).mean
+    0.125
     """
 
     items: Tensor
     groups: tuple[str, ...] | None = None
     better: Literal["higher", "lower"] | None = None
+    figure: Callable[[Tensor], SupportsFloat] | None = None
 
     def __init__(
         self,
         items: Tensor | Sequence[float],
         groups: Tensor | Sequence[object] | None = None,
         better: Literal["higher", "lower"] | None = None,
+        figure: Callable[[Tensor], SupportsFloat] | None = None,
     ) -> None:
-        found = _numbers(items)
+        if figure is not None and not callable(figure):
+            raise InputError(f"Scores: figure is {kind_of(figure)}; give a function of rows [m, k]")
+        found = _numbers(items, rows=figure is not None)
         names = None if groups is None else _names(groups)
         if names is not None and len(names) != len(found):
             raise InputError(f"Scores: {len(found)} items, but {len(names)} groups: one for each")
@@ -52,6 +62,7 @@ class Scores:
         object.__setattr__(self, "items", found)
         object.__setattr__(self, "groups", names)
         object.__setattr__(self, "better", better)
+        object.__setattr__(self, "figure", figure)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -59,18 +70,39 @@ class Scores:
     @property
     def mean(self) -> float:
         """The metric."""
-        return float(self.items.mean())
+        return self.of_rows(torch.arange(len(self)))
+
+    @property
+    def each(self) -> Tensor:
+        """``[n]``: the metric of each item alone."""
+        if self.figure is None:
+            return self.items
+        single = [self.of_rows(row) for row in torch.arange(len(self)).split(1)]
+        return torch.tensor(single, dtype=torch.float64)
+
+    def of_rows(self, chosen: Tensor) -> float:
+        """The metric of some items, which may repeat.
+
+        >>> Scores([1.0, 0.0]).of_rows(torch.tensor([0, 0, 1, 0]))
+        0.75
+        """
+        rows = self.items[chosen]
+        return float(rows.mean() if self.figure is None else self.figure(rows))
+
+    def again(self, kept: Mapping[str, Any]) -> Scores:
+        """What :meth:`to_dict` gave of other scores of this metric, as scores."""
+        return Scores(**kept, figure=self.figure)
 
     def by_group(self) -> Mapping[str, float]:
         """The mean of each group, in the order of their names; empty without groups."""
         found = {}
         for name in sorted(set(self.groups or ()), key=_order):
             member = torch.tensor([g == name for g in self.groups or ()])
-            found[name] = float(self.items[member].mean())
+            found[name] = self.of_rows(member)
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values and a tensor, for a run's folder."""
+        """Plain values and a tensor, for a run's folder; :meth:`again` reads them."""
         groups = None if self.groups is None else list(self.groups)
         return {"items": self.items, "groups": groups, "better": self.better}
 
@@ -100,16 +132,17 @@ class Scores:
         if groups and len(groups) < len(parts):
             raise InputError("evaluate returned groups on some ranks and none on others")
         names = [name for group in groups for name in group] if groups else None
-        return cls(torch.cat([p.items for p in parts]), names, first.better)
+        return cls(torch.cat([p.items for p in parts]), names, first.better, first.figure)
 
 
-def _numbers(items: Tensor | Sequence[float]) -> Tensor:
+def _numbers(items: Tensor | Sequence[float], *, rows: bool) -> Tensor:
     try:
         found = torch.as_tensor(items).detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"Scores: the items are no numbers: {error}") from None
-    if found.dim() != 1 or not len(found):
-        raise InputError(f"Scores: items of shape {tuple(found.shape)}; one number for each item")
+    if found.dim() not in ((1, 2) if rows else (1,)) or not len(found):
+        wanted = "one number for each item" + (", or a row" if rows else "")
+        raise InputError(f"Scores: items of shape {tuple(found.shape)}; {wanted}")
     return found
 
 

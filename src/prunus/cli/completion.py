@@ -18,6 +18,15 @@ def recipes(ctx: click.Context, parameter: click.Parameter, text: str) -> list[C
     return [*_offer(((e.name, e.line) for e in recipe_entries()), text), *_files(text)]
 
 
+def example_names(
+    ctx: click.Context, parameter: click.Parameter, text: str
+) -> list[CompletionItem]:
+    """The examples of the checkout at hand."""
+    from prunus._common import examples
+
+    return _offer(((name, "") for name in sorted(examples.tasks())), text)
+
+
 def runs(ctx: click.Context, parameter: click.Parameter, text: str) -> list[CompletionItem]:
     """Folders of runs: those in ``runs/``, and those below what is written."""
     above = text.rpartition("/")[0]

@@ -6,21 +6,33 @@ from pathlib import Path
 
 import click
 
+from prunus.cli import completion
 from prunus.cli.shared import says_errors
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("."))
+@click.option(
+    "--from",
+    "example",
+    metavar="EXAMPLE",
+    shell_complete=completion.example_names,
+    help="Copy an example: its task, its recipes and its code.",
+)
 @says_errors
-def init(folder: Path) -> None:
-    """Write task.py and recipe.yaml into FOLDER, ready to run and to edit.
+def init(folder: Path, example: str | None) -> None:
+    """Write task.py and recipe.yaml into FOLDER, ready to run and to edit; or copy an example.
 
     \b
-    Example:
-      prunus init my_project && prunus run my_project/recipe.yaml
+    Examples:
+      prunus init my_project && prunus run my_project
+      prunus init --from movie_reviews my_project
     """
+    from prunus.cli.copying import copy_example
     from prunus.cli.template import write_template
 
-    for path in write_template(folder):
+    written = write_template(folder) if example is None else copy_example(example, folder)
+    for path in written:
         click.echo(f"wrote {path}")
-    click.echo(f"next: edit both, then: prunus run {folder / 'recipe.yaml'}")
+    recipes = [path for path in written if path.suffix == ".yaml"]
+    click.echo(f"next: edit them, then: prunus run {recipes[0]}")

@@ -31,7 +31,7 @@ BOARD = click.option(
 def run(
     recipe: str, changes: tuple[str, ...], folder: Path | None, tensorboard: bool, as_json: bool
 ) -> None:
-    """Train, prune, judge and report, by a RECIPE: a name or a YAML file.
+    """Train, prune, judge and report, by a RECIPE: a name, a YAML file, or a folder with one.
 
     Run again after a crash, the same command picks up where it left off.
 
@@ -41,6 +41,7 @@ def run(
       prunus run gradual task=mnist target=0.98 --data ~/data
       prunus run one_shot criterion=fisher schedule=one_shot rounds=1
       prunus run my/recipe.yaml task=my/task.py 'scope.exclude=[head]'
+      prunus run examples/translation --data ~/data
       prunus run iterative target=guard rounds=null 'guard={max_drop: 0.01}'
     """
     from prunus.recipe.resolve import code_that_runs, folder_name

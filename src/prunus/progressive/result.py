@@ -38,7 +38,7 @@ class Round:
         target: what requested and achieved count: ``sparsity``, or a cost of the dense model.
         latency: median ms of the round's artifact by runtime, where the recipe deploys it.
         evidence: what single items say, where ``evaluate`` returns :class:`prunus.Scores`: what
-            was lost on the mean and in each class, and the numbers of the items that changed.
+            was lost of the metric and in each class, and the numbers of the items that changed.
     """
 
     index: int

@@ -67,11 +67,14 @@ def scored(
     own = (Scores.of(own) or own) if by_item else own
     if world_size() == 1:
         return own
-    every = gather(own if isinstance(own, Scores) else None)
-    parts = [part for part in every if part is not None]
-    if parts and len(parts) < len(every):
-        raise InputError(f"{name} returned Scores on some ranks and something else on others")
-    return Scores.joined(parts) if parts else own
+    mine = own if isinstance(own, Scores) else None
+    every = gather(None if mine is None else mine.to_dict())  # a figure may be no thing to send
+    if None in every:
+        if any(part is not None for part in every):
+            raise InputError(f"{name} returned Scores on some ranks and something else on others")
+        return own
+    assert mine is not None
+    return Scores.joined([mine.again(part) for part in every if part is not None])
 
 
 def mean_of(found: Value | None, name: str) -> float | None:
@@ -94,7 +97,7 @@ def weigh(
         return {}
     kept = job.journal.fetch(at.blobs["items"])
     dense = against == at.rounds[0].metric
-    return evidence(Scores(**kept["dense" if dense else "best"]), items, guard)
+    return evidence(items.again(kept["dense" if dense else "best"]), items, guard)
 
 
 def remember(job: RunContext, at: RunState, items: Scores) -> None:
@@ -106,7 +109,7 @@ def remember(job: RunContext, at: RunState, items: Scores) -> None:
     kept = first or {"dense": items.to_dict(), "best": items.to_dict()}
     guard = job.engine.recipe.guard
     sign = -1 if guard is not None and guard.better == "lower" else 1
-    if first and sign * items.mean <= sign * Scores(**kept["best"]).mean:
+    if first and sign * items.mean <= sign * items.again(kept["best"]).mean:
         return
     at.blobs["items"] = job.journal.store("items", {**kept, "best": items.to_dict()})
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus._common.metrics import bootstrap
+from prunus._common.metrics import bootstrap, interval_of
 from prunus._common.scores import Scores
 from prunus.errors import InputError
 from prunus.recipe.fields import Guard
@@ -48,11 +48,11 @@ def evidence(before: Scores, after: Scores, guard: Guard | None = None) -> dict[
             "score the same items in the same order each time"
         )
     sign = -1.0 if _better(guard, after) == "lower" else 1.0
-    lost = sign * (before.items - after.items)
+    lost = sign * (before.each - after.each)
     worse, better = (lost > 0).nonzero().flatten(), (lost < 0).nonzero().flatten()
     found: dict[str, Any] = {
         "items": len(after),
-        "drop": float(lost.mean()),
+        "drop": float(lost.mean() if after.figure is None else sign * (before.mean - after.mean)),
         "worse": worse[:NAMED].tolist(),
         "better": better[:NAMED].tolist(),
         "worse_count": len(worse),
@@ -60,7 +60,7 @@ def evidence(before: Scores, after: Scores, guard: Guard | None = None) -> dict[
     }
     if guard is not None and guard.confidence is not None:
         found["confidence"] = guard.confidence
-        found["most"] = most_lost(before.items, after.items, guard.confidence, sign=sign)
+        found["most"] = _most(before, after, guard.confidence, sign)
     if after.groups is not None:
         means = before.by_group()
         found["groups"] = {name: [means[name], mean] for name, mean in after.by_group().items()}
@@ -87,6 +87,13 @@ def objection(guard: Guard, allowed: float, found: Mapping[str, Any]) -> str:
         if lost[name] > guard.worst_class + 1e-12:
             return f"{name} lost {lost[name]:.4g}; {guard.worst_class:.4g} is allowed to a class"
     return ""
+
+
+def _most(before: Scores, after: Scores, confidence: float, sign: float) -> float:
+    if after.figure is None:
+        return most_lost(before.items, after.items, confidence, sign=sign)
+    low, high = interval_of(after, before, level=2 * confidence - 1)
+    return -low if sign > 0 else high
 
 
 def most_lost(before: Tensor, after: Tensor, confidence: float, *, sign: float = 1.0) -> float:
@@ -162,7 +169,10 @@ def refuse_unproven(guard: Guard | None, scores: Scores | None, allowed: float) 
         )
     if guard.worst_class is not None and scores.groups is None:
         raise InputError("guard.worst_class needs classes: return prunus.Scores(items, groups=…)")
-    if guard.confidence is None or not bool(((scores.items == 0) | (scores.items == 1)).all()):
+    right_or_wrong = scores.figure is None and bool(
+        ((scores.items == 0) | (scores.items == 1)).all()
+    )
+    if guard.confidence is None or not right_or_wrong:
         return
     least = most_lost(scores.items, scores.items, guard.confidence)
     if allowed < least:

@@ -52,10 +52,10 @@ def _no_recipe(source: object) -> str:
 
 
 def recipe_path(source: str | Path) -> Path:
-    """The file of a recipe: prunus's own or an example's by name, a path, a folder of a run.
+    """The file of a recipe: prunus's own or an example's by name, a path, a folder with one.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or a folder has several.
     """
     known = {p.stem: p for p in LIBRARY.glob("*.yaml")} | examples.recipes()
     path = Path(source)
@@ -63,12 +63,29 @@ def recipe_path(source: str | Path) -> Path:
         return known[str(source)]
     if path.is_file():
         return path
-    if (path / "recipe.yaml").is_file():
-        return path / "recipe.yaml"
+    if (inside := _in_folder(path)) is not None:
+        return inside
     raise InputError(
         f"there is no recipe or file '{source}' (looked in {Path.cwd()}); "
         f"{did_you_mean(str(source), known)}{examples.hint()}"
     )
+
+
+def _in_folder(folder: Path) -> Path | None:
+    """The recipe of a run's folder, an example's or a project's.
+
+    It is ``recipe.yaml``, the only one, or the one called like the folder or like code beside it.
+    """
+    if (folder / "recipe.yaml").is_file():
+        return folder / "recipe.yaml"
+    found = sorted(folder.glob("*.yaml"))
+    if len(found) > 1:
+        own = {folder.resolve().name, *(p.stem for p in folder.glob("*.py"))}
+        known = ", ".join(map(str, found))
+        found = [p for p in found if p.stem in own]
+        if len(found) != 1:
+            raise InputError(f"'{folder}' has several recipes, name one of them: {known}")
+    return found[0] if found else None
 
 
 def _read(path: Path) -> dict[str, Any]:

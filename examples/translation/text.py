@@ -93,7 +93,7 @@ class PairBatches:
     """
 
     def __init__(self, pairs: Pairs, tokenizer: Any, *, size: int, shuffle: bool) -> None:
-        self.pairs, self.size, self.shuffle = pairs, size, shuffle
+        self.pairs, self.tokenizer, self.size, self.shuffle = pairs, tokenizer, size, shuffle
         self.sources, self.targets = (encode(tokenizer, side) for side in pairs)
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ MODULES = {  # jinja2 is left out: torch brings it
     "sweep": ("optuna",),
     "tensorboard": ("tensorboard",),
     "runtimes": ("onnx", "onnxscript", "onnxruntime", "openvino", "torchao"),
+    "edge": ("MNN", "executorch"),
     "hf": ("transformers", "accelerate"),
     "lightning": ("lightning", "pytorch_lightning"),
 }

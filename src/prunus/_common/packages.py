@@ -69,6 +69,7 @@ _OPTIONAL = {
     "matplotlib": ("matplotlib", "report"),
     "sklearn": ("scikit-learn", "tasks"),
     "PIL": ("pillow", "tasks"),
+    "pycocotools": ("pycocotools", "tasks"),
     "tokenizers": ("tokenizers", "text"),
     "sacrebleu": ("sacrebleu", "text"),
 }

@@ -38,6 +38,7 @@ ROWS = {
     "translation": "translation",
     "translation_zeros": "translation",
     "translation_gru": "translation",
+    "two_senses": "two_senses",
 }
 
 
@@ -80,6 +81,20 @@ def speech_digits(folder: Path) -> None:
                 out = io.BytesIO()
                 wavfile.write(out, 8000, sound)
                 archive.writestr(f"recordings/{digit}_nobody_{index}.wav", out.getvalue())
+
+
+def mnist(folder: Path) -> None:
+    """Each digit a bar in a row of its own."""
+    source = np.random.default_rng(0)
+    for part, count in (("train", 180), ("t10k", 40)):
+        digits = (np.arange(count) % 10).astype(np.uint8)
+        images = source.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+        for image, digit in zip(images, digits, strict=True):
+            image[2 * digit + 2 : 2 * digit + 5] += 150
+        for kind, values in (("images-idx3", images), ("labels-idx1", digits)):
+            sizes = b"".join(n.to_bytes(4, "big") for n in values.shape)
+            text = b"\0\0\x08" + bytes([values.ndim]) + sizes + values.tobytes()
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(text))
 
 
 def shakespeare(folder: Path) -> None:
@@ -133,6 +148,7 @@ MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "spoken_digits": ("speech-digits", speech_digits),
     "shakespeare": ("shakespeare", shakespeare),
     "translation": ("multi30k", multi30k),
+    "two_senses": ("mnist", mnist),  # and speech-digits
 }
 
 

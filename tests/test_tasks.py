@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "movie_reviews": {"vocabulary": 60, "batch": 16},
     "spoken_digits": {"batch": 8},
     "translation": {"vocabulary": 300, "width": 32, "batch": 16},
+    "two_senses": {"batch": 16},
     "shakespeare": {"length": 16, "layers": 1, "width": 16, "heads": 2, "batch": 4, "steps": 3},
 }
 

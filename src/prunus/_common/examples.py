@@ -30,7 +30,7 @@ def shared(text: str) -> dict[str, Path]:
     {}
     """
     folder = _folder()
-    named = re.findall(r"Path\(__file__\)\.parents\[1\] / \"(\w+\.py)\"", text)
+    named = re.findall(r"Path\(__file__\)\.parents\[1\] / \"([\w/]+\.py)\"", text)
     found = {} if folder is None else {name: folder / name for name in named}
     return {
         f'Path(__file__).parents[1] / "{name}"': path

@@ -244,7 +244,6 @@ def test_autocast_gives_the_type_and_about_the_values_of_the_original() -> None:
         assert gap(a, b) < 0.02
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_what_torch_refuses_is_refused() -> None:
     _, small = narrowed(nn.MultiheadAttention(8, 4, batch_first=True), [0, 3])
     x = torch.randn(2, 5, 8)
@@ -372,7 +371,6 @@ def agree(masked: nn.Module, small: nn.Module, *args: Any, **kwargs: Any) -> Non
             assert gap(masked(*args, **kwargs), small(*args, **kwargs)) < 1e-10
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("batch_first", "norm_first", "bias", "structure"),
     [  # every pair of settings meets
@@ -401,7 +399,6 @@ def test_an_encoder_takes_masks_that_were_not_in_the_example(
     agree(masked, small, torch.randn(5, 6, dtype=F64))
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_leave_zeros_where_the_masked_encoder_leaves_them() -> None:
     masked, small, _ = pair(Encoder(batch_first=True), (torch.randn(2, 5, 6),))
     x, pad = torch.randn(2, 5, 6, dtype=F64), padding(2, 5)
@@ -412,7 +409,6 @@ def test_nested_tensors_leave_zeros_where_the_masked_encoder_leaves_them() -> No
     assert gap(*hidden) < 1e-10
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_narrow_feedforward_keeps_the_fast_path_and_is_right_there() -> None:
     model = randomized(Encoder(batch_first=True))
     x, pad = torch.randn(2, 5, 6, dtype=F64), padding(2, 5)
@@ -443,7 +439,6 @@ def test_a_decoder_takes_masks_that_were_not_in_the_example(
     )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(("batch_first", "norm_first"), [(True, False), (False, True)])
 def test_a_whole_transformer_takes_masks_that_were_not_in_the_example(
     batch_first: bool, norm_first: bool

@@ -27,6 +27,7 @@ TRAITS: dict[str, dict[str, Any]] = {
     },
     "repairs": {
         "NEEDS_REFERENCE": False,  # whether it compares with the model before the cut
+        "NEEDS_LOSS": False,  # whether it reads gradients
     },
     "regularizers": {
         "OF": "weights",  # what it pulls: "weights", or the scales of "norms"

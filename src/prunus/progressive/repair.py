@@ -46,12 +46,13 @@ def repair(
         calibration: batches, of training data: what is measured on them is fitted to them.
         repair: ``batch_norm`` (statistics estimated anew), ``bias_correction`` (means of outputs
             too), ``least_squares`` (what is left of each layer fitted to what the whole gave),
-            ``reconstruct`` (blocks trained toward what they gave), or a mapping with
-            settings. ``prunus list repairs`` shows all.
+            ``reconstruct`` (blocks trained toward what they gave), ``second_order`` (weights
+            moved along blocks of the Fisher matrix), or a mapping with settings.
+            ``prunus list repairs`` shows all.
         reference: the model before the cut, which all but the first need.
         masks: what must stay zero; by default every weight that is zero.
-        loss: ``(model, batch) -> scalar``, which knows how to call the model; without it a batch
-            is what the model is called with.
+        loss: ``(model, batch) -> scalar``, which knows how to call the model, and which
+            ``second_order`` needs; without it a batch is what the model is called with.
         seed: of noise in the model.
 
     Raises:
@@ -88,7 +89,9 @@ def repair(
             _refuse_batch(model, passes[0])
         with randomness.preserve_rng():
             randomness.seed(seed)
-            function(RepairContext(model, reference, masks, lambda: passes))
+            function(
+                RepairContext(model, reference, masks, lambda: passes, calibration, loss, seed)
+            )
     except BaseException:
         put_back(model, before)
         raise
@@ -127,6 +130,11 @@ def refuse_repair(engine: PruningEngine, train: Callable[..., Any] | None) -> No
             f"repair: {recipe.repair.name} passes batches through the model: give calibration "
             "(batches of training data; with loss, unless they are the model's inputs)"
         )
+    if engine.selector.loss is None and trait("repairs", recipe.repair.name, "NEEDS_LOSS"):
+        raise InputError(
+            f"repair: {recipe.repair.name} reads gradients: pass loss(model, batch), or take "
+            "least_squares, which needs none"
+        )
 
 
 def before_cut(engine: PruningEngine) -> nn.Module | None:
@@ -147,7 +155,12 @@ def repaired(job: RunContext, at: RunState, reference: nn.Module | None) -> None
     )
     with randomness.preserve_rng():
         randomness.seed(engine.recipe.seed, 11, at.index)
-        function(RepairContext(engine.model, reference, engine.masks, lambda: passes))
+        function(
+            RepairContext(
+                engine.model, reference, engine.masks, lambda: passes,
+                engine.selector.calibration or (), engine.selector.loss, engine.recipe.seed,
+            )
+        )  # fmt: skip
     apply(engine.model, engine.masks)
     job.journal.write("repaired", repair=spec.name, seconds=round(time.monotonic() - began, 3))
     job.on_event({"event": "repaired", "repair": spec.name})

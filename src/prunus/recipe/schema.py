@@ -48,7 +48,8 @@ class Recipe(RecipeFields):
             ``{"head": {most: 0.3}, "stem": {least: 0.1}}``.
         guard: judges rounds; none by default.
         repair: what brings accuracy back after a cut and before any training, on the calibration
-            data: ``batch_norm``, ``bias_correction``, ``least_squares`` or ``reconstruct``; none.
+            data: ``batch_norm``, ``bias_correction``, ``least_squares``, ``reconstruct`` or
+            ``second_order``; none.
         regrow: what grows between optimizer steps while as much goes, ``rigl`` or ``set``, or
             ``{name, every, end, fraction, decay}``; nothing by default.
         regularize: what pulls weights toward zero after each optimizer step, ``l1``, ``proximal``,

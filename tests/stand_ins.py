@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.io import wavfile
 
 from prunus.methods.catalog import module_at
@@ -39,6 +39,10 @@ ROWS = {
     "translation_zeros": "translation",
     "translation_gru": "translation",
     "two_senses": "two_senses",
+    "detection": "detection",
+    "detection_half": "detection",
+    "driving": "driving",
+    "driving_gru": "driving",
 }
 
 
@@ -122,7 +126,50 @@ def multi30k(folder: Path) -> None:
             (folder / f"{part}.{language}.gz").write_bytes(gzip.compress(text.encode()))
 
 
-NEEDS = {"translation": "sacrebleu"}
+def blood_cells(folder: Path) -> None:
+    """A Pascal VOC tree: on each image a large dark spot and two small light ones."""
+    source = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "bccd.zip", "w") as archive:
+        for part, count in (("train", 8), ("val", 4), ("test", 4)):
+            names = [f"{part}_{i}" for i in range(count)]
+            archive.writestr(f"BCCD/ImageSets/Main/{part}.txt", "\n".join(names) + "\n")
+            for name in names:
+                spots = [("WBC", 20, 90), ("RBC", 10, 200), ("RBC", 10, 200)]
+                image, boxes = Image.new("RGB", (128, 96), (250, 230, 220)), ""
+                for kind, half, color in spots:
+                    x, y = (int(source.integers(half, n - half)) for n in image.size)
+                    box = (x - half, y - half, x + half, y + half)
+                    ImageDraw.Draw(image).ellipse(box, fill=(color, 60, 120))
+                    sides = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+                    inside = "".join(f"<{k}>{v}</{k}>" for k, v in sides)
+                    boxes += f"<object><name>{kind}</name><bndbox>{inside}</bndbox></object>"
+                out = io.BytesIO()
+                image.save(out, "JPEG")
+                archive.writestr(f"BCCD/JPEGImages/{name}.jpg", out.getvalue())
+                archive.writestr(
+                    f"BCCD/Annotations/{name}.xml", f"<annotation>{boxes}</annotation>"
+                )
+
+
+def driving(folder: Path) -> None:
+    """A white line that lies where the wheel should be turned to; at first the car stands."""
+    source = np.random.default_rng(0)
+    lines = ["image,camera,steering,throttle,speed"]
+    with zipfile.ZipFile(folder / "driving.zip", "w") as archive:
+        for moment in range(84):
+            steering, speed = round(float(source.uniform(-0.7, 0.7)), 3), 20 * (moment >= 4)
+            for camera, turned in (("left", 0.2), ("center", 0.0), ("right", -0.2)):
+                pixels = source.integers(0, 60, (66, 200, 3), dtype=np.uint8)
+                middle = int(100 + 90 * (steering + turned))
+                pixels[:, middle - 5 : middle + 5] = 220
+                out, name = io.BytesIO(), f"images/{camera}_{moment:03}.jpg"
+                Image.fromarray(pixels).save(out, "JPEG")
+                archive.writestr(name, out.getvalue())
+                lines.append(f"{name},{camera},{steering},0.5,{speed}")
+        archive.writestr("log.csv", "\n".join(lines) + "\n")
+
+
+NEEDS = {"detection": "pycocotools", "translation": "sacrebleu"}
 """What an example needs beyond the packages that every test needs."""
 
 
@@ -149,6 +196,8 @@ MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "shakespeare": ("shakespeare", shakespeare),
     "translation": ("multi30k", multi30k),
     "two_senses": ("mnist", mnist),  # and speech-digits
+    "detection": ("blood-cells", blood_cells),
+    "driving": ("driving", driving),
 }
 
 

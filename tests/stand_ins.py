@@ -43,6 +43,8 @@ ROWS = {
     "detection_half": "detection",
     "driving": "driving",
     "driving_gru": "driving",
+    "spoken_sequences": "spoken_sequences",
+    "sequences_conformer": "spoken_sequences",
 }
 
 
@@ -198,12 +200,13 @@ MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "two_senses": ("mnist", mnist),  # and speech-digits
     "detection": ("blood-cells", blood_cells),
     "driving": ("driving", driving),
+    "spoken_sequences": ("speech-digits", speech_digits),
 }
 
 
 def make_all(data: Path) -> Path:
     """Every set below a folder that stands for ``PRUNUS_DATA``."""
     for name, maker in MAKERS.values():
-        (data / name).mkdir(parents=True)
+        (data / name).mkdir(parents=True, exist_ok=True)
         maker(data / name)
     return data

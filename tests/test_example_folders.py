@@ -106,6 +106,16 @@ def test_a_copy_never_writes_over_a_file_of_the_users(outside: Path) -> None:
     assert not Path("other").exists()
 
 
+def test_what_can_go_is_said_of_an_examples_folder(
+    outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNUS_DATA", str(make_all(outside / "data")))
+    Path("examples").symlink_to(EXAMPLES)
+    code, said = invoke("units", "examples/spoken_digits")
+    assert code == 0, said
+    assert "units that can be removed" in said
+
+
 def test_help_shows_how_to_run_an_example_and_how_to_copy_one() -> None:
     assert "prunus run examples/translation" in invoke("run", "--help")[1]
     assert "prunus init --from movie_reviews my_project" in invoke("init", "--help")[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -115,50 +116,83 @@ def read(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Features ``[n, 1, bands, frames]``, digits ``[n]`` and indices ``[n]`` of the recordings.
 
     Raises:
-        InputError: if the archive is missing, or a recording is not 8 kHz mono, or misnamed.
+        InputError: as :func:`recordings` does.
     """
-    features, digits, indices = [], [], []
-    with open_zip("spoken_digits", path) as archive:
+    found = recordings("spoken_digits", path)
+    features = torch.stack([log_mel(one.sound) for one in found])[:, None]
+    return features, *(torch.tensor([getattr(one, k) for one in found]) for k in ("digit", "index"))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A digit as somebody said it, ``RATE`` samples a second."""
+
+    digit: int
+    speaker: str
+    index: int
+    sound: NDArray[np.int16]
+
+
+def recordings(task: str, path: Path) -> list[Recording]:
+    """The recordings of an archive, by name.
+
+    Args:
+        task: that asks, for messages.
+        path: of the archive.
+
+    Raises:
+        InputError: if the archive is missing or holds none, or one is not 8 kHz mono, or misnamed.
+    """
+    found = []
+    with open_zip(task, path) as archive:
         for name in sorted(n for n in archive.namelist() if n.endswith(".wav")):
             try:
                 rate, sound = wavfile.read(io.BytesIO(archive.read(name)))
-                digit, _, index = Path(name).stem.split("_")
-                digits.append(int(digit))
-                indices.append(int(index))
+                digit, speaker, index = Path(name).stem.split("_")
+                found.append(Recording(int(digit), speaker, int(index), sound))
             except (ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"task spoken_digits: '{name}' in '{path}': {error}") from None
-            if rate != RATE or sound.ndim != 1 or not 0 <= digits[-1] <= 9:
+                raise InputError(f"task {task}: '{name}' in '{path}': {error}") from None
+            if rate != RATE or sound.ndim != 1 or not 0 <= found[-1].digit <= 9:
                 raise InputError(
-                    f"task spoken_digits: '{name}' has {rate} Hz and shape {sound.shape}; "
+                    f"task {task}: '{name}' has {rate} Hz and shape {sound.shape}; "
                     f"{RATE} Hz, one channel and a digit first in its name are needed"
                 )
-            features.append(log_mel(sound))
-    if not features:
-        raise InputError(f"task spoken_digits: '{path}' holds no .wav")
-    return torch.stack(features)[:, None], torch.tensor(digits), torch.tensor(indices)
+    if not found:
+        raise InputError(f"task {task}: '{path}' holds no .wav")
+    return found
 
 
 def log_mel(sound: NDArray[np.int16]) -> Tensor:
     """log(mel power + 1e-6) of one second, centered, mean 0 and deviation 1: ``[BANDS, FRAMES]``.
 
-    mel(f) = 2595·log10(1 + f/700); triangular bands of even width in mel, from 0 to RATE/2.
-
-    Source: Davis & Mermelstein 1980.
-
     >>> log_mel(np.sin(np.arange(8000)).astype(np.float32)).shape
     torch.Size([40, 100])
     """
-    scale = 1.0 if sound.dtype.kind == "f" else float(np.iinfo(sound.dtype).max)
     wanted = HOP * (FRAMES - 1) + WINDOW
-    wave = sound.astype(np.float64) / scale
+    wave = as_wave(sound)
     start = max(0, (len(wave) - wanted) // 2)
     wave = wave[start : start + wanted]
     before = (wanted - len(wave)) // 2
-    wave = np.pad(wave, (before, wanted - len(wave) - before))
+    log = log_power(np.pad(wave, (before, wanted - len(wave) - before))).T
+    return torch.from_numpy(((log - log.mean()) / (log.std() + 1e-9)).astype(np.float32))
+
+
+def as_wave(sound: NDArray[np.int16]) -> NDArray[np.float64]:
+    """Samples from -1 to 1."""
+    scale = 1.0 if sound.dtype.kind == "f" else float(np.iinfo(sound.dtype).max)
+    return sound.astype(np.float64) / scale
+
+
+def log_power(wave: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(mel power + 1e-6) of each window, ``[frames, BANDS]``.
+
+    mel(f) = 2595·log10(1 + f/700); triangular bands of even width in mel, from 0 to RATE/2.
+
+    Source: Davis & Mermelstein 1980.
+    """
     windows = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP] * np.hanning(WINDOW)
     power = np.abs(np.fft.rfft(windows)) ** 2  # [frames, WINDOW/2 + 1]
-    log = np.log(power @ _bands() + 1e-6).T
-    return torch.from_numpy(((log - log.mean()) / (log.std() + 1e-9)).astype(np.float32))
+    return np.log(power @ _bands() + 1e-6)  # type: ignore[no-any-return]
 
 
 def _bands() -> NDArray[np.float64]:

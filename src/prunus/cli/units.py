@@ -39,8 +39,9 @@ def units(
     """Say what can be removed from a MODEL, and what cannot and why.
 
     MODEL is a task, or a function in a Python file that returns a model and an example of its
-    input (or a prunus.Task), or a recipe: then the model is that of its task, --heads and --hidden
-    are those of its structure, and the limits and targets of single layers are shown.
+    input (or a prunus.Task), or a recipe or a folder with one: then the model is that of its task,
+    --heads and --hidden are those of its structure, and the limits and targets of single layers
+    are shown.
 
     \b
     Examples:
@@ -73,12 +74,12 @@ def units(
 
 
 def _recipe(name: str, changes: tuple[str, ...]) -> Recipe | None:
-    """The recipe of that name, if there is one and no task of that name."""
+    """The recipe of that name, file or folder, if there is one and no task of that name."""
     from prunus.methods.catalog import names, recipe_entries
     from prunus.recipe.schema import Recipe
 
     known = {e.name for e in recipe_entries()} - set(names("tasks"))
-    if name in known or Path(name).suffix in (".yaml", ".yml"):
+    if name in known or Path(name).suffix in (".yaml", ".yml") or Path(name).is_dir():
         return Recipe.load(name, changes)
     if changes:
         raise InputError(f"{changes[0]} changes a recipe, and {name} is none: name a recipe")

@@ -30,7 +30,7 @@ def spoken_sequences(
     *,
     folder: Path | None = None,
     network: Literal["recurrent", "conformer"] = "recurrent",
-    batch: int = 16,
+    batch: int = 8,
     rate: float = 0.002,
     sequences: int = 720,
 ) -> Task:

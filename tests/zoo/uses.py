@@ -178,8 +178,8 @@ def _compared(small: Small, use: Use, folder: Path, *, wide: bool) -> Outcome:
     kind, detail = outcome_of(expected, made, 1e-5 if wide else 2e-3)
     if use.then is _onnx and kind == "crash":
         try:
-            _exported(small.masked, small.entry.example(), folder)
-        except Exception as error:  # of the exporter: the original cannot go there either
+            run(_exported(small.masked, small.entry.example(), folder))
+        except Exception as error:  # of exporter or runtime: the original cannot go there either
             return Outcome("skipped", f"{type(error).__name__}: {error}"[:200])
     return Outcome(kind, detail)
 

@@ -45,6 +45,9 @@ ROWS = {
     "driving_gru": "driving",
     "spoken_sequences": "spoken_sequences",
     "sequences_conformer": "spoken_sequences",
+    "edge_keywords": "edge",
+    "edge_images": "edge",
+    "edge_anomalies": "edge",
 }
 
 
@@ -201,6 +204,7 @@ MAKERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "detection": ("blood-cells", blood_cells),
     "driving": ("driving", driving),
     "spoken_sequences": ("speech-digits", speech_digits),
+    "edge": ("speech-digits", speech_digits),  # and cifar10
 }
 
 
@@ -208,5 +212,6 @@ def make_all(data: Path) -> Path:
     """Every set below a folder that stands for ``PRUNUS_DATA``."""
     for name, maker in MAKERS.values():
         (data / name).mkdir(parents=True, exist_ok=True)
+        (data / name).mkdir(parents=True)
         maker(data / name)
     return data

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fresh import Pythons
 from prunus._common import packages
 from prunus._common.inputs import arguments, tensors_of
 from prunus._common.random_inputs import random_inputs
@@ -40,6 +41,10 @@ def test_executorch_opened_from_disk_gives_eagers_answers_to_any_batch(
     served = reopened(found, tmp_path, "compact")
     assert served.session.dynamic
     assert "one input at a time" in found.row.notes
+    (plan,) = (note for note in found.row.notes if "bytes of memory planned" in note)
+    assert int(plan.split()[0].replace(",", "")) >= 4 * (
+        example[:1].numel() + right_count(model, example)
+    )
     right = computing(model, arguments(example))
     for batch in (1, 2, 5):
         inputs = tensors_of(random_inputs(example, batch=batch, seed=batch))
@@ -93,3 +98,27 @@ def test_half_precision_is_refused_before_any_work(name: str, tmp_path: Path) ->
     needs(name)
     order: Any = BuildRequest(nn.Linear(4, 4).half(), torch.randn(2, 4).half(), tmp_path)
     assert "call model.float()" in str(find(name).refuses(order))
+
+
+def right_count(model: nn.Module, example: Tensor) -> int:
+    """Numbers in the answer to one input."""
+    return int(model(example[:1]).numel())
+
+
+QUIET = """
+import sys, torch
+from pathlib import Path
+from prunus.runtimes import BuildRequest, find
+
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
+made = find("mnn").build(BuildRequest(model, torch.ones(2, 4), Path("."), threads=1))
+made.compute([torch.ones(3, 4)])
+print("said")
+"""
+
+
+def test_mnn_writes_nothing_between_the_lines_of_a_command(python: Pythons) -> None:
+    needs("mnn")
+    done = python(QUIET)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["said"]

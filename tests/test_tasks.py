@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "detection": {"width": 4, "batch": 4},
     "driving": {"batch": 16},
     "spoken_sequences": {"batch": 4, "sequences": 16},
+    "edge": {"batch": 16},
     "shakespeare": {"length": 16, "layers": 1, "width": 16, "heads": 2, "batch": 4, "steps": 3},
 }
 

@@ -46,10 +46,12 @@ def build(order: BuildRequest) -> Session:
     """
     made = _single(order)
     path = order.folder / FILE
-    path.write_bytes(_lowered(made.program))
+    content, arena = _lowered(made.program)
+    path.write_bytes(content)
     (order.folder / "model.json").write_text(json.dumps({"parts": made.parts}))
     opened = open_(path, threads=order.threads)
-    return replace(opened, dynamic=made.parts is not None, notes=made.notes)
+    plan = f"{arena:,} bytes of memory planned, beside XNNPACK's own"
+    return replace(opened, dynamic=made.parts is not None, notes=(*made.notes, plan))
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def _program(subject: Flat, values: Sequence[Tensor]) -> ExportedProgram:
     return program
 
 
-def _lowered(program: ExportedProgram) -> bytes:
-    """The bytes of a ``.pte``.
+def _lowered(program: ExportedProgram) -> tuple[bytes, int]:
+    """The bytes of a ``.pte``, and those of the arena that it plans.
 
     Raises:
         InputError: with ExecuTorch's words, if it lacks an operator.
@@ -126,10 +128,11 @@ def _lowered(program: ExportedProgram) -> bytes:
             edge = exir.to_edge_transform_and_lower(
                 program, partitioner=[partition.XnnpackPartitioner()]
             )
-            made: bytes = edge.to_executorch().buffer
+            made = edge.to_executorch()
+            sizes = made.executorch_program.execution_plan[0].non_const_buffer_sizes
         except Exception as error:  # its own, of many types
             raise InputError(f"ExecuTorch cannot express it: {first_line(error)}") from error
-    return made
+    return made.buffer, sum(sizes)
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -7,12 +7,13 @@ model reaches it through ONNX.
 from __future__ import annotations
 
 import contextlib
-import io
+import ctypes
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -75,10 +76,11 @@ def open_(path: Path, *, threads: int) -> Session:
     Raises:
         InputError: if MNN cannot read it.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what the processor can do
+    with _hushed():
         import MNN.nn
 
-    settings = {"precision": "high", "backend": "CPU", "numThread": threads}
+    # "high" computes in float32 as well, here and on phones, and prints that it does
+    settings = {"precision": "normal", "backend": "CPU", "numThread": threads}
     try:
         with no_denormals():
             manager = MNN.nn.create_runtime_manager((settings,))
@@ -86,6 +88,23 @@ def open_(path: Path, *, threads: int) -> Session:
     except (RuntimeError, SystemError) as error:
         raise InputError(f"MNN cannot read '{path.name}'") from error
     return Session(_computing(network, manager), path)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what MNN's own code prints of the processor, which would stand in ``--json``."""
+    own = ctypes.CDLL(None)
+    with open(os.devnull, "w") as nowhere:
+        sys.stdout.flush()
+        own.fflush(None)
+        kept = os.dup(1)
+        try:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+        finally:
+            own.fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def _computing(network: Any, manager: Any) -> Compute:

@@ -212,6 +212,5 @@ def make_all(data: Path) -> Path:
     """Every set below a folder that stands for ``PRUNUS_DATA``."""
     for name, maker in MAKERS.values():
         (data / name).mkdir(parents=True, exist_ok=True)
-        (data / name).mkdir(parents=True)
         maker(data / name)
     return data

@@ -118,6 +118,26 @@ def test_int8_is_calibrated_and_judged_in_the_runtime_that_serves_it(tmp_path: P
     assert torch.allclose(opened(X), made.model(X))
 
 
+def test_rounds_too_are_calibrated_where_the_runtime_quantizes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prunus.progressive import deploy_step as serving
+
+    given: list[int] = []
+
+    def watched(model: nn.Module, **more: Any) -> Any:
+        given.append(len(more["calibration"]))
+        raise prunus.RunError("seen")
+
+    monkeypatch.setattr(serving, "deploy", watched)
+    go({"deploy": "onnxruntime_int8", "quantize": "int8", "rounds": 1})
+    assert len(given) == 3  # the dense model, the round, the artifact
+    assert min(given) > 0
+    given.clear()
+    go({"rounds": 1})
+    assert set(given) == {0}
+
+
 def test_int8_that_loses_too_much_is_not_taken() -> None:
     pytest.importorskip("onnxruntime", reason="int8 in ONNX Runtime needs onnxruntime")
     pytest.importorskip("onnxscript", reason="the export needs onnxscript")

@@ -56,7 +56,8 @@ def round_latency(job: RunContext, dense: Mapping[str, float]) -> dict[str, floa
         made = deploy(
             _as_it_would_end(job), example=job.example, runtime=_sure(how.runtime),
             compare_with=_exact(how.runtime), batch_sizes=(how.batch,), threads=how.threads,
-            seconds=SECONDS, baseline=job.baseline if dense else None,
+            calibration=_calibration(job), seconds=SECONDS,
+            baseline=job.baseline if dense else None,
         )  # fmt: skip
     except PrunusError as error:  # an engine that fails costs no round
         job.note(f"the round was not timed: {error}")
@@ -128,12 +129,6 @@ def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
     recipe, engine = job.engine.recipe, job.engine
     how = recipe.deploy or Deploy()
     guard = recipe.guard
-    calibration: list[Any] = []
-    if recipe.quantize == "int8":
-        batches, loss = engine.selector.calibration, engine.selector.loss
-        assert batches is not None
-        assert loss is not None
-        calibration = inputs_of(engine.model, loss, batches, limit=BATCHES)
     made = deploy(
         engine.model,
         example=job.example,
@@ -145,7 +140,7 @@ def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
         # By one rank alone it would wait for ever where it speaks to the others.
         evaluate=job.evaluate if world_size() == 1 else None,
         better="higher" if guard is None else guard.better,
-        calibration=calibration,
+        calibration=_calibration(job),
         max_drop=_allowed(job),
         batch_sizes=tuple(dict.fromkeys((how.batch, 16))),
         threads=how.threads,
@@ -159,6 +154,17 @@ def _served(job: RunContext, compaction: Compaction | None) -> Deployment:
         # With the numbers that modules keep, which the model alone does not tell.
         save(engine.model, made.path / made.model.card.file, compaction.attributes)
     return made
+
+
+def _calibration(job: RunContext) -> list[Any]:
+    """Inputs for what quantizes; none where the recipe does not."""
+    engine = job.engine
+    if engine.recipe.quantize != "int8":
+        return []
+    batches, loss = engine.selector.calibration, engine.selector.loss
+    assert batches is not None
+    assert loss is not None
+    return inputs_of(engine.model, loss, batches, limit=BATCHES)
 
 
 def _allowed(job: RunContext) -> float:

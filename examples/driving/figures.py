@@ -32,7 +32,10 @@ SHOWN = 6
 def both(folder: Path) -> tuple[Task, dict[str, nn.Module]]:
     """The task of a run, and its networks."""
     task = task_of(recipe_of(folder))
-    dense = load_weights("driving", task.model(), folder / "dense.safetensors")
+    file, dense = folder / "dense.safetensors", task.model()
+    dense = (
+        load_weights("driving", dense, file) if file.is_file() else dense
+    )  # else it came trained
     return task, {"dense": dense.eval(), "pruned": prunus.load(folder, model=task.model()).eval()}
 
 

@@ -28,7 +28,7 @@ def _runs() -> None:
 def test_recipes_are_offered_by_name() -> None:
     assert offered("run", "it") == ["iterative"]
     assert {"gradual", "channels", "spoken_digits"} <= {*offered("plan", "")}
-    assert offered("sweep", "two") == ["two_four"]
+    assert offered("sweep", "two_f") == ["two_four"]
 
 
 @pytest.mark.usefixtures("_runs")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -98,6 +98,7 @@ def test_limits_are_never_crossed_and_the_total_is_exact(
             assert gone <= cap.most + 1e-9
 
 
+@example(widths=[3, 5, 2, 2], most=1.0, own=0.25, target=0.25, structure="block")
 @given(
     widths=st.lists(st.integers(2, 9), min_size=4, max_size=5),
     most=st.floats(0, 1),
@@ -131,6 +132,12 @@ def test_a_model_gets_what_was_asked_or_is_refused_with_what_it_could_get(
     if structure == "weight":
         every = sum(p.numel() for p in model.parameters() if p.dim() > 1)
         assert sum(gone.values()) == round(target * every)
+
+
+def test_blocks_at_an_edge_count_by_their_weights() -> None:
+    model = net(3, 5, 2, 2)  # the first weight: three blocks of four rows, three of one
+    prunus.prune(model, {"structure": "block", "target": {"sparsity": 0.25, "layers": {"0": 0.25}}})
+    assert abs(zeros(model)["0.weight"] - 0.25 * 15) <= 2
 
 
 @pytest.mark.parametrize("rounds", [1, 3, None])

@@ -24,6 +24,7 @@ from prunus.pruning.decide import (
     allocate,
     bottom_up,
     kept_units,
+    limits_of,
     masks_from,
 )
 from prunus.pruning.space import PruningSpace
@@ -159,6 +160,8 @@ class Selector:
         once = self.recipe.order == "all"
         amount = goal.requested if once else goal.target
         limits = space.limits(alive, amount, goal.target, most)
+        if amount >= goal.target:
+            limits = space.caps.nearest(limits, limits_of(space.groups, alive), units)
         method = self.methods.allocation
         if self.measures:
             found = known or self._damage(model, units, kept, limits, lambda group: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from prunus._common.layers import Layer
 from prunus._common.names import each_meant, meant, plain_name, plain_names
 from prunus.errors import InputError
+from prunus.pruning.decide import ranked_sizes
 from prunus.pruning.scope import tied_names
 from prunus.recipe.fields import Target
 from prunus.recipe.schema import Recipe
 from prunus.types import Group, Limits, Member
 
 EPS = 1e-9
+Scored: TypeAlias = Mapping[Group, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,29 @@ class Caps:
                 whole = cap.least if self.guarded else target
                 share = min(1.0, requested / whole) if whole > 0 else 1.0
                 found[group] = _within(group, cap, share, limits[group])
+        return found
+
+    def nearest(
+        self, limits: Mapping[Group, Limits], free: Mapping[Group, Limits], units: Scored
+    ) -> dict[Group, Limits]:
+        """Limits whose exact sparsities count weights: units of a group may differ in size.
+
+        Before scores are known that can only be said of units: a block at an edge weighs less.
+
+        Args:
+            limits: within the caps.
+            free: of what must stay and what can, without them.
+            units: scores by group, those that are gone lowest.
+        """
+        found = dict(limits)
+        for group, cap in self.of.items():
+            if not cap.exact or group not in found or _unequal(group) is None:
+                continue
+            sizes = ranked_sizes({group: units[group]})[group].flip(0).cumsum(0)
+            gone = torch.cat([sizes.new_zeros(1), sizes]).double()
+            kept = group.units - int((gone - cap.most * group.weights).abs().argmin())
+            kept = min(max(kept, free[group].least), free[group].most)
+            found[group] = Limits(kept, kept)
         return found
 
 

@@ -17,7 +17,9 @@ from click.testing import CliRunner
 import helpers
 from prunus._common import examples
 from prunus.cli.main import cli
+from prunus.methods.catalog import names
 from prunus.recipe.schema import Recipe
+from prunus.runtimes import missing
 from readers import reader, small
 from test_docs import TEXTS, blocks, free, lacking
 
@@ -71,10 +73,11 @@ def test_every_command_runs_as_it_is_given(
     (tmp_path / "data").mkdir()
     small(monkeypatch)
     _, name, *words = shlex.split(line.replace("~", str(tmp_path)), comments=True)
-    if words and words[0].startswith("examples/"):  # from the root of a checkout
+    example = bool(words) and (words[0].startswith("examples/") or words[0] in examples.recipes())
+    if example and "/" in words[0]:  # from the root of a checkout
         words[0] = str(Path(__file__).parents[1] / words[0])
-    known = {*examples.recipes(), *(str(p.parent) for p in examples.recipes().values())}
-    if (words and words[0] in known) or "--storage" in words:
+    _skip_without_engines(words)
+    if example or "--storage" in words:
         with cli.commands[name].make_context(name, [*words]):
             changes = [w for w in words[1:] if "=" in w and ".." not in w and "/" not in w]
             Recipe.load(words[0], changes)  # make test-zoo runs the examples on their data
@@ -97,6 +100,13 @@ def test_every_command_runs_as_it_is_given(
     keys = {re.split("[.=]", word)[0] for word in words}
     brief = [w for w in BRIEFLY.get(name, ()) if re.split("[.=]", w)[0] not in keys]
     _run(name, *words, *brief)
+
+
+def _skip_without_engines(words: list[str]) -> None:
+    """Commands that name a runtime need what it needs."""
+    for word, value in itertools.pairwise(words):
+        if word == "--runtime" and value in names("runtimes") and (gone := missing(value)):
+            pytest.skip(f"{value} needs {gone}, which is not installed")
 
 
 def _run(*words: str) -> None:

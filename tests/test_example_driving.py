@@ -51,7 +51,7 @@ def make(**changes: Any) -> Task:
 
 
 @pytest.mark.usefixtures("no_pictures", "place")
-@pytest.mark.parametrize("row", ["driving", "driving_gru"])
+@pytest.mark.parametrize("row", ["driving", pytest.param("driving_gru", marks=pytest.mark.zoo)])
 def test_a_run_is_cut_served_and_goes_on_after_a_kill(row: str, tmp_path: Path) -> None:
     words = ["task.batch=16", "dense.length=4it", "retrain=3it", "rounds=1", "guard=null",
              "deploy=eager", "target={max_macs: 0.4}"]  # fmt: skip

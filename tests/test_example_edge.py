@@ -40,8 +40,11 @@ def make(network: str, **changes: Any) -> Task:
     return find_task(Spec(name="edge", network=network, batch=8, **changes))
 
 
+ZOO = [pytest.param(name, marks=pytest.mark.zoo) for name in ("images", "anomalies")]
+
+
 @pytest.mark.usefixtures("no_pictures", "place")
-@pytest.mark.parametrize("network", ["keywords", "images", "anomalies"])
+@pytest.mark.parametrize("network", ["keywords", *ZOO])
 def test_a_run_is_cut_served_in_int8_and_goes_on_after_a_kill(network: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     words = ["task.batch=8", "dense.length=4it", "retrain=3it", "rounds=1", "guard=null"]

@@ -48,7 +48,9 @@ def make(**changes: Any) -> Task:
 
 
 @pytest.mark.usefixtures("no_pictures", "place")
-@pytest.mark.parametrize("row", ["spoken_sequences", "sequences_conformer"])
+@pytest.mark.parametrize(
+    "row", ["spoken_sequences", pytest.param("sequences_conformer", marks=pytest.mark.zoo)]
+)
 def test_a_run_is_cut_served_and_goes_on_after_a_kill(row: str, tmp_path: Path) -> None:
     words = ["dense.length=4it", "retrain=3it", "rounds=1", "guard={better: lower, max_drop: 9}",
              "target={max_macs: 0.5}", "deploy=eager",

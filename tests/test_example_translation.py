@@ -53,7 +53,9 @@ def make(**changes: Any) -> Task:
 
 
 @pytest.mark.usefixtures("no_pictures", "place")
-@pytest.mark.parametrize("row", ["translation", "translation_gru"])
+@pytest.mark.parametrize(
+    "row", ["translation", pytest.param("translation_gru", marks=pytest.mark.zoo)]
+)
 def test_a_run_is_cut_served_and_goes_on_after_a_kill(row: str, tmp_path: Path) -> None:
     words = ["dense.length=4it", "retrain=3it", "rounds=1", "guard=null", "deploy=eager",
              *(f"task.{key}={value}" for key, value in SMALL.items())]  # fmt: skip

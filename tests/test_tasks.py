@@ -60,7 +60,7 @@ def place(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_every_example_holds_its_task_its_recipes_and_a_page() -> None:
     folders = {p.name: p for p in EXAMPLES.iterdir() if p.is_dir() and p.name != "__pycache__"}
-    assert set(folders) == set(MAKERS)
+    assert set(folders) == {*MAKERS, "networks"}  # which is trained by others, and no task
     for name, folder in folders.items():
         recipes = {p.stem for p in folder.glob("*.yaml")}
         assert recipes == {row for row, task in ROWS.items() if task == name}

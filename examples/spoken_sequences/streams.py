@@ -51,11 +51,11 @@ class Recognizer(nn.Module):
 
     def listen(self, x: Tensor) -> Tensor:
         """``[b, n, width]`` to the same shape, each of what came up to its place."""
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
     def begin(self, count: int) -> State:
         """The state before anything was heard, of ``count`` streams."""
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
     def hear(self, features: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores of the next piece ``[b, frames, bands]`` and the state; frames: ``EVERY``·k."""
@@ -66,7 +66,7 @@ class Recognizer(nn.Module):
 
     def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """:meth:`listen` of a piece."""
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
 
 class Halved(nn.Module):

@@ -76,15 +76,15 @@ class Translator(nn.Module):
 
     def decode(self, source: Tensor, target: Tensor) -> Tensor:
         """States ``[b, m, width]``, each of what was said up to its place."""
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
     def start(self, source: Tensor) -> Cache:
         """Read ``[b, n]``, before the first step."""
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
     def step(self, tokens: Tensor, place: int, cache: Cache) -> tuple[Tensor, Cache]:
         """Scores ``[b, tokens]`` of what follows the tokens ``[b]`` at a place, and the cache."""
-        raise NotImplementedError
+        raise NotImplementedError  # each network has its own
 
 
 class Attention(nn.Module):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from prunus._common import examples
-from prunus._common.files import write_atomically
+from prunus.cli.template import write_texts
 from prunus.errors import InputError, did_you_mean
 
 
@@ -37,13 +37,7 @@ def copy_example(name: str, folder: Path) -> list[Path]:
             raise InputError(
                 f"'{path}' exists; name another folder: prunus init --from {wanted} my_project"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be created: {error.strerror}") from None
-    for path, text in texts.items():
-        write_atomically(path, text.encode())
-    return [*texts]
+    return write_texts(folder, texts)
 
 
 def _near(name: str, known: dict[str, Path]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from prunus._common.files import write_atomically
@@ -97,6 +98,15 @@ def write_template(folder: Path) -> list[Path]:
     for path, text in texts.items():  # the first one as it is: this was stopped before the second
         if path.exists() and (path != task or path.read_bytes() != text.encode()):
             raise InputError(f"'{path}' exists; name another folder: prunus init my_project")
+    return write_texts(folder, texts)
+
+
+def write_texts(folder: Path, texts: Mapping[Path, str]) -> list[Path]:
+    """Write a project's files into its folder, which is made where it is not there.
+
+    Raises:
+        InputError: if the folder cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

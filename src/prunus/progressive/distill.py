@@ -20,7 +20,7 @@ from prunus.compaction.files.artifact import load
 from prunus.errors import InputError, RunError
 from prunus.progressive.hidden import hidden_modules, hidden_states, states_apart
 from prunus.pruning.followers import ours
-from prunus.recipe.resolve import teacher_digest
+from prunus.recipe.resolve import teacher_file
 from prunus.recipe.schema import Recipe
 from prunus.types import Kept
 
@@ -190,13 +190,12 @@ def given_teacher(
     Raises:
         InputError: for what is neither, or if both name one.
     """
-    if teacher_digest(recipe) is not None and recipe.teacher is not None and recipe.teacher.file:
+    if (file := teacher_file(recipe)) is not None:
         if teacher is not None:
             raise InputError(
-                f"teacher: the recipe names '{recipe.teacher.file}', and teacher= is another: "
-                "leave out one"
+                f"teacher: the recipe names '{file}', and teacher= is another: leave out one"
             )
-        teacher = recipe.place_of(recipe.teacher.file)
+        teacher = file
     if isinstance(teacher, (str, Path)):
         teacher = load(teacher, detached_copy(model))
     return None if teacher is None else given_model(teacher, "teacher", values=True)

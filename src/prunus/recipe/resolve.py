@@ -107,8 +107,8 @@ def code_that_runs(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def teacher_digest(recipe: Recipe) -> str | None:
-    """SHA-256 of the file that the recipe's teacher is in; ``None`` without one.
+def teacher_file(recipe: Recipe) -> Path | None:
+    """The file that the recipe's teacher is in; ``None`` without one.
 
     Raises:
         InputError: if it is not there.
@@ -122,7 +122,13 @@ def teacher_digest(recipe: Recipe) -> str | None:
             f"teacher: '{place}' is no file: name what prunus.save or a run wrote "
             "(model.safetensors in its folder), or dense for the model of round 0"
         )
-    return folder.digest(place)
+    return place
+
+
+def teacher_digest(recipe: Recipe) -> str | None:
+    """SHA-256 of that file."""
+    place = teacher_file(recipe)
+    return None if place is None else folder.digest(place)
 
 
 def folder_name(recipe: Recipe) -> str:

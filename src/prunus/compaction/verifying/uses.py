@@ -32,7 +32,7 @@ class Use:
         fast: with torch's fused paths and the model's own cache, as users call it.
         steps: token by token: each step gets the cache that the one before returned.
         flag: an argument that no example gives this value.
-        whole: the same use of the example's own sizes, where this one is of half of them.
+        whole: the same use of the example's own sizes, where this one is of a part of them.
     """
 
     name: str

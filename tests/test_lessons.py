@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,11 +129,14 @@ def test_a_recipe_learns_hidden_states_and_goes_on_after_a_stop(
 # --- another teacher
 
 
-@pytest.mark.parametrize("as_file", [False, True])
-def test_any_model_or_file_can_teach(as_file: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_file", ["", "weights", "saved"])
+def test_any_model_or_file_can_teach(as_file: str, tmp_path: Path) -> None:
     teacher = network(7)
     given: Any = teacher
-    if as_file:
+    if as_file == "weights":
+        given = tmp_path / "dense.safetensors"
+        save_file(teacher.state_dict(), given)
+    if as_file == "saved":
         given = prunus.save(teacher, tmp_path / "teacher.safetensors")
     losses: list[float] = []
 
@@ -156,7 +160,10 @@ def test_any_model_or_file_can_teach(as_file: bool, tmp_path: Path) -> None:
 
 def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
     recipe = {**ROUNDS, "dense": 0}
-    for wrong in (3, nn.Linear, tmp_path / "none.safetensors"):
+    other, damaged = tmp_path / "other.safetensors", tmp_path / "damaged.safetensors"
+    save_file(nn.Linear(2, 2).state_dict(), other)
+    damaged.write_bytes(b"\x00" * 20)
+    for wrong in (3, nn.Linear, tmp_path / "none.safetensors", other, damaged):
         with pytest.raises(InputError):
             prunus.prune(network(), recipe, train=lambda m, r: None, loss=entropy,
                          teacher=wrong)  # type: ignore[arg-type]  # fmt: skip

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +19,7 @@ from prunus._common.inputs import Inputs, arguments, map_tensors, tensors_of
 from prunus._common.kinds import given_choice, given_number, kind_of
 from prunus._common.modules import detached_copy, evaluating
 from prunus.compaction.files.artifact import load
-from prunus.errors import InputError, RunError
+from prunus.errors import InputError, RunError, first_line
 from prunus.progressive.hidden import hidden_modules, hidden_states, states_apart
 from prunus.pruning.followers import ours
 from prunus.recipe.resolve import teacher_file
@@ -197,8 +199,22 @@ def given_teacher(
             )
         teacher = file
     if isinstance(teacher, (str, Path)):
-        teacher = load(teacher, detached_copy(model))
+        teacher = _opened(Path(teacher), detached_copy(model))
     return None if teacher is None else given_model(teacher, "teacher", values=True)
+
+
+def _opened(path: Path, model: nn.Module) -> nn.Module:
+    """What prunus wrote, or a file of the model's weights alone, as a run's dense.safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            written = "prunus" in (file.metadata() or {})
+        if not written:
+            model.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"teacher: '{path}' is not of this model: {first_line(error, kind=False)[:300]}"
+        ) from error
+    return load(path, model) if written else model
 
 
 def own_teacher(recipe: Recipe, model: nn.Module, taught_by: nn.Module | None) -> nn.Module | None:

@@ -461,9 +461,11 @@ def main(place: Path) -> dict[str, Any]:
         return said
 
     found["chosen"] = [go("chosen", n, chosen) for n in (1, 2, 3)]
+    rigl = {"name": "rigl", "every": "2it"}
     sparse = {"criterion": "random", "rounds": 1, "retrain": "1ep", "target": 0.7,
-              "regrow": {"name": "rigl", "every": "2it"}}  # fmt: skip
-    found["regrows"] = [go("regrows", 2, lambda: whole(sparse, None))]
+              "regrow": rigl}  # fmt: skip
+    trades = {**sparse, "criterion": "magnitude", "regrow": {**rigl, "name": "top_kast"}}
+    found["regrows"] = [go("regrows", 2, lambda r=r: whole(r, None)) for r in (sparse, trades)]
     found["by_calibration"] = [go("by_calibration", n, by_calibration) for n in (1, 2)]
     found["by_figure"] = [go("by_figure", n, by_figure) for n in (1, 2)]
     found["own_loop"] = [go("own_loop", 2, lambda v=v: own_loop(v)) for v in (False, True)]

@@ -61,6 +61,7 @@ RECIPES = {
 MORE = {
     "acdc": ["acdc", "rounds=2", "last_retrain=2ep"],
     "rigl": ["rigl", "retrain=2ep", "regrow={name: rigl, every: 3it}"],
+    "top_kast": ["top_kast", "retrain=2ep"],
     "pulled": ["greg", "retrain=3ep", "regularize={name: greg, every: 2, during: retrain}"],
     "scan": ["iterative", "rounds=2", "allocation=measured", "keep=front", "guard={max_drop: 0.2}"],
     "adapt": [

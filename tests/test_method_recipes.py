@@ -12,7 +12,7 @@ from prunus.recipe.schema import Recipe
 
 SHORT = {"dense": "2it", "retrain": "4it", "last_retrain": "2it", "rounds": "2"}
 RECIPES = ("snip", "grasp", "synflow", "movement", "woodfisher", "obert", "taylor", "fpgm", "rigl",
-           "set", "acdc", "dsd", "slimming", "greg", "gmp", "imp")  # fmt: skip
+           "set", "top_kast", "acdc", "dsd", "slimming", "greg", "gmp", "imp")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,6 +13,7 @@ import prunus
 from helpers import tiny_task
 from prunus.errors import Interrupted
 from prunus.methods import catalog as folder
+from prunus.methods.traits import trait
 from prunus.pruning.enforce import Enforcer
 
 REGROWTHS = folder.names("regrowths")
@@ -69,7 +70,8 @@ def test_every_layer_keeps_its_count_and_what_grows_starts_at_zero_with_no_momen
             changed += int(grown.sum())
             weight = loop.model.get_parameter(key)
             assert not bool(weight[~mask].any())
-            assert not bool(weight[grown].any())
+            behind = trait("regrowths", name, "LATENT")  # then it starts at what was behind it
+            assert bool(weight[grown].any()) if behind and grown.any() else not weight[grown].any()
             for value in loop.optimizer.state[weight].values():
                 if value.shape == weight.shape:
                     assert not bool(value[grown].any())
@@ -111,6 +113,57 @@ def test_set_grows_other_weights_at_each_step_and_the_same_ones_with_a_seed() ->
     a, b, c = (torch.cat([m.flatten() for m in x.masks().values()]) for x in (first, again, other))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("backward", [0.25, 1.0])
+def test_top_kast_is_its_equation_in_float64(backward: float) -> None:
+    """θ of all weights; zeros pass forward, the largest are left (Jayakumar 2021, equation 2)."""
+    regrow = {"name": "top_kast", "every": "2it", "end": 1.0, "fraction": 0.9, "decay": "none",
+              "backward": backward}  # fmt: skip
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+    names = ("0.weight", "2.weight")
+    theta = {n: model.get_parameter(n).detach().clone() for n in names}
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.01)
+    beside = torch.optim.SGD([p for n, p in plain.named_parameters() if n not in names], lr=0.5,
+                             weight_decay=0.01)  # fmt: skip
+    pruner = prunus.Pruner(
+        model, recipe("top_kast", criterion="magnitude", schedule="one_shot", regrow=regrow),
+        optimizer, steps=12,
+    )  # fmt: skip
+    masks = {n: pruner.masks[n].clone() for n in names}
+    traded = 0
+    for step in range(12):
+        for loop, steps in ((model, optimizer), (plain, beside)):
+            for name in names if loop is plain else ():
+                loop.get_parameter(name).data = theta[name] * masks[name]
+            loop.zero_grad()
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+            nn.functional.cross_entropy(loop(x), torch.arange(8) % 4).backward()
+            steps.step()
+        for name in names:
+            mask, gradient = masks[name], plain.get_parameter(name).grad
+            assert gradient is not None
+            count = round(backward * int((~mask).sum()))
+            size = theta[name].abs().masked_fill(mask, -1).flatten()
+            goes = torch.zeros_like(size, dtype=torch.bool)
+            goes[size.topk(count).indices] = True
+            goes = goes.view(mask.shape)
+            decay = torch.where(mask, 0.01, 0.01 / float(mask.double().mean()))
+            moved = theta[name] - 0.5 * (gradient + decay * theta[name])
+            theta[name] = torch.where(mask | goes, moved, theta[name])
+            if step % 2 == 1 and step < 11:
+                kept = theta[name].abs().flatten().topk(int(mask.sum())).indices
+                masks[name] = torch.zeros_like(size, dtype=torch.bool)
+                masks[name][kept] = True
+                masks[name] = masks[name].view(mask.shape)
+                traded += int((masks[name] != mask).sum())
+            assert torch.equal(pruner.masks[name], masks[name])
+            found = model.get_parameter(name).detach()
+            assert torch.allclose(found, theta[name] * masks[name], atol=1e-12)
+    assert traded > 20
 
 
 @pytest.mark.parametrize("name", REGROWTHS)

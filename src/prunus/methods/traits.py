@@ -56,6 +56,7 @@ TRAITS: dict[str, dict[str, Any]] = {
         "READS_EXAMPLE": False,  # whether it passes the example through the model
         "BY_BATCH": False,  # whether it depends, by definition, on what is in one batch
         "SAMPLES": False,  # whether it draws random numbers for the places of weights
+        "LATENT": False,  # whether removed weights go on behind their zeros, step by step
         "CAPTURED": False,  # whether it is kept of a step before masks zero gradients
         "ITERATES": False,  # whether rounds change it even if nothing trains between them
     },

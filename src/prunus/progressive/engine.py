@@ -24,7 +24,7 @@ from prunus.compaction.shrink import (
 from prunus.compaction.slicing.drop import put_back_modules
 from prunus.errors import InputError
 from prunus.progressive.gradual import Gradual, gradual_memory
-from prunus.progressive.regrow import Regrowth, begin_anew
+from prunus.progressive.regrow import Regrowth
 from prunus.progressive.regularize import Regularizer
 from prunus.progressive.running import Running
 from prunus.progressive.selector import Selector, Sparsity, scored
@@ -205,8 +205,7 @@ class PruningEngine:
         if masks is not None:
             assert self.optimizer is not None
             self._set_masks(masks)
-            apply(self.model, masks)
-            begin_anew(each_of(self.optimizer), self.model, before, masks)
+            self.regrowth.exchange(self.model, each_of(self.optimizer), before, masks)
         self.after_step()
 
     def _scheduled_cut(self, progress: float) -> None:
@@ -258,6 +257,7 @@ class PruningEngine:
         )  # fmt: skip
         for text in notes:
             self.tell(text)
+        self.regrowth.keep(self.model, masks)
         self._set_masks(masks)
         apply(self.model, masks) if self.tries is None else self.tries(masks)
         if self.recipe.order != "bottom_up":
@@ -371,7 +371,7 @@ class PruningEngine:
             "running": dict(self.running.tensors),
             "shrinks": saved(self.shrinks),
             "start": None if self._start_state is None else self._start_state.tensors,
-            **({} if self.recipe.regrow is None else {"regrowth": self.regrowth.place}),
+            **self.regrowth.state(),
             **self.regularizer.state(self.masks),
             **self.sparse.state(),
         }
@@ -395,6 +395,6 @@ class PruningEngine:
         start = values["start"]
         self._start_state = None if start is None else State(dict(start), {})
         self._set_masks(dict(values["masks"]))
-        self.regrowth.load(values.get("regrowth", (0, 0, 0)))
+        self.regrowth.load(values)
         self.regularizer.load(values, self.masks)
         self.sparse.load(values)

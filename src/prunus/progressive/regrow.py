@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunus._common.distributed import assert_same
+from prunus._common.distributed import assert_same, mean
 from prunus._common.topk import keep_largest
 from prunus.errors import InputError
-from prunus.methods.signals import SignalContext, collect
+from prunus.methods.signals import SignalContext, collect, settings_of
+from prunus.methods.signals.latent import follow
 from prunus.pruning.decide import kept_units
 from prunus.pruning.enforce import Enforcer
+from prunus.pruning.masks import apply
 from prunus.pruning.space import PruningSpace
 from prunus.pruning.units import member_mask, unit_scores
 from prunus.recipe import duration
@@ -33,6 +36,7 @@ class Regrowth:
     Attributes:
         place: steps between two of them (0: none), the step after which none follows, and the
             optimizer steps so far.
+        latent: what is behind removed weights, where the regrowth reads it; zero at those left.
     """
 
     def __init__(
@@ -40,7 +44,9 @@ class Regrowth:
     ) -> None:
         self._recipe, self._grows, self._enforcer = recipe, grows, enforcer
         self._reads = recipe.regrow is not None and recipe.trait("regrow", "CAPTURED")
+        self._follows = recipe.regrow is not None and recipe.trait("regrow", "LATENT")
         self.place = (0, 0, 0)
+        self.latent: dict[str, Tensor] = {}
 
     def begin(self, steps: int, per_epoch: int | None) -> None:
         """Go over the next training, of so many steps.
@@ -62,10 +68,16 @@ class Regrowth:
             self.place = every, last, 0
         self.capture()
 
-    def load(self, place: Sequence[int]) -> None:
-        """Return to a place."""
-        every, last, step = place
-        self.place = every, last, step
+    def state(self) -> dict[str, Any]:
+        """To go on from."""
+        if self._recipe.regrow is None:
+            return {}
+        return {"regrowth": self.place, **({"behind": self.latent} if self._follows else {})}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Return to where a state was."""
+        every, last, step = values.get("regrowth", (0, 0, 0))
+        self.place, self.latent = (every, last, step), dict(values.get("behind", {}))
         self.capture()
 
     @property
@@ -75,7 +87,42 @@ class Regrowth:
 
     def capture(self) -> None:
         """Keep the gradients of the next step, those of removed weights too, if they are read."""
-        self._enforcer.captured = {} if self._next_is_due and self._reads else None
+        _, last, step = self.place
+        read = (self._follows and step + 1 < last) or (self._reads and self._next_is_due)
+        self._enforcer.captured = {} if read else None
+
+    @torch.no_grad()
+    def keep(self, model: nn.Module, masks: Masks) -> None:
+        """Keep what a cut is about to zero, where that is read."""
+        for name, mask in masks.items() if self._follows else ():
+            weight = model.get_parameter(name).detach()
+            past, mask = self.latent.get(name), mask.to(weight.device)
+            now = weight if past is None or past.shape != weight.shape else weight + past
+            self.latent[name] = now.masked_fill(mask, 0)
+
+    def exchange(
+        self, model: nn.Module, optimizers: Iterable[Optimizer], before: Masks, after: Masks
+    ) -> None:
+        """Apply masks that dropped and regrew: what came starts at what was behind it, or zero."""
+        with torch.no_grad():
+            for name in self.latent:
+                model.get_parameter(name).add_(self.latent[name])
+                self.latent[name] = torch.zeros_like(self.latent[name])
+        self.keep(model, after)
+        apply(model, after)
+        begin_anew(optimizers, model, before, after)
+
+    def _follow(self, model: nn.Module, masks: Masks, gradients: Mapping[str, Tensor]) -> None:
+        """What is behind removed weights goes on by a step."""
+        assert self._grows is not None
+        groups = [g for one in self._enforcer.optimizers for g in one.param_groups]
+        group_of = {id(p): g for g in groups for p in g["params"]}
+        seen = mean({name: gradients[name] for name in self.latent if name in gradients})
+        for name, gradient in seen.items():
+            group = group_of.get(id(model.get_parameter(name)), {"lr": 0.0})
+            pace = {"rate": float(group["lr"]), "decay": float(group.get("weight_decay", 0.0))}
+            how = {**settings_of(self._grows), **pace}
+            self.latent[name] = follow(self.latent[name], gradient, masks[name], **how)
 
     def after_step(
         self, model: nn.Module, space: PruningSpace, masks: Masks, given: Masks
@@ -91,6 +138,9 @@ class Regrowth:
         due, (every, last, step) = self._next_is_due, self.place
         self.place = every, last, step + 1
         found, seen = None, self._enforcer.captured
+        if self._follows and seen:
+            self._follow(model, masks, seen)
+            seen = self.latent
         if due and self._grows is not None:
             part, seed = self._part(), self._recipe.seed + 1_000_003 * (step + 1)
             found = regrown(
@@ -131,7 +181,7 @@ def regrown(
         grows: the regrowth.
         part: of the units left that is replaced.
         seed: of this step.
-        gradients: of the step, where they are read.
+        gradients: of the step, or what is behind removed weights, where they are read.
     """
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     groups = [g for g in space.groups if gradients is None or _known(g, gradients)]

@@ -50,8 +50,8 @@ class Recipe(RecipeFields):
         repair: what brings accuracy back after a cut and before any training, on the calibration
             data: ``batch_norm``, ``bias_correction``, ``least_squares``, ``reconstruct`` or
             ``second_order``; none.
-        regrow: what grows between optimizer steps while as much goes, ``rigl`` or ``set``, or
-            ``{name, every, end, fraction, decay}``; nothing by default.
+        regrow: what grows between optimizer steps while as much goes, ``rigl``, ``set``,
+            ``top_kast``, or ``{name, every, end, fraction, decay}``; nothing by default.
         regularize: what pulls weights toward zero after each optimizer step, ``l1``, ``proximal``,
             ``group_lasso`` or ``greg``, or ``{name, during, …}``; nothing by default.
         teacher: ``dense``, a file of a model, or ``{model, temperature, weight, mix, objective}``:

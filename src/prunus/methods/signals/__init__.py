@@ -92,9 +92,7 @@ def collect(criterion: Callable[..., Tensor], context: SignalContext) -> Callabl
     Of one that scores whole units, from a group to ``[units]``.
     """
     wanted = needed(criterion)
-    keywords = inspect.signature(criterion).parameters.values()
-    settings = {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
-    context = replace(context, settings=settings)
+    context = replace(context, settings=settings_of(criterion))
     values = {signal: getattr(_module(signal), signal)(context) for signal in wanted}
 
     def score(of: str | Group) -> Tensor:
@@ -110,6 +108,17 @@ def collect(criterion: Callable[..., Tensor], context: SignalContext) -> Callabl
         return made.clone() if made.untyped_storage().data_ptr() in shared else made
 
     return score
+
+
+def settings_of(criterion: Callable[..., Any]) -> dict[str, Any]:
+    """Its settings, as they are bound.
+
+    >>> def magnitude(weight, *, p=1.0): ...
+    >>> settings_of(magnitude)
+    {'p': 1.0}
+    """
+    keywords = inspect.signature(criterion).parameters.values()
+    return {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
 
 
 def _module(signal: str) -> ModuleType:

@@ -227,6 +227,7 @@ def test_a_gradient_that_overflowed_is_no_part_of_the_next_step() -> None:
     ({"structure": "neuron"}, "has no gradient to grow by"),
     ({"structure": "2:4", "allocation": "uniform", "target": None}, "single weights or blocks"),
     ({"restore": "revive"}, "lets all removed weights train already"),
+    ({"regrow": "top_kast", "restore": "reinitialize"}, "removed weights go on behind their zeros"),
     ({"regrow": {"name": "rigl", "every": "3min"}}, "lengths of training"),
     ({"regrow": "rigel"}, "rigl"),
     ({"regrow": {"name": "rigl", "every": "20it", "end": "100it"}}, "20 and 100 of 12 steps"),

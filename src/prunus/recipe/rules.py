@@ -112,6 +112,9 @@ RULES: tuple[Rule, ...] = (
      "weight, or leave regrow out"),
     (lambda r: r.regrow and _releases(r),
      "regrow: restore: {r.restore.name} lets all removed weights train already: leave one out"),
+    (lambda r: r.regrow and r.trait("regrow", "LATENT") and r.trait("restore", "CHANGES"),
+     "regrow: {r.regrow.name} lets removed weights go on behind their zeros, and restore: "
+     "{r.restore.name} makes the others new: use restore: keep, or regrow: rigl"),
     (lambda r: r.regularize and r.trait("regularize", "GOING")
      and (r.until_guard or r.trait("criterion", "RUNNING")),
      "regularize: {r.regularize.name} asks before the first cut which weights will go, and neither "

@@ -16,6 +16,7 @@ from prunus._common.files import write_json
 from prunus._common.inputs import tensors_of
 from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng
+from prunus.blocks.bound import Bound
 from prunus.blocks.fewer import PassedOver, renamed, shallow_config
 from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
@@ -28,6 +29,8 @@ from prunus.errors import InputError, first_line
 
 FEWEST = 2
 """Blocks that stay."""
+TRIES = 3
+"""Blocks that a guard lets be tried, one in place of the other, before it is enough."""
 
 
 class Shallow:
@@ -65,18 +68,27 @@ class Shallow:
 
 
 def shallower(
-    source: Source, how: BlockRecipe, calibration: Sequence[Any], saved: Path | None = None
+    source: Source,
+    how: BlockRecipe,
+    calibration: Sequence[Any],
+    *,
+    held: Sequence[Any] = (),
+    judge: Judge | None = None,
+    saved: Path | None = None,
 ) -> list[str]:
     """The blocks that are missed least: one after the other, or next to each other.
 
     By the loss of the next token on the calibration data, which choose, without them. Where the
     model gives none, single blocks are missed by one minus the cosine between what they read and
-    give.
+    give. With a guard, what costs too much on the held-out data stays: of single blocks the next
+    ones are tried, of a span the half of it.
 
     Args:
         source: has the model.
         how: the recipe.
         calibration: batches.
+        held: others, by which a guard judges.
+        judge: how.
         saved: a file that says what was found, or will.
 
     Raises:
@@ -86,20 +98,28 @@ def shallower(
     if saved is not None and saved.is_file():
         return list(json.loads(saved.read_text(encoding="utf-8")))
     found: list[tuple[float, list[str]]] = []
+
+    def walk(gone: Sequence[str]) -> Job:
+        return _job(source, how, calibration, gone, held, judge)
+
     with preserve_rng(), evaluating(source.model), torch.no_grad():
-        passage = _passage(source, how, calibration)
+        passage, bound = _passage(source, how, calibration), Bound(how, walk)
         if how.depth != SPAN:
-            found.append(_singly(source, how, calibration, passage))
+            found.append(_singly(source, how, calibration, passage, bound))
         if how.depth != SINGLE:
-            found.append(_span(source, how, calibration, passage))
-    gone = min(found, key=lambda one: one[0])[1]
+            found.append(_span(source, how, calibration, passage, bound))
+    gone = min(found, key=lambda one: (-len(one[1]), one[0]))[1]
     if saved is not None:
         write_json(saved, gone)
     return gone
 
 
 def _singly(
-    source: Source, how: BlockRecipe, calibration: Sequence[Any], passage: Passage
+    source: Source,
+    how: BlockRecipe,
+    calibration: Sequence[Any],
+    passage: Passage,
+    bound: Bound,
 ) -> tuple[float, list[str]]:
     """Blocks one after the other, each by what the loss is without it and those before it."""
     gone: list[str] = []
@@ -107,24 +127,47 @@ def _singly(
     for _ in range(_count(passage, how)):
         without = missed(_job(source, how, calibration, gone))
         left = sorted((n for n in passage.blocks if n not in gone), key=without.__getitem__)
-        whys = []
+        whys, costly = [], 0
         for name in left:
             why = _unsaid(source, passage, [*gone, name], calibration)
-            if not why:
+            if not why and costly < TRIES and bound.allows([*gone, name]):
                 gone.append(name)
                 loss = without[name]
                 break
-            whys.append(why)
+            costly += not why
+            whys += [why] if why else []
         else:
+            if costly:
+                break
             raise InputError(f"structure: block: {whys[0]}")
     return loss, gone
 
 
 def _span(
-    source: Source, how: BlockRecipe, calibration: Sequence[Any], passage: Passage
+    source: Source,
+    how: BlockRecipe,
+    calibration: Sequence[Any],
+    passage: Passage,
+    bound: Bound,
 ) -> tuple[float, list[str]]:
     """Blocks next to each other, by what the loss is without all of them."""
     count = _count(passage, how)
+    while count:
+        loss, gone = _of_length(source, how, calibration, passage, count)
+        if bound.allows(gone):
+            return loss, gone
+        count //= 2
+    return 0.0, []
+
+
+def _of_length(
+    source: Source,
+    how: BlockRecipe,
+    calibration: Sequence[Any],
+    passage: Passage,
+    count: int,
+) -> tuple[float, list[str]]:
+    """The span of so many blocks that is missed least, and the loss without it."""
     without = missed(_job(source, how, calibration, []), count)
     if any(map(math.isnan, without.values())):
         raise InputError("depth: spans go by the loss, and the model gives none: depth: single")
@@ -139,8 +182,16 @@ def _span(
     raise InputError(f"structure: block: {whys[0]}")
 
 
-def _job(source: Source, how: BlockRecipe, calibration: Sequence[Any], gone: list[str]) -> Job:
-    return Job(Shallow(source, gone), how, calibration, [], Judge(), lambda *_: None)
+def _job(
+    source: Source,
+    how: BlockRecipe,
+    calibration: Sequence[Any],
+    gone: Sequence[str],
+    held: Sequence[Any] = (),
+    judge: Judge | None = None,
+) -> Job:
+    walked = Shallow(source, gone)
+    return Job(walked, how, calibration, held, judge or Judge(), lambda *_: None)
 
 
 def refuse_depth(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> None:

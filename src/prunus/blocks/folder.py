@@ -49,7 +49,8 @@ class Folder:
         model: computes with what is held, in float32.
         scratch: for activations.
         smaller: the model that is written: another one where blocks lose units.
-        names: what its blocks are called, where that changes.
+        names: what its blocks are called, where that changes; others go.
+        shallow: the model with all that its blocks have, without those that go.
         changes: what the modules of a block remember, and the configuration of a model all of whose
             blocks are like it; where blocks may lose different numbers of units.
         narrow: what goes of the stream, if channels do.
@@ -64,6 +65,7 @@ class Folder:
         self.shards = Shards(folder)
         self.model: Any = skeleton(folder)
         self.smaller: Any = self.model
+        self.shallow: Any = self.model
         self.names: dict[str, str] = {}
         self.changes: Callable[[str], tuple[str, Changes]] | None = None
         self.narrow: Narrow | None = None
@@ -157,7 +159,7 @@ class Folder:
 
     def _even(self) -> bool:
         """Whether one configuration says the sizes of all blocks; they are written then."""
-        files = {n: self.out / SCRATCH / f"model-{n}.json" for n in self.blocks}
+        files = {n: self.out / SCRATCH / f"model-{n}.json" for n in self._staying()}
         said = {json.loads(path.read_text(encoding="utf-8"))[0] for path in files.values()}
         if len(said) > 1:
             return False
@@ -172,15 +174,20 @@ class Folder:
     def _uneven(self, rest: dict[str, Tensor]) -> None:
         """The file of a model whose blocks differ."""
         attributes: Changes = []
-        first = canonical_names(self.model)
+        first = canonical_names(self.shallow)
         tensors = {first.get(name, name): tensor for name, tensor in rest.items()}
-        for name in self.blocks:
+        for name in self._staying():
             path = self.out / SCRATCH / f"model-{name}.json"
             attributes += json.loads(path.read_text(encoding="utf-8"))[1]
             shard = Shards.of(path.with_suffix(".safetensors"))
             tensors |= {n: shard[n] for n in shard.tensors}
         config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
-        write_uneven(self.out, self.model, tensors, attributes, config=config)
+        if self.shallow is not self.model:
+            config = json.loads(self.shallow.config.to_json_string(use_diff=False))
+        write_uneven(self.out, self.shallow, tensors, attributes, config=config)
+
+    def _staying(self) -> list[str]:
+        return [name for name in self.blocks if name in (self.names or self.blocks)]
 
     def _map_rest(self) -> None:
         """Weights outside of the blocks, as the files have them; tied ones are one tensor."""

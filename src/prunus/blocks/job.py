@@ -18,7 +18,7 @@ from prunus.blocks.fewer import PassedOver
 from prunus.blocks.flow import Flow
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
-from prunus.blocks.recipe import BlockRecipe, BlockResult
+from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult
 from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import outliers, reconstruct
 from prunus.blocks.source import Source
@@ -47,6 +47,7 @@ class Job:
     ) -> None:
         self.source, self.how, self.judge, self.on_block = source, how, judge, on_block
         self.model = source.model
+        self.gone = set(sizes.dropped) if isinstance(sizes, Sizes) else set()
         masks = source.scratch is None
         self.solving = solving_of(self.model, how, sizes, masks=masks)
         self.facts = facts_of(bind("block_rates", how.rates))
@@ -78,7 +79,7 @@ class Job:
             for start in range(at.block, len(blocks), every):
                 part = list(range(start, min(start + every, len(blocks))))
                 at.spent += sum(self._sizes(blocks[i]) for i in part) / max(1, total)
-                asked = {i: min(at.planned[blocks[i]] + at.debt, MOST) for i in part}
+                asked = {i: min(at.planned.get(blocks[i], 0.0) + at.debt, MOST) for i in part}
                 if not self._part(streams, part, asked):
                     lost = sum((asked[i] - self.solving.reached(blocks[i])) * self._sizes(blocks[i])
                                for i in part)  # fmt: skip
@@ -152,7 +153,7 @@ class Job:
         none = dict.fromkeys(asked, 0.0)
         if self.how.n_of_m is not None:
             return [asked, none]
-        planned = {i: min(self.at.planned[blocks[i]], rate) for i, rate in asked.items()}
+        planned = {i: min(self.at.planned.get(blocks[i], 0.0), r) for i, r in asked.items()}
         halves = [{i: r * 0.5**n for i, r in planned.items()} for n in range(HALVINGS + 1)]
         more = [asked] if any(asked[i] > planned[i] + 1e-6 for i in asked) else []
         return [*more, *halves, none]
@@ -161,12 +162,14 @@ class Job:
         guard, held = self.how.guard, streams.get("held")
         assert guard is not None
         blocks = streams["calibration"].passage.blocks
-        worst = max(self.at.errors[blocks[i]] for i in part)
-        if guard.max_error is not None and worst > guard.max_error:
+        errors = [self.at.errors[blocks[i]] for i in part if blocks[i] not in self.gone]
+        if guard.max_error is not None and max(errors, default=0.0) > guard.max_error:
             return False
         if guard.max_loss is None or held is None or self.at.loss is None:
             return True
-        return self.judged(held, part[-1]) - self.at.loss[0] <= guard.max_loss * self.at.spent
+        first = share_of(self.how, len(self.gone) / sum(map(len, self.stacks)))
+        may = guard.max_loss * (first + (1 - first) * self.at.spent)
+        return self.judged(held, part[-1]) - self.at.loss[0] <= may
 
     def _block(self, streams: dict[str, Stream], i: int, rate: float, *, whole: bool) -> None:
         """Prune one block, and let all streams through it."""
@@ -279,7 +282,7 @@ class Job:
 
     def _survey(self) -> None:
         """How much of each block is to go; the loss of the dense model on the way."""
-        names = [name for blocks in self.stacks for name in blocks]
+        names = [name for blocks in self.stacks for name in blocks if name not in self.gone]
         sizes = [self._sizes(name) for name in names]
         facts: dict[str, list[float]] = {"outliers": [], "damage": []}
         if self.held:
@@ -298,7 +301,8 @@ class Job:
             for blocks in self.stacks:
                 self.enter(stream, blocks)
                 for i, name in enumerate(blocks):
-                    self._look(stream, i, name, facts)
+                    if name not in self.gone:
+                        self._look(stream, i, name, facts)
                 stream.passage.last = stream.flow
         rule = bind("block_rates", self.how.rates)
         given = {name: facts[name] for name in self.facts}
@@ -316,7 +320,7 @@ class Job:
                 facts["outliers"].append(outliers(block, heard))
             if "damage" in self.facts:
                 self.solving.solve(name, block, heard, self.how.asked)
-                now = self.passed(block, stream, i)
+                now = self.passed(self.solving.small(name, block), stream, i)
                 facts["damage"].append(gap(dense, now))
                 now.drop()
         self.source.reset(name)
@@ -354,5 +358,24 @@ class Job:
         return ahead.flow
 
     def _sizes(self, name: str) -> int:
-        """Numbers in the matrices of a block."""
+        """Numbers in the matrices of a block that stays."""
+        if name in self.gone:
+            return 0
         return sum(p.numel() for p in self.model.get_submodule(name).parameters() if p.dim() > 1)
+
+
+def share_of(how: BlockRecipe, gone: float) -> float:
+    """What blocks that go as a whole may use of ``max_loss``: their share of all that goes.
+
+    Args:
+        how: the recipe.
+        gone: the part of the blocks that goes.
+
+    >>> from prunus.blocks.recipe import block_recipe
+    >>> share_of(block_recipe({"structure": {"block": 0.2}}), 0.2)
+    1.0
+    >>> share_of(block_recipe({"structure": {"block": 0.2, "neuron": 0.25}}), 0.2)
+    0.5
+    """
+    inside = (1 - gone) * how.asked if set(how.parts) != {BLOCK} else 0.0
+    return gone / (gone + inside) if gone else 0.0

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from prunus.blocks.fewer import PassedOver
 from prunus.blocks.job import Job
 from prunus.blocks.solving import Heard
-from prunus.blocks.streams import Stream, alike
+from prunus.blocks.streams import Stream, alike, gap
 from prunus.blocks.walk import Passage
 
 
@@ -37,6 +38,33 @@ def missed(job: Job, span: int = 1) -> dict[str, float]:
         stream.passage.last = stream.flow
     single = span == 1 and any(map(math.isnan, losses.values()))
     return turned if single else losses
+
+
+def lost(job: Job) -> tuple[float, float]:
+    """The loss on held-out data of a model some of whose blocks are passed over, and their error.
+
+    Args:
+        job: a walk through that model.
+
+    Returns:
+        The loss, and the largest ‖f(x) − x‖² ÷ ‖f(x)‖² of a block that is passed over.
+    """
+    job.probe()
+    stream, worst = Stream("lost", job.held), 0.0
+    for blocks in job.stacks:
+        job.enter(stream, blocks)
+        for i, name in enumerate(blocks):
+            with job.source.hold(name) as block:
+                if isinstance(block, PassedOver):
+                    given = job.passed(block.block, stream, i)
+                    worst = max(worst, gap(given, stream.flow))
+                    given.drop()
+                else:
+                    stream.move(job.passed(block, stream, i))
+        stream.passage.last = stream.flow
+    loss = job.judge(job.model, stream.batches, stream.passages)
+    stream.flow.drop()
+    return loss, worst
 
 
 def heard(

@@ -105,7 +105,9 @@ def prune_blocks(
             "in a loop of its own, by prunus.distill(model, teacher, batch) and prunus.enforce"
         )
     source, began = InMemory(model), time.process_time()
-    dropped = shallower(source, how, list(batches)) if BLOCK in how.parts else []
+    dropped = []
+    if BLOCK in how.parts:
+        dropped = shallower(source, how, list(batches), held=judged, judge=Judge(loss))
     sizes = _sizes(source, how, list(batches), dropped) if how.parts else None
     if isinstance(sizes, Sizes) and (why := sizes.whole.why or (DIFFER if how.uneven else "")):
         warnings.warn(

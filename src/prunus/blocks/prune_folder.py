@@ -83,9 +83,11 @@ def prune_folder(
     write_json(scratch / "asked.json", asked)
     walked: Source = source
     if BLOCK in how.parts:
-        dropped = shallower(source, how, calibrating, scratch / "depth.json")
+        dropped = shallower(source, how, calibrating, held=judging, judge=Judge(loss),
+                            saved=scratch / "depth.json")  # fmt: skip
         shallow = sizes = structure_of(source, how, calibrating, dropped)
         walked, source.names = Shallow(source, dropped), shallow.names
+        source.shallow = shallow.model
     if isinstance(sizes, Sizes):
         source.smaller = sizes.whole.fresh
     if isinstance(sizes, Narrow):

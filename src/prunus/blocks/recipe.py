@@ -63,7 +63,8 @@ class BlockGuard(Frozen):
     Attributes:
         max_error: the most that ‖f(x) − g(x)‖² ÷ ‖f(x)‖² of a block may be, on held-out data.
         max_loss: by how much the loss on held-out data may grow in all (nats for a token). A part
-            of the walk may use what its share of the removed weights is of this.
+            of the walk may use what its share of the removed weights is of this; blocks that go
+            as a whole come first.
         every: blocks between two looks at the loss.
     """
 
@@ -132,7 +133,7 @@ class BlockRecipe(Frozen):
     def uneven(self) -> bool:
         """Whether blocks may lose more or fewer units than others."""
         flat = trait("block_rates", self.rates.name, "FLAT")
-        return bool(self.parts) and (self.guard is not None or not flat)
+        return bool(set(self.parts) - {BLOCK}) and (self.guard is not None or not flat)
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -233,12 +234,11 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
             "structure: hidden: channels go through the whole model, and others inside of its "
             "blocks: take them out in a walk of their own, of the folder or model that one gives"
         )
-    together = [part for part in (EXPERT, BLOCK, HIDDEN) if part in made.parts]
-    if made.uneven and together:
+    if made.uneven and HIDDEN in made.parts:
         key = "guard" if made.guard is not None else "rates"
         raise InputError(
-            f"{key}: it changes how much of each block goes, and structure: {together[0]} has one "
-            "number for all: take them out in a walk of their own"
+            f"{key}: it changes how much of each block goes, and structure: {HIDDEN} has one "
+            "number for all"
         )
     if EXPERT in made.parts and made.repair is not None:
         raise InputError("repair: not with structure: expert, whose router chooses others then")

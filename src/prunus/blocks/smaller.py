@@ -17,6 +17,7 @@ from prunus.blocks.units import taken
 from prunus.compaction.compact import compact
 from prunus.compaction.files.placing import changes
 from prunus.compaction.slicing.surgery import Surgery
+from prunus.types import Kept
 
 
 def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
@@ -36,20 +37,28 @@ def smaller(model: nn.Module, solving: Solving, example: Any) -> nn.Module:
     """
     assert isinstance(solving, Structuring)
     fresh: Any = solving.even()
+    sizes = solving.sizes
     kept = {f"{block}.{n}": i for block, cut in solving.kept.items() for n, i in cut.items()}
-    if fresh is None and all(solving.sizes.at(r).fresh is not None for r in solving.used.values()):
+    if fresh is None and all(sizes.at(r).fresh is not None for r in solving.used.values()):
         given = [list(one) for name in solving.used for one in solving.changes(name)[1]]
-        twin = detached_copy(model)
+        shallow = copy.deepcopy(sizes.model) if sizes.dropped else None
+        twin = detached_copy(model) if shallow is None else _filled(shallow, model, sizes, {})
         dims = {n: t.dim() for n, t in twin.state_dict().items()}
-        whole = {n: (*i, *(None,) * (dims[n] - len(i))) for n, i in kept.items()}
+        named = {_named(n, sizes): i for n, i in kept.items()}
+        whole = {n: (*i, *(None,) * (dims[n] - len(i))) for n, i in named.items()}
         Surgery(whole, tuple(changes(twin, given))).apply(twin)
         return twin
     if fresh is None:
         found = compact(model, solving.masks, example)
         solving.gate = found.error
         return found.model
+    return _filled(fresh, model, sizes, kept)
+
+
+def _filled(fresh: Any, model: nn.Module, sizes: Sizes, kept: Kept) -> nn.Module:
+    """A model that a configuration made, with what is left of another one's tensors."""
     buffers = {n: b for n, b in model.named_buffers() if n not in model.state_dict()}
-    names = {n: new for n in model.state_dict() if (new := _named(n, solving.sizes))}
+    names = {n: new for n in model.state_dict() if (new := _named(n, sizes))}
     state = {names[n]: taken(t, kept.get(n, ())).clone() for n, t in model.state_dict().items()
              if n in names}  # fmt: skip
     fresh.load_state_dict(state, assign=True)

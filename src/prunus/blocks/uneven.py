@@ -108,9 +108,15 @@ def narrowed(model: nn.Module, folder: Path) -> nn.Module:
     own_holders(model, attributes)
     for attribute in attributes:
         attribute.set(model)
-    for name, parameter in model.named_parameters():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         stored = shards.tensors.get(name)
-        if stored is not None and stored.shape != tuple(parameter.shape):
-            parameter.data = torch.empty(stored.shape, dtype=parameter.dtype, device="meta")
+        if stored is not None and stored.shape != tuple(tensor.shape):
+            made = torch.empty(stored.shape, dtype=tensor.dtype, device="meta")
+            path, _, key = name.rpartition(".")
+            module = model.get_submodule(path)
+            if key in module._buffers:  # what is added to a router's answers
+                module._buffers[key] = made
+            else:
+                module._parameters[key] = nn.Parameter(made, requires_grad=tensor.requires_grad)
     refresh(model)
     return model

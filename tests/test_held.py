@@ -100,7 +100,30 @@ def a_shadow_made_anew(
     return shadow, update, shadow.__getitem__
 
 
-AVERAGES = [torchs_average, plain_average, a_deep_copy, a_shadow, a_shadow_made_anew]
+def by_data_alone(model: nn.Module) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    """What torch does not count as a change of the parameter."""
+    twin = copy.deepcopy(model)
+
+    def update() -> None:
+        for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+            mine.data = 0.9 * mine.data + 0.1 * theirs.data
+
+    return twin, update, twin.get_parameter
+
+
+def in_half(model: nn.Module) -> tuple[Any, Callable[[], object], Callable[[str], Tensor]]:
+    twin = copy.deepcopy(model).bfloat16()
+
+    def update() -> None:
+        for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+            mine.data.lerp_(theirs.data.bfloat16(), 0.1)
+
+    return twin, update, twin.get_parameter
+
+
+AVERAGES = [
+    torchs_average, plain_average, a_deep_copy, a_shadow, a_shadow_made_anew, by_data_alone, in_half
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("average", AVERAGES)
@@ -120,7 +143,7 @@ def test_an_average_that_is_named_is_as_sparse_as_the_model(average: Any) -> Non
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("average", AVERAGES[:4])
+@pytest.mark.parametrize("average", AVERAGES)
 def test_an_average_that_nobody_named_is_told_of_at_the_end(average: Any, when: str) -> None:
     model = net()
     optimizer = sgd(model, 0.01)
@@ -302,7 +325,141 @@ def test_a_file_of_a_model_that_is_no_longer_sparse_is_told_of(
         prunus.save(model, tmp_path / "dense.safetensors")
 
 
+def by_prune(model: nn.Module) -> None:
+    prunus.prune(model, {"target": 0.8})
+
+
+def by_a_run(model: nn.Module) -> None:
+    def train(model: nn.Module) -> None:
+        step(model, sgd(model))
+
+    prunus.prune(model, {"target": 0.8, "rounds": 1}, train=train)
+
+
+def by_enforce(model: nn.Module) -> None:
+    masks = prunus.prune(net(), {"target": 0.8}).masks
+    prunus.enforce(model, masks, sgd(model))()
+
+
+@pytest.mark.parametrize("pruned", [by_prune, by_a_run, by_enforce])
+def test_a_training_that_nobody_watches_is_told_of_when_saved(pruned: Any, tmp_path: Path) -> None:
+    model = net()
+    pruned(model)
+    prunus.save(model, tmp_path / "sparse.safetensors")
+    step(model, sgd(model))
+    with told("saved was pruned, and '0.weight' and 1 more has values again"):
+        prunus.save(model, tmp_path / "dense.safetensors")
+
+
+def test_a_pruning_that_began_anew_is_not_measured_by_the_one_before(tmp_path: Path) -> None:
+    model = net()
+    prunus.prune(model, {"target": 0.8})
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    pruner = prunus.Pruner(model, {"target": 0.5}, sgd(model), steps=STEPS)
+    prunus.save(model, tmp_path / "dense.safetensors")  # warnings are errors here
+    for _ in range(STEPS):
+        step(model, *pruner._engine.enforcer.optimizers)
+    pruner.finish()
+    prunus.save(model, tmp_path / "sparse.safetensors")
+
+
+# --- the model itself changes
+
+
+def a_norm(model: Any) -> None:
+    nn.utils.parametrizations.weight_norm(model[0])
+
+
+def a_computed_weight(model: Any) -> None:
+    nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity())
+
+
+def a_plain_tensor(model: Any) -> None:
+    weight = model[0].weight
+    del model[0].weight
+    model[0].weight = weight.data
+
+
+@pytest.mark.parametrize("change", [a_norm, a_computed_weight, a_plain_tensor])
+def test_a_weight_that_is_gone_ends_the_next_step_and_no_other_training(change: Any) -> None:
+    model, other = net(), net()
+    optimizer = sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    step(model, optimizer)
+    change(model)
+    step(other, sgd(other))
+    with pytest.raises(RunError, match=r"'0\.weight' is pruned, and not in the model any more"):
+        step(model, optimizer)
+    with pytest.raises(RunError, match=r"'0\.weight' is pruned"):
+        pruner.finish()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_module_that_took_anothers_place_is_found_at_the_next_step(frozen: bool) -> None:
+    model: Any = net()
+    optimizer = sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    step(model, optimizer)
+    model[0] = nn.Linear(10, 24).requires_grad_(not frozen)
+    if frozen:  # nothing can train it, so it is held as any other
+        step(model, optimizer)
+        assert left(model, pruner.masks) == 0
+    else:
+        with pytest.raises(RunError, match="is another tensor than the optimizer trains"):
+            step(model, optimizer)
+
+
+def test_a_tied_weight_that_becomes_two_is_held_under_both_names() -> None:
+    model: Any = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10), nn.Linear(10, 3))
+    model[2].weight = model[0].weight
+    optimizer = sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.5}, optimizer, steps=STEPS)
+    for k in range(STEPS):
+        step(model, optimizer)
+        if k == STEPS // 2:
+            model[2].weight = nn.Parameter(torch.randn(10, 10))
+            optimizer.add_param_group({"params": [model[2].weight]})
+    pruner.finish()
+    for i in (0, 2):
+        assert not model[i].weight[~pruner.masks["0.weight"]].any()
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("then", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_model_that_is_cast_on_the_way_is_held(first: Any, then: Any) -> None:
+    model = net().to(first)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    for k in range(STEPS):
+        if k == STEPS // 2:
+            model.to(then)
+        optimizer.zero_grad()
+        loss = model(INPUTS.to(model[0].weight.dtype)).float()
+        nn.functional.cross_entropy(loss, CLASSES).backward()
+        optimizer.step()
+        assert left(model, pruner.masks) == 0
+    pruner.finish()
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.01)
+
+
 # --- optimizers
+
+
+def test_an_optimizer_whose_hooks_never_run_is_refused() -> None:
+    """As timm's Lookahead, which takes over what the optimizer inside has."""
+
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self, inside: torch.optim.Optimizer) -> None:
+            self.inside, self.state = inside, inside.state
+            self.param_groups, self.defaults = inside.param_groups, inside.defaults
+
+        def step(self, closure: Any = None) -> None:
+            self.inside.step()
+
+    model = net()
+    with pytest.raises(InputError, match=r"Lookahead does not call Optimizer\.__init__"):
+        prunus.Pruner(model, {"target": 0.8}, Lookahead(sgd(model)), steps=STEPS)
 
 
 class ScheduleFree(torch.optim.Optimizer):

@@ -61,7 +61,7 @@ def test_removed_weights_stay_zero_after_momentum_was_gathered(
     name: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr("prunus.pruning.enforce.keeper", lambda weight, mask: None)
+        monkeypatch.setattr("prunus.pruning.zeroing.keeper", lambda weight, mask: None)
     model = model_of_two().to(dtype)
     optimizer = OPTIMIZERS[name](model.parameters())
     step(model, optimizer, 3)

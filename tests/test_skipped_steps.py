@@ -130,3 +130,58 @@ def test_an_optimizer_that_clears_its_gradients_counts() -> None:
         optimizer.step()
     assert (pruner.step, pruner.sparsity) == (4, 0.5)
     assert isinstance(model[0].weight, Tensor)  # type: ignore[index]
+
+
+class Careful(torch.optim.Optimizer):
+    """Skips a step whose gradient is too large, inside of it."""
+
+    def __init__(self, params: Any, *, data: bool = False) -> None:
+        super().__init__(params, {})
+        self.data, self.taken = data, 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        if not sum(p.grad.norm() for p in params) < 1e3:
+            return
+        self.taken += 1
+        for p in params:
+            (p.data if self.data else p).add_(p.grad, alpha=-0.01)
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("factor", [1e6, float("nan")])
+def test_an_optimizer_that_skips_by_itself_counts_its_real_steps(data: bool, factor: float) -> None:
+    model = net()
+    optimizer = Careful(model.parameters(), data=data)
+    recipe = {"target": 0.8, "criterion": "fisher_running", "schedule": "cubic"}
+    pruner = prunus.Pruner(model, recipe, optimizer, steps=10)
+    for k in range(20):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(INPUTS), CLASSES)
+        (loss * (factor if k % 2 else 1.0)).backward()
+        optimizer.step()
+        assert pruner.step == optimizer.taken
+    pruner.finish()
+    assert (pruner.step, pruner.sparsity) == (10, pytest.approx(0.8, abs=0.01))
+
+
+def test_a_step_that_calls_the_step_of_its_base_class_is_one() -> None:
+    class Decaying(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            found = super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                p.data.mul_(0.999)
+            return found
+
+    model = net()
+    torch.optim.SGD(model.parameters())  # from now on hooks run in the step of the base class, too
+    optimizer = Decaying(model.parameters(), lr=0.1)
+    pruner = prunus.Pruner(model, {"target": 0.5, "schedule": "cubic"}, optimizer, steps=6)
+    counts = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(INPUTS), CLASSES).backward()
+        optimizer.step()
+        counts.append(pruner.step)
+    assert counts == [1, 2, 3, 4, 5, 6]

@@ -42,6 +42,7 @@ from prunus.progressive.shrinks import original_kept, original_masks
 from prunus.progressive.smaller import compacted
 from prunus.progressive.state import OnEvent, RunContext, RunState, begin
 from prunus.progressive.train import refuse_plain_train
+from prunus.pruning.copies import leave_mark
 from prunus.pruning.masks import copy_of, put_back
 from prunus.pruning.trial import Trial
 from prunus.recipe import duration
@@ -322,6 +323,7 @@ def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str
         found = test_estimate(job, at, test)
         plain = None if found is None else found.to_dict()
         job.journal.write("end", why=why, tested=plain, seconds=round(at.seconds, 3))
+    leave_mark(job.model, dict(job.engine.masks))
     controls = controls_of(job, at, shape, test)
     result = Result(
         model=job.model,

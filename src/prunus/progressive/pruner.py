@@ -191,6 +191,8 @@ class Pruner:
         return None if self._rounds is None else self._rounds.learned()
 
     def _after_step(self) -> None:
+        if self._followers is not None:
+            self._followers.after_step()
         if self._rounds is not None:
             self._rounds.after_step()
 

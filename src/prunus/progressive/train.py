@@ -25,7 +25,7 @@ from prunus.progressive.phase import Budget, Run
 from prunus.progressive.shrinks import original_kept
 from prunus.progressive.state import RunContext, RunState, blob, remember, save
 from prunus.pruning.masks import put_back
-from prunus.pruning.optimizers import AnyOptimizer, overflowed, parameters_of
+from prunus.pruning.optimizers import AnyOptimizer, is_inner_step, overflowed, parameters_of
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
 
@@ -275,7 +275,8 @@ def _train_plainly(job: RunContext, at: RunState) -> None:
 
     def after_step(optimizer: Optimizer, *_: object) -> None:
         nonlocal steps
-        if parameters_of(optimizer) & masked and not overflowed(optimizer):
+        inner = is_inner_step(optimizer)
+        if parameters_of(optimizer) & masked and not inner and not overflowed(optimizer):
             steps += 1
 
     engine.watch()

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from prunus._common.names import matched, plain_names, unwrapped
@@ -27,6 +28,7 @@ class Place(NamedTuple):
     name: str
     owner: MutableMapping[str, Any]
     key: str
+    above: tuple[tuple[Any, str, nn.Module], ...] = ()
 
     @property
     def tensor(self) -> Tensor | None:
@@ -34,18 +36,33 @@ class Place(NamedTuple):
         own = self.owner  # of compiled code it has no get
         return own[self.key] if self.key in own else None  # noqa: SIM401
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether that is this tensor, and every module around it is still where it was."""
+        return self.tensor is tensor and all(
+            key in modules and modules[key] is module for modules, key, module in self.above
+        )
 
-def places_in(copy: Copy) -> dict[str, Place]:
-    """Every parameter and buffer of a module, or entry of a mapping, by name."""
+
+def places_in(copy: Copy, *, twice: bool = False) -> dict[str, Place]:
+    """Every parameter and buffer of a module, or entry of a mapping, by name.
+
+    Args:
+        copy: of a model, or the model.
+        twice: also under the further names of modules that have several.
+    """
     if not isinstance(copy, nn.Module):
         return {name: Place(name, copy, name) for name in copy}
     found = {}
-    for path, module in copy.named_modules():
+    above: dict[str, tuple[tuple[Any, str, nn.Module], ...]] = {}
+    for path, module in copy.named_modules(remove_duplicate=not twice):
+        outer, _, own = path.rpartition(".")
+        over = copy if not outer else above[outer][-1][2]
+        above[path] = (*above[outer], (over._modules, own, module)) if path else ()
         for owner in (module._parameters, module._buffers):
             for key, tensor in owner.items():
                 name = f"{path}.{key}" if path else key
                 if tensor is not None:
-                    found[name] = Place(name, owner, key)
+                    found[name] = Place(name, owner, key, above[path])
     return found
 
 
@@ -126,12 +143,19 @@ def mark(
     for old in marks_on(inner):
         if old.copied:
             old.masks = dict
+        elif old.finished:  # what was trained since then begins anew
+            gone = written(inner, old.masks())
+            old.masks = functools.partial(
+                dict, {n: m for n, m in old.masks().items() if n not in gone}
+            )
     made = Mark(inner, masks, on_load)
     return made, inner.register_load_state_dict_post_hook(made).remove
 
 
 def leave_mark(model: nn.Module, masks: Masks) -> None:
     """Let a model that is finished know its masks, so that a file of it can be checked."""
+    if isinstance(unwrapped(model), torch.jit.ScriptModule):  # takes no such hooks
+        return
     for old in marks_on(model):
         if old.finished:
             old.masks = dict
@@ -165,8 +189,12 @@ def warn_of_written(model: nn.Module) -> None:
 
     As far as it is marked: from when a pruner took it on, also after that has finished.
     """
-    for own in marks_on(model):
-        names = written(model, own.masks())
+    marks = marks_on(model)
+    held = {name for own in marks if not own.finished for name in own.masks()}
+    for own in marks:  # where pruning began anew, an older end says no more of these weights
+        masks = own.masks()
+        left = {n: m for n, m in masks.items() if not (own.finished and n in held)}
+        names = written(model, left)
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             warnings.warn(

@@ -14,12 +14,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus._common.given import given_copies, given_model
 from prunus._common.inputs import tensors_of
-from prunus._common.kernels import keeper
 from prunus.errors import InputError, RunError
 from prunus.pruning.copies import (
     Copy,
     Mark,
     Place,
+    leave_mark,
     mark,
     marks_on,
     places_in,
@@ -30,15 +30,17 @@ from prunus.pruning.masks import apply, match_names
 from prunus.pruning.mirrors import mirrored, zero_mirrors
 from prunus.pruning.optimizers import (
     AnyOptimizer,
+    Movement,
     each_of,
     has_gradient,
+    is_inner_step,
     optimizer_of,
     overflowed,
     parameters_of,
 )
+from prunus.pruning.scope import tied_names
+from prunus.pruning.zeroing import zeroer
 from prunus.types import Masks
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _Weight(NamedTuple):
@@ -67,6 +69,9 @@ class Enforcer:
         self.others: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.copies: list[Copy] = []
         self._made: dict[int, _Weight] | None = None
+        self._places: list[tuple[Place, Tensor]] = []  # where they were, those of tied names too
+        self._tied: dict[str, list[str]] = {}
+        self._movements: dict[Optimizer, Movement] = {}
         self._replaced = False  # perhaps: they were looked for anew
         self._first: dict[str, weakref.ref[Tensor]] = {}
         self._in_copies: list[tuple[Place, Tensor]] = []
@@ -96,14 +101,22 @@ class Enforcer:
     def _weights(self) -> dict[int, _Weight]:
         """The masked parameters as they are now, by ``id``: one may have taken another's place."""
         made = self._made
-        if made is not None and all(w.place.tensor is w.weight for w in made.values()):
+        if made is not None and all(place.holds(weight) for place, weight in self._places):
             return made
-        every = {} if self.model is None else places_in(self.model)
-        self._made, self._replaced = {}, True
-        for name, mask in self.masks.items():
-            weight = every[name].tensor
-            assert weight is not None
-            self._made[id(weight)] = _Weight(every[name], weight, mask, _zeroer(weight, mask))
+        every = {} if self.model is None else places_in(self.model, twice=True)
+        self._made, self._replaced, self._places = {}, True, []
+        for first, mask in self.masks.items():
+            for name in (first, *self._tied.get(first, ())):
+                place = every.get(name)
+                weight = None if place is None else place.tensor
+                if place is None or weight is None:
+                    if name == first:
+                        self._made = None
+                        raise _gone(name)
+                    continue
+                self._places.append((place, weight))
+                if id(weight) not in self._made:
+                    self._made[id(weight)] = _Weight(place, weight, mask, zeroer(weight, mask))
         if made is not None and self.installed:
             self._hook_gradients()
         return self._made
@@ -124,7 +137,10 @@ class Enforcer:
         self.model, self.copies = model, list(copies)
         self._find_in_copies()
         self._hold_others()
-        self._first = {name: weakref.ref(p) for name, p in model.named_parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        self._first = {name: weakref.ref(p) for name, p in named}
+        self._tied = {name: others for name, (_, *others) in tied_names(model).items() if others}
+        self._made = None
         self.optimizers = () if optimizer is None else each_of(optimizer)
         if optimizer is not None:
             held = parameters_of(optimizer)
@@ -136,7 +152,9 @@ class Enforcer:
                         "all of them, [first, second]"
                     )
         self._hook_gradients()
-        for one in self.optimizers:
+        self._movements = {one: Movement(one) for one in self.optimizers}
+        for one, movement in self._movements.items():
+            self._removers.append(one.register_step_pre_hook(_before(movement)).remove)
             self._removers.append(one.register_step_post_hook(self._after_step).remove)
         everywhere = register_optimizer_step_post_hook(_passed_on(weakref.ref(self)))
         weakref.finalize(self, everywhere.remove)
@@ -147,7 +165,7 @@ class Enforcer:
         """Take all hooks off."""
         for remove in self._removers:
             remove()
-        self._removers, self._hooked = [], {}
+        self._removers, self._hooked, self._movements = [], {}, {}
         self.optimizers, self._mark = (), None
 
     # --- what happens while it trains
@@ -155,9 +173,16 @@ class Enforcer:
     def took_step(self, optimizer: Optimizer) -> bool:
         """Whether a step that was just called changed anything.
 
-        A fused optimizer skips one inside its kernel if a gradient overflowed; and where no
-        gradient came since the last one (a loop that skips a batch), there was nothing to do.
+        A fused optimizer skips one inside its kernel if a gradient overflowed, one of the user's
+        own for its own reasons; and where no gradient came since the last one (a loop that skips
+        a batch), there was nothing to do. One that another calls (``super().step()``) is part of
+        that.
         """
+        if is_inner_step(optimizer):
+            return False
+        movement = self._movements.get(optimizer)
+        if movement is not None and not movement.after(optimizer):
+            return False
         fresh = self._fresh or has_gradient(optimizer)
         self._fresh, self._ever = False, self._ever or fresh
         return (fresh or not self._ever) and not overflowed(optimizer)
@@ -180,7 +205,11 @@ class Enforcer:
             return
         self.others.add(optimizer)
         trained = parameters_of(optimizer)
-        if not trained.isdisjoint(self._weights):
+        try:
+            ours = not trained.isdisjoint(self._weights)
+        except RunError:  # a weight is gone: for steps of its own optimizer to say, and the end
+            return
+        if ours:
             self._after_step(optimizer)
         self._tell_of_trained_copies(trained)
 
@@ -308,29 +337,19 @@ def _passed_on(to: weakref.ref[Enforcer]) -> Callable[..., None]:
     return after_any_step
 
 
+def _before(movement: Movement) -> Callable[..., None]:
+    return lambda optimizer, *_: movement.before(optimizer)
+
+
+def _gone(name: str) -> RunError:
+    return RunError(
+        f"'{name}' is pruned, and not in the model any more: something took it away or made it a "
+        "computed one (weight_norm, a parametrization); do that before pruning begins, or after"
+    )
+
+
 def _can_train(weight: Tensor) -> bool:
     return weight.is_leaf and weight.is_floating_point() and not weight.is_inference()
-
-
-def _zeroer(weight: Tensor, mask: Tensor) -> Callable[[Tensor], None]:
-    """What zeroes the removed weights of a tensor shaped like ``weight``, in place.
-
-    The compiled kernel where it applies; else one bitwise AND with integers of the weight's
-    width that have all bits set or none.
-    """
-    mask = mask.to(weight.device)
-    native = keeper(weight, mask)
-    if native is not None:
-        return native
-    integer = _INTEGERS[weight.element_size()]
-    bits = mask.to(integer).neg_()
-    if bits.shape == weight.shape and not weight.is_contiguous():
-        bits = torch.empty_like(weight, dtype=integer).copy_(bits)
-
-    def zero(values: Tensor) -> None:
-        values.view(integer).bitwise_and_(bits)
-
-    return zero
 
 
 def enforce(
@@ -366,4 +385,9 @@ def enforce(
     enforcer = Enforcer()
     enforcer.set_masks(model, matched)
     enforcer.install(real, model, copies)
-    return enforcer.remove
+
+    def stop() -> None:
+        enforcer.remove()
+        leave_mark(model, matched)
+
+    return stop

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus._common.torch_internals import version_of
 from prunus.pruning.masks import not_zero
 from prunus.types import Masks
 
@@ -34,6 +35,8 @@ class Followers:
 
     A tensor follows a weight if it has its shape and nearly its direction, is written to while
     the model is pruned, and no optimizer trains it: an average (EMA, SWA) of a loop of one's own.
+    Written to is also what takes another's place in a list or mapping that held such a tensor
+    before, as averages do that are made anew at every step.
 
     Args:
         shapes: of the weights in scope.
@@ -41,7 +44,25 @@ class Followers:
 
     def __init__(self, shapes: Iterable[torch.Size]) -> None:
         self._shapes = frozenset(shapes)
-        self._before = {id(t): (weakref.ref(t), _sample(t)) for t in self._alive()}
+        self._before: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._holders: set[tuple[int, int]] = set()
+        self._steps, self._next = 0, 1
+        self._look()
+
+    def after_step(self) -> None:
+        """A step of the training: at the 1st, 16th, 256th … see what has come meanwhile."""
+        self._steps += 1
+        if self._steps >= self._next:
+            self._next *= 16
+            self._look()
+
+    def _look(self) -> None:
+        alive = list(self._alive())
+        for tensor in alive:
+            seen = self._before.get(id(tensor))
+            if seen is None or seen[0]() is not tensor:
+                self._before[id(tensor)] = weakref.ref(tensor), _sample(tensor)
+        self._holders |= _holders(alive)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Followers:
         return Followers(self._shapes)
@@ -72,19 +93,31 @@ class Followers:
         known = known | {id(t) for p in own.values() for t in (p, p.grad) if t is not None}
         found: dict[str, Tensor] = {}
         for tensor in self._alive():
-            if id(tensor) in known or not self._written(tensor):
+            if id(tensor) in known or self._is_as_it_was(tensor):
                 continue
             for name, weight in masked.items():
                 if name not in found and _follows(tensor, weight, masks[name]):
-                    found[name] = tensor
+                    if self._written(tensor):
+                        found[name] = tensor
                     break
         return found
 
+    def _is_as_it_was(self, tensor: Tensor) -> bool:
+        seen = self._before.get(id(tensor))
+        return seen is not None and seen[0]() is tensor and torch.equal(_sample(tensor), seen[1])
+
     def _written(self, tensor: Tensor) -> bool:
-        ref, sample = self._before.get(id(tensor), (None, None))
-        if ref is None or sample is None or ref() is not tensor:  # it is younger
-            return tensor._version > 1  # once: what torch.load read
-        return not torch.equal(sample, _sample(tensor))
+        seen = self._before.get(id(tensor))
+        if seen is not None and seen[0]() is tensor:
+            return True
+        # It is younger; written to once: what torch.load read.
+        return version_of(tensor) > 1 or not self._holders.isdisjoint(_holders([tensor]))
+
+
+def _holders(tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
+    """The lists and mappings that hold tensors, by ``id`` and length."""
+    every = gc.get_referrers(*tensors) if tensors else []
+    return {(id(h), len(h)) for h in every if type(h) in (dict, list) and h is not tensors}
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
+import torch
 from torch.optim import Optimizer
 
+from prunus._common.torch_internals import version_of
 from prunus.errors import InputError
 
 _SHELLS = ("accelerate", "lightning", "pytorch_lightning")
@@ -31,6 +35,12 @@ def real_optimizer(optimizer: object) -> Optimizer:
         raise InputError(f"{name} cannot be used while pruning: {_REFUSED[name]}; use SGD or Adam")
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"'{name}' is not a torch.optim.Optimizer")
+    # torch puts the hooks around a class's step in Optimizer.__init__, and notes it there.
+    if not getattr(type(optimizer).step, "hooked", False):
+        raise InputError(
+            f"{name} does not call Optimizer.__init__, so that hooks on its steps never run: give "
+            "the optimizer inside it, and name in copies what it keeps of the weights"
+        )
     return optimizer
 
 
@@ -121,6 +131,75 @@ def overflowed(optimizer: Optimizer) -> bool:
     """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def is_inner_step(optimizer: Optimizer) -> bool:
+    """Whether a hook runs in a step that another step of the same optimizer calls.
+
+    A class of one's own that calls ``super().step()`` runs its hooks twice: torch puts them
+    around the step of each class of which there was an object.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    around: CodeType | None = None
+    steps = 0
+    while frame is not None:
+        if around is None and frame.f_globals.get("__name__") == Optimizer.__module__:
+            around = frame.f_code
+        if frame.f_code is around and frame.f_locals.get("self") is optimizer:
+            steps += 1
+        frame = frame.f_back
+    return steps > 1
+
+
+class Movement:
+    """Whether the steps of an optimizer change what it trains.
+
+    Torch's own do, except where a scaler tells them to skip (:func:`overflowed`). Others may skip
+    a step inside of it, and the hooks run all the same: a norm that is too large, a NaN. The
+    versions of tensors tell, or where none was counted up (``p.data.add_``) the bits of all.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._own = type(optimizer).step.__module__.startswith("torch.optim")
+        self._counts_up = False
+        self._versions: int | None = None
+        self._bits: list[int] = []
+
+    def before(self, optimizer: Optimizer) -> None:
+        """A step begins."""
+        if self._own or is_inner_step(optimizer):
+            return
+        self._versions = _versions(optimizer)
+        self._bits = [] if self._counts_up else _bits(optimizer)
+
+    def after(self, optimizer: Optimizer) -> bool:
+        """It ends: whether anything was changed."""
+        if self._own or self._versions is None:
+            return True
+        if _versions(optimizer) != self._versions:
+            self._counts_up = True
+            return True
+        return not self._counts_up and _bits(optimizer) != self._bits
+
+
+def _trained(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p.detach() for group in optimizer.param_groups for p in group["params"]]
+
+
+def _versions(optimizer: Optimizer) -> int:
+    return sum(map(version_of, _trained(optimizer)))
+
+
+def _bits(optimizer: Optimizer) -> list[int]:
+    sums = []
+    for p in _trained(optimizer):
+        dense = p.layout is torch.strided and p.element_size() in _INTEGERS
+        bits = p.view(_INTEGERS[p.element_size()]) if dense else p.to_dense().abs()
+        sums.append(int(bits.sum()))
+    return sums
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def class_of(optimizer: AnyOptimizer) -> str:

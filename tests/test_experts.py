@@ -347,8 +347,10 @@ def test_as_many_experts_stay_as_each_item_goes_to() -> None:
 def test_experts_go_with_each_cut_or_are_refused() -> None:
     with pytest.raises(prunus.errors.InputError, match="add compact: every_round"):
         prunus.prune(Fused(), {"structure": "expert", "target": 0.5}, example=ROUTED)
+    looped = Looped("numel")
+    looped.open = 1  # every item goes to the first one, whatever its gate says
     with pytest.raises(prunus.errors.InputError, match="no expert can be removed"):
-        prunus.prune(Looped("numel"), {**EXPERT, "target": 0.5}, example=TO)
+        prunus.prune(looped, {**EXPERT, "target": 0.5}, example=TO)
 
 
 def test_a_router_that_looks_at_experts_in_groups_of_a_fixed_size_is_refused() -> None:

@@ -205,8 +205,8 @@ def _never_empty(cut: IndexCut) -> IndexCut:
     again = True
     while again:
         again = False
-        for value in cut.analysis.tensors.values():
-            for dim in value.dims:
+        for name, value in cut.analysis.tensors.items():
+            for dim in () if name in cut.analysis.whole else value.dims:
                 if isinstance(dim, Fixed):
                     continue
                 classes = cut.analysis.solved.of(dim)

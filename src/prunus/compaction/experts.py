@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -12,12 +13,11 @@ import torch
 from torch import nn
 
 from prunus._common.modules import detached_copy
-from prunus._common.torch_internals import TorchDispatchMode
 from prunus.compaction.case import answers_of
 from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.slicing.attributes import Attribute, standard
 from prunus.compaction.slicing.parameters import slices
-from prunus.compaction.slicing.surgery import Surgery, refresh
+from prunus.compaction.slicing.surgery import Surgery, narrowed, refresh
 from prunus.compaction.verifying.everywhere import Everywhere
 from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
@@ -27,26 +27,13 @@ from prunus.compaction.verifying.values import (
     values_for_test,
 )
 from prunus.compaction.verifying.verify import META, Comparison, compare, difference, outputs
+from prunus.compaction.verifying.visits import entries_of, left_of, swapped, swaps, watched
 from prunus.errors import RunError
-from prunus.graph.call import operator_name
 from prunus.graph.experts import Experts, counts_after
 from prunus.types import Kept
 
-_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"})
-
-
 _NUMBERS = re.compile("experts?")
 """In the names of attributes that say how many experts there are."""
-
-
-class NeverChosen(TorchDispatchMode):
-    """Logits of routers' rows that are NaN become −∞, as if their experts were not there."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if operator_name(func) in _PRODUCTS and not result.is_meta:
-            return torch.where(result.isnan(), -torch.inf, result)
-        return result
 
 
 def without_experts(
@@ -65,30 +52,36 @@ def without_experts(
     """
     experts, names = cut.analysis.experts, cut.analysis.names
     kept = {n: k for n, k in cut.kept().items() if n in names}
-    states = values_for_test(model, masks_of(cut, dict(model.named_parameters())), whole=whole)
+    masks = {n: m for n, m in masks_of(cut, dict(model.named_parameters())).items() if m.any()}
+    for name in (n for e in experts for n in e.added if e.way.vectors is None):
+        masks.pop(name, None)
+    states = values_for_test(model, masks, whole=whole)
     states = (states[0], _never(states[1], experts, kept))
-    with NeverChosen():
+    within = partial(_forgetting, experts)
+    with within():
         (states, inputs, gate, expected), examples = answers_of(model, cut, example, states)
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
-    small = small_state(states[1], kept, names)
     sliced = partial(small_state, kept=kept, names=names)
-    everywhere = Everywhere(model, states[1], examples, gate, sliced, NeverChosen)
-    own = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    everywhere = Everywhere(model, states[1], examples, gate, sliced, within)
+    gone = gone_entries(experts, kept)
     found = Comparison(float("inf"))
     for numbers in _numbers(model, experts, kept):
-        twin = detached_copy(model, own | slices(model, kept))
-        changes = [*standard(twin, ()), *numbers]
-        for change in changes:
-            change.set(twin)
-        refresh(twin)
-        found = compare((expected, {}), twin, small, Use("", inputs), gate)
-        found = everywhere.check(twin, small, found)
+        twin, changes = _smaller(model, kept, gone, numbers)
+        seen = watched(twin, _staying(experts, kept))
+        found = compare((expected, {}), twin, sliced(states[1]), Use("", inputs), gate)
+        found = everywhere.check(twin, sliced(states[1]), found)
+        for swap in swaps(experts, kept, seen) if found.equal and gate is not META else ():
+            other = swapped(states[1], swap)
+            with within():
+                answered = outputs(model, other, inputs, gate)
+            again = compare((answered, {}), twin, sliced(other), Use("", inputs), gate)
+            found = found if again.equal else again
         if found.equal:
             note = (gate.note,) if gate.note else ()
-            equal = replace(found, effect=effect)
-            return Surgery(kept, tuple(changes)), equal, (*cut.analysis.notes, *note)
+            surgery = Surgery(kept, tuple(changes), gone=gone)
+            return surgery, replace(found, effect=effect), (*cut.analysis.notes, *note)
     what = found.problem or f"they differ by {found.error:.2g}"
     where = ", ".join(e.where or "the model" for e in experts)
     raise RunError(
@@ -98,21 +91,62 @@ def without_experts(
     )
 
 
+def _smaller(
+    model: nn.Module, kept: Kept, gone: Sequence[str], numbers: Sequence[Attribute]
+) -> tuple[nn.Module, list[Attribute]]:
+    """A copy without these experts, and the numbers that changed in it."""
+    inside = tuple(f"{name}." for name in gone)
+    rest = {n: k for n, k in kept.items() if not n.startswith(inside)}
+    own = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    twin = detached_copy(model, own | slices(model, rest))
+    changes = [*standard(twin, ()), *numbers]
+    for change in changes:
+        change.set(twin)
+    narrowed(twin, gone)
+    refresh(twin)
+    return twin, changes
+
+
+@contextlib.contextmanager
+def _forgetting(experts: Sequence[Experts]) -> Iterator[None]:
+    """In what a model answers whose routers forget experts."""
+    with contextlib.ExitStack() as stack:
+        for way in dict.fromkeys(e.way for e in experts):
+            stack.enter_context(way.within())
+        yield
+
+
 def _never(state: State, experts: Sequence[Experts], kept: Kept) -> State:
-    """With router rows of removed experts marked NaN, and −∞ in what is added to its choice."""
+    """The values of a model whose routers forget the experts that are removed."""
     made = dict(state)
     for some in experts:
-        rows = kept.get(some.router, (None,))[0]
-        if rows is None:
-            continue
-        gone = torch.ones(some.count, dtype=torch.bool)
-        gone[rows] = False
-        for name, fill in ((some.router, torch.nan), *((n, -torch.inf) for n in some.added)):
-            tensor = state[name]
-            values = tensor.made() if isinstance(tensor, Lazy) else tensor.clone()
-            values[gone.to(values.device)] = fill
-            made[name] = values
+        for name, d in some.rows:
+            rows = kept.get(name, (None,) * (d + 1))[d]
+            if rows is None:
+                continue
+            gone = torch.ones(some.count, dtype=torch.bool)
+            gone[rows] = False
+            tensor = made[name]
+            values = tensor.made() if isinstance(tensor, Lazy) else tensor
+            made[name] = some.way.filled(values, d, gone.nonzero().flatten())
     return made
+
+
+def gone_entries(experts: Sequence[Experts], kept: Kept) -> tuple[str, ...]:
+    """The names of lists' entries that go with experts.
+
+    Args:
+        experts: of a model.
+        kept: the indices that stay, by tensor and dimension.
+    """
+    stay = set(_staying(experts, kept))
+    every = [n for e in experts for i in range(e.count if e.lists else 0) for n in entries_of(e, i)]
+    return tuple(name for name in every if name not in stay)
+
+
+def _staying(experts: Sequence[Experts], kept: Kept) -> list[str]:
+    """The names of lists' entries that stay."""
+    return [n for e in experts if e.lists for i in left_of(e, kept) for n in entries_of(e, i)]
 
 
 def _numbers(model: nn.Module, experts: Sequence[Experts], kept: Kept) -> Iterator[list[Attribute]]:
@@ -132,6 +166,7 @@ def _numbers(model: nn.Module, experts: Sequence[Experts], kept: Kept) -> Iterat
             for change in _elsewhere(model, before, now):
                 found.setdefault((change.module, change.name), change)
         yield list(found.values())
+    yield []  # code may count the list itself, and mean something else by a number
 
 
 def _elsewhere(model: nn.Module, before: int, now: int) -> Iterator[Attribute]:

@@ -118,7 +118,7 @@ def _limited(plan: CompactionPlan, model: nn.Module, cut: IndexCut) -> Compactio
     if plan.graph is not None:
         return plan
     seen = {name for node, name in cut.analysis.read.items() if node.users}
-    inside = tuple(f"{name}." for name in plan.surgery.replaced)
+    inside = tuple(f"{name}." for name in (*plan.surgery.replaced, *plan.surgery.gone))
     names = cut.analysis.names
     never = unread(model, names, seen | {n for n in cut.analysis.tensors if _like(cut, n)})
     limits = Limits(

@@ -20,7 +20,10 @@ from prunus.compaction.slicing.surgery import adopt, refresh
 from prunus.errors import InputError
 from prunus.graph.trace import Traced
 from prunus.pruning.optimizers import AnyOptimizer, each_of
-from prunus.types import Kept, Masks
+from prunus.types import Indices, Kept, Masks
+
+LeftOut = tuple[dict[str, Any], int, nn.Parameter]
+"""A group of an optimizer, a place in it, and the parameter that was there."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class ShrinkStep:
         tensors: shapes of parameters before.
         buffers: the buffers themselves, by every name.
         traced: the passes of the smaller model, on its own parameters.
+        left_out: parameters that the optimizer trains no longer, each with its group and place.
     """
 
     plan: CompactionPlan
@@ -46,6 +50,7 @@ class ShrinkStep:
     tensors: Mapping[str, torch.Size]
     buffers: Mapping[str, Tensor]
     traced: tuple[Traced, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def kept(self) -> Kept:
@@ -78,8 +83,10 @@ def shrink(
         refuse_replacing(plan)
     shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    modules = {n: model.get_submodule(n) for n in plan.surgery.replaced}
+    modules = {n: model.get_submodule(n) for n in plan.surgery.places}
+    entries = [model.get_submodule(name) for name in plan.surgery.gone]
     small = perform(model, plan, optimizer)
+    left_out = leave_out(optimizer, [p for entry in entries for p in entry.parameters()])
     for traced in plan.traced:
         adopt(traced.module, small)
     return ShrinkStep(
@@ -91,7 +98,30 @@ def shrink(
         tensors=shapes,
         buffers=buffers,
         traced=plan.traced,
+        left_out=left_out,
     )
+
+
+def leave_out(
+    optimizer: AnyOptimizer | None, parameters: Sequence[nn.Parameter]
+) -> tuple[LeftOut, ...]:
+    """Let an optimizer forget parameters that the model has no longer.
+
+    >>> gone, left = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(2))
+    >>> optimizer = torch.optim.SGD([gone, left])
+    >>> [(place, p is gone) for _, place, p in leave_out(optimizer, [gone])]
+    [(0, True)]
+    >>> [len(p) for p in optimizer.param_groups[0]["params"]]
+    [2]
+    """
+    gone, found = {id(p) for p in parameters}, []
+    for one in () if optimizer is None else each_of(optimizer):
+        for group in one.param_groups:
+            found += [(group, i, p) for i, p in enumerate(group["params"]) if id(p) in gone]
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in parameters:
+            one.state.pop(parameter, None)
+    return tuple(found)
 
 
 def grow(step: ShrinkStep, optimizer: AnyOptimizer | None) -> nn.Module:
@@ -105,6 +135,8 @@ def grow(step: ShrinkStep, optimizer: AnyOptimizer | None) -> nn.Module:
         The model as it was before, in the mode of the smaller one.
     """
     model = step.before
+    for group, place, parameter in step.left_out:
+        group["params"].insert(place, parameter)
     small, dense = dict(step.after.named_parameters()), _parameters_before(step)
     larger = {n: _empty(small.get(n, p), step.tensors[n]) for n, p in dense.items()}
     if step.plan.graph is None:
@@ -164,6 +196,8 @@ def slice_saved(
 ) -> dict[Any, Any]:
     """Slice the ``"state"`` part of an optimizer's ``state_dict()`` with the parameters.
 
+    Of a parameter of which nothing stays there is no state, and the numbers of others close up.
+
     Args:
         state: by the number of each parameter.
         names: of the parameters, in that order.
@@ -171,13 +205,26 @@ def slice_saved(
         shapes: before the slice.
     """
     small: dict[Any, Any] = {}
+    gone = [i for i, name in enumerate(names) if nothing_left(kept.get(name, ()))]
     for number, values in state.items():
+        if number in gone:
+            continue
         name = names[number] if isinstance(number, int) and number < len(names) else ""
-        small[number] = dict(values)
+        fewer = number - sum(i < number for i in gone) if isinstance(number, int) else number
+        small[fewer] = dict(values)
         for key, value in values.items():
             if isinstance(value, Tensor) and name in kept and value.shape == shapes[name]:
-                small[number][key] = take(value, kept[name])
+                small[fewer][key] = take(value, kept[name])
     return small
+
+
+def nothing_left(indices: Indices) -> bool:
+    """Whether a tensor goes as a whole.
+
+    >>> nothing_left((torch.arange(0), None)), nothing_left((torch.arange(1),))
+    (True, False)
+    """
+    return any(index is not None and not len(index) for index in indices)
 
 
 def refuse_for_shrinking(

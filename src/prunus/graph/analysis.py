@@ -69,6 +69,7 @@ class Analysis:
         like: entries of containers that no pass visits, and those that they are cut like.
         inferred: what was inferred of these, for the user.
         experts: that can go as a whole, where that was asked for (``graph/experts.py``).
+        whole: tensors that can go as a whole, as those of an expert in a list.
     """
 
     passes: tuple[Traced, ...]
@@ -85,6 +86,7 @@ class Analysis:
     like: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inferred: tuple[str, ...] = ()
     experts: tuple[Any, ...] = ()
+    whole: frozenset[str] = frozenset()
 
     @property
     def traced(self) -> Traced:

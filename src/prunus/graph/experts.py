@@ -1,4 +1,4 @@
-"""Whole experts as units: slices of fused tensors, and the rows of the router that chooses them.
+"""Whole experts as units: slices of fused tensors or entries of lists, and their router's rows.
 
 A router's softmax and top-k look at all experts at once, so index propagation pins them. That an
 expert is taken out means that it is never chosen: its logit is −∞. What is left of a softmax, a
@@ -13,13 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from prunus._common.layers import Layer
 from prunus._common.torch_internals import module_paths
 from prunus.graph.analysis import Analysis
 from prunus.graph.call import base_name, named_arguments
-from prunus.graph.labels import Array, Dim
+from prunus.graph.labels import Array, Dim, Fixed, Value
+from prunus.graph.listed import Listed, find_listed
+from prunus.graph.never_chosen import WAYS, Forgotten
+from prunus.graph.solve import Solved
 from prunus.graph.units import Place
 
 _VIEWS = frozenset({"view", "reshape", "unflatten", "_unsafe_view"})
@@ -32,24 +35,35 @@ class Experts:
 
     Attributes:
         where: the module that holds both.
-        places: the dimensions that lose an index with an expert; the router's weight comes last.
-        added: vectors beside the router, which are added to what it chooses by.
+        places: the dimensions that lose an index with an expert; a router's weight comes last.
+        rows: those of them that are the router's: its weights, and vectors beside them.
         count: how many experts there are.
         least: of each group, how many stay at least: those that each item goes to.
         groups: in which the router looks at them.
+        lists: names of lists of modules that lose an entry with an expert.
+        entries: of each expert the tensors that go as a whole.
+        way: in which the router forgets an expert.
     """
 
     where: str
     places: tuple[Place, ...]
-    added: tuple[str, ...]
+    rows: tuple[Place, ...]
     count: int
     least: int
     groups: int = 1
+    lists: tuple[str, ...] = ()
+    entries: tuple[tuple[str, ...], ...] = ()
+    way: Forgotten = WAYS[0]
 
     @property
     def units(self) -> int:
         """How many can go one after the other: an expert, or one of each group."""
         return self.count // self.groups
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Vectors beside the router, which are added to what it chooses by."""
+        return tuple(name for name, _ in self.rows if name != self.router)
 
     @property
     def router(self) -> str:
@@ -88,8 +102,25 @@ def find_experts(analysis: Analysis, layers: Sequence[Layer]) -> list[Experts]:
         places = (*stack, *rest)
         groups = _groups(analysis, where, count)
         least = _least(analysis, where, count, groups)
-        found.append(Experts(where, places, tuple(added), count, least, groups))
+        rows = tuple((n, 0) for n in (*added, router))
+        found.append(Experts(where, places, rows, count, least, groups))
     return found
+
+
+def _of_lists(analysis: Analysis, listed: Listed) -> Experts:
+    """Experts that are entries of lists."""
+    groups = _groups(analysis, listed.where, listed.count)
+    return Experts(
+        where=listed.where,
+        places=tuple(reversed(listed.rows)),
+        rows=listed.rows,
+        count=listed.count,
+        least=_least(analysis, listed.where, listed.count, groups),
+        groups=groups,
+        lists=listed.lists,
+        entries=listed.entries,
+        way=listed.way,
+    )
 
 
 def _router(analysis: Analysis, module: str, count: int, own: set[str]) -> tuple[str, str | None]:
@@ -155,32 +186,86 @@ def _least(analysis: Analysis, where: str, count: int, groups: int) -> int:
     return max(*taken.get(count // groups, [1]), 1, math.ceil(every / open_groups))
 
 
-def with_experts(analysis: Analysis, layers: Sequence[Layer]) -> Analysis:
-    """The analysis with experts as units that can go, beside all else that it found."""
+def with_experts(
+    analysis: Analysis, layers: Sequence[Layer], model: nn.Module | None = None
+) -> Analysis:
+    """The analysis with experts as units that can go, beside all else that it found.
+
+    Args:
+        analysis: of the model.
+        layers: in scope.
+        model: whose values tell which lists are experts; without it only fused ones are found.
+    """
     found = find_experts(analysis, layers)
-    tensors, solved = dict(analysis.tensors), analysis.solved
-    labels: list[Array] = [solved.classes]
-    count, number = len(solved.classes), len(solved.reason)
+    if model is not None:
+        scope = {la.name for la in layers}
+        found += [_of_lists(analysis, one) for one in find_listed(analysis, model, scope)]
+    grown = _Grown(analysis, {} if model is None else _shapes(model))
     for experts in found:
-        classes = number + np.arange(experts.count, dtype=np.int64) % experts.units
-        number += experts.units
-        for name, d in experts.places:
-            made = np.arange(count, count + experts.count, dtype=np.int64)
-            count += experts.count
-            labels.append(classes)
-            dims: list[Dim] = list(tensors[name].dims)
-            dims[d] = made
-            tensors[name] = replace(tensors[name], dims=tuple(dims))
-    more = number - len(solved.reason)
-    grown = replace(
-        solved,
-        classes=np.concatenate(labels),
-        reason=np.concatenate([solved.reason, np.full(more, -1, dtype=np.int64)]),
-        head=np.concatenate([solved.head, np.zeros(more, dtype=bool)]),
-        gone=np.concatenate([solved.gone, np.zeros(more, dtype=bool)]),
-        hidden=np.concatenate([solved.hidden, np.zeros(more, dtype=bool)]),
+        grown.add(experts)
+    return replace(
+        analysis,
+        tensors=grown.tensors,
+        solved=grown.solved(),
+        experts=tuple(found),
+        whole=frozenset(n for e in found for own in e.entries for n in own),
     )
-    return replace(analysis, tensors=tensors, solved=grown, experts=tuple(found))
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+class _Grown:
+    """Tensors and classes, with those of experts added."""
+
+    def __init__(self, analysis: Analysis, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.tensors = dict(analysis.tensors)
+        self._shapes = shapes
+        self._solved = analysis.solved
+        self._labels: list[Array] = [analysis.solved.classes]
+        self._count = len(analysis.solved.classes)
+        self._number = len(analysis.solved.reason)
+
+    def add(self, experts: Experts) -> None:
+        """A class for each unit: at an index of each place, and at every index of an entry."""
+        units = self._number + np.arange(experts.count, dtype=np.int64) % experts.units
+        self._number += experts.units
+        for name, d in experts.places:
+            self._label(name, d, units)
+        for unit, own in zip(units, experts.entries, strict=False):
+            for name in own:
+                shape = self._shapes[name]
+                if shape:  # what is one number has no dimension to lose
+                    self.tensors[name] = _whole(shape)
+                    self._label(name, 0, np.full(shape[0], unit))
+
+    def _label(self, name: str, d: int, classes: Array) -> None:
+        made = np.arange(self._count, self._count + len(classes), dtype=np.int64)
+        self._count += len(classes)
+        self._labels.append(classes)
+        value = self.tensors[name]
+        dims: list[Dim] = list(value.dims)
+        dims[d] = made
+        self.tensors[name] = replace(value, dims=tuple(dims))
+
+    def solved(self) -> Solved:
+        """The classes, with those that were added."""
+        solved = self._solved
+        more = self._number - len(solved.reason)
+        return replace(
+            solved,
+            classes=np.concatenate(self._labels),
+            reason=np.concatenate([solved.reason, np.full(more, -1, dtype=np.int64)]),
+            head=np.concatenate([solved.head, np.zeros(more, dtype=bool)]),
+            gone=np.concatenate([solved.gone, np.zeros(more, dtype=bool)]),
+            hidden=np.concatenate([solved.hidden, np.zeros(more, dtype=bool)]),
+        )
+
+
+def _whole(shape: tuple[int, ...]) -> Value:
+    """Of a tensor that goes with an expert or stays."""
+    return Value(tuple(Fixed("of an expert") for _ in shape), (True,) * len(shape), shape)
 
 
 def counts_after(experts: Sequence[Experts], kept: Mapping[str, Sequence[object]]) -> list[int]:
@@ -192,6 +277,7 @@ def counts_after(experts: Sequence[Experts], kept: Mapping[str, Sequence[object]
     """
     after = []
     for some in experts:
-        rows = kept.get(some.router, (None,))[0]
+        name, d = some.places[-1]
+        rows = kept[name][d] if name in kept else None
         after.append(some.count if rows is None else len(rows))  # type: ignore[arg-type]
     return after

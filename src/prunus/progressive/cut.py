@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunus._common import rng as randomness
-from prunus.compaction.shrink import slice_saved
+from prunus.compaction.shrink import nothing_left, slice_saved
 from prunus.errors import InputError
 from prunus.methods.restores._memory import Memory
 from prunus.progressive.engine import PruningEngine
@@ -68,6 +68,7 @@ def take_out(job: RunContext, at: RunState) -> None:
     if done is None:
         return
     at.optimizer = slice_saved(at.optimizer, at.names, done.kept, shapes)
+    at.names = [n for n in at.names if not nothing_left(done.kept.get(n, ()))]
     compacted = done.plan.comparison
     job.journal.write(
         "compacted", route=done.plan.route, units=done.units, error=compacted.error,

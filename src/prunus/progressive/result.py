@@ -180,7 +180,8 @@ class Result:
         notes: what to know of the scope.
         kept: where the model became smaller, what is left of each sliced parameter and buffer of
             the model as it was given: a tuple with the kept indices of every dimension, ``None``
-            for all. After any number of rounds ``small = dense[i][:, j]`` for ``(i, j)``.
+            for all. After any number of rounds ``small = dense[i][:, j]`` for ``(i, j)``. Of
+            tensors that went as a whole, with an expert of a list, no index is kept.
         controls: what else was trained on the same budget, where the recipe asks for it.
         front: with ``keep: front`` the numbers of the rounds that no other is ahead of, and the
             files of their models, for :func:`prunus.load`.

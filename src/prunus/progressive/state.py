@@ -158,7 +158,7 @@ def unblob(saved: dict[str, Any]) -> State:
 def model_state(job: RunContext, at: RunState) -> dict[str, Any]:
     """What a snapshot is written of: no copy."""
     now = State(saved_with(job.model), at.optimizer)
-    return {**blob(now), "pruner": job.engine.state_dict()}
+    return {**blob(now), "pruner": job.engine.state_dict(), "names": list(at.names)}
 
 
 def put_back(job: RunContext, at: RunState, saved: dict[str, Any]) -> None:
@@ -166,6 +166,7 @@ def put_back(job: RunContext, at: RunState, saved: dict[str, Any]) -> None:
     job.engine.load_state_dict(saved["pruner"])  # its shapes first
     job.engine.load(state)
     at.optimizer = state.optimizer
+    at.names = list(saved.get("names", at.names))  # fewer in a round that lost parameters
 
 
 def save(job: RunContext, at: RunState, limit: Budget) -> None:

@@ -13,8 +13,10 @@ from prunus.graph.counting import macs_terms
 from prunus.graph.labels import Array, Dim, Fixed
 from prunus.types import Counts, Group
 
-Linear = tuple[int, tuple[tuple[int, int], ...]]
-"""A dimension's size, and (number of a group, indices that each of its units takes from it)."""
+Linear = tuple[int, tuple[tuple[int, float], ...]]
+"""A dimension's size, and (number of a group, indices that each of its units takes from it).
+
+Of tensors that go one with each unit, as those of experts in a list, each counts its part."""
 
 
 @dataclass(frozen=True)
@@ -124,4 +126,8 @@ def _linear(
         return size, ()
     owners = known[analysis.solved.of(dim)]
     found = zip(*np.unique(owners[owners >= 0], return_counts=True), strict=True)
-    return size, tuple((int(g), int(n) // groups[int(g)].units) for g, n in found)
+    return size, tuple((int(g), _each(int(n), groups[int(g)].units)) for g, n in found)
+
+
+def _each(indices: int, units: int) -> float:
+    return indices / units if indices % units else indices // units

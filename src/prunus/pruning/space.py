@@ -187,7 +187,7 @@ def build_space(
         model, example, heads="dims" if dims else "whole", hidden=hidden, traced=traced
     )
     if recipe.trait("structure", "UNITS") == "experts":
-        analysis = with_experts(analysis, found)
+        analysis = with_experts(analysis, found, model)
     try:
         groups = methods.structure(found, shapes, analysis)
     except InputError:

@@ -25,6 +25,7 @@ from prunus._common.kinds import given_choice, given_file
 from prunus._common.layers import layers_of
 from prunus._common.modules import canonical_names, joined
 from prunus._common.names import unwrapped
+from prunus._common.narrow_list import NarrowList
 from prunus.compaction.files.checked_read import LONGEST_HEADER, header_fits, read
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.compaction.files.packed import ROUNDED, Values, pack
@@ -38,6 +39,7 @@ from prunus.compaction.files.placing import (
     places_of,
     put,
     shown,
+    taken_out,
     widened,
 )
 from prunus.compaction.files.renaming import for_model, names_for_file, rename_manifest
@@ -48,7 +50,7 @@ from prunus.compaction.slicing.attributes import Attribute, changed
 from prunus.compaction.slicing.drop import LEFT, Dropped
 from prunus.compaction.slicing.limits import Limits, limits_of
 from prunus.compaction.slicing.norms import Wide, Widening
-from prunus.compaction.slicing.surgery import own_holders, refresh
+from prunus.compaction.slicing.surgery import narrowed, own_holders, refresh
 from prunus.errors import InputError, did_you_mean
 from prunus.pruning.copies import warn_of_written
 
@@ -61,16 +63,19 @@ NORMS_FORMAT = "prunus compact 4"
 """Of files with wide norms, likewise."""
 LIMITS_FORMAT = "prunus compact 5"
 """Of files of models that refuse some calls, likewise."""
+LISTS_FORMAT = "prunus compact 6"
+"""Of files of models whose lists lost entries, likewise."""
 
 _KNOWN = {"format": str, "class": str, "attributes": list, "graphs": dict, "dropped": list,
           "tied": dict, "sparse": dict, "heads": dict, "norms": dict,
-          "limits": dict}  # fmt: skip
+          "limits": dict, "lists": dict}  # fmt: skip
 _LACKING = {
-    FORMAT: {"sparse", "heads", "norms", "limits"},
-    PACKED_FORMAT: {"heads", "norms", "limits"},
-    HEADS_FORMAT: {"norms", "limits"},
-    NORMS_FORMAT: {"limits"},
-    LIMITS_FORMAT: set(),
+    FORMAT: {"sparse", "heads", "norms", "limits", "lists"},
+    PACKED_FORMAT: {"heads", "norms", "limits", "lists"},
+    HEADS_FORMAT: {"norms", "limits", "lists"},
+    NORMS_FORMAT: {"limits", "lists"},
+    LIMITS_FORMAT: {"lists"},
+    LISTS_FORMAT: set(),
 }
 """Formats, and the keys of the manifest that they have not."""
 
@@ -175,12 +180,15 @@ def packed(
         if entries:  # else the file is the dense one, byte by byte
             manifest |= {"format": PACKED_FORMAT, "sparse": entries}
     limits = limits_of(model)
-    if heads or norms or limits:
+    lists = {n: [*m._modules] for n, m in model.named_modules() if isinstance(m, NarrowList)}
+    if heads or norms or limits or lists:
         manifest = {"sparse": {}, **manifest, "format": HEADS_FORMAT, "heads": heads}
-    if norms or limits:
+    if norms or limits or lists:
         manifest |= {"format": NORMS_FORMAT, "norms": norms}
-    if limits:
+    if limits or lists:
         manifest |= {"format": LIMITS_FORMAT, "limits": limits.to_plain()}
+    if lists:
+        manifest |= {"format": LISTS_FORMAT, "lists": lists}
     manifest = rename_manifest(manifest, rename)
     # One key: the library writes several in a random order, and equal models are equal files.
     return safetensors.torch.save(plain_tensors, {"prunus": json.dumps(manifest)})
@@ -264,11 +272,14 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         name: _graph(entry, _within(tensors, name)) for name, entry in manifest["graphs"].items()
     }
     dropped = {name: Dropped(what) for name, what in left}
-    places = places_of(model, tensors, {**graphs, **dropped})
+    gone = taken_out(model, manifest.get("lists", {}), {**graphs, **dropped})
+    absent = [*graphs, *dropped, *gone]
+    places = places_of(model, tensors, absent)
     attributes = changes(model, manifest["attributes"])
-    attributes += narrow(model, manifest.get("heads", {}), {**graphs, **dropped})
-    attributes += widened(model, manifest.get("norms", {}), {**graphs, **dropped})
-    limits = Limits.from_plain(model, manifest.get("limits", {}), {**graphs, **dropped})
+    attributes += narrow(model, manifest.get("heads", {}), absent)
+    attributes += widened(model, manifest.get("norms", {}), absent)
+    limits = Limits.from_plain(model, manifest.get("limits", {}), absent)
+    narrowed(model, gone)
     for name, graph in {**graphs, **dropped}.items():
         model.set_submodule(name, graph)
     writable = own_memory(model)

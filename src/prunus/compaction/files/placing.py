@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus._common.modules import canonical_names, joined
 from prunus._common.names import inner_key
+from prunus._common.narrow_list import NarrowList
 from prunus.compaction.files.unpack import Packed, whole
 from prunus.compaction.rewriting.compact_graph import PLAIN
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
@@ -131,6 +132,39 @@ def widened(model: nn.Module, given: dict[str, Any], replaced: Iterable[str]) ->
                 f"{shown(path)} of the width {shown(counted)}"
             )
         found.append(Widening(path, None, counted))
+    return found
+
+
+def taken_out(model: nn.Module, given: dict[str, Any], replaced: Iterable[str]) -> list[str]:
+    """The entries of lists of modules that are not in the file, by name.
+
+    Args:
+        model: still the dense one.
+        given: the keys that stay by list, from anyone.
+        replaced: modules that will not be there.
+
+    Raises:
+        InputError: if a list is not there, or has not these entries.
+    """
+    found = []
+    modules = dict(model.named_modules())
+    gone = tuple(f"{name}." for name in replaced)
+    for path, keys in given.items():
+        module = None if f"{path}.".startswith(gone) else modules.get(path)
+        if type(module) not in (nn.ModuleList, NarrowList):
+            raise InputError(
+                f"the file does not fit this {type(model).__name__}, which has no nn.ModuleList "
+                f"{shown(path)}"
+            )
+        assert isinstance(module, nn.Module)
+        every = list(module._modules)
+        known = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not known or not keys or keys != [key for key in every if key in keys]:
+            raise InputError(
+                f"{shown(path)} has the entries {shown(', '.join(every))}, of which {shown(keys)} "
+                "cannot stay"
+            )
+        found += [joined(path, key) for key in every if key not in keys]
     return found
 
 

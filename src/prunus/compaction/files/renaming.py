@@ -12,6 +12,9 @@ from prunus.errors import InputError
 
 T = TypeVar("T")
 
+_BY_NAME = ("graphs", "heads", "norms", "lists")
+"""What a manifest holds by the names of modules."""
+
 
 def names_for_file(model: nn.Module) -> Callable[[str], str]:
     """What a file calls a module, parameter or buffer of a model.
@@ -66,7 +69,7 @@ def rename_manifest(manifest: Mapping[str, Any], rename: Callable[[str], str]) -
         "attributes": [first(entry) for entry in manifest["attributes"]],
         "dropped": [first(entry) for entry in manifest["dropped"]],
         "tied": {one(name): one(of) for name, of in manifest["tied"].items()},
-        **{key: keys(manifest[key]) for key in ("graphs", "heads", "norms") if key in manifest},
+        **{key: keys(manifest[key]) for key in _BY_NAME if key in manifest},
     }
     limits = manifest.get("limits")
     if isinstance(limits, dict) and isinstance(limits.get("unread"), list):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,13 @@ def unsliceable(optimizer: Optimizer) -> str | None:
     return next(filter(None, (_why(la, _names(la)) for la in _layers(optimizer))), None)
 
 
-def shrink(model: nn.Module, optimizer: AnyOptimizer | None, kept: Kept) -> None:
+def shrink(
+    model: nn.Module,
+    optimizer: AnyOptimizer | None,
+    kept: Kept,
+    *,
+    gone: Sequence[str] = (),
+) -> None:
     """Cut parameters, and the state that an optimizer has of them, to the indices that stay.
 
     p ← p[k₁ × k₂ × …] and s ← s[k₁ × k₂ × …] for every state s with the shape of p; scalars (the
@@ -97,6 +103,7 @@ def shrink(model: nn.Module, optimizer: AnyOptimizer | None, kept: Kept) -> None
             other parameters too.
         kept: by name, per dimension the int64 indices that stay, ascending, ``None`` for all. A
             tied parameter needs one of its names.
+        gone: modules that are taken out behind it, of whose tensors nothing needs to stay.
 
     Raises:
         InputError: for unknown names, indices that do not fit, state that cannot be sliced.
@@ -111,7 +118,7 @@ def shrink(model: nn.Module, optimizer: AnyOptimizer | None, kept: Kept) -> None
     >>> model.weight is weight, weight.shape, optimizer.state[weight]["momentum_buffer"].shape
     (True, torch.Size([2, 2]), torch.Size([2, 2]))
     """
-    cuts = _cuts(model, kept)
+    cuts = _cuts(model, kept, gone)
     layers = [] if optimizer is None else _layers(optimizer)
     names = {id(p): name for name, p in model.named_parameters()}
     for layer in layers:
@@ -152,7 +159,7 @@ def _slices(cuts: Mapping[int, _Cut]) -> dict[int, Tensor]:
     return {key: _sliced(f"'{cut.name}'", cut.tensor, cut.indices) for key, cut in cuts.items()}
 
 
-def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
+def _cuts(model: nn.Module, kept: Kept, gone: Sequence[str] = ()) -> dict[int, _Cut]:
     """What is cut, by identity: once, whatever names it has."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise InputError(
@@ -167,7 +174,8 @@ def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
             raise InputError(
                 f"the model has no parameter or buffer '{name}': {did_you_mean(name, known)}"
             )
-        _check(name, known[name], indices)
+        empty = name.startswith(tuple(f"{path}." for path in gone))
+        _check(name, known[name], indices, may_be_empty=empty)
         first = cuts.setdefault(id(known[name]), _Cut(name, known[name], indices))
         if not same_indices(first.indices, indices):
             raise InputError(
@@ -177,7 +185,7 @@ def _cuts(model: nn.Module, kept: Kept) -> dict[int, _Cut]:
     return {key: cut for key, cut in cuts.items() if any(k is not None for k in cut.indices)}
 
 
-def _check(name: str, tensor: Tensor, indices: Indices) -> None:
+def _check(name: str, tensor: Tensor, indices: Indices, *, may_be_empty: bool) -> None:
     """The indices fit the tensor, and the tensor can be sliced."""
     if is_lazy(tensor):
         raise InputError(f"'{name}' has no shape yet: run the model once first")
@@ -189,7 +197,9 @@ def _check(name: str, tensor: Tensor, indices: Indices) -> None:
             "pass one entry per dimension, None where all stay"
         )
     for dim, (size, index) in enumerate(zip(tensor.shape, indices, strict=True)):
-        if index is not None and (wrong := _wrong(index, size)):
+        if index is None or (may_be_empty and not len(index)):
+            continue
+        if wrong := _wrong(index, size):
             raise InputError(f"the kept indices of dimension {dim} of '{name}' {wrong}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from prunus._common.modules import canonical_names, drop_caches, joined, take_mode
+from prunus._common.narrow_list import NarrowList
 from prunus._common.torch_internals import pre_hooks, refresh_flat_weights, without_fast_path
 from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
 from prunus.compaction.slicing.attributes import Attribute
@@ -30,12 +31,19 @@ class Surgery:
         attributes: numbers that modules remember.
         replaced: modules by name that became graphs.
         limits: what the model refuses behind it.
+        gone: entries of lists that are taken out; in ``kept`` nothing stays of their tensors.
     """
 
     kept: Kept
     attributes: tuple[Attribute, ...] = ()
     replaced: Mapping[str, nn.Module] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    gone: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where other modules stand behind it."""
+        return (*self.replaced, *dict.fromkeys(name.rpartition(".")[0] for name in self.gone))
 
     def apply(
         self, model: nn.Module, optimizer: AnyOptimizer | None = None
@@ -45,7 +53,7 @@ class Surgery:
         Returns:
             The modules that were replaced, for :meth:`undo`.
         """
-        shrink(model, optimizer, self.kept)
+        shrink(model, optimizer, self.kept, gone=self.gone)
         own_holders(model, self.attributes)
         for attribute in self.attributes:
             attribute.set(model)
@@ -56,6 +64,7 @@ class Surgery:
             plain_attributes(module, before[name])
             take_mode_of_operators(module, before[name])
             model.set_submodule(name, module)
+        before |= narrowed(model, self.gone)
         self.limits.apply(model)
         refresh(model)
         return before
@@ -68,6 +77,27 @@ class Surgery:
             model.set_submodule(name, module)
         for attribute in reversed(self.attributes):
             attribute.set(model, back=True)
+
+
+def narrowed(model: nn.Module, gone: Iterable[str]) -> dict[str, nn.Module]:
+    """Take entries out of lists of modules, in place; the lists that were there are returned.
+
+    >>> model = nn.Sequential(nn.ModuleList([nn.Linear(1, 2), nn.Linear(1, 2)]))
+    >>> list(narrowed(model, ["0.0"])), list(model.state_dict())
+    (['0'], ['0.1.weight', '0.1.bias'])
+    """
+    before: dict[str, nn.Module] = {}
+    keys: dict[str, set[str]] = {}
+    for name in gone:
+        path, _, key = name.rpartition(".")
+        keys.setdefault(path, set()).add(key)
+    for path, taken in keys.items():
+        before[path] = old = model.get_submodule(path)
+        left = {k: m for k, m in old._modules.items() if k not in taken and m is not None}
+        model.set_submodule(path, NarrowList(left))
+        take_mode(model.get_submodule(path), of=old)
+        model.get_submodule(path).training = old.training
+    return before
 
 
 def own_holders(model: nn.Module, attributes: Iterable[Attribute]) -> None:

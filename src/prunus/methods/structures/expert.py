@@ -27,10 +27,10 @@ def expert(
     *,
     least: Annotated[int, Ge(1)] = 1,
 ) -> list[Group]:
-    """Expert: a slice of each fused tensor of experts, with the router's row; never chosen again.
+    """Expert: its slices of fused tensors or its entry of a list, with the router's row.
 
-    At least as many experts stay as each item goes to. Where the router looks at experts in groups
-    of one size, one of each group goes at a time.
+    It is never chosen again. At least as many stay as each item goes to. Where the router looks at
+    experts in groups of one size, one of each group goes at a time.
 
     Args:
         layers: weights in scope.
@@ -39,7 +39,7 @@ def expert(
         least: experts that stay in every layer.
 
     Raises:
-        InputError: if the model has no fused tensors of experts with a router.
+        InputError: if the model has no experts with a router, in fused tensors or in lists.
 
     Source: Lu et al. 2024, arXiv:2402.14800; Muzio, Sun, He 2024, arXiv:2404.05089.
     """
@@ -48,11 +48,13 @@ def expert(
     groups = [g for g in groups if g.units > g.least]
     if not groups:
         raise InputError(
-            "no expert can be removed from this model: looked for weights [experts, out, in] with "
-            "one matrix beside them that has a row for each expert (the router), of which more "
-            "are there than each item goes to. Experts in a ModuleList go by structure: layer with "
-            "modules: ['*.experts.*'], and answer zero where they are chosen still; all become "
-            "narrower by structure: channel, those of one matrix [experts · out, in] too"
+            "no expert can be removed from this model: looked for weights [experts, out, in], or "
+            "an nn.ModuleList of alike modules that share no tensor, with a matrix beside them "
+            "that has a row for each expert (the router) and without whose row the expert does "
+            "not matter, of which more are there than each item goes to. Of others, structure: "
+            "layer with modules: ['*.experts.*'] takes entries that answer zero where they are "
+            "chosen still; all become narrower by structure: channel, those of one matrix "
+            "[experts · out, in] too"
         )
     return groups
 
@@ -68,11 +70,18 @@ def _group(
     members, size = [], 0
     for name, d in experts.places:
         if name in shapes:
-            scored = name in scope and name != experts.router
+            scored = name in scope and (name, d) not in experts.rows
             units = torch.arange(experts.count) % experts.units
             members.append(Member(name, (along(d, len(shapes[name]), units),), scored))
             size += math.prod(shapes[name]) // experts.units if scored else 0
-    name, d = experts.places[0]
+    for number, own in enumerate(experts.entries):
+        for name in own:
+            if shapes.get(name):
+                unit = torch.full((1,) * len(shapes[name]), number % experts.units)
+                members.append(Member(name, (unit,), name in scope))
+                counted = name in scope and number < experts.units
+                size += math.prod(shapes[name]) * experts.groups if counted else 0
+    name, d = experts.places[0] if not experts.lists else experts.places[-1]
     dim = analysis.tensors[name].dims[d]
     every = () if isinstance(dim, Fixed) else analysis.solved.of(dim)
     classes = tuple(int(c) for c in every[: experts.units])

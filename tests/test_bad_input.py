@@ -433,3 +433,15 @@ def test_a_setting_is_what_a_file_would_hold(value: object, plain: object) -> No
     assert recipe.criterion.settings == {"p": plain}
     assert type(recipe.criterion.settings["p"]) is type(plain)
     assert prunus.Recipe.load({"criterion": {"name": "magnitude", "p": plain}}) == recipe
+
+
+@pytest.mark.parametrize("change", [
+    {"guard": {"max_drop": True}}, {"rounds": True}, {"seed": False},
+    {"limits": {"*": {"most": True}}},
+    {"target": {"sparsity": 0.5, "layers": {"0": True}}}, {"target": {"sparsity": True}},
+])  # fmt: skip
+@pytest.mark.parametrize("way", [prunus.Recipe.load, lambda values: prunus.Recipe(**values)])
+def test_yes_and_no_are_no_numbers(change: dict[str, Any], way: Any) -> None:
+    """``max_drop: yes`` would be a drop of 1: whatever happens is accepted."""
+    with pytest.raises(InputError, match=r"(true|false) is no number: write the number itself"):
+        way({"rounds": 2, "guard": {"max_drop": 0.1}, **change})

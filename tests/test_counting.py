@@ -14,6 +14,7 @@ import prunus
 from prunus import costs
 from prunus._common.batch import find_batch
 from prunus._common.inputs import arguments
+from prunus.costs.macs import macs
 from prunus.progressive.progress import round_line
 from prunus.report.page import write_report
 
@@ -235,3 +236,34 @@ def test_a_bound_on_macs_is_named_wherever_its_parts_are_shown() -> None:
     written = json.loads(Path("run/result.json").read_text())
     assert written["sparsity"] == last.sparsity
     assert "part of the macs removed" in write_report(Path("run")).read_text()
+
+
+class Queries(nn.Module):
+    """Learned queries, as of a Perceiver, go into a module as a view of a parameter."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.reads = reads
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.queries = nn.Parameter(torch.randn(1, 5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        queries = self.queries.expand(len(x), -1, -1)
+        if self.reads and float(x.sum()) > 1e9:
+            return x
+        out: torch.Tensor = self.attention(queries, x, x)[0]
+        return out
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_view_of_a_parameter_that_goes_into_a_module_is_counted(reads: bool) -> None:
+    model = Queries(reads=reads)
+    products = 5 * 16 * 16 + 7 * 16 * 32 + 2 * 5 * 7 * 16 + 5 * 16 * 16
+    assert macs(model, torch.randn(4, 7, 16), {}) == (products, products)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_example_without_items_has_no_macs_rather_than_none_to_do() -> None:
+    found = prunus.measure(nn.Linear(3, 2), torch.ones(0, 3), batch_sizes=(1,), seconds=0.1)
+    assert found.model.macs is None
+    assert any("MACs are unknown" in text and "size of 0" in text for text in found.warnings)

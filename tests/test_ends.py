@@ -93,3 +93,30 @@ def test_a_stop_by_time_is_told_with_both_figures() -> None:
     result = prunus.prune(tiny_task(), quick(rounds=4, dense="2it", retrain="1it", limit="3it"))
     assert result.reason.startswith("the limit of 3it is reached: sparsity 0.")
     assert result.reason.endswith(" of 0.5 requested")
+
+
+@pytest.mark.parametrize("limit", [None, "4it"])
+@pytest.mark.parametrize("rounds", [None, 2])
+def test_a_training_that_ended_early_is_told(rounds: int | None, limit: str | None) -> None:
+    task = tiny_task()
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.attach(optimizer)
+        for k, (x, y) in enumerate(run.batches(task.train)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if limit is None and k == 3:
+                return
+
+    recipe = quick(rounds=rounds, dense=0, retrain="12it", limit=limit,
+                   schedule="linear" if rounds else "cubic")  # fmt: skip
+    result = prunus.prune(task.model(), recipe, train=train)
+    note = "the training of round 1 ended after 4 of 12 optimizer steps"
+    assert any(text.startswith(note) for text in result.notes) == (limit is None)
+    if limit is not None:
+        assert result.reason.startswith("the limit of 4it is reached: sparsity ")
+    elif rounds is None:
+        assert result.reason.startswith("the training ended after 4 optimizer steps, too early: ")
+    assert (" of 0.5 requested" in result.reason) == (rounds is None or limit is not None)

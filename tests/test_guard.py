@@ -114,7 +114,8 @@ def test_a_metric_that_fell_as_the_dense_model_trained_needs_a_direction_after_r
 def test_a_metric_that_is_called_an_error_needs_a_direction() -> None:
     model, recipe = nn.Linear(4, 2), {"rounds": 1, "target": 0.5, "guard": {"max_drop": 0.1}}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for name in ("loss", "word error", "val_mse"):
+    for name in ("loss", "word error", "val_mse", "eval/loss", "valLoss", "logloss", "top1_err",
+                 "PPL", "cross-entropy"):  # fmt: skip
         with pytest.raises(InputError, match=f"by its name the {name} may be an error"):
             prunus.prune(model, recipe, evaluate=lambda m: 0.5, metric=name)
         with pytest.raises(InputError, match=f"by its name the {name} may be an error"):
@@ -138,3 +139,30 @@ def test_what_was_not_said_stays_unsaid_in_files_and_changes_no_fingerprint() ->
         changed = Recipe.load(recipe, ["target=0.5"])
         assert changed.guard is not None
         assert changed.guard.says_better == (recipe is said)
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("last", [0.4, 1.1])
+def test_an_error_that_rises_as_weights_go_needs_a_direction(rounds: int, last: float) -> None:
+    """Of a trained model its loss lies between 0 and 1, and nothing trained says what it is."""
+    recipe = {"rounds": rounds, "target": 0.8, "schedule": "linear", "guard": {"max_drop": 0.02}}
+
+    def run(**guard: Any) -> list[str]:
+        torch.manual_seed(0)
+        left = iter([0.01, 0.01, *[last] * 9])
+        wanted = {**recipe, "guard": {"max_drop": 0.02, **guard}}
+        result = prunus.prune(nn.Linear(8, 4), wanted, evaluate=lambda m: next(left))
+        return [r.verdict for r in result.rounds]
+
+    says = "outside 0 to 1" if last > 1 else r"rose from 0\.01 to 0\.4 as weights were removed"
+    with pytest.raises(InputError, match=rf"{says}.*guard\.better=lower"):
+        run()
+    assert run(better="lower")[1] == "rejected"
+    assert run(better="higher")[1] == "accepted"
+
+
+def test_a_round_whose_metric_leaves_0_to_1_needs_a_direction_in_a_loop_too() -> None:
+    values = [0.01, 0.02, 1.3, 0.02, 0.02]
+    with pytest.raises(InputError, match=r"the metric is 1\.3, outside 0 to 1"):
+        judged(values, way="pruner")
+    assert "rejected" in judged(values, way="pruner", better="lower")[0]

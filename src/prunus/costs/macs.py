@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus._common.batch import Batch, find_batch
-from prunus._common.inputs import Inputs, arguments, map_tensors
+from prunus._common.inputs import Inputs, arguments, map_tensors, tensors_of
 from prunus._common.modules import evaluation_copy
 from prunus._common.names import unwrapped
 from prunus._common.put_back import PutBack
@@ -43,7 +43,7 @@ def macs(
     """
     inputs = arguments(example)
     whole, skipped = macs_of_pass(model, inputs, masks)
-    if whole is None or skipped is None:
+    if whole is None or skipped is None or _holds_nothing(inputs):
         return None, None
     batch = find_batch(model, inputs) if batch is None else batch
     return _of_item(whole, batch.size), _of_item(skipped, batch.size)
@@ -69,8 +69,15 @@ def macs_of_pass(model: nn.Module, inputs: Inputs, masks: Masks) -> tuple[int | 
 
 def why_unknown(model: nn.Module, inputs: Inputs) -> str:
     """Why a pass cannot be counted."""
+    if _holds_nothing(inputs):
+        return "the example has a size of 0 and holds no item"
     found = _for_real(model, inputs)
     return first_line(found) if isinstance(found, Exception) else "the counter does not follow it"
+
+
+def _holds_nothing(inputs: Inputs) -> bool:
+    first = next((t for t in tensors_of(inputs) if t.dim()), None)
+    return first is not None and not first.numel()
 
 
 def _of_item(whole: int, items: int) -> float:
@@ -81,7 +88,8 @@ def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
     counter = FlopCounterMode(display=False)
     try:
         args, kwargs = map_tensors(lambda t: t.to("meta"), inputs)
-        twin = unwrapped(_without_values(model)).eval()
+        # The counter looks for what made an input that wants a gradient: a view has nothing here.
+        twin = unwrapped(_without_values(model)).eval().requires_grad_(False)
         with counter, torch.no_grad():
             twin(*args, **kwargs)
     except Exception as error:  # of the model's code: reads values, which meta tensors lack
@@ -118,6 +126,7 @@ def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
                 counter,
                 torch.no_grad(),
             ):
+                twin.requires_grad_(False)
                 twin(*args, **kwargs)
     except Exception as error:  # of the model's code
         return error

@@ -54,6 +54,11 @@ class Gradual:
             )
         return cls(first, max(last, 1), every)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether cuts were begun and are still to come."""
+        return 0 < self.step < self.last
+
     def advance(self) -> float | None:
         """Count a step; the schedule's progress, 0 to 1, if that step cuts.
 

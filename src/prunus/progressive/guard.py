@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from prunus.errors import InputError
@@ -42,19 +43,25 @@ UNSAID = "say guard.better=lower if less of it is better, or guard.better=higher
 
 
 def refuse_unclear(
-    guard: Guard | None, metric_name: str, metric: float | None, *, untrained: float | None = None
+    guard: Guard | None,
+    metric_name: str,
+    metric: float | None,
+    *,
+    untrained: float | None = None,
+    whole: float | None = None,
 ) -> None:
     """A guard that does not say which metric is better, where that may be the lower one.
 
     Args:
         guard: of the recipe; one that says it is never refused.
         metric_name: what the metric is called.
-        metric: of the dense model, or of what it will be trained from; ``None``: not known yet.
+        metric: of a round, or of what the dense model will be trained from; ``None``: not known.
         untrained: the metric before the dense model was trained, where that is known.
+        whole: that of the dense model, for a round before which nothing was trained.
 
     Raises:
-        InputError: if the name is one of an error, the metric is outside 0 to 1, or it fell while
-            the dense model was trained.
+        InputError: if the name is one of an error, the metric is outside 0 to 1, it fell while
+            the dense model was trained, or rose as weights were taken away and nothing trained.
 
     >>> refuse_unclear(Guard(), "accuracy", 0.97, untrained=0.1)
     >>> refuse_unclear(Guard(better="higher"), "score", 21.5)
@@ -76,11 +83,19 @@ def refuse_unclear(
             f"guard: the {metric_name} fell from {untrained:.4g} to {metric:.4g} while the dense "
             f"model was trained, as a loss does: {UNSAID}"
         )
+    if whole is not None and metric > whole + max(allowed_drop(guard, whole), BETTERED[False]):
+        raise InputError(
+            f"guard: the {metric_name} rose from {whole:.4g} to {metric:.4g} as weights were "
+            f"removed and nothing was trained, as an error does: {UNSAID}"
+        )
 
 
 FALL = 0.02
 """A metric that falls by less while the dense model is trained may waver."""
-ERRORS = ("error", "loss", "perplexity", "bits", "mse", "mae", "rmse", "wer", "cer")
+ERRORS = ("error", "errors", "err", "loss", "losses", "perplexity", "ppl", "bits", "bpc", "bpb",
+          "mse", "mae", "rmse", "mape", "wer", "cer", "eer", "nll", "entropy", "brier", "fid",
+          "divergence", "regret")  # fmt: skip
+"""Words in the name of a metric of which less is better; also as the end of a word."""
 
 
 def direction_warning(guard: Guard | None, metric_name: str) -> str | None:
@@ -100,7 +115,9 @@ def direction_warning(guard: Guard | None, metric_name: str) -> str | None:
 
 
 def _sounds_like_an_error(metric_name: str) -> bool:
-    return bool(set(metric_name.lower().replace("_", " ").split()) & set(ERRORS))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", metric_name).lower()
+    words = re.findall(r"[^\W\d_]+", spaced)
+    return any(word in ERRORS or word.endswith(("loss", "error")) for word in words)
 
 
 BETTERED = {False: 0.1, True: 0.5}

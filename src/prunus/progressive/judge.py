@@ -48,6 +48,10 @@ def judge(job: RunContext, at: RunState, limit: Budget) -> None:
     items, why = (found if isinstance(found, Scores) else None), ""
     if dense:
         refuse_unclear(recipe.guard, job.metric_name, metric, untrained=job.untrained)
+    else:
+        whole = first_metric if job.train is None else None
+        refuse_unclear(recipe.guard, job.metric_name, metric, whole=whole)
+    if dense:
         verdict = "dense"
     elif metric is None or recipe.guard is None:
         verdict = "not judged" if metric is None else "accepted"

@@ -56,8 +56,11 @@ def _choose_next(job: RunContext, at: RunState, limit: Budget) -> None:
     engine = job.engine
     at.round_began = limit.seconds
     progress, at.reason = next_progress(at.rounds, engine.recipe, engine.scheduled)
-    if progress is not None and limit.reached(at.step, at.per_epoch):
+    early = job.train is not None and not engine.recipe.in_rounds and engine.gradual.goes_on
+    if (progress is not None or early) and limit.reached(at.step, at.per_epoch):
         progress, at.reason = None, f"the limit of {limit.text} is reached"
+    elif progress is None and early and at.rounds[-1].accepted:
+        at.reason = f"the training ended after {engine.gradual.step} optimizer steps, too early"
     if progress is None:
         at.phase, at.reason = "end", ended(engine, at.reason, at.rounds)
         return

@@ -83,6 +83,12 @@ def train(job: RunContext, at: RunState, limit: Budget, *, enforced: bool) -> No
             "the recipe names a teacher, but train never called run.distill(batch): let it give "
             "the loss"
         )
+    if run.done < run.steps and not limit.reached(at.step + run.done, run.per_epoch):
+        remember(
+            job, at,
+            f"the training of round {at.index} ended after {run.done} of {run.steps} optimizer "
+            "steps: iterate over run.batches(loader) to its end, or ask for a shorter one",
+        )  # fmt: skip
     at.step += run.done
     at.epoch, at.per_epoch = run.epoch + 1, run.per_epoch
     at.optimizer = _optimizer_state(run.optimizer)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -18,6 +20,28 @@ class Frozen(BaseModel):
     """Values that cannot be changed, none beside those that are known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number_is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """``yes``, ``on`` and ``true`` are one value in YAML, and Python counts it as 1."""
+        field = cls.model_fields[info.field_name or ""]
+        kinds = set(_kinds_in(field.annotation))
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            wrong = [one for one in _values_in(value) if isinstance(one, bool)]
+            if wrong:
+                raise ValueError(f"{str(wrong[0]).lower()} is no number: write the number itself")
+        return value
+
+
+def _kinds_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds_in(part)
+
+
+def _values_in(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else (value,)
 
 
 def changed(model: BaseModel) -> dict[str, Any]:

@@ -79,6 +79,15 @@ class Recipe(RecipeFields):
     {'n': 2, 'm': 4}
     """
 
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _told(error, "the recipe") from None
+
+    # Else pydantic takes it for a way of its own to make one, and calls it from model_validate.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
         problems = conflicts(self)
@@ -117,9 +126,7 @@ class Recipe(RecipeFields):
         try:
             recipe = cls.model_validate(changed, context={"files": files})
         except ValidationError as error:
-            alone = any(item["loc"] for item in error.errors())  # else values that do not match
-            kind = InputError if alone else RefusedError
-            raise kind(f"{where}:\n" + "\n".join(explain(error, cls))) from None
+            raise _told(error, where) from None
         except RecursionError:
             raise InputError(f"{where}: nested too deeply") from None
         problems = unknown_methods(recipe)
@@ -128,8 +135,15 @@ class Recipe(RecipeFields):
         return recipe
 
     def replaced(self, values: Mapping[str, Any]) -> Recipe:
-        """A recipe of other values, whose files lie where this one's do."""
-        return Recipe.model_validate(values, context={"files": self._files})
+        """A recipe of other values, whose files lie where this one's do.
+
+        Raises:
+            InputError: if they cannot go together.
+        """
+        try:
+            return Recipe.model_validate(values, context={"files": self._files})
+        except ValidationError as error:
+            raise _told(error, "the recipe") from None
 
     def digest(self) -> str:
         """SHA-256 of the values that differ from the defaults, without the name."""
@@ -142,3 +156,9 @@ class Recipe(RecipeFields):
         out = io.StringIO()
         yaml().dump(self.to_dict(), out)
         return out.getvalue()
+
+
+def _told(error: ValidationError, where: str) -> InputError:
+    alone = any(item["loc"] for item in error.errors())  # else values that do not match
+    kind = InputError if alone else RefusedError
+    return kind(f"{where}:\n" + "\n".join(explain(error, Recipe)))

@@ -237,8 +237,6 @@ def test_half_precision_is_written_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "recipe", "says"), [
-    ("GPT2", NARROW, "which is tied to the width"),
-    ("OPT", NARROW, "is a LayerNorm, whose mean and variance count all 32"),
     ("Mamba2", NARROW, "no config.json says so many channels"),
     ("Llama", {"structure": {"hidden": 0.25, "neuron": 0.25}}, "in a walk of their own"),
     ("Llama", {**NARROW, "guard": {"max_error": 0.1}}, "guard: it changes how much"),
@@ -258,6 +256,19 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
             prunus.prune_blocks(given, recipe, batches(1, 0), held=batches(1, 1), **more)
     assert not (tmp_path / "small").exists()
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("family", "says"), [
+    ("GPT2", "which is tied to the width"),
+    ("OPT", "is a LayerNorm, whose mean and variance count all 32"),
+])  # fmt: skip
+def test_a_folder_whose_norms_would_count_is_refused(
+    family: str, says: str, tmp_path: Path
+) -> None:
+    model_of(family).save_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError, match=says):
+        prunus.prune_blocks(tmp_path / "dense", NARROW, batches(1, 0), out=tmp_path / "small")
+    assert not (tmp_path / "small").exists()
 
 
 def test_a_block_that_answers_otherwise_leaves_the_model_as_it_was(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from prunus._common.files import write_json
 from prunus.blocks.choosing import solving_of
 from prunus.blocks.fewer import PassedOver
+from prunus.blocks.fitting import Way, fit
 from prunus.blocks.flow import Flow
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
@@ -185,9 +187,17 @@ class Job:
             if "held" in streams:
                 outs["held"] = self.passed(block, streams["held"], i)
             if "dense" in streams:
-                streams["dense"].move(self.passed(block, streams["dense"], i))
+                onward = self.passed(block, streams["dense"], i)
+            fits = not whole and self.how.repair is not None and self.how.repair.fit
+            before = copy.deepcopy(block) if fits else block
             masks = self.solving.solve(name, block, heard, None if whole else rate)
             del heard
+            if fits:
+                ways = [Way(s.flow, s.passage.calls[i]) for s in (calibration, streams["dense"])]
+                fit(block, before, (ways[0], ways[1]), masks)
+            del before
+            if "dense" in streams:
+                streams["dense"].move(onward)
             if "dense" in streams and not whole and not isinstance(block, PassedOver):
                 self._repair(name, block, masks, streams, i)
             part = self.solving.settled(
@@ -237,10 +247,11 @@ class Job:
 
     def enter(self, stream: Stream, blocks: list[str]) -> None:
         """Let a stream come to the first block of a stack."""
-        passage = passage_of(self.model, blocks, stream.batches, before=stream.passages,
-                             hold=self.source.hold)  # fmt: skip
+        with self.solving.around(stream.name):
+            passage = passage_of(self.model, blocks, stream.batches, before=stream.passages,
+                                 hold=self.source.hold)  # fmt: skip
         stream.passages.append(passage)
-        first = (self.solving.entering(stream.name, x) for x in passage.first)
+        first = (self.solving.entering(stream.name, x, blocks[0]) for x in passage.first)
         stream.flow, stream.pinned = Flow(first, self._file(stream.name)), None
 
     def _leaving(self, stream: Stream) -> Flow:
@@ -333,6 +344,11 @@ class Job:
             stream: held-out data, in a stack or before the first one.
             done: the block that it has come through; ``None``: it begins, or the walk is through.
         """
+        dense = done is None and not stream.passages
+        with self.solving.around("" if dense else stream.name):
+            return self._judged(stream, done)
+
+    def _judged(self, stream: Stream, done: int | None) -> float:
         ahead = Stream("ahead", stream.batches, list(stream.passages))
         behind = len(self.stacks) if done is None and stream.passages else 0
         if done is not None:

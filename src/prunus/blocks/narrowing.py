@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.modules import joined
+from prunus.blocks.counted import outer
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.powers import checked
 from prunus.blocks.recipe import BlockRecipe
@@ -35,7 +36,7 @@ class Narrowing(Solving):
 
     def __init__(self, model: nn.Module, how: BlockRecipe, narrow: Narrow, *, masks: bool) -> None:
         super().__init__(model, how, masks=masks)
-        self.statistic, self.narrow = "", narrow
+        self.statistic, self.narrow, self._model = "", narrow, model
         self.turns = narrow.turn is not None
 
     @contextmanager
@@ -43,8 +44,26 @@ class Narrowing(Solving):
         """Nothing: the channels are known."""
         yield Heard("")
 
-    def entering(self, stream: str, x: Tensor) -> Tensor:
+    @contextmanager
+    def around(self, stream: str) -> Iterator[None]:
+        """Where norms outside of the blocks count channels, these are gone for streams without."""
+        if self.narrow.fresh is not None or stream not in ENTERS:
+            yield
+            return
+        whole = {n: p.data for n, p in outer(self._model, self.narrow).items()}
+        own = dict(self._model.named_parameters())
+        try:
+            for name, tensor in whole.items():
+                own[name].data = self.narrow.masked(name, tensor)
+            yield
+        finally:
+            for name, tensor in whole.items():
+                own[name].data = tensor
+
+    def entering(self, stream: str, x: Tensor, first: str) -> Tensor:
         """What comes to the first block: turned, and without the channels that go."""
+        if not any(name.startswith(f"{first}.") for name in self.narrow.places):
+            return x  # another stream, which stays as wide as it is
         if stream in (*ENTERS, DENSE) and self.narrow.turn is not None:
             x = (wide(x) @ self.narrow.turn.to(x.device)).to(x.dtype)
         return x * self.narrow.mask().to(x) if stream in ENTERS else x
@@ -90,5 +109,7 @@ class Narrowing(Solving):
         Raises:
             RunError: if it answers otherwise.
         """
+        if self.narrow.fresh is None:  # the whole model is compared in the end
+            return lambda inner, tensor: tensor
         self.gate = max(self.gate, checked(self.narrow, name, block, x, call))
         return lambda inner, tensor: self.narrow.of(joined(name, inner), tensor)

@@ -69,8 +69,8 @@ def _refuse_layer_norms(model: nn.Module, found: Narrow) -> None:
         if own and isinstance(module, nn.LayerNorm):
             raise InputError(
                 f"structure: hidden: '{path}' is a LayerNorm, whose mean and variance count all "
-                f"{found.width} channels, and no config.json says that: prunus.prune with "
-                "structure: hidden keeps such a model in a file of its own"
+                f"{found.width} channels, and no config.json says that: open the model and give it "
+                "to prunus.prune_blocks, and its norms go on counting them"
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunus._common.given import given_batches, given_hooks, given_model
 from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng, seed
+from prunus.blocks.counted import counted, counts, outer
 from prunus.blocks.depth import Shallow, shallower
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.job import Job
@@ -25,6 +26,8 @@ from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult, block_
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.smaller import narrower, smaller
 from prunus.blocks.source import InMemory, Source
+from prunus.compaction.compact import compact
+from prunus.compaction.reopening import is_pretrained
 from prunus.errors import InputError
 
 DIFFER = "guard and rates may leave blocks of different sizes"
@@ -109,7 +112,12 @@ def prune_blocks(
     if BLOCK in how.parts:
         dropped = shallower(source, how, list(batches), held=judged, judge=Judge(loss))
     sizes = _sizes(source, how, list(batches), dropped) if how.parts else None
-    if isinstance(sizes, Sizes) and (why := sizes.whole.why or (DIFFER if how.uneven else "")):
+    why = ""
+    if isinstance(sizes, Sizes):
+        why = sizes.whole.why or (DIFFER if how.uneven else "")
+    elif sizes is not None and sizes.fresh is None and is_pretrained(model):
+        why = "its norms go on counting the width that there was"
+    if why:
         warnings.warn(
             f"the smaller model opens by prunus.hf.save and prunus.hf.load alone: no configuration "
             f"says its sizes ({why})", stacklevel=2,
@@ -136,6 +144,8 @@ def _sizes(
     """What goes as a whole."""
     if HIDDEN not in how.parts:
         return structure_of(source, how, batches, dropped)
+    if not how.rotate and counts(source.model):
+        return counted(source, how, batches)
     return narrow_for(source, how, batches)
 
 
@@ -143,6 +153,14 @@ def _small(model: nn.Module, job: Job, sizes: Sizes | Narrow, example: Any) -> n
     """The smaller model; the given one gets its last zeros."""
     if isinstance(sizes, Sizes):
         return smaller(model, job.solving, example)
+    if sizes.fresh is None:
+        own = {n: sizes.mask_of(n, p) for n, p in outer(model, sizes).items()}
+        found = compact(model, {**job.solving.masks, **own}, example)
+        for name, parameter in outer(model, sizes).items():
+            parameter.data.masked_fill_(~own[name].to(parameter.device), 0)
+        job.solving.masks |= own
+        job.solving.gate = found.error
+        return found.model
     scales = {n: p.detach().clone() for n, p in model.named_parameters() if n in sizes.norms}
     outside = [n for n in sizes.places if n not in job.solving.masks]
     state = dict(model.state_dict())

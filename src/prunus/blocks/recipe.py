@@ -89,7 +89,8 @@ class BlockRecipe(Frozen):
         solver: how: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt`` or ``alps``, with settings.
         rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
         repair: steps of gradient descent behind each block, toward what the dense model has there:
-            ``{steps: 100, rate: 0.0005}``; by default none.
+            ``{steps: 100, rate: 0.0005}``; by default none. ``fit: true`` fits what reads and
+            writes a narrower stream by least squares before.
         recover: of folders, steps of learning from the dense model when the walk is through:
             ``{steps: 200, rate: 0.0001, lora: 16}``.
         guard: what it may cost; needs held-out data.
@@ -154,10 +155,13 @@ class BlockRepair(Frozen):
     Attributes:
         steps: of Adam, one calibration batch each.
         rate: at first; it falls linearly to zero.
+        fit: of ``hidden``, whether matrices are first fitted by least squares to what the dense
+            block's give of the dense stream.
     """
 
-    steps: Annotated[int, Field(ge=1)] = 100
+    steps: Annotated[int, Field(ge=0)] = 100
     rate: Annotated[float, Field(gt=0)] = 5e-4
+    fit: bool = False
 
 
 class BlockRecovery(Frozen):
@@ -242,6 +246,11 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
         )
     if EXPERT in made.parts and made.repair is not None:
         raise InputError("repair: not with structure: expert, whose router chooses others then")
+    if made.repair is not None and made.repair.fit and HIDDEN not in made.parts:
+        raise InputError(
+            "repair: fit: it is for structure: hidden; what reads neurons and heads is fitted as "
+            "they go"
+        )
     if made.rotate and HIDDEN not in made.parts:
         raise InputError("rotate: it is for structure: hidden")
     if "depth" in made.model_fields_set and BLOCK not in made.parts:

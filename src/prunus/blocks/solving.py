@@ -165,8 +165,13 @@ class Solving:
         """What computes as the block does from now on: the block, here."""
         return block
 
-    def entering(self, stream: str, x: Tensor) -> Tensor:
-        """What comes to the first block: what the model gives, here."""
+    @contextmanager
+    def around(self, stream: str) -> Iterator[None]:
+        """While the model computes for a stream what is in no block: as it is, here."""
+        yield
+
+    def entering(self, stream: str, x: Tensor, first: str) -> Tensor:
+        """What comes to the first block of a stack: what the model gives, here."""
         return x
 
     def leaving(self, x: Tensor) -> Tensor:

@@ -132,6 +132,7 @@ def passage_of(
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not args and key in kwargs:
                 args = (kwargs.pop(key),)
+            args, kwargs = _without_caches(args, kwargs)
             if not args or not isinstance(args[0], Tensor):
                 raise InputError(f"'{blocks[0]}' is not called with a tensor as its first argument")
             batch = len(found.calls[0]) if number == 0 else len(found.calls[0]) - 1
@@ -164,6 +165,19 @@ def passage_of(
             "the list of blocks that is"
         )
     return found
+
+
+def _without_caches(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A call that keeps nothing: what a cache holds would grow from pass to pass.
+
+    A model that was asked for none gives none; one within another may give some all the same.
+    """
+
+    def plain(value: Any) -> Any:
+        return None if "Cache" in type(value).__name__ else value
+
+    given = {key: False if key == "use_cache" else plain(value) for key, value in kwargs.items()}
+    return tuple(plain(value) for value in args), given
 
 
 def passed_stacks(

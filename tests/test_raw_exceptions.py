@@ -568,3 +568,60 @@ def test_scripted_models_and_empty_layers_are_refused_or_left_out() -> None:
         prunus.prune(nn.Linear(0, 4), WEIGHT)
     beside = nn.ModuleDict({"empty": nn.Linear(6, 0), "full": nn.Linear(6, 4)})
     assert list(prunus.prune(beside, WEIGHT).masks) == ["full.weight"]
+
+
+@pytest.fixture
+def nested() -> Tensor:
+    with pytest.warns(UserWarning, match="prototype"):
+        return torch.nested.nested_tensor([torch.randn(3, 6), torch.randn(2, 6)])
+
+
+def test_a_nested_tensor_is_refused_as_an_example_and_elsewhere_nobodys_business(
+    nested: Tensor,
+) -> None:
+    for call in (
+        lambda: prunus.prune(mlp(), WEIGHT, example=nested),
+        lambda: prunus.units(mlp(), nested),
+        lambda: prunus.compact(mlp(), masks_of(KEPT), {"input": nested}),
+        lambda: prunus.measure(mlp(), nested),
+        lambda: prunus.deploy(mlp(), example=(nested,), runtime="eager"),
+    ):
+        with pytest.raises(InputError, match="a nested tensor has no sizes"):
+            call()
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = prunus.Pruner(model, WEIGHT, optimizer, steps=1)
+    model(X).sum().backward()
+    optimizer.step()
+    pruner.finish()
+    assert pruner.sparsity == 0.5
+
+
+def test_a_sparse_example_keeps_its_layout_and_its_zeros() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.layout is torch.sparse_coo
+            return self.inner(x.to_dense())  # type: ignore[no-any-return]
+
+    edges = torch.eye(6)[:4].to_sparse()
+    assert prunus.deploy(Graph(), example=edges, runtime="eager", batch_sizes=(1, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.*:DeprecationWarning")
+def test_a_file_opens_into_a_model_with_compiled_parts(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(6, 8), torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)))
+        )
+
+    pruned = model()
+    prunus.prune(pruned, WEIGHT)
+    pruned(X)
+    prunus.save(pruned, tmp_path / "model.safetensors")
+    again = prunus.load(tmp_path / "model.safetensors", model=model())
+    assert torch.equal(again(X), pruned.eval()(X))

@@ -326,3 +326,49 @@ def test_two_tensors_that_a_file_would_call_the_same_are_refused(tmp_path: Path)
     inner.register_buffer("n_averaged", torch.zeros(1))
     with pytest.raises(InputError, match=r"'module\.n_averaged' would both be 'n_averaged'"):
         prunus.save(AveragedModel(inner), tmp_path / "both.safetensors")
+
+
+@pytest.mark.parametrize("recipe", [
+    {"target": 0.5, "schedule": "cubic", "criterion": "fisher_running"},
+    {"target": 0.6, "rounds": 3, "schedule": "linear", "guard": {"max_drop": 0.5}},
+])  # fmt: skip
+@pytest.mark.parametrize(("first", "then"), [
+    ("data parallel", "plain"), ("plain", "data parallel"), ("an average", "sharded"),
+    ("a part checkpointed", "plain"),
+])  # fmt: skip
+def test_the_state_of_a_pruner_goes_on_in_any_wrapper(
+    first: str, then: str, recipe: dict[str, Any]
+) -> None:
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+
+    def start(wrap: str) -> tuple[nn.Module, torch.optim.Optimizer, prunus.Pruner]:
+        torch.manual_seed(0)
+        model = WRAPS[wrap](net())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        evaluate = (lambda m: 0.5) if "rounds" in recipe else None
+        pruner = prunus.Pruner(model, recipe, evaluate=evaluate)
+        return model, optimizer, pruner
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    whole, optimizer, pruner = start(first)
+    pruner.join(optimizer, steps=12)
+    train(whole, optimizer, 7)
+    saved = pruner.state_dict()
+    again, other, later = start(then)
+    values = [p.detach().clone() for p in whole.parameters()]
+    with torch.no_grad():
+        for mine, theirs in zip(again.parameters(), values, strict=True):
+            mine.copy_(theirs)
+    later.join(other, steps=12, saved=saved)
+    train(whole, optimizer, 5)
+    train(again, other, 5)
+    for one, two in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    for each in (pruner, later):
+        each.finish()
+    assert [m.tolist() for m in pruner.masks.values()] == [m.tolist() for m in later.masks.values()]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus._common.inputs import Inputs
-from prunus._common.modules import evaluating
+from prunus._common.modules import evaluating, held
 from prunus._common.torch_internals import AnyConv
 
 Watcher = Callable[[Tensor, Tensor], None]
@@ -58,7 +58,7 @@ def places(model: nn.Module, inputs: Inputs) -> list[Place]:
 def is_affine(module: nn.Module) -> bool:
     """Whether a module is a linear layer or a convolution with a weight of its own."""
     kind = isinstance(module, (nn.Linear, AnyConv))
-    return kind and isinstance(module._parameters.get("weight"), nn.Parameter)
+    return kind and isinstance(held(module._parameters, "weight"), nn.Parameter)
 
 
 def watch(

@@ -105,6 +105,9 @@ def given_example(model: nn.Module, example: Any) -> Any:
     A mapping may be the model's one input, and no arguments; a tensor that is given twice stands
     for two, which only happen to be equal.
 
+    Raises:
+        InputError: for a nested tensor.
+
     >>> class Takes(nn.Module):
     ...     def forward(self, batch): return batch["x"]
     >>> given_example(Takes(), {"x": 1}), given_example(nn.Linear(1, 1), {"input": 1})
@@ -113,6 +116,11 @@ def given_example(model: nn.Module, example: Any) -> Any:
     if isinstance(example, list):
         return [given_example(model, one) for one in example]
     tensors = tensors_of(arguments(example))
+    if any(t.is_nested for t in tensors):
+        raise InputError(
+            "example: a nested tensor has no sizes that could be followed: give a padded one "
+            "(torch.nested.to_padded_tensor), or a list of tensors"
+        )
     first = {id(t): i for i, t in reversed([*enumerate(tensors)])}
     if len(first) < len(tensors):
         apart = [t if first[id(t)] == i else t.clone() for i, t in enumerate(tensors)]

@@ -216,3 +216,13 @@ def set_forward(model: nn.Module, forward: Callable[..., Any], parameters: Seque
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in parameters])
     vars(forward)["__signature__"] = signature
     vars(model)["forward"] = forward
+
+
+def held(store: Mapping[str, Any], key: str) -> Any:
+    """What one of a module's dictionaries has; ``None`` for nothing. Of compiled code they have no
+    ``get``.
+
+    >>> held(nn.ReLU()._parameters, "weight") is None
+    True
+    """
+    return store[key] if key in store else None  # noqa: SIM401

@@ -73,6 +73,10 @@ def _fresh(value: Tensor, shape: tuple[int, ...], d: int, generator: torch.Gener
     """New values in the memory format of the old ones, of another size in one dimension."""
     if value.is_meta or value.numel() == 0:
         return value.new_empty(shape)
+    if value.layout is not torch.strided:
+        dense = value.to_dense()
+        made = _fresh(dense, shape, d, generator)
+        return _repeated(dense != 0, shape[d], d).mul(made).to_sparse(layout=value.layout)
     if value.dtype is torch.bool or is_mask(value):
         made = value if value.shape == shape else _repeated(value, shape[d], d)
     elif value.is_floating_point() or value.is_complex():

@@ -29,6 +29,7 @@ from prunus.progressive.holding import finish, followers_of, hold
 from prunus.progressive.in_loop import LoopRounds, in_steps, lengths_of, with_lengths
 from prunus.progressive.in_place import stay_in_place
 from prunus.progressive.phase import Loss
+from prunus.progressive.renamed import renamed
 from prunus.progressive.result import Round, counted
 from prunus.progressive.shrinks import begins, original_kept
 from prunus.pruning.copies import Copy
@@ -321,6 +322,7 @@ class Pruner:
         """
         engine = self._engine
         self._refuse_other(saved)
+        saved = renamed(saved, engine.model)
         if not begins(engine.shrinks, saved["shrinks"]):
             engine.follow([])
         # The model at hand may be a pruned one already, from a checkpoint.
@@ -338,7 +340,7 @@ class Pruner:
             InputError: if the state is of another recipe.
         """
         self._refuse_other(saved)
-        self._engine.follow(saved["shrinks"])
+        self._engine.follow(renamed(saved, self._engine.model)["shrinks"])
 
     def _refuse_other(self, saved: Mapping[str, Any]) -> None:
         lacking = _SAVED - (set(saved) if isinstance(saved, Mapping) else set())

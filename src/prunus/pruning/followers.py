@@ -69,7 +69,9 @@ class Followers:
 
     def _alive(self) -> Iterator[Tensor]:
         for value in gc.get_objects():
-            if type(value) in (Tensor, nn.Parameter) and value.shape in self._shapes:
+            if type(value) not in (Tensor, nn.Parameter) or value.is_nested:  # which has no shape
+                continue
+            if value.shape in self._shapes:
                 real = value.layout == torch.strided and value.device.type != "meta"
                 if (
                     real

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunus._common.layers import Layer, layers_of
+from prunus._common.modules import held
 from prunus._common.names import each_meant, meant, plain_name, plain_names
 from prunus._common.parts import count_nonzero
 from prunus.errors import InputError
@@ -171,7 +172,7 @@ def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
         weight = model.get_parameter(layer.name).detach()
         module = model.get_submodule(layer.module)
         # spectral_norm has a weight_orig, too
-        given = module._buffers.get("weight_mask") if layer.name.endswith("weight_orig") else None
+        given = held(module._buffers, "weight_mask") if layer.name.endswith("weight_orig") else None
         left = count_nonzero(weight)
         if left == weight.numel() and given is None:
             continue

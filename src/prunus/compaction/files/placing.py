@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.modules import canonical_names, joined
+from prunus._common.modules import canonical_names, held, joined
 from prunus._common.names import inner_key
 from prunus._common.narrow_list import NarrowList
 from prunus.compaction.files.unpack import Packed, whole
@@ -248,7 +248,7 @@ def put(place: Place, writable: set[int]) -> None:
         writable: of :func:`own_memory`: a packed tensor of the same shape is written there.
     """
     module, key, value = place
-    parameter = module._parameters.get(key)
+    parameter = held(module._parameters, key)
     old = module._buffers[key] if parameter is None else parameter
     assert old is not None
     if isinstance(value, Packed) and id(old) in writable and value.shape == old.shape:

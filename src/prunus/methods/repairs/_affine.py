@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunus._common.activations import Place, at_once, columns, places, rows, watch
 from prunus._common.distributed import total
+from prunus._common.modules import held
 from prunus.errors import InputError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import averaging, norms_of
@@ -133,7 +134,8 @@ def kernel_rows(module: nn.Module) -> Tensor:
 
 def bias_of(module: nn.Module) -> Tensor | None:
     """A layer's bias."""
-    return module._parameters.get("bias")
+    bias: Tensor | None = held(module._parameters, "bias")
+    return bias
 
 
 def kept_rows(context: RepairContext, place: Place) -> Tensor:
@@ -141,7 +143,7 @@ def kept_rows(context: RepairContext, place: Place) -> Tensor:
     names = {id(p): n for n, p in context.model.named_parameters()}
     found = []
     for key in ("weight", "bias"):
-        parameter = place.module._parameters.get(key)
+        parameter = held(place.module._parameters, key)
         if parameter is None:
             continue
         mask = context.masks.get(names[id(parameter)])

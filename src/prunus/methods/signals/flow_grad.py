@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import arguments, map_tensors, tensors_of
-from prunus._common.modules import detached_copy
+from prunus._common.modules import detached_copy, held
 from prunus._common.names import unwrapped
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus.errors import InputError
@@ -70,9 +70,9 @@ def _ones(tensor: Tensor) -> Tensor:
 def _scale_alone(norm: nn.Module, args: tuple[Any, ...], answer: Tensor) -> Tensor:
     """What a norm gives, without what it takes away and divides by: of one item that is nothing."""
     given: Tensor = args[0]
-    own = norm._parameters.get("weight")
+    own = held(norm._parameters, "weight")
     scale = torch.ones((), dtype=given.dtype) if own is None else own
-    spread = norm._buffers.get("running_var")
+    spread = held(norm._buffers, "running_var")
     if spread is not None:
         scale = scale / (spread + float(getattr(norm, "eps", 0.0))).sqrt()
     if isinstance(norm, (nn.GroupNorm, AnyBatchNorm)) and scale.dim():

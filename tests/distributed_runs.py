@@ -6,6 +6,7 @@ One process imports torch and forks the ranks of every world, so that many world
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import gc
 import json
@@ -437,6 +438,37 @@ def stopped_and_killed(recipe: Mapping[str, Any], folder: Path, victim: int) -> 
     return whole(recipe, folder, train=deadly)
 
 
+def taught() -> dict[str, Any]:
+    """A pruned model learns its dense one's likeliest classes; ranks have parts of each batch."""
+    torch.manual_seed(5)
+    dense = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 6)).eval()
+    small = copy.deepcopy(dense)
+    masks = {n: p.abs() > p.abs().median() for n, p in small.named_parameters() if p.dim() > 1}
+    model = DistributedDataParallel(small) if size() > 1 else small
+    optimizer = torch.optim.SGD(model.parameters(), 0.3)
+    prunus.enforce(small, masks, optimizer)
+    losses = []
+    for batch in data().tensors[0].split(24):
+        optimizer.zero_grad()
+        own = batch[rank() :: size()]
+        part = prunus.distill(model, dense, own, weight=1.0, top=3)
+        part.backward()
+        optimizer.step()
+        losses.append(mean_over_ranks(part))
+    state = small.state_dict()
+    gone = all(bool((state[n][~mask] == 0).all()) for n, mask in masks.items())
+    last = prunus.distill(model, dense, data().tensors[0], weight=1.0, top=3, hidden=["2"])
+    return {"losses": losses, "zeros": gone, "last": last.item(), "weights": digest(state),
+            "values": state["3.weight"].flatten().tolist()}  # fmt: skip
+
+
+def mean_over_ranks(value: Tensor) -> float:
+    found = value.detach().clone()
+    if size() > 1:
+        dist.all_reduce(found)
+    return float(found) / size()
+
+
 def warm() -> None:
     """Imports that every rank would do again."""
     import torch.distributed.fsdp
@@ -473,6 +505,7 @@ def main(place: Path) -> dict[str, Any]:
     found["limited"] = go("limited", 2, limited)
     found["deployed"] = go("deployed", 2, deployed)
     found["refused"] = go("refused", 2, refused)
+    found["taught"] = [go("taught", n, taught) for n in (1, 2)]
     for name, recipe, ranks, victim in (("rounds", ROUNDS, 3, 2), ("shrinking", SHRINKING, 2, 0)):
         folder, broken = place / name, place / f"{name} broken"
         found[name] = go(name, ranks, lambda r=recipe, f=folder: twice(r, f))

@@ -63,6 +63,42 @@ def test_the_teachers_part_is_the_divergence_in_float64(
     torch.testing.assert_close(student.grad, slope.float(), rtol=1e-3, atol=1e-5)
 
 
+@given(classes=st.integers(3, 9), top=st.integers(2, 12), seed=st.integers(0, 999))
+def test_of_many_classes_the_teachers_likeliest_are_compared(
+    classes: int, top: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    answers = torch.randn(2, 2, 3, classes, generator=generator)
+    expected = 0.0
+    for given_, wanted in zip(*(a.flatten(0, 1).double() / 2 for a in answers), strict=True):
+        which = wanted.argsort(descending=True)[:top]
+        p, q = wanted[which].softmax(0), given_[which].softmax(0)
+        expected += 4 * float((p * (p / q).log()).sum()) / 6
+    student = torch.nn.Parameter(answers[0])
+
+    class Student(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return student + 0 * x
+
+    found = prunus.distill(Student(), nn.Identity(), answers[1], weight=1.0, top=top)
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    found.backward()
+    assert student.grad is not None
+    others = answers[1].argsort(-1, descending=True)[..., top:]
+    assert bool((student.grad.gather(-1, others) == 0).all())
+
+
+def test_top_is_a_number_of_classes_to_be_compared_by_divergence() -> None:
+    model, x = nn.Linear(2, 3), torch.ones(1, 2)
+    with pytest.raises(InputError, match="top is 1"):
+        prunus.distill(model, model, x, weight=1.0, top=1)
+    with pytest.raises(InputError, match="objective kl"):
+        prunus.distill(model, model, x, weight=1.0, top=2, objective="mse")
+    with pytest.raises(InputError, match="compared by divergence alone"):
+        prunus.Recipe.load({"target": 0.5, "rounds": 1, "retrain": "1it",
+                            "teacher": {"top": 4, "objective": "mse"}})  # fmt: skip
+
+
 def test_the_teacher_is_left_alone() -> None:
     teacher = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
     before = copy.deepcopy(teacher.state_dict())

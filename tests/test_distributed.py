@@ -69,6 +69,16 @@ def test_clipping_sees_masked_gradients_in_a_loop_that_accumulates(seen: dict[st
     assert len(set(plain["sparsities"])) == 5
 
 
+def test_a_pruned_model_learns_from_the_dense_one_in_several_processes(
+    seen: dict[str, Any],
+) -> None:
+    alone, together = (same(ranks) for ranks in seen["taught"])
+    assert together["zeros"]
+    assert together["losses"][-1] < 0.8 * together["losses"][0]
+    for key in ("losses", "values", "last"):
+        assert together[key] == pytest.approx(alone[key], rel=1e-3, abs=1e-6)
+
+
 def test_a_model_that_shrinks_and_grows_back_is_wrapped_anew(seen: dict[str, Any]) -> None:
     run = same(seen["shrinks_and_grows"])
     assert run["verdicts"][:4] == ["dense", "accepted", "rejected", "accepted"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch import is_grad_enabled as grad_enabled
+from torch import nn
 
 from prunus._common.files import freeze, thaw, write_atomically
 from prunus._common.given import length_of
@@ -17,8 +15,8 @@ from prunus.compaction.files.pretrained import load as load
 from prunus.compaction.files.pretrained import save as save
 from prunus.errors import InputError
 from prunus.integrations.callback import LoopCallback, optional
-from prunus.progressive.hidden import hidden_states
-from prunus.progressive.pruner import Pruner
+from prunus.integrations.hf_teacher import Learning
+from prunus.integrations.hf_teacher import TeacherCallback as TeacherCallback
 
 _TrainerCallback: Any = optional("transformers", "TrainerCallback", ["transformers", "accelerate"])
 
@@ -97,7 +95,7 @@ class PruneCallback(LoopCallback, _TrainerCallback):
                     "teacher.mix: the Trainer gives the model its inputs, and prunus only hears "
                     "the answers: leave mix out"
                 )
-            self._steps.callback(_Learning(model, self.pruner, args).remove)
+            self._steps.callback(Learning(model, self.pruner._lessons, args).remove)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop where the guard did."""
@@ -120,52 +118,6 @@ class PruneCallback(LoopCallback, _TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Judge a round at work; masks are no longer enforced, removed weights stay zero."""
         self._finish()
-
-
-class _Learning:
-    """Hooks by which the loss that a model gives while it trains is the one with the teacher.
-
-    Where the model counts a step's items itself, the Trainer adds up the losses of a step.
-    """
-
-    def __init__(self, model: nn.Module, pruner: Pruner, args: Any) -> None:
-        self._pruner, self._several = pruner, args.gradient_accumulation_steps
-        self._states: dict[str, Tensor] = {}
-        self._inside = ExitStack()
-        self._hooks = (
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._end, with_kwargs=True),
-        )
-
-    def _begin(self, model: nn.Module, *_: Any) -> None:
-        self._inside.close()  # of a pass that failed
-        self._lessons = self._pruner._lessons() if model.training and grad_enabled() else None
-        if self._lessons is not None:
-            names = self._lessons.names(model)
-            self._states = self._inside.enter_context(hidden_states(model, names))
-
-    def _end(self, model: nn.Module, args: Any, kwargs: dict[str, Any], answers: Any) -> Any:
-        self._inside.close()
-        lessons, self._lessons = self._lessons, None
-        if lessons is None:
-            return None
-        own = answers.get("loss") if isinstance(answers, Mapping) else None
-        if own is None:
-            raise InputError(
-                "teacher: the model gives no loss while it trains, to which the teacher's part "
-                "could be added: give it labels, or compute the loss by prunus.distill(model, "
-                "callback.pruner, batch, loss=loss)"
-            )
-        plain = {k: v for k, v in kwargs.items() if k not in ("labels", "num_items_in_batch")}
-        part = lessons.part(model, (args, plain), answers, self._states)
-        together = "num_items_in_batch" in kwargs
-        answers["loss"] = lessons.joined(own, part / self._several if together else part)
-        return answers
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for hook in self._hooks:
-            hook.remove()
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def distill(
     hidden: Sequence[str] = (),
     hidden_weight: float = 1.0,
     kept: Kept | None = None,
+    top: int | None = None,
 ) -> Tensor:
     """The loss of a batch, of which a teacher's answers are a part.
 
@@ -67,6 +68,8 @@ def distill(
         kept: what is left of a smaller model (``result.kept``, ``pruner.kept``), for ``hidden``.
         objective: ``kl`` for scores of classes (the last dimension; dimension 1 of answers of
             four dimensions or more), ``mse`` for any.
+        top: of many classes (words), those of which p is largest at each place, and no others; p
+            and q sum to one over them. By default all.
 
     Returns:
         A scalar with gradients.
@@ -96,13 +99,17 @@ def distill(
     given_number(hidden_weight, "hidden_weight", least=0)
     given_choice(mix, "mix", (True, False))
     given_choice(objective, "objective", ("kl", "mse"))
+    if top is not None:
+        given_number(top, "top", whole=True, least=2)
+        if objective != "kl":
+            raise InputError("top: classes are compared by divergence alone: objective kl")
     names = (hidden,) if isinstance(hidden, str) else hidden
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise InputError(f"hidden is {kind_of(hidden)}: give names of modules in a list")
     if kept is not None and not isinstance(kept, Mapping):
         raise InputError(f"kept is {kind_of(kept)}: give result.kept or pruner.kept")
     lessons = Lessons(
-        teacher, temperature, weight, mix, objective, names, hidden_weight, kept or {}
+        teacher, temperature, weight, mix, objective, names, hidden_weight, kept or {}, top
     )
     return lessons.loss(model, batch, loss)
 
@@ -119,6 +126,7 @@ class Lessons:
     hidden: Sequence[str] = ()
     hidden_weight: float = 1.0
     kept: Kept = field(default_factory=dict)
+    top: int | None = None
 
     def loss(self, model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
         """The loss of a batch."""
@@ -172,7 +180,8 @@ class Lessons:
                 raise
             except Exception as error:  # of the teacher's code, which is called as the model was
                 raise InputError(f"teacher: {not_taken(self.teacher, inputs, error)}") from error
-        found = difference(scores_of(answers), scores_of(wanted), self.temperature, self.objective)
+        scores = scores_of(answers), scores_of(wanted)
+        found = difference(*scores, self.temperature, self.objective, top=self.top)
         if not self.hidden:
             return found
         return found + self.hidden_weight * states_apart(model, states, goals, self.kept)
@@ -223,7 +232,14 @@ def own_teacher(recipe: Recipe, model: nn.Module, taught_by: nn.Module | None) -
     return ours(detached_copy(model).eval()) if own else None
 
 
-def difference(given: Tensor, wanted: Tensor, temperature: float, objective: str) -> Tensor:
+def difference(
+    given: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    objective: str,
+    *,
+    top: int | None = None,
+) -> Tensor:
     """The teacher's part of the loss.
 
     >>> same = torch.tensor([[1.0, 2.0]])
@@ -242,6 +258,9 @@ def difference(given: Tensor, wanted: Tensor, temperature: float, objective: str
             f"distill: answers of shape {tuple(given.shape)} are no scores of classes: set "
             "objective to mse"
         )
+    if top is not None and top < wanted.shape[dim]:
+        wanted, which = wanted.topk(top, dim)
+        given = given.gather(dim, which)
     known = functional.log_softmax(wanted / temperature, dim)
     found = functional.log_softmax(given / temperature, dim)
     return temperature**2 * (known.exp() * (known - found)).sum(dim).mean()

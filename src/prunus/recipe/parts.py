@@ -65,6 +65,7 @@ class Teacher(Frozen):
     objective: Literal["kl", "mse"] = "kl"
     hidden: list[str] = Field(default_factory=list)
     hidden_weight: Annotated[float, Field(gt=0)] = 1.0
+    top: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def file(self) -> str | None:

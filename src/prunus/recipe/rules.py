@@ -122,6 +122,8 @@ RULES: tuple[Rule, ...] = (
      "or fisher"),
     (lambda r: r.regularize and r.regularize.during == "dense" and _untrained(r),
      "regularize: during: dense, but nothing is trained then: set dense, for example 10ep"),
+    (lambda r: r.teacher and r.teacher.top and r.teacher.objective != "kl",
+     "teacher.top: classes are compared by divergence alone: leave objective out, or top"),
     (lambda r: r.teacher and r.teacher.mix and r.teacher.weight < 1,
      "teacher: a mixture of two inputs has no label: set weight: 1 beside mix"),
     (lambda r: _latency(r) and (r.deploy is None or r.deploy.runtime == "auto"),

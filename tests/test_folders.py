@@ -368,6 +368,10 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 LARGE = {
     "aliases": BOMB,
+    "merge keys": "a0: &a0 {k: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)),
+    "merge keys one by one": "a0: &a0 {k: 1}\n"
+    + "".join(f"a{i}: &a{i} {{<<: *a{i - 1}, x: *a{i - 1}}}\n" for i in range(1, 40)),
     "an alias in itself": "a: &a [*a]",
     "a mapping in itself": "a: &a {b: *a}",
     "brackets": "a: " + "[" * 1500 + "]" * 1500,

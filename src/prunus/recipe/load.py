@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    Event,
+    ScalarEvent,
+)
 
 from prunus._common import examples
 from prunus._common.kinds import given_path, kind_of
@@ -118,33 +124,39 @@ def parsed(text: str) -> Any:
         raise ValueError(f"it is longer than {LONGEST:,} characters")
     if max(len(word) for word in re.split(r"[^0-9a-fxoA-FXO_]", text)) > 400:
         raise ValueError("it contains a number or a word of more than 400 characters")
-    depth = 0
     try:
-        for event in yaml().parse(text):
-            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ValueError(f"it is nested more than {DEEPEST} deep")
-        value = yaml().load(text)
+        _refuse_large(yaml().parse(text))
+        return yaml().load(text)
     except YAMLError as error:
         raise ValueError(str(error)) from None
-    _count(value, {})
-    return value
 
 
-def _count(value: Any, known: dict[int, int]) -> int:
-    """Values in a value, repeated ones counted each time; 0 marks those at work."""
-    if not isinstance(value, dict | list):
-        return 1
-    if (found := known.get(id(value))) is not None:
-        if found == 0:
-            raise ValueError("an alias stands inside what it repeats")
-        return found
-    known[id(value)] = 0
-    inside = [*value, *value.values()] if isinstance(value, dict) else value
-    known[id(value)] = found = 1 + sum(_count(v, known) for v in inside)
-    if found > MOST:
-        raise ValueError(f"it contains more than {MOST:,} values, aliases counted each time")
-    return found
+def _refuse_large(events: Iterable[Event]) -> None:
+    """Before anything is built: aliases repeat what they name, and merge keys (``<<``) copy it."""
+    known: dict[str, int] = {}
+    open_: list[tuple[str | None, int]] = [(None, 0)]  # anchors and values of what is begun
+
+    def count(anchor: str | None, values: int) -> None:
+        above, before = open_[-1]
+        open_[-1] = above, before + values
+        if anchor is not None:
+            known[anchor] = values
+        if before + values > MOST:
+            raise ValueError(f"it contains more than {MOST:,} values, aliases counted each time")
+
+    for event in events:
+        if isinstance(event, CollectionStartEvent):
+            open_.append((event.anchor, 1))
+            if len(open_) - 1 > DEEPEST:
+                raise ValueError(f"it is nested more than {DEEPEST} deep")
+        elif isinstance(event, CollectionEndEvent):
+            count(*open_.pop())
+        elif isinstance(event, AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_):
+                raise ValueError("an alias stands inside what it repeats")
+            count(None, known.get(event.anchor, 1))
+        elif isinstance(event, ScalarEvent):
+            count(event.anchor, 1)
 
 
 def _short(error: Exception) -> str:

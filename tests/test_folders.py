@@ -115,6 +115,20 @@ def test_an_empty_folder_with_a_link_is_refused_before_anything_is_written() -> 
         assert Path("victim").read_text() == STRANGERS
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_folder_with_a_pipe_in_it_is_refused_and_not_waited_for(finished: Path) -> None:
+    for place in {*map(Path, NOT_THERE_YET), *places(finished)}:
+        shutil.rmtree("run", ignore_errors=True)
+        shutil.copytree(finished, "run")
+        path = Path("run") / place
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        for work in (run, lambda: write_report(Path("run")), lambda: Record(Path("run"))):
+            assert "is no file, but a pipe" in refused(work), place
+
+
 def test_the_folder_itself_may_be_a_link() -> None:
     Path("elsewhere").mkdir()
     Path("run").symlink_to(Path("elsewhere").absolute())

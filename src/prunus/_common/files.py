@@ -88,7 +88,8 @@ def remove_temporaries(folder: Path, names: str) -> None:
 def refuse_links(folder: Path, names: Collection[str] | None = None) -> None:
     """Refuse a folder of ours with a link in it: what is written there would land elsewhere.
 
-    The folder itself may be reached through links.
+    So is what is neither file nor folder: whoever reads a pipe waits for ever. The folder itself
+    may be reached through links.
 
     Args:
         folder: of a run, a sweep or an artifact; it need not be there.
@@ -102,7 +103,13 @@ def refuse_links(folder: Path, names: Collection[str] | None = None) -> None:
             folders[:] = [name for name in folders if name in names]
             files = [name for name in files if name in names]
         for path in (Path(place, name) for name in (*folders, *files)):
-            if path.is_symlink():
+            mode = path.lstat().st_mode
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise InputError(
+                    f"'{path}' is no file, but a pipe, a socket or a device: remove it if you made "
+                    "it; if not, do not trust this folder"
+                )
+            if stat.S_ISLNK(mode):
                 raise InputError(
                     f"'{path}' is a link to {str(path.readlink())!r:.200}, and what is written "
                     "there would land elsewhere: remove the link if you made it; if not, do not "

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from prunus.compaction.case import Case
 from prunus.compaction.rewriting import alike as rewriting_alike
 from prunus.compaction.rewriting.alike import alike
+from prunus.graph import exporting
 from prunus.pruning.masks import apply
 
 
@@ -105,3 +107,73 @@ def test_what_differs_in_anything_but_values_is_not_alike(change: Any) -> None:
     plain = different(lambda m: None)
     assert alike(plain, different(lambda m: m[0].weight.data.add_(1)))
     assert not alike(plain, different(change))
+
+
+class Stubborn(nn.Module):
+    """Adds to its input what a hidden layer of the width in its code gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        assert hidden.shape[-1] == 8
+        return x + self.down(hidden)
+
+
+def test_a_module_that_fails_by_itself_is_not_put_back_into_the_model_to_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes, real = [], Case.check
+
+    def counted(self: Case, model: nn.Module) -> Any:
+        passes.append(model)
+        return real(self, model)
+
+    monkeypatch.setattr(Case, "check", counted)
+    model = nn.Sequential(*[Stubborn() for _ in range(4)], nn.Linear(6, 3))
+    recipe = {"structure": "channel", "target": 0.4, "compact": "end", "allocation": "uniform"}
+    result = prunus.prune(model, recipe, example=torch.randn(2, 6))
+    assert result.compaction is not None
+    assert "became graphs: 0, 1, 2, 3" in result.compaction.notes
+    assert len(passes) == 5  # one for each way tried, none for each module
+
+
+class Windows(nn.Module):
+    """Cuts its input's rows into pairs."""
+
+    def __init__(self, width: int, *, turned: bool = False) -> None:
+        super().__init__()
+        self.width, self.turned, self.layer = width, turned, nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = x.shape[1] // 2
+        y = self.layer(x[:, : 2 * pairs]).reshape(x.shape[0], pairs, 2, self.width)
+        return y.flip(2) if self.turned else y
+
+
+def test_a_class_whose_sizes_become_too_involved_is_not_tried_with_all_of_them_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    real = exporting.export
+
+    def counted(model: nn.Module, args: Any, kwargs: Any, shapes: Any = None) -> Any:
+        asked.append(sum(len(s or ()) for s in (shapes or {}).values()))
+        return real(model, args, kwargs, shapes)
+
+    monkeypatch.setattr(exporting, "export", counted)
+    monkeypatch.setattr(exporting, "_INVOLVED", 1)
+    traces = rewriting_alike.Traces()
+
+    def opened(module: nn.Module, width: int) -> list[int]:
+        asked.clear()
+        x = torch.randn(2, 6, width)
+        traced = traces.trace(module, ((x,), {}), dynamic=True, closed=[], training=False)
+        assert traced.takes(((x[:1],), {})) or traced.takes(((torch.cat([x, x]),), {}))
+        return list(asked)
+
+    assert opened(Windows(4), 4) == [3, 1]
+    assert opened(Windows(8), 8) == [1]
+    assert opened(Windows(8, turned=True), 8) == [3, 1]  # other code

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import prunus
 from helpers import pruned_both
 from prunus import InputError
+from prunus.compaction.verifying import everywhere
+from prunus.compaction.verifying import gradients as verifying_gradients
 
 
 class StraightThrough(torch.autograd.Function):
@@ -255,3 +257,37 @@ def test_a_module_that_keeps_its_code_keeps_its_gradients() -> None:
     assert result.compaction.route == "sliced"
     assert not result.compaction.notes
     assert backward(result.model).keys() == backward(masked).keys()
+
+
+def test_a_graphs_answers_and_gradients_come_from_one_pass_of_each_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.relu(self.up(x))
+            assert hidden.shape[-1] == 8
+            return self.down(hidden)
+
+    alone: list[Any] = []
+    compared: list[Any] = []
+    real = everywhere.differing
+
+    def differing(wanted: Any, model: nn.Module, state: Any, *more: Any) -> str:
+        compared.append(wanted())
+        return real(wanted, model, state, *more)
+
+    monkeypatch.setattr(everywhere, "differing", differing)
+    for module in (everywhere, verifying_gradients):
+        monkeypatch.setattr(module, "gradients", lambda *given: alone.append(given))
+    recipe = {"structure": "channel", "target": 0.4, "compact": "end", "allocation": "uniform"}
+    result = prunus.prune(Stubborn(), recipe, example=torch.randn(2, 6))
+    assert result.compaction is not None
+    assert result.compaction.route == "graph"
+    assert not alone
+    assert len(compared) == 2  # with autograd and in train mode
+    assert all(set(slopes) == {"up.weight", "up.bias", "down.weight", "down.bias"}
+               for slopes in compared)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from helpers import cut_units
 from prunus.compaction.compact import perform
 from prunus.compaction.search import find_plan
 from prunus.graph.analysis import analyze
-from prunus.graph.movement import relate
+from prunus.graph.apart import exchanged, reshaped
+from prunus.graph.movement import Relation, relate
 from prunus.graph.units import coupled_units
 
 
@@ -85,3 +87,47 @@ def test_a_movement_is_read_off_index_numbers() -> None:
     assert relation.flows[1, 0].index is not None
     assert relation.flows[1, 0].index.tolist() == [1, 2]
     assert relation.seen[1].tolist() == [False, True, True]
+
+
+def _the_same(one: Relation, other: Relation) -> bool:
+    fields = ("index", "inside", "outside")
+    pairs = [
+        (getattr(one.flows[k], f), getattr(other.flows[k], f)) for k in one.flows for f in fields
+    ]
+    pairs += [(one.seen[d], other.seen[d]) for d in one.seen]
+    return (
+        one.flows.keys() == other.flows.keys()
+        and one.seen.keys() == other.seen.keys()
+        and one.constant == other.constant
+        and all(a is b if a is None or b is None else np.array_equal(a, b) for a, b in pairs)
+    )
+
+
+def _merged(factors: list[int], random: np.random.Generator) -> list[int]:
+    """Neighbors multiplied here and there, and dimensions of size 1 put between them."""
+    shape = list(factors)
+    while len(shape) > 1 and random.random() < 0.5:
+        i = int(random.integers(len(shape) - 1))
+        shape[i : i + 2] = [shape[i] * shape[i + 1]]
+    for _ in range(int(random.integers(3))):
+        shape.insert(int(random.integers(len(shape) + 1)), 1)
+    return shape
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_dimensions_looked_at_apart_move_as_all_of_them_together_do(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    factors = random.integers(1, 5, size=int(random.integers(1, 6))).tolist()
+    shape, out = _merged(factors, random), _merged(factors, random)
+    dims = [d for d, n in enumerate(shape) if n > 1 and random.random() < 0.8]
+    whole, _ = relate(lambda x: x.reshape(out), shape, dims)
+    assert _the_same(whole, reshaped(shape, out, dims)) or not dims
+    order = random.permutation(len(shape)).tolist()
+    for move in (
+        lambda x: x.permute(order),
+        lambda x: x.unsqueeze(-1),
+        lambda x: x.flip(0),
+        lambda x: x.roll(2, 0),
+        lambda x: x.transpose(0, -1),
+    ):
+        assert _the_same(relate(move, shape, dims)[0], exchanged(move, shape, dims)) or not dims

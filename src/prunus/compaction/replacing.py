@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, tensors_of
+from prunus._common.inputs import Inputs, map_tensors, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting.alike import Traces
@@ -26,7 +26,8 @@ from prunus.compaction.rewriting.submodules import (
 from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, standard
 from prunus.compaction.slicing.surgery import Surgery
-from prunus.compaction.verifying.verify import Comparison
+from prunus.compaction.verifying.uses import Use
+from prunus.compaction.verifying.verify import Comparison, answers, difference
 from prunus.errors import InputError, RunError
 from prunus.graph.call import module_path
 from prunus.graph.passes import Modes
@@ -38,6 +39,9 @@ SIMPLE = (nn.Linear, AnyConv, AnyBatchNorm, nn.Embedding,
 
 MOST_ROUNDS = 12
 """How often modules are replaced before the whole model becomes a graph."""
+
+Seen = dict[str, tuple[Inputs, list[Tensor]]]
+"""Modules' arguments in their first call, and their answers."""
 
 Replaced = tuple[Surgery, Comparison, tuple[str, ...]]
 """What to do to the model, how it compared, and notes."""
@@ -53,10 +57,10 @@ def modules_replaced(case: Case) -> Replaced | None:
     for _ in range(MOST_ROUNDS):
         surgery = Surgery(case.kept, tuple(fixed), dict(graphs))
         twin = _operated(case, surgery)
-        entered = _watched(twin, graphs)
+        entered, seen = _watched(twin, graphs), _noted(twin, graphs)
         found = case.check(twin)
         if found.equal:
-            return _without_needless(case, surgery)
+            return _without_needless(case, surgery, seen)
         broken = entered if found.problem else []
         wanted = [n for n in _failing(case, broken, graphs, tried) if n and n not in tried]
         if not wanted:
@@ -77,9 +81,12 @@ def _operated(case: Case, surgery: Surgery) -> nn.Module:
     return twin
 
 
-def _without_needless(case: Case, surgery: Surgery) -> Replaced | None:
+def _without_needless(case: Case, surgery: Surgery, seen: Seen) -> Replaced | None:
     """Put back whatever module the model can do with; the rest must hold in every use."""
+    whole = _operated(case, replace(surgery, replaced={}))
     for name in sorted(surgery.replaced):
+        if name in seen and not _answers_so(case, name, whole.get_submodule(name), *seen[name]):
+            continue
         fewer = {n: g for n, g in surgery.replaced.items() if n != name}
         smaller = replace(surgery, replaced=fewer)
         if case.check(_operated(case, smaller)).equal:
@@ -92,6 +99,37 @@ def _without_needless(case: Case, surgery: Surgery) -> Replaced | None:
     if still:
         notes.append(f"these take inputs of the example's shape only: {', '.join(still)}")
     return surgery, found, (*notes, *refusals(found))
+
+
+def _noted(twin: nn.Module, names: Iterable[str]) -> Seen:
+    """With what modules of a candidate are called first from now on, and what they answer.
+
+    The candidate keeps the hooks: it is let go behind that pass.
+    """
+    seen: Seen = {}
+
+    def note(name: str, _: nn.Module, args: Any, kwargs: Any, answer: Any) -> None:
+        if name not in seen:  # copies: a residual sum may be written into either
+            inputs: Inputs = map_tensors(Tensor.clone, (args, kwargs))
+            seen[name] = inputs, [t.clone() for t in tensors_of(answer)]
+
+    for name in names:
+        twin.get_submodule(name).register_forward_hook(partial(note, name), with_kwargs=True)
+    return seen
+
+
+def _answers_so(
+    case: Case, name: str, module: nn.Module, inputs: Inputs, wanted: Sequence[Tensor]
+) -> bool:
+    """Whether a module by itself gives what the graph in its place gave in the model."""
+    start = f"{name}."
+    own = {n.removeprefix(start): t for n, t in case.small.items() if n.startswith(start)}
+    try:
+        found, _ = answers(module, own, Use("", inputs), case.gate)
+    except Exception:  # of the module's code, on shapes that it was not written for
+        return False
+    real = [t for t in wanted if t.is_floating_point() or t.is_complex()]
+    return not difference(real or list(wanted), found)[0] > case.gate.tolerance
 
 
 def refusals(found: Comparison) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Memo:
         constants: tensors that the model's code wrote out.
     """
 
-    relations: dict[Any, tuple[Relation, list[int]]] = field(default_factory=dict)
+    relations: dict[Any, Relation] = field(default_factory=dict)
     constants: dict[fx.Node, Tensor] = field(default_factory=dict)
 
 

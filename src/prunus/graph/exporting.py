@@ -58,8 +58,10 @@ _ABOUT_GRADIENTS = ("requires grad", "requires_grad", "nference tensor", "set_gr
 
 def open_exports(
     model: nn.Module, args: Any, kwargs: Any, closed: Sequence[Collection[int]]
-) -> Iterator[ExportedProgram]:
+) -> Iterator[ExportedProgram | TooInvolvedError]:
     """With open sizes of every dimension, then of the first one; many refuse.
+
+    Where sizes become too involved, that comes in the place of a program.
 
     Args:
         model: in the mode in which it is traced.
@@ -96,8 +98,8 @@ def open_exports(
         if wanted not in tried:
             tried.append(wanted)
             program = export(model, args, kwargs, wanted)
-            if isinstance(program, ExportedProgram):  # code that branches on sizes refuses
-                yield program
+            if isinstance(program, (ExportedProgram, TooInvolvedError)):
+                yield program  # code that branches on sizes refuses otherwise
 
 
 def _spell_out(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
@@ -119,7 +121,7 @@ class _Simple(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if isinstance(found, Tensor) and any(parts_of(n) > _INVOLVED for n in found.shape):
-            raise _TooInvolvedError
+            raise TooInvolvedError
         return found
 
 
@@ -127,5 +129,5 @@ _INVOLVED = 16
 """Parts of a size: a picture through AlexNet has 11, cut into windows of 7 pixels 50."""
 
 
-class _TooInvolvedError(RuntimeError):
-    pass
+class TooInvolvedError(RuntimeError):
+    """Of open sizes with which operators would take export seconds."""

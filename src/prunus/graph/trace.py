@@ -36,7 +36,7 @@ from prunus._common.torch_internals import (
 )
 from prunus.errors import InputError, first_line
 from prunus.graph.decisions import decided
-from prunus.graph.exporting import export, open_exports
+from prunus.graph.exporting import TooInvolvedError, export, open_exports
 from prunus.graph.flags import keep_flags
 from prunus.graph.forms import Forms
 from prunus.graph.guard import Guard, Size, guard_of
@@ -58,6 +58,7 @@ class Traced:
         training: whether the model was in train mode.
         answer: the form of the model's answers, without tensors, where the graph gives them plain.
         written: arguments that the model's code changes, which a graph does not.
+        involved: whether only the first dimension was left open since sizes became too involved.
     """
 
     module: fx.GraphModule
@@ -68,6 +69,7 @@ class Traced:
     training: bool = False
     answer: Any = None
     written: tuple[str, ...] = ()
+    involved: bool = False
 
     @property
     def open(self) -> bool:
@@ -167,7 +169,11 @@ def _guard(
 def _opened(model: nn.Module, inputs: Inputs, closed: Sequence[Collection[int]]) -> Traced | None:
     """The graph of open sizes, and what is known of them; ``None`` where none can be had."""
     given, inputs = inputs, _two_items(model, inputs)
+    involved = False
     for program in open_exports(model, *inputs, closed):
+        if isinstance(program, TooInvolvedError):
+            involved = True
+            continue
         module = exported_module(program)
         known = open_sizes(module)
         if known is None or len(known[0]) != len(tensors_of(inputs)):
@@ -179,7 +185,7 @@ def _opened(model: nn.Module, inputs: Inputs, closed: Sequence[Collection[int]])
         _settle(module)
         guard = _down_to_one(model, module, inputs, guard)
         if isinstance(guard.arranged(*given), list):  # or its code reads a size as a number
-            return Traced(module, inputs, "export", guard)
+            return Traced(module, inputs, "export", guard, involved=involved)
     return None
 
 

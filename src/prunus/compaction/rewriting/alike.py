@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, tensors_of
 from prunus._common.modules import canonical_names, named_tensors, put_attribute
 from prunus.compaction.rewriting.compact_graph import PLAIN, copied
 from prunus.graph.trace import Traced, trace
@@ -23,9 +23,16 @@ _OWN = {"_parameters", "_buffers", "_modules"}
 
 @dataclass
 class Traces:
-    """Passes of modules that were traced so far."""
+    """Passes of modules that were traced so far.
+
+    Attributes:
+        known: each with its module and how it was asked for.
+        involved: modules whose code computes with open sizes until they are too involved; others
+            of the same code are not tried again with every size open.
+    """
 
     known: list[tuple[nn.Module, Any, Traced]] = field(default_factory=list)
+    involved: list[nn.Module] = field(default_factory=list)
 
     def trace(
         self, module: nn.Module, inputs: Inputs, *, dynamic: bool, closed: Any, training: bool
@@ -37,7 +44,11 @@ class Traces:
                 fitted = _fitted(traced, module)
                 if fitted is not None:
                     return fitted
+        if dynamic and any(_same_kind(module, other) for other in self.involved):
+            closed = [range(1, tensor.dim()) for tensor in tensors_of(inputs)]
         made = trace(module, None, dynamic=dynamic, closed=closed, inputs=inputs, training=training)
+        if made.involved:
+            self.involved.append(module)
         if made.how == "export":  # a recorded pass took what values decided as given
             self.known.append((module, asked, made))
         return made
@@ -57,6 +68,23 @@ def alike(one: nn.Module, other: nn.Module) -> bool:
         and canonical_names(one) == canonical_names(other)
         and all(_same_code(a, b) for (_, a), (_, b) in zip(*pairs, strict=True))
     )
+
+
+def _same_kind(one: nn.Module, other: nn.Module) -> bool:
+    """Whether modules run the same code on any sizes: they may differ in numbers."""
+    kinds = [[type(m) for m in module.modules()] for module in (one, other)]
+    first, second = _settings(one), _settings(other)
+    return (
+        kinds[0] == kinds[1]
+        and len(first) == len(second)
+        and all(a == b or type(a) in (int, float) for a, b in zip(first, second, strict=True))
+    )
+
+
+def _settings(module: nn.Module) -> list[Any]:
+    """What its modules keep of plain values, in order."""
+    every = (vars(m) for m in module.modules())
+    return [v for own in every for k, v in own.items() if k not in _OWN and type(v) in PLAIN]
 
 
 def _form(tensor: Tensor) -> Any:

@@ -11,7 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs
-from prunus.compaction.verifying.gradients import differing, gradients, has_graphs
+from prunus.compaction.verifying.gradients import (
+    answers_and_gradients,
+    differing,
+    gradients,
+    has_graphs,
+)
 from prunus.compaction.verifying.uses import Use, uses_of
 from prunus.compaction.verifying.values import State
 from prunus.compaction.verifying.verify import (
@@ -55,27 +60,40 @@ class Everywhere:
     def _uses(self) -> list[tuple[Use, ...]]:
         return [] if self.gate is META else list(uses_of(self.model, self.examples))
 
-    def _first(self, alternatives: Sequence[Use], *, halves: bool) -> Tried | None:
+    def _first(
+        self, alternatives: Sequence[Use], *, halves: bool, slopes: bool = False
+    ) -> Tried | None:
         """The first that the model is capable of; ``None`` where no answers can be compared."""
         for use in alternatives:
-            tried = self._tried(use) if halves or use.whole is None else None
+            both = slopes and _whole_with_gradient(use)
+            tried = self._tried(use, slopes=both) if halves or use.whole is None else None
             if tried is not None and (tried[2][0] or use.whole is None):
                 return tried if tried[2][0] else None
         return None
 
-    def _tried(self, use: Use) -> Tried | None:
+    def _tried(self, use: Use, *, slopes: bool = False) -> Tried | None:
         """A use and the answers: none where they say nothing; ``None`` if the model cannot."""
         if id(use) not in self._known:
             gate = AS_CALLED if use.fast and self.gate is FLOAT64 else self.gate
             try:
                 with self.within():
-                    given, buffers = answers(self.model, self.state, use, gate)
+                    given, buffers = (self._with_slopes if slopes else self._plain)(use, gate)
                     noisy = use.fast and self._noisy(use, given)
                 said = not noisy and all(bool(t.isfinite().all()) for t in given)
                 self._known[id(use)] = use, gate, (given * said, dict(self.sliced(buffers)))
             except Exception:  # of the model's code: it does not take this
                 self._known[id(use)] = None
         return self._known[id(use)]
+
+    def _plain(self, use: Use, gate: Gate) -> Answers:
+        return answers(self.model, self.state, use, gate)
+
+    def _with_slopes(self, use: Use, gate: Gate) -> Answers:
+        """The answers; the gradients are kept, if there are any."""
+        given, found = answers_and_gradients(self.model, self.state, use, gate)
+        if found is not None:
+            self._slopes[id(use)] = dict(self.sliced(found))
+        return given
 
     def _noisy(self, use: Use, given: list[Tensor]) -> bool:
         """Whether chance is among the answers: a smaller model draws other numbers."""
@@ -96,16 +114,20 @@ class Everywhere:
             comparison that fails.
         """
         refusals, flags, halves, gradient = [], [], True, ""
+        graphs = has_graphs(model)
         for alternatives in self._uses if known.equal else ():
-            tried = self._first(alternatives, halves=halves)
+            tried = self._first(alternatives, halves=halves, slopes=graphs)
             if tried is None:
                 continue
             use, gate, expected = tried
-            found = compare(expected, model, state, use, gate)
+            candidate = _Candidate(slopes=graphs and not gradient and _whole_with_gradient(use))
+            found = compare(expected, model, state, use, gate, candidate.answers)
             if found.refused and use.whole is not None:
                 halves = False  # as of a graph of the example's sizes
-                use, gate, expected = self._first(alternatives, halves=halves) or tried
-                found = compare(expected, model, state, use, gate)
+                again = self._first(alternatives, halves=halves, slopes=graphs)
+                use, gate, expected = again or tried
+                candidate.slopes = not gradient and _whole_with_gradient(use)
+                found = compare(expected, model, state, use, gate, candidate.answers)
             if found.refused:
                 refusals.append(use.name)
             elif not found.equal and use.flag is not None:
@@ -114,9 +136,9 @@ class Everywhere:
             elif not found.equal:
                 what = found.problem or f"they differ by {found.error:.2g}"
                 return replace(found, effect=known.effect, problem=f"with {use.name}, {what}")
-            elif use.gradient and not gradient and has_graphs(model):
+            elif use.gradient and not gradient and graphs:
                 wanted = functools.partial(self._gradients, use, gate)
-                gradient = differing(wanted, model, state, use, gate)
+                gradient = differing(wanted, model, state, use, gate, candidate.found)
         return replace(known, refusals=tuple(refusals), flags=tuple(flags), gradient=gradient)
 
     def _gradients(self, use: Use, gate: Gate) -> State | None:
@@ -126,3 +148,28 @@ class Everywhere:
                 found = gradients(self.model, self.state, use, gate)
             self._slopes[id(use)] = None if found is None else dict(self.sliced(found))
         return self._slopes[id(use)]
+
+
+def _whole_with_gradient(use: Use) -> bool:
+    """Whether gradients come with the answers: of a part, other sizes may be asked for next."""
+    return use.gradient and use.whole is None
+
+
+@dataclass
+class _Candidate:
+    """How a smaller model answers: with its gradients, where these are compared as well.
+
+    Attributes:
+        slopes: whether they are.
+        found: the gradients of its last answers; ``None`` where they are not known.
+    """
+
+    slopes: bool
+    found: State | None = None
+
+    def answers(self, model: nn.Module, state: State, use: Use, gate: Gate) -> Answers:
+        self.found = None
+        if not self.slopes:
+            return answers(model, state, use, gate)
+        given, self.found = answers_and_gradients(model, state, use, gate)
+        return given

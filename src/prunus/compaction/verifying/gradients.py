@@ -6,14 +6,22 @@ what a ``torch.autograd.Function``, a hook or ``.data`` made of the gradients is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
 from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import Lazy, State
-from prunus.compaction.verifying.verify import Gate, passed, values_of
+from prunus.compaction.verifying.verify import (
+    Answers,
+    Gate,
+    answers,
+    as_answers,
+    dense,
+    passed,
+    values_of,
+)
 
 TOLERANCE = 1e-6
 """Largest difference of gradients in float64, relative to the largest of their tensor."""
@@ -51,21 +59,64 @@ def gradients(model: nn.Module, state: State, use: Use, gate: Gate) -> State | N
     0.75
     """
     own = values_of(model, state, use, gate)
-    learning = [n for n, p in model.named_parameters() if p.requires_grad and n in own]
     if any(isinstance(t, Lazy) for t in own.values()):
         return None
-    leaves = {n: own[n].detach().clone().requires_grad_() for n in learning}
+    leaves = _leaves(model, own)
+    return passed(model, {**own, **leaves}, use, gate, lambda given: _backward(given, leaves))
 
-    def backward(answers: list[Tensor]) -> State:
-        generator = torch.Generator().manual_seed(0)
-        terms = [_weighted(t, generator) for t in answers if t.requires_grad]
-        if not terms or not leaves:
-            return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        found = torch.autograd.grad(terms, [*leaves.values()], allow_unused=True)
-        pairs = zip(leaves.items(), found, strict=True)
-        return {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
 
-    return passed(model, {**own, **leaves}, use, gate, backward)
+def answers_and_gradients(
+    model: nn.Module, state: State, use: Use, gate: Gate
+) -> tuple[Answers, State | None]:
+    """What :func:`answers` and :func:`gradients` give, from one pass.
+
+    The gradients are ``None`` where there are none, or no such pass: they are to be had apart then,
+    or it is known why not.
+
+    Raises:
+        Exception: what :func:`answers` raises.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> use = Use("", ((torch.tensor([[3.0, 4.0]]),), {}), gradient=True)
+    >>> state = {"weight": torch.ones(1, 2, dtype=torch.float64)}
+    >>> (answered, _), found = answers_and_gradients(layer, state, use, Gate())
+    >>> apart = gradients(layer, state, use, Gate())
+    >>> float(answered[0]), torch.equal(found["weight"], apart["weight"])
+    (7.0, True)
+    """
+    own = values_of(model, state, use, gate)
+    if any(isinstance(t, Lazy) for t in own.values()):
+        return answers(model, state, use, gate), None
+    leaves = _leaves(model, own)
+
+    def both(given: list[Tensor]) -> tuple[list[Tensor], State | None]:
+        found = [dense(t) for t in given]
+        try:
+            return found, _backward(given, leaves)
+        except Exception:  # of operators that autograd refuses
+            return found, None
+
+    try:
+        found, slopes = passed(model, {**own, **leaves}, use, gate, both)
+    except Exception:  # of code that writes to its parameters, or a graph that never learns
+        return answers(model, state, use, gate), None
+    return as_answers(model, found, own, use), slopes
+
+
+def _leaves(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of parameters that learn, as what gradients are of."""
+    learning = [n for n, p in model.named_parameters() if p.requires_grad and n in own]
+    return {n: own[n].detach().clone().requires_grad_() for n in learning}
+
+
+def _backward(answered: list[Tensor], leaves: Mapping[str, Tensor]) -> State:
+    generator = torch.Generator().manual_seed(0)
+    terms = [_weighted(t, generator) for t in answered if t.requires_grad]
+    if not terms or not leaves:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    found = torch.autograd.grad(terms, [*leaves.values()], allow_unused=True)
+    pairs = zip(leaves.items(), found, strict=True)
+    return {n: torch.zeros_like(leaf) if g is None else g for (n, leaf), g in pairs}
 
 
 def _weighted(answer: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,7 +127,12 @@ def _weighted(answer: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def differing(
-    expected: Callable[[], State | None], model: nn.Module, state: State, use: Use, gate: Gate
+    expected: Callable[[], State | None],
+    model: nn.Module,
+    state: State,
+    use: Use,
+    gate: Gate,
+    known: State | None = None,
 ) -> str:
     """A parameter whose gradient in a smaller model is not what the masked model has for it.
 
@@ -86,6 +142,7 @@ def differing(
         state: its values.
         use: with autograd on.
         gate: in which type.
+        known: its gradients, where they are known.
 
     Returns:
         Its name; empty where all agree, or where the masked model has none to compare.
@@ -97,14 +154,14 @@ def differing(
     if not wanted:
         return ""
     try:
-        found = gradients(model, state, use, gate) or {}
+        found = known or gradients(model, state, use, gate) or {}
     except Exception:  # of operators of the graph that autograd refuses
         return next(iter(wanted))
     tolerance = TOLERANCE if gate.wide else _OWN_TYPE
     largest = max((_largest(g) for g in wanted.values()), default=0.0)
     for name in (n for n in wanted if n in found):
-        known = wanted[name].isfinite()  # the square root of a removed feature's zero has none
-        gap = (wanted[name] - found[name])[known].abs()
+        real = wanted[name].isfinite()  # the square root of a removed feature's zero has none
+        gap = (wanted[name] - found[name])[real].abs()
         allowed = tolerance * max(_largest(wanted[name]), NEGLIGIBLE * largest)
         if not bool((gap <= allowed).all()):
             return name

@@ -167,7 +167,21 @@ def answers(
         traced = trace(model, None, inputs=use.inputs)  # eager code may ask for values
         return traced_outputs(traced), {}
     own = values_of(model, state, use, gate)
-    found = passed(model, own, use, gate, lambda given: [_dense(t) for t in given])
+    found = passed(model, own, use, gate, lambda given: [dense(t) for t in given])
+    return as_answers(model, found, own, use)
+
+
+def as_answers(
+    model: nn.Module, found: list[Tensor], own: Mapping[str, Tensor], use: Use
+) -> Answers:
+    """What counts of a model's outputs in some use, and the buffers that training leaves.
+
+    Args:
+        model: that gave them.
+        found: all of them.
+        own: the values that it had.
+        use: in which it was called.
+    """
     real = [t.detach() for t in found if t.is_floating_point() or t.is_complex()]
     real = real[:1] if use.fast else real  # behind it come caches, which may lose heads
     buffers = dict(model.named_buffers())
@@ -225,7 +239,8 @@ def passed(
         return then(tensors_of(functional_call(caller, values, args, kwargs)))
 
 
-def _dense(tensor: Tensor) -> Tensor:
+def dense(tensor: Tensor) -> Tensor:
+    """A tensor with its values, in memory and strided."""
     tensor = _held(tensor)
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
@@ -289,10 +304,20 @@ def compare(
     state: State,
     use: Use,
     gate: Gate = FLOAT64,
+    run: Callable[[nn.Module, State, Use, Gate], Answers] = answers,
 ) -> Comparison:
-    """A compact model against the masked model's outputs, and the buffers that training left."""
+    """A compact model against the masked model's outputs, and the buffers that training left.
+
+    Args:
+        masked: the masked model's.
+        model: the compact one.
+        state: its values.
+        use: in which both answer.
+        gate: in which type, and how near.
+        run: lets the compact model answer.
+    """
     try:
-        found, buffers = answers(model, state, use, gate)
+        found, buffers = run(model, state, use, gate)
     except InputError as error:  # a guard of ours
         return Comparison(float("inf"), problem=first_line(error, kind=False), refused=True)
     except Exception as error:  # of the model's code, on shapes that it was not written for

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from prunus._common.torch_internals import pytree
+from prunus.graph.apart import EXCHANGES, exchanged, reshaped
 from prunus.graph.call import Call, Found
 from prunus.graph.labels import Dim, Fixed, Value
-from prunus.graph.movement import Move, move_labels, relate
+from prunus.graph.movement import Move, Relation, move_labels, relate
 
 SHAPED = ("view", "reshape", "_unsafe_view", "reshape_as", "view_as")
 EXPANDED = ("expand", "expand_as", "broadcast_to")
@@ -103,10 +104,21 @@ def _moved(call: Call, x: Value, function: Move, out: Tensor, part: int = 0) -> 
     key = (call.name, part, str(literals), x.shape, free, shape)
     found = call.memo.relations.get(key)
     if found is None:
-        found = call.memo.relations[key] = relate(function, x.shape, free)
-    relation, _ = found
+        found = call.memo.relations[key] = _related(call, x, function, free, shape)
+    relation = found
     moved = move_labels(call.labels, relation, x.dims, shape, call.where)
     return call.result(moved, _zero(call, x, relation.flows, len(shape)), out)
+
+
+def _related(
+    call: Call, x: Value, function: Move, free: tuple[int, ...], shape: tuple[int, ...]
+) -> Relation:
+    """What the operator does to dimensions, the cheapest way."""
+    if call.name in (*SHAPED, "flatten", "unflatten", "_reshape_alias"):
+        return reshaped(x.shape, shape, free)
+    if call.name in EXCHANGES or (call.name == "roll" and call["dims"]):
+        return exchanged(function, x.shape, free)
+    return relate(function, x.shape, free)[0]
 
 
 def _zero(call: Call, x: Value, flows: Any, rank: int) -> list[bool]:

@@ -33,6 +33,7 @@ import prunus
 from prunus._common.environment import describe
 from prunus.compaction.compact import perform
 from prunus.compaction.search import find_plan
+from prunus.compaction.verifying.gradients import answers_and_gradients, gradients
 from prunus.compaction.verifying.values import values_for_test
 from prunus.compaction.verifying.verify import answers, difference
 from prunus.graph.analysis import analyze
@@ -282,7 +283,7 @@ PHASES: dict[str, tuple[Callable[..., Any], ...]] = {
     "trace": (trace, trace_all),
     "analysis": (analyze,),
     "choosing": (Selector.choose, build_space),
-    "gate": (answers, difference, values_for_test),
+    "gate": (answers, answers_and_gradients, gradients, difference, values_for_test),
     "compaction": (find_plan, perform),
 }
 """Functions in which a phase's seconds are spent, less what they call of another phase."""

@@ -18,13 +18,13 @@ from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.rewriting.literals import PATCHES
 from prunus.compaction.search import find_plan
+from prunus.compaction.verifying.stepping import first_difference
 from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import random_like, small_state, values_for_test
 from prunus.compaction.verifying.verify import (
     Comparison,
     compare,
     difference,
-    first_difference,
     outputs,
 )
 from prunus.errors import RunError

@@ -19,6 +19,7 @@ from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.search import NOT_COMPARED, CompactionPlan, find_plan
 from prunus.compaction.verifying import everywhere, values
+from prunus.compaction.verifying.stepping import first_difference
 from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
     WHOLE,
@@ -27,7 +28,7 @@ from prunus.compaction.verifying.values import (
     small_state,
     values_for_test,
 )
-from prunus.compaction.verifying.verify import compare, first_difference, outputs
+from prunus.compaction.verifying.verify import compare, outputs
 from prunus.errors import RunError
 from prunus.graph.analysis import analyze
 from prunus.graph.units import coupled_units

@@ -18,8 +18,9 @@ from prunus.compaction.slicing.attributes import Attribute, guesses, standard
 from prunus.compaction.slicing.configs import configured
 from prunus.compaction.slicing.limits import Limits, unread
 from prunus.compaction.slicing.surgery import Surgery, refresh
+from prunus.compaction.verifying.stepping import first_differing
 from prunus.compaction.verifying.values import WHOLE, Lazy
-from prunus.compaction.verifying.verify import Comparison, first_differing
+from prunus.compaction.verifying.verify import Comparison
 from prunus.errors import InputError, RunError
 from prunus.graph.call import describe, some
 from prunus.graph.trace import Traced

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,19 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from prunus._common.inputs import map_tensors, plain, tensors_of
+from prunus._common.inputs import map_tensors, tensors_of
 from prunus._common.modules import shared_copy
 from prunus._common.put_back import PutBack, written_arguments
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree
-from prunus.compaction.cut import IndexCut, take
 from prunus.compaction.rewriting.compact_graph import CompactGraph
-from prunus.compaction.rewriting.rewrite import Rewritten
 from prunus.compaction.verifying.uses import Use, step_by_step
 from prunus.compaction.verifying.values import Lazy, State
 from prunus.errors import InputError, first_line
-from prunus.graph.call import describe, operator_name
-from prunus.graph.labels import Value
+from prunus.graph.call import operator_name
 from prunus.graph.trace import Traced, analysis_mode, trace
 
 TOLERANCE = 1e-10
@@ -197,7 +194,7 @@ def values_of(model: nn.Module, state: State, use: Use, gate: Gate) -> dict[str,
     }
     buffers = dict(model.named_buffers())
     if use.training:
-        own |= {k: _held(v).clone() for k, v in own.items() if k in buffers}
+        own |= {k: held(v).clone() for k, v in own.items() if k in buffers}
     return own
 
 
@@ -241,7 +238,7 @@ def passed(
 
 def dense(tensor: Tensor) -> Tensor:
     """A tensor with its values, in memory and strided."""
-    tensor = _held(tensor)
+    tensor = held(tensor)
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
@@ -304,7 +301,7 @@ def compare(
     state: State,
     use: Use,
     gate: Gate = FLOAT64,
-    run: Callable[[nn.Module, State, Use, Gate], Answers] = answers,
+    run: Callable[[nn.Module, State, Use, Gate], Answers] | None = None,
 ) -> Comparison:
     """A compact model against the masked model's outputs, and the buffers that training left.
 
@@ -314,10 +311,10 @@ def compare(
         state: its values.
         use: in which both answer.
         gate: in which type, and how near.
-        run: lets the compact model answer.
+        run: lets the compact model answer; by default as :func:`answers` does.
     """
     try:
-        found, buffers = run(model, state, use, gate)
+        found, buffers = (run or answers)(model, state, use, gate)
     except InputError as error:  # a guard of ours
         return Comparison(float("inf"), problem=first_line(error, kind=False), refused=True)
     except Exception as error:  # of the model's code, on shapes that it was not written for
@@ -329,93 +326,6 @@ def compare(
     return Comparison(gap, problem=problem, tolerance=tolerance)
 
 
-def first_difference(
-    cut: IndexCut,
-    rewritten: Rewritten,
-    states: tuple[State, State],
-    inputs: tuple[Any, Any],
-    gate: Gate = FLOAT64,
-) -> str | None:
-    """What :func:`first_differing` finds, for people."""
-    found = first_differing(cut, rewritten, states, inputs, gate)
-    return None if found is None else describe(found)
-
-
-def first_differing(
-    cut: IndexCut,
-    rewritten: Rewritten,
-    states: tuple[State, State],
-    inputs: tuple[Any, Any],
-    gate: Gate = FLOAT64,
-) -> fx.Node | None:
-    """The first operator whose value differs between the masked and the smaller graph.
-
-    Both run side by side, and a value is let go behind the last operator that reads it.
-
-    Args:
-        cut: what was removed.
-        rewritten: the smaller graph.
-        states: values of the masked and of the compact model.
-        inputs: positional and keyword arguments.
-        gate: how values are compared.
-    """
-    before = _Steps(cut.analysis.traced.module, inputs, states[0]).steps()
-    after = _Steps(rewritten.module, inputs, states[1]).steps()
-    with torch.no_grad(), Still(), Double() if gate.wide else contextlib.nullcontext():
-        for node, value in before:
-            twin = rewritten.nodes[node]
-            found = next((v for n, v in after if n is twin), None)
-            known = cut.analysis.known.get(node)
-            if not isinstance(value, Tensor) or not isinstance(known, Value):
-                continue
-            if not isinstance(found, Tensor):
-                return node
-            expected = take(_held(value), cut.left(known))
-            if difference([expected], [_held(found)])[0] > gate.tolerance:
-                return node
-    return None
-
-
-def every_value(
-    module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None = None
-) -> dict[fx.Node, Any]:
-    """What each operator of a traced model gives, up to the first one that fails.
-
-    Args:
-        module: traced.
-        inputs: positional and keyword arguments.
-        state: values in place of the module's own.
-    """
-    return dict(_Steps(module, inputs, state).steps())
-
-
-class _Steps(fx.Interpreter):
-    """A traced model, operator by operator."""
-
-    def __init__(self, module: fx.GraphModule, inputs: tuple[Any, Any], state: State | None):
-        super().__init__(module)
-        self._state = {} if state is None else state
-        flat = pytree.tree_leaves(plain(inputs))
-        if len(flat) != sum(n.op == "placeholder" for n in module.graph.nodes):
-            flat = [v for v in flat if v is not None]
-        self.args_iter = iter(flat)
-
-    def steps(self) -> Iterator[tuple[fx.Node, Any]]:
-        """Each operator and its value, up to the first one that fails."""
-        for node in self.graph.nodes:
-            try:
-                value = self.run_node(node)
-            except Exception:  # of an operator on wrong shapes; the caller looks at what there is
-                return
-            given = node.op == "placeholder" and isinstance(value, Tensor)
-            self.env[node] = value.clone() if given else value  # operators may write to it
-            yield node, value
-            for last in self.user_to_last_uses.get(node, []):
-                del self.env[last]
-
-    def fetch_attr(self, target: str) -> Any:
-        return self._state[target] if target in self._state else super().fetch_attr(target)
-
-
-def _held(tensor: Tensor) -> Tensor:
+def held(tensor: Tensor) -> Tensor:
+    """A tensor whose values are in memory."""
     return tensor.made() if isinstance(tensor, Lazy) else tensor

@@ -193,7 +193,7 @@ def _reversed_indices(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
         return right(tensor, tuple(None if k is None else k.flip(0) for k in kept[:1]) + kept[1:])
 
-    for module in ("rewriting.rewrite", "verifying.values", "verifying.verify"):
+    for module in ("rewriting.rewrite", "verifying.values", "verifying.stepping"):
         monkeypatch.setattr(f"prunus.compaction.{module}.take", wrong)
 
 

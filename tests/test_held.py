@@ -222,6 +222,46 @@ def test_averages_of_lightnings_callbacks_are_held(kind: str, first: bool) -> No
     assert left(model, own.pruner.masks) == 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("event", ["on_train_end", "on_fit_end"])
+def test_an_average_that_any_callback_copies_back_is_told_of_and_zero(
+    event: str, first: bool
+) -> None:
+    import lightning.pytorch as pl
+
+    from prunus.integrations.lightning import PruneCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return sgd(self)
+
+    class Average(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.kept = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    setattr(Average, event, lambda self, trainer, module: module.load_state_dict(self.kept))
+    own, other = PruneCallback({"target": 0.8}), Average()
+    model, data = Module(), torch.utils.data.TensorDataset(INPUTS, CLASSES)
+    trainer = pl.Trainer(
+        max_epochs=2, callbacks=[own, other] if first else [other, own], accelerator="cpu",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=8))
+    assert sum("removed weights of 'net.0.weight'" in str(w.message) for w in caught) == 1
+    assert own.pruner is not None
+    assert left(model, own.pruner.masks) == 0
+
+
 # --- writes outside optimizer.step()
 
 

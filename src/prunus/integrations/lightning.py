@@ -115,6 +115,11 @@ class PruneCallback(LoopCallback, _Callback):
             warnings.warn("the training took no step, so nothing was pruned", stacklevel=2)
         self._finish()
 
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """And for the last time, after what every other callback did at the end of the fit."""
+        if stage == "fit":
+            self._finish()
+
 
 def _averages(trainer: Any) -> list[nn.Module]:
     """The averages of the module that Lightning's own callbacks keep, and torch's in any other."""

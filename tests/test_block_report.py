@@ -88,12 +88,12 @@ def test_a_token_is_written_behind_the_same_text_each_time(tmp_path: Path) -> No
     assert torch.allclose(first, whole, atol=1e-5)
 
 
-def test_both_models_are_timed_in_each_runtime_and_int8_is_judged(tmp_path: Path) -> None:
+def test_both_models_are_timed_in_each_runtime_and_int8_and_int4_are_judged(tmp_path: Path) -> None:
     dense = folder_of(tmp_path / "dense")
     chosen, held = texts(1, 0), texts(2, 1)
     found = prunus.prune_blocks(dense, {"structure": {"neuron": 0.25, "head": 0.5}}, chosen,
                                 held=held, out=tmp_path / "s")  # fmt: skip
-    names = ["eager", *(n for n in ("onnxruntime_int8",) if not missing(n))]
+    names = ["eager", *(n for n in ("onnxruntime_int8", "onnxruntime_int4") if not missing(n))]
     made = speed_of(dense, tmp_path / "s", (chosen, held), runtimes=names, seconds=0.01)
     rows = {(p.work, p.runtime, p.model): p for p in made.paces}
     assert len(rows) == 4 * len(names)
@@ -104,10 +104,10 @@ def test_both_models_are_timed_in_each_runtime_and_int8_is_judged(tmp_path: Path
     assert made.peak_bytes["pruned"] < made.peak_bytes["dense"]
     said = json.loads((tmp_path / "s" / "pruned.json").read_text(encoding="utf-8"))
     assert len(said["speed"]["paces"]) == len(rows)
-    if len(names) > 1:  # rounding moves the loss a little, and is told for both models
-        assert found.comparison is not None
+    assert found.comparison is not None
+    for runtime in names[1:]:  # rounding moves the loss a little, and is told for both models
         for model, exact in (("dense", found.comparison.dense), ("pruned", found.comparison.small)):
-            loss = rows["read", "onnxruntime_int8", model].loss
+            loss = rows["read", runtime, model].loss
             assert loss == pytest.approx(exact.mean, abs=0.05)
             assert loss != pytest.approx(exact.mean, abs=1e-6)
 

@@ -112,7 +112,7 @@ def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = source.path.with_name("ready.onnx")
-    big = _is_big(source.path)
+    big = is_big(source.path)
     for skip in (False, True):  # symbolic shapes fail on some models, and are a help, no need
         try:
             with silent():
@@ -153,9 +153,9 @@ def static(order: BuildRequest, given: Ready, path: Path) -> str:
             str(given.path), str(path), _reader(given.inputs, batches), per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             quant_format=QuantFormat.QDQ, op_types_to_quantize=list(chain),
-            use_external_data_format=_is_big(given.path), extra_options=dict(EXTRA),
+            use_external_data_format=is_big(given.path), extra_options=dict(EXTRA),
         )  # fmt: skip
-    round_tables(path, external=_is_big(given.path))
+    round_tables(path, external=is_big(given.path))
     left_out = len(order.calibration) - len(inputs)
     other = f", {left_out} of other sizes left out" if left_out else ""
     return f"static int8, ranges from {len(inputs)} calibration batches{other}"
@@ -173,9 +173,9 @@ def dynamic(given: Ready, path: Path) -> str:
         quantize_dynamic(
             str(given.path), str(path), op_types_to_quantize=[*PRODUCTS, "LSTM"], per_channel=True,
             reduce_range=True, weight_type=QuantType.QInt8, extra_options=dict(EXTRA),
-            use_external_data_format=_is_big(given.path),
+            use_external_data_format=is_big(given.path),
         )  # fmt: skip
-    round_tables(path, external=_is_big(given.path))
+    round_tables(path, external=is_big(given.path))
     return "dynamic int8, ranges taken from each input as it arrives"
 
 
@@ -201,5 +201,6 @@ def _parts(inputs: Sequence[Sequence[Tensor]], size: int) -> Iterator[list[Tenso
             yield [t[start : start + size] if t.dim() and len(t) == count else t for t in tensors]
 
 
-def _is_big(path: Path) -> bool:
+def is_big(path: Path) -> bool:
+    """Whether weights must lie in a file of their own."""
     return sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*")) > BIG

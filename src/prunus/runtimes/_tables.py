@@ -48,7 +48,7 @@ def _tables(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
         for place, name in enumerate(node.input):
             readers[name].append((node, place))
     seen = {o.name for o in graph.output}
-    inner = {name for node in graph.node for name in _of_subgraphs(node)}
+    inner = {name for node in graph.node for name in of_subgraphs(node)}
     for table in graph.initializer:
         rows = [node for node, place in readers[table.name] if place == 0 and _by_rows(node)]
         if (
@@ -62,13 +62,13 @@ def _tables(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
             yield table, rows
 
 
-def _of_subgraphs(node: Any) -> Iterator[str]:
+def of_subgraphs(node: Any) -> Iterator[str]:
     """Names that the branches and loops of a node read."""
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
                 yield from inner.input
-                yield from _of_subgraphs(inner)
+                yield from of_subgraphs(inner)
 
 
 def _by_rows(node: Any) -> bool:

@@ -1,6 +1,7 @@
 """What structure by block costs a small decoder: channels by score and by rotation, neurons, heads.
 
-    PRUNUS_DATA=~/data python benchmarks/llm_width.py      (ten minutes of one core)
+    PRUNUS_DATA=~/data python benchmarks/llm_width.py          (ten minutes of one core)
+    PRUNUS_DATA=~/data python benchmarks/llm_width.py fitted   (rows whose names contain this)
 
 A Qwen2-shaped decoder of characters (width 128, four blocks, an untied head) is trained on the
 Shakespeare text and saved; every row is a folder made of it by :func:`prunus.prune_blocks`. Loss in
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +30,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "the first with repair": {"structure": {"hidden": 0.2}, "repair": {"steps": 100}},
     "the second with repair": {
         "structure": {"hidden": 0.2}, "rotate": True, "repair": {"steps": 100},
+    },
+    "the first, fitted": {"structure": {"hidden": 0.2}, "repair": {"fit": True, "steps": 0}},
+    "the second, fitted": {
+        "structure": {"hidden": 0.2}, "rotate": True, "repair": {"fit": True, "steps": 0},
+    },
+    "the first, fitted, with repair": {
+        "structure": {"hidden": 0.2}, "repair": {"fit": True, "steps": 100},
+    },
+    "the second, fitted, with repair": {
+        "structure": {"hidden": 0.2}, "rotate": True, "repair": {"fit": True, "steps": 100},
     },
     "25 % of the neurons": {"structure": {"neuron": 0.25}},
     "25 % of neurons and heads": {"structure": {"neuron": 0.25, "head": 0.25}},
@@ -79,7 +91,8 @@ def main() -> None:
         for part, ids in (("chosen", data[: int(len(data) * 0.9)]),
                           ("held", data[int(len(data) * 0.9) :])):  # fmt: skip
             (place / f"{part}.jsonl").write_text(str(ids.tolist()), encoding="utf-8")
-        for i, (row, recipe) in enumerate(ROWS.items()):
+        wanted = {n: how for n, how in ROWS.items() if all(part in n for part in sys.argv[1:])}
+        for i, (row, recipe) in enumerate(wanted.items()):
             how = {**recipe, "text": {"windows": 64, "length": LENGTH, "held": 64}}
             began = time.process_time()
             found = prunus.prune_blocks(place / "dense", how, place / "chosen.jsonl",

@@ -159,6 +159,25 @@ def test_zeros_of_both_stacks_of_a_speech_model() -> None:
     assert not found.stayed
 
 
+def test_a_speech_model_goes_from_folder_to_folder_where_its_configuration_says_it(
+    tmp_path: Path,
+) -> None:
+    model, data, held = whisper()
+    model.save_pretrained(tmp_path / "dense")
+    inside: Any = prunus.prune_blocks(model, {"structure": {"neuron": 0.25}}, data).model
+    found = prunus.prune_blocks(tmp_path / "dense", {"structure": {"neuron": 0.25}}, data,
+                                held=held, out=tmp_path / "small")  # fmt: skip
+    assert found.comparison is not None
+    opened = type(model).from_pretrained(tmp_path / "small")
+    assert (opened.config.encoder_ffn_dim, opened.config.decoder_ffn_dim) == (36, 36)
+    assert torch.equal(answer(opened, held[0]), answer(inside, held[0]))
+    for part in ("head", "hidden", "block"):
+        with pytest.raises(InputError):
+            prunus.prune_blocks(tmp_path / "dense", {"structure": {part: 0.5}}, data,
+                                out=tmp_path / part)  # fmt: skip
+        assert not (tmp_path / part).exists()
+
+
 def test_a_width_that_the_model_returns_stays_and_a_turned_one_is_refused() -> None:
     model = bert()
     given = {**batches(1, 0)[0]}

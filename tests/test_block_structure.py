@@ -41,6 +41,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                           "word_embed_proj_dim": 32}),
     "GPT2": ("GPT2Config", {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4,
                             "bos_token_id": 0, "eos_token_id": 1}),
+    "GPTNeoX": ("GPTNeoXConfig", {**SIZE, "bos_token_id": 0, "eos_token_id": 1}),
+    "Falcon": ("FalconConfig", {**SIZE, "ffn_hidden_size": 48, "bos_token_id": 0,
+                                "eos_token_id": 1}),
     "Mamba2": ("Mamba2Config", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
                                 "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1}),
 }  # fmt: skip
@@ -145,6 +148,8 @@ def test_units_that_share_a_dimension_are_taken_from_it_together() -> None:
     ("DeepseekV3", {"neuron": 0.25}, {"intermediate_size": 36, "moe_intermediate_size": 12}),
     ("OPT", {"neuron": 0.25}, {"ffn_dim": 36}),
     ("GPT2", {"neuron": 0.25}, {"n_inner": 96}),
+    ("GPTNeoX", {"neuron": 0.25}, {"intermediate_size": 36}),
+    ("Falcon", {"neuron": 0.25}, {"ffn_hidden_size": 36}),
 ])  # fmt: skip
 def test_a_smaller_folder_opens_and_answers_as_the_masked_model(
     family: str, structure: dict[str, float], said: dict[str, int], tmp_path: Path
@@ -174,6 +179,66 @@ def test_a_smaller_folder_opens_and_answers_as_the_masked_model(
     with torch.no_grad():
         wanted, got = ((m.double() if wide else m)(**held[0]).logits for m in (model, opened))
     assert torch.allclose(wanted, got, rtol=0, atol=1e-12 if wide else 1e-5)
+
+
+MORE = {
+    "Mistral": ("MistralConfig", {**GROUPED, "sliding_window": 4}),
+    "Qwen3": ("Qwen3Config", GROUPED), "Olmo2": ("Olmo2Config", GROUPED),
+    "Qwen3Moe": ("Qwen3MoeConfig", {**GROUPED, "moe_intermediate_size": 16, "num_experts": 4,
+                                    "num_experts_per_tok": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("structure", ["weight", "2:4"])
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+def test_zeros_of_every_family(
+    family: str, structure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, one in MORE.items():
+        monkeypatch.setitem(FAMILIES, name, one)
+    model, data = model_of(family), batches(2, 0)
+    head = model.get_output_embeddings().weight
+    before = head.detach().clone()
+    found = prunus.prune_blocks(model, {"structure": structure, "solver": "wanda"}, data)
+    assert found.sparsity == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(head, before)  # tied or not, what is in no block stays
+    zeros = 0
+    for name, mask in found.masks.items():
+        weight = model.get_parameter(name)
+        assert bool((weight[~mask] == 0).all()), name
+        zeros += int((~mask).sum())
+    assert zeros == round(found.sparsity * sum(m.numel() for m in found.masks.values()))
+
+
+@pytest.mark.parametrize("family", ["GPTNeoX", "Falcon", "GPT2", "OPT", "Mamba2"])
+@pytest.mark.parametrize("part", ["head", "hidden"])
+def test_what_no_configuration_of_a_family_says_is_refused_before_a_folder_is_written(
+    family: str, part: str, tmp_path: Path
+) -> None:
+    model_of(family).save_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError):
+        prunus.prune_blocks(tmp_path / "dense", {"structure": {part: 0.5}}, batches(1, 0),
+                            out=tmp_path / "small")  # fmt: skip
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("family", ["GPTNeoX", "Falcon", "Mamba2", "GPT2", "OPT"])
+def test_one_of_three_blocks_goes_in_families_of_other_names(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, sizes = FAMILIES[family]
+    count = "n_layer" if family == "GPT2" else "num_hidden_layers"
+    monkeypatch.setitem(FAMILIES, family, (config, {**sizes, count: 3}))
+    model, data = model_of(family), batches(2, 0)
+    model.save_pretrained(tmp_path / "dense")
+    inside: Any = prunus.prune_blocks(model, {"structure": {"block": 0.34}}, data).model
+    prunus.prune_blocks(tmp_path / "dense", {"structure": {"block": 0.34}}, data,
+                        out=tmp_path / "small")  # fmt: skip
+    opened, loaded = type(model).from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert not any(loaded.values())
+    assert getattr(opened.config, count) == 2
+    for name, tensor in inside.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], tensor), name
 
 
 def passed_over(model: Any, number: int) -> Any:

@@ -388,6 +388,19 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_too_little_room_for_the_result_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_of("Llama").save_pretrained(tmp_path / "dense")  # type: ignore[operator]
+    size = (tmp_path / "dense" / "model.safetensors").stat().st_size
+    free = type("Usage", (), {"free": size - 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(InputError, match=r"needs .* GB .* are free"):
+        prunus.prune_blocks(tmp_path / "dense", RECIPES[0], batches_of("Llama", 1, 0),
+                            out=tmp_path / "small")  # fmt: skip
+    assert not (tmp_path / "small").exists()
+
+
 def test_a_full_disk_at_any_write_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -490,6 +490,61 @@ def test_a_loop_of_ones_own_goes_on_with_fewer_experts() -> None:
     assert pruner.kept["gate.weight"][0].numel() == 2  # type: ignore[union-attr]
 
 
+def test_a_loops_state_goes_on_in_another_process() -> None:
+    recipe = {k: v for k, v in ROUNDS.items() if k != "retrain"}
+
+    def fresh() -> tuple[Mixture, torch.optim.Optimizer, prunus.Pruner]:
+        model = made(Enumerated)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        return model, optimizer, prunus.Pruner(
+            model, recipe, optimizer, example=X, steps=10, steps_per_epoch=5
+        )  # fmt: skip
+
+    def steps(model: Mixture, optimizer: torch.optim.Optimizer, number: int) -> None:
+        for _ in range(number):
+            optimizer.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+
+    model, optimizer, pruner = fresh()
+    steps(model, optimizer, 7)
+    saved = copy.deepcopy((pruner.state_dict(), model.state_dict(), optimizer.state_dict()))
+    steps(model, optimizer, 3)
+    again, second, other = fresh()
+    other.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    second.load_state_dict(saved[2])
+    steps(again, second, 3)
+    wanted = model.state_dict()
+    assert list(again.state_dict()) == list(wanted)
+    assert all(torch.equal(v, wanted[k]) for k, v in again.state_dict().items())
+
+
+class Normed(Enumerated):
+    """Experts that keep statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.experts = nn.ModuleList([nn.Sequential(*copy.deepcopy(layers)) for _ in range(4)])
+
+
+def test_buffers_go_with_their_expert_and_every_example_is_compared(tmp_path: Path) -> None:
+    dense = made(Normed)
+    recipe = {**EXPERT, "target": 0.5}
+    result = prunus.prune(copy.deepcopy(dense), recipe, example=[X, X[:4]])
+    small = result.model
+    assert len(small.experts) == 2  # type: ignore[arg-type]
+    assert len(list(small.buffers())) == 2 * 3
+    wanted = never_chosen(dense, result.kept)
+    for train in (True, False):
+        found = copy.deepcopy(small).double().train(train)(X.double())
+        answer = copy.deepcopy(wanted).train(train)(X.double())  # statistics move in train mode
+        assert torch.allclose(found, answer, atol=1e-12)
+    opened = prunus.load(prunus.save(small, tmp_path / "small.safetensors"), Normed())
+    assert torch.equal(opened(X), small.eval()(X))
+
+
 def test_a_list_that_lost_entries_can_lose_more_of_them_and_width(tmp_path: Path) -> None:
     first = prunus.prune(made(Enumerated), {**EXPERT, "target": 0.25}, example=X)
     second = prunus.prune(first.model, {**EXPERT, "target": 0.34}, example=X)

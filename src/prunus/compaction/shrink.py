@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,13 @@ class ShrinkStep:
         """The indices that stayed, by the first name of each tensor that was sliced."""
         return self.plan.surgery.kept
 
+    @property
+    def gone(self) -> list[nn.Parameter]:
+        """The parameters of what was taken out as a whole."""
+        entries = (name.rpartition(".") for name in self.plan.surgery.gone)
+        found = (self.modules[path].get_submodule(key) for path, _, key in entries)
+        return [parameter for entry in found for parameter in entry.parameters()]
+
 
 def shrink(
     model: nn.Module, cut: IndexCut, example: Any, optimizer: AnyOptimizer | None, *,
@@ -84,12 +91,10 @@ def shrink(
     shapes = {n: p.shape for n, p in model.named_parameters(remove_duplicate=False)}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     modules = {n: model.get_submodule(n) for n in plan.surgery.places}
-    entries = [model.get_submodule(name) for name in plan.surgery.gone]
     small = perform(model, plan, optimizer)
-    left_out = leave_out(optimizer, [p for entry in entries for p in entry.parameters()])
     for traced in plan.traced:
         adopt(traced.module, small)
-    return ShrinkStep(
+    step = ShrinkStep(
         plan=plan,
         units=cut.units(),
         before=model,
@@ -98,8 +103,8 @@ def shrink(
         tensors=shapes,
         buffers=buffers,
         traced=plan.traced,
-        left_out=left_out,
     )
+    return replace(step, left_out=leave_out(optimizer, step.gone))
 
 
 def leave_out(

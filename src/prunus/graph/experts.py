@@ -200,7 +200,7 @@ def with_experts(
     if model is not None:
         scope = {la.name for la in layers}
         found += [_of_lists(analysis, one) for one in find_listed(analysis, model, scope)]
-    grown = _Grown(analysis, {} if model is None else _shapes(model))
+    grown = _Grown(analysis, {} if model is None else _forms(model))
     for experts in found:
         grown.add(experts)
     return replace(
@@ -212,16 +212,20 @@ def with_experts(
     )
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {n: tuple(t.shape) for n, t in (*model.named_parameters(), *model.named_buffers())}
+def _forms(model: nn.Module) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Of each tensor its shape, and whether masks are of it."""
+    masked = {n: (tuple(p.shape), True) for n, p in model.named_parameters()}
+    return {**masked, **{n: (tuple(b.shape), False) for n, b in model.named_buffers()}}
 
 
 class _Grown:
     """Tensors and classes, with those of experts added."""
 
-    def __init__(self, analysis: Analysis, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, analysis: Analysis, forms: Mapping[str, tuple[tuple[int, ...], bool]]
+    ) -> None:
         self.tensors = dict(analysis.tensors)
-        self._shapes = shapes
+        self._forms = forms
         self._solved = analysis.solved
         self._labels: list[Array] = [analysis.solved.classes]
         self._count = len(analysis.solved.classes)
@@ -235,9 +239,9 @@ class _Grown:
             self._label(name, d, units)
         for unit, own in zip(units, experts.entries, strict=False):
             for name in own:
-                shape = self._shapes[name]
+                shape, masked = self._forms[name]
                 if shape:  # what is one number has no dimension to lose
-                    self.tensors[name] = _whole(shape)
+                    self.tensors[name] = _whole(shape, masked=masked)
                     self._label(name, 0, np.full(shape[0], unit))
 
     def _label(self, name: str, d: int, classes: Array) -> None:
@@ -263,9 +267,9 @@ class _Grown:
         )
 
 
-def _whole(shape: tuple[int, ...]) -> Value:
+def _whole(shape: tuple[int, ...], *, masked: bool) -> Value:
     """Of a tensor that goes with an expert or stays."""
-    return Value(tuple(Fixed("of an expert") for _ in shape), (True,) * len(shape), shape)
+    return Value(tuple(Fixed("of an expert") for _ in shape), (masked,) * len(shape), shape)
 
 
 def counts_after(experts: Sequence[Experts], kept: Mapping[str, Sequence[object]]) -> list[int]:

@@ -335,7 +335,7 @@ class PruningEngine:
             assert self.space.analysis is not None
             plain: Kept = {name: tuple(indices) for name, indices in saved_step["kept"].items()}
             done = self._shrink(cut_from_kept(self.space.analysis, plain), None)
-            step = as_saved(done, saved_step)
+            step = as_saved(done, saved_step, self.optimizer)
             self.shrinks[-1] = self.shrinks[-1]._replace(step=step)
 
     # --- state

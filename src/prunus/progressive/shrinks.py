@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from prunus.compaction.shrink import ShrinkStep
+from prunus.compaction.shrink import ShrinkStep, leave_out
+from prunus.pruning.optimizers import AnyOptimizer
 from prunus.pruning.space import PruningSpace
 from prunus.types import Kept, Masks
 
@@ -69,11 +70,21 @@ def original_masks(shrinks: Sequence[Shrunk], masks: Masks) -> Masks:
     return found
 
 
-def as_saved(step: ShrinkStep, values: Mapping[str, Any]) -> ShrinkStep:
-    """A shrink that was done again, with what the gate found the first time."""
+def as_saved(
+    step: ShrinkStep, values: Mapping[str, Any], optimizer: AnyOptimizer | None
+) -> ShrinkStep:
+    """A shrink that was done again, with what the gate found the first time.
+
+    Args:
+        step: the shrink.
+        values: as they were saved.
+        optimizer: of the model, which trains no longer what went as a whole.
+    """
     plan = step.plan
     found = dataclasses.replace(plan.comparison, error=values["error"], effect=values["effect"])
-    return dataclasses.replace(step, plan=dataclasses.replace(plan, comparison=found))
+    left_out = leave_out(optimizer, step.gone)
+    plan = dataclasses.replace(plan, comparison=found)
+    return dataclasses.replace(step, plan=plan, left_out=left_out)
 
 
 def begins(shrinks: Sequence[Shrunk], steps: Iterable[Mapping[str, Any]]) -> bool:

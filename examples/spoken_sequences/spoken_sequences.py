@@ -74,11 +74,16 @@ def spoken_sequences(
         train=training,
         validation=joined("validation", 150, seed=1),
         test=joined("test", 300, seed=2),
-        example=torch.randn(2, 64, SOUNDS.BANDS, generator=torch.Generator().manual_seed(0)),
+        example=[_noise(2, 64), _noise(2, 96)],  # any length
         calibration=list(joined("train", 20 * batch, seed=3)),
         train_sample=joined("train", 150, seed=4),
         metric_name="word error rate",
     )
+
+
+def _noise(count: int, frames: int) -> Tensor:
+    source = torch.Generator().manual_seed(frames)
+    return torch.randn(count, frames, SOUNDS.BANDS, generator=source)
 
 
 def recurrent() -> nn.Module:

@@ -12,8 +12,8 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,14 +163,18 @@ def parts_of(size: int | torch.SymInt) -> int:
     return parts(size.node.expr) if isinstance(size, torch.SymInt) and is_open(size) else 0
 
 
-def open_sizes(module: fx.GraphModule) -> tuple[list[tuple[int | str, ...]], list[str]] | None:
-    """Sizes of an exported graph's inputs, and what the trace took for granted of open ones.
+def open_sizes(
+    tensors: Sequence[Any],
+) -> tuple[list[tuple[int | str, ...]], list[str]] | None:
+    """Sizes of an exported program's inputs, and what the trace took for granted of open ones.
+
+    Args:
+        tensors: the fake ones that stand for its inputs; what is no tensor is passed over.
 
     Returns:
         Of each tensor that goes in, its sizes: numbers, or Python expressions in the names of
         symbols; and conditions in these names. ``None`` if some condition is about no input.
     """
-    tensors = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
     sizes = [size for t in tensors if isinstance(t, Tensor) for size in t.shape]
     symbolic: list[Any] = [size for size in sizes if is_open(size)]
     if not symbolic:
@@ -316,30 +320,30 @@ def load_hooks(module: nn.Module) -> list[Any]:
 # ONNX
 
 
-def onnx_program(program: torch.export.ExportedProgram, opset: int) -> ONNXProgram | None:
-    """What torch's ONNX exporter makes of a program, whose shapes it may settle meanwhile."""
+def onnx_program(
+    program: torch.export.ExportedProgram, opset: int, operators: Mapping[Any, Any]
+) -> ONNXProgram | None:
+    """What torch's ONNX exporter makes of a program, whose shapes it may settle meanwhile.
+
+    Args:
+        program: of ATen's operators and some of ours.
+        opset: of ONNX.
+        operators: how ours are said in ONNX.
+    """
     from torch.onnx._internal.exporter import _building  # needs onnxscript
 
-    if hasattr(_building, "_determine_output_number"):
-        return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
-    # Torch 2.6 gives every BatchNormalization the outputs of training, and passes LSTMs of an open
-    # batch size to a kernel that asks for their size.
-    # A lambda, since the exporter passes over functions whose annotations it does not know.
-    table: Any = {
-        torch.ops.aten._native_batch_norm_legit_no_training.default: (
+    table, newer = dict(operators), hasattr(_building, "_determine_output_number")
+    if not newer:  # torch 2.6 gives every BatchNormalization the outputs of training
+        # A lambda, since the exporter passes over functions whose annotations it does not know.
+        table[torch.ops.aten._native_batch_norm_legit_no_training.default] = (
             lambda input, weight, bias, mean, variance, momentum, eps: _onnx_batch_norm(
                 input, weight, bias, mean, variance, eps
             )
         )
-    }
-    with enable_python_dispatcher():
-        return torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            opset_version=opset,
-            custom_translation_table=table,
-        )
+    # and passes LSTMs of an open batch size to a kernel that asks for their size
+    with nullcontext() if newer else enable_python_dispatcher():
+        return torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset,
+                                 custom_translation_table=table)  # fmt: skip
 
 
 def _onnx_batch_norm(

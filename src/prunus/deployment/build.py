@@ -18,7 +18,7 @@ from prunus.deployment.module import DeployedModule, Structure
 from prunus.deployment.table import RuntimeResult
 from prunus.errors import PrunusError, first_line
 from prunus.runtimes import Answers, BuildRequest, Compute, Session, error, find
-from prunus.runtimes._arguments import calibration_of
+from prunus.runtimes._arguments import calibration_of, variants
 from prunus.runtimes.eager import computing
 
 CHECKED = (1, 3)
@@ -76,6 +76,7 @@ class Builder:
         judged: whether a metric judges the pruned model's artifacts.
         made: what runtimes made of the models, and others use.
         known: artifacts of the dense model that need not be built again.
+        others: more inputs like the example; sizes in which they differ stay open.
     """
 
     example: Any
@@ -87,6 +88,7 @@ class Builder:
     judged: bool = False
     made: dict[tuple[str, int], Any] = field(default_factory=dict)
     known: dict[str, Built] = field(default_factory=dict)
+    others: Sequence[Any] = ()
 
     def build(self, name: str, kind: str, model: nn.Module) -> Built:
         """Build, open and compare; what goes wrong becomes the row's ``refused``."""
@@ -102,8 +104,10 @@ class Builder:
         place = self.scratch / kind / name
         place.mkdir(parents=True, exist_ok=True)
         runtime = find(name)
-        order = BuildRequest(model, self.example, place, threads=self.threads, made=self.made,
-                      calibration=self.calibration, batch=self.batches)  # fmt: skip
+        order = BuildRequest(
+            model, self.example, place, threads=self.threads, made=self.made, others=self.others,
+            calibration=self.calibration, batch=self.batches,
+        )  # fmt: skip
         exact = runtime.FACTS.exact
         most = APART if self.judged and not exact else runtime.FACTS.tolerance
         row = RuntimeResult(name, kind, tolerance=most, exact=exact)
@@ -115,7 +119,7 @@ class Builder:
         if refusal:
             return Built(replace(row, refused=refusal))
         try:
-            session = runtime.build(order)
+            session = _down_to_one(runtime.build(order), order, most=most if exact else APART)
             own, others = self._errors(session, order, how="max" if exact else "norm")
         except PrunusError as problem:
             return Built(replace(row, refused=str(problem)))
@@ -133,10 +137,11 @@ class Builder:
         return Built(row, DeployedModule(session, manifest_of(session, order, name), structure))
 
     def _errors(self, session: Session, order: BuildRequest, *, how: Any) -> tuple[float, float]:
-        """The worst over the example, or the calibration; and over inputs of other batch sizes."""
+        """The worst over the example, or the calibration; and over inputs of other batch sizes,
+        and other inputs that were given."""
         right = computing(order.model, order.call)
-        served = DeployedModule(session, manifest_of(session, order, ""))
-        calibration = calibration_of(order)[:4] if how == "norm" else []
+        served = _served(session, order)
+        calibration = calibration_of(order, session.sizes)[:4] if how == "norm" else []
         own = others = 0.0
         for given in calibration or [order.tensors]:
             inputs, expected = _answered(right, order, given)
@@ -148,6 +153,8 @@ class Builder:
             except Exception:  # of the model's code, which knows one batch size
                 continue
             others = max(others, error(served.compute(inputs), expected, how=how))
+        for inputs in variants(order)[1:]:
+            others = max(others, error(served.compute(inputs), right(inputs), how=how))
         return own, others
 
 
@@ -163,6 +170,34 @@ def _wrong(row: RuntimeResult, own: float, others: float, *, dynamic: bool) -> s
                 f"outputs differ from eager's by {found:.1e}; at most {limit:.0e} is allowed{hint}"
             )
     return None
+
+
+def _served(session: Session, order: BuildRequest) -> DeployedModule:
+    return DeployedModule(session, manifest_of(session, order, order.folder.name))
+
+
+def _down_to_one(session: Session, order: BuildRequest, *, most: float) -> Session:
+    """A session that takes open sizes of 1 as well, where its answers there are eager's: export
+    never looks at them."""
+    right = computing(order.model, order.call)
+    for symbol in session.sizes.places():
+        dims = session.sizes.dims(symbol)
+        if dims is None:
+            continue
+        inputs = [_narrowed(t, own) for t, own in zip(order.tensors, dims, strict=True)]
+        more = replace(session, sizes=session.sizes.or_one(symbol))
+        try:
+            off = error(_served(more, order).compute(inputs), right(inputs), how="norm")
+        except Exception:  # of the model's code or the engine, which take no single step
+            continue
+        session = more if off <= most else session
+    return session
+
+
+def _narrowed(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    for d in dims:
+        tensor = tensor.narrow(d, 0, 1)
+    return tensor
 
 
 def _answered(

@@ -9,12 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus._common import rng as randomness
 from prunus._common.environment import describe
 from prunus._common.given import given_batches, given_example, given_hooks, given_model
-from prunus._common.inputs import arguments, tensors_of
+from prunus._common.inputs import (
+    Inputs,
+    arguments,
+    by_name,
+    leaves_of,
+    positional_names,
+    tensors_of,
+)
 from prunus._common.kinds import given_number, given_path, given_sizes
 from prunus._common.metrics import Metric
 from prunus._common.modules import evaluation_copy
@@ -59,7 +66,10 @@ def deploy(
 
     Args:
         model: pruned, compact or not.
-        example: an input, a tuple of inputs, or a mapping of keyword arguments.
+        example: an input, a tuple of inputs, or a mapping of keyword arguments; several of them
+            in a list where sizes beside the batch's change, such as the lengths of texts: those
+            in which they, or the inputs of ``calibration``, differ are kept open, and an artifact
+            that does not answer all examples like the model is not taken. The first is timed.
         runtime: the name of one, names of several, or ``auto``: all that are installed.
         compare_with: more runtimes, built and timed for comparison; one of them is taken only if
             none of the others keeps the answers.
@@ -106,6 +116,7 @@ def deploy(
     none = isinstance(compare_with, (list, tuple)) and not compare_with
     others = [] if none else candidates(compare_with, quantized=True)[0]
     example = given_example(given_model(model, "deploy", values=True), example)
+    example, *more = example if isinstance(example, list) and example else [example]
     sizes = given_sizes(batch_sizes, "batch_sizes")
     given_number(seconds, "seconds", least=0, above=True)
     given_number(max_drop, "max_drop", least=0)
@@ -124,18 +135,21 @@ def deploy(
         if baseline is not None:
             models["dense"] = _twin(baseline)
         for subject in models.values():
-            _refuse_inputs(subject, example, sizes)
+            _refuse_inputs(subject, (example, *more), sizes)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prunus-")))
         if runtime != "auto":
-            _refuse_named(names, BuildRequest(models["pruned"], example, scratch, threads=threads,
-                                       calibration=calibration, batch=sizes))  # fmt: skip
+            order = BuildRequest(
+                models["pruned"], example, scratch, threads=threads, calibration=calibration,
+                batch=sizes, others=more,
+            )  # fmt: skip
+            _refuse_named(names, order)
         if folder is not None:
             prepare(Path(folder), every)
         judge = Judge.of(
             models["pruned"], evaluate, better=better, max_drop=max_drop, on_event=on_event
         )
         builder = Builder(example, calibration, threads, sizes, scratch, on_event,
-                          judged=evaluate is not None, known=known)  # fmt: skip
+                          judged=evaluate is not None, known=known, others=more)  # fmt: skip
         built = [builder.build(n, kind, m) for n in every for kind, m in models.items()]
         built = measured(built, judge)
         on_event("timing all of them in turn")
@@ -272,17 +286,31 @@ def _twin(model: nn.Module) -> nn.Module:
     return made
 
 
-def _refuse_inputs(model: nn.Module, example: Any, sizes: Sequence[int]) -> None:
+def _refuse_inputs(model: nn.Module, examples: Sequence[Any], sizes: Sequence[int]) -> None:
     """Run once, so that an example that does not fit is refused before anything is built."""
-    inputs = arguments(example)
-    problem = problem_of(model, inputs)
-    if problem is not None:
-        shapes = [tuple(t.shape) for t in tensors_of(inputs)]
-        raise InputError(
-            f"example: {type(model).__name__} fails on inputs of shapes {shapes}: {problem}"
-        )
+    kinds = []
+    for number, example in enumerate(examples):
+        inputs = arguments(example)
+        name = "example" if len(examples) == 1 else f"example {number}"
+        problem = problem_of(model, inputs)
+        if problem is not None:
+            shapes = [tuple(t.shape) for t in tensors_of(inputs)]
+            raise InputError(
+                f"{name}: {type(model).__name__} fails on inputs of shapes {shapes}: {problem}"
+            )
+        kinds.append([(path, t.dtype, t.dim()) for path, t in leaves_of(_named(model, inputs))
+                      if isinstance(t, Tensor)])  # fmt: skip
+        if kinds[number] != kinds[0]:
+            raise InputError(
+                f"{name} has other tensors than the first one: one artifact takes one kind of "
+                "call; deploy the model once for each"
+            )
     for size in sizes:
-        random_inputs(example, batch=size)
+        random_inputs(examples[0], batch=size)
+
+
+def _named(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    return by_name(positional_names(model), inputs)
 
 
 def _refuse_named(names: Sequence[str], order: BuildRequest) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from prunus._common.files import refuse_links, write_json
 from prunus._common.inputs import by_name, leaves_of, positional_names, tensors_of
 from prunus.errors import InputError
+from prunus.graph.guard import expression
 from prunus.runtimes import BuildRequest, Session
 from prunus.runtimes._arguments import named
 
@@ -33,6 +34,9 @@ class Manifest:
         arguments: names of the arguments that hold these tensors, in their order.
         positions: names of the arguments that may be given by position.
         fixed: the example's other arguments, which are built in, as text.
+        sizes: of every input tensor, where some beside the batch's may change: numbers, or
+            expressions in the names of open ones.
+        conditions: comparisons of these that must hold.
     """
 
     runtime: str
@@ -43,6 +47,8 @@ class Manifest:
     arguments: tuple[str, ...] = ()
     positions: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
+    sizes: tuple[tuple[int | str, ...], ...] = ()
+    conditions: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Into a folder, last: one without it is not finished."""
@@ -97,6 +103,8 @@ def manifest_of(session: Session, order: BuildRequest, runtime: str) -> Manifest
         arguments=tuple(name for name, value in given.items() if tensors_of(value)),
         positions=tuple(positional_names(order.model)),
         fixed={n: text_of(v) for n, v in given.items() if not tensors_of(v)},
+        sizes=session.sizes.of,
+        conditions=session.sizes.conditions,
     )
 
 
@@ -121,7 +129,10 @@ def read_manifest(folder: Path) -> Manifest:
             arguments=tuple(map(str, found["arguments"])),
             positions=tuple(map(str, found["positions"])),
             fixed={str(name): str(value) for name, value in found["fixed"].items()},
+            sizes=tuple(tuple(map(_size, row)) for row in found.get("sizes", ())),
+            conditions=tuple(map(str, found.get("conditions", ()))),
         )
+        _refuse_sizes(card)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -129,3 +140,15 @@ def read_manifest(folder: Path) -> Manifest:
     if Path(card.file).name != card.file or card.batch < 1:
         raise InputError(f"'{path}' is damaged: file '{card.file}', batch {card.batch}")
     return card
+
+
+def _size(value: Any) -> int | str:
+    return value if isinstance(value, str) else int(value)
+
+
+def _refuse_sizes(card: Manifest) -> None:
+    """Open sizes of other inputs than there are, or that are no arithmetic."""
+    if card.sizes and [len(row) for row in card.sizes] != [len(shape) for shape, _ in card.inputs]:
+        raise ValueError("its open sizes are not those of its inputs")
+    for text in (*card.conditions, *(s for row in card.sizes for s in row if isinstance(s, str))):
+        expression(text)

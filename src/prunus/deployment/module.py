@@ -16,6 +16,7 @@ from prunus.deployment.manifest import MANIFEST, Manifest, read_manifest
 from prunus.deployment.parts import in_parts
 from prunus.errors import InputError, first_line
 from prunus.runtimes import Answers, Session, find
+from prunus.runtimes._sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -118,37 +119,30 @@ class DeployedModule(nn.Module):
                 f"{name} got {len(inputs)} input tensors but was built for {len(wanted)}"
             )
         for number, (given, (shape, dtype)) in enumerate(zip(inputs, wanted, strict=True)):
-            fits = given.dim() == len(shape) and (
-                self.session.any_shape
-                or sizes_fit(tuple(given.shape), shape, batch=self.card.batch, count=count)
+            kind = str(given.dtype).removeprefix("torch.")
+            if given.dim() != len(shape) or kind != dtype:
+                raise InputError(self._says(number, given))
+        if self.session.any_shape:
+            return
+        shapes, built = [tuple(t.shape) for t in inputs], [shape for shape, _ in wanted]
+        sizes = self.session.sizes
+        problem = sizes.problem(shapes, built, batch=self.card.batch, count=count)
+        if isinstance(problem, int):
+            raise InputError(self._says(problem, inputs[problem]))
+        if problem is not None:
+            raise InputError(
+                f"{name} got inputs of shapes {shapes}; it was built for {sizes.in_words(problem)}"
             )
-            if not fits or str(given.dtype).removeprefix("torch.") != dtype:
-                size = "any" if shape and shape[0] == self.card.batch else str(*shape[:1])
-                sizes = ", ".join((size, *map(str, shape[1:])))
-                raise InputError(
-                    f"{name}: input {number} is {given.dtype} {tuple(given.shape)}; it was built "
-                    f"for {dtype} ({sizes}), one batch size for all"
-                )
 
-
-def sizes_fit(given: tuple[int, ...], built: tuple[int, ...], *, batch: int, count: int) -> bool:
-    """Whether an input of these sizes may go into an artifact.
-
-    Args:
-        given: sizes of the input.
-        built: sizes of the example's.
-        batch: of the example; what has this leading size changes with the batch.
-        count: inputs in this batch.
-
-    >>> sizes_fit((5, 3), (2, 3), batch=2, count=5), sizes_fit((5, 3), (2, 3), batch=2, count=4)
-    (True, False)
-    """
-    if not built:
-        return not given
-    leading: tuple[int, ...] = (count,) if built[0] == batch else (built[0],)
-    if batch == 1 and built[0] == 1:
-        leading = (count, 1)  # it may have been no batch, but something that all share
-    return given[0] in leading and given[1:] == built[1:] and 0 not in given
+    def _says(self, number: int, given: Tensor) -> str:
+        shape, dtype = self.card.inputs[number]
+        items = "any" if shape and shape[0] == self.card.batch else str(*shape[:1])
+        rest = self.session.sizes.shown(number, shape)
+        sizes = f"{items}, {rest}" if rest else items
+        return (
+            f"{self.card.runtime}: input {number} is {given.dtype} {tuple(given.shape)}; it was "
+            f"built for {dtype} ({sizes}), one batch size for all"
+        )
 
 
 def open_artifact(folder: str | Path, *, threads: int = 1) -> DeployedModule:
@@ -173,5 +167,6 @@ def open_artifact(folder: str | Path, *, threads: int = 1) -> DeployedModule:
         raise
     except Exception as error:  # an engine's own, of a file that is damaged or not for it
         raise InputError(f"{card.runtime} cannot open '{path}': {error}") from error
-    opened = Session(session.compute, path, card.dynamic, session.notes)
+    sizes = Sizes(card.sizes, card.conditions)
+    opened = Session(session.compute, path, card.dynamic, session.notes, sizes=sizes)
     return DeployedModule(opened, card)

@@ -175,7 +175,8 @@ def _opened(model: nn.Module, inputs: Inputs, closed: Sequence[Collection[int]])
             involved = True
             continue
         module = exported_module(program)
-        known = open_sizes(module)
+        fakes = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+        known = open_sizes(fakes)
         if known is None or len(known[0]) != len(tensors_of(inputs)):
             continue
         guard = _guard(model, inputs, *known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from prunus._common.instead import Instead
 from prunus.errors import InputError
 from prunus.kernels import LACKING, usable
 from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
@@ -70,23 +70,18 @@ def _placed(order: Tensor, place: Tensor) -> Tensor:
     return made
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(Instead):
     """Linear products of masked weights, taken over one by one."""
 
     def __init__(self, product: Callable[..., Tensor | None]) -> None:
         super().__init__()
         self.product = product
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def found(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """The same call, unless it is such a product."""
-        found = self.product(*args, **(kwargs or {})) if func is F.linear else None
-        return func(*args, **(kwargs or {})) if found is None else found
+        """The product of a layer that runs sparse."""
+        return self.product(*args, **kwargs) if func is F.linear else None
 
 
 class _Training:

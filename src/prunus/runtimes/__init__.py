@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from prunus._common.inputs import arguments, tensors_of
 from prunus._common.packages import pip_line
 from prunus.errors import InputError, did_you_mean
 from prunus.methods import catalog
+from prunus.runtimes._sizes import Sizes
 
 Answers = list[Tensor]
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class BuildRequest:
         calibration: inputs like the example, for runtimes that quantize.
         batch: the batch sizes that it should answer well; the largest is what runtimes with
             fixed shapes are built for.
+        others: more inputs like the example; sizes in which they differ should stay open.
         made: what runtimes made of this model, for others that need the same.
     """
 
@@ -48,6 +50,7 @@ class BuildRequest:
     threads: int = 1
     calibration: Sequence[Any] = ()
     batch: tuple[int, ...] = (1,)
+    others: Sequence[Any] = ()
     made: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -80,6 +83,22 @@ class BuildRequest:
         return found  # type: ignore[no-any-return]
 
 
+class Made(Protocol):
+    """What a runtime builds from: a program, or a file of one."""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether it takes any batch size."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Which other sizes it takes."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know beside."""
+
+
 @dataclass(frozen=True)
 class Session:
     """An opened artifact.
@@ -89,7 +108,8 @@ class Session:
         path: of the artifact, a file or a folder; ``None`` where there is none to keep.
         dynamic: whether it takes any batch size.
         notes: what to know beside.
-        any_shape: whether its inputs' other sizes, of images or texts, may change as well.
+        any_shape: whether its inputs' other sizes, of images or texts, may all change as well.
+        sizes: which of them may, where not all.
     """
 
     compute: Compute
@@ -97,6 +117,12 @@ class Session:
     dynamic: bool = True
     notes: tuple[str, ...] = field(default=())
     any_shape: bool = False
+    sizes: Sizes = field(default_factory=Sizes)
+
+    def as_made(self, made: Made, *notes: str) -> Session:
+        """As open as the program that it was built from, with its notes and more."""
+        said = (*made.notes, *notes)
+        return replace(self, dynamic=made.dynamic, sizes=made.sizes, notes=said)
 
 
 @dataclass(frozen=True, kw_only=True)

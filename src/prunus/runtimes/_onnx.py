@@ -13,7 +13,9 @@ from prunus._common.torch_internals import onnx_program
 from prunus.errors import InputError, first_line
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._exported import Exported, export_freely
+from prunus.runtimes._recurrent import onnx_table
 from prunus.runtimes._silent import silent
+from prunus.runtimes._sizes import Sizes
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -28,10 +30,11 @@ INPUTS = frozenset(
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """Where it lies, and whether it takes any batch size."""
+    """Where it lies, whether it takes any batch size, and which other sizes."""
 
     path: Path
     dynamic: bool
+    sizes: Sizes
     notes: tuple[str, ...] = ()
 
 
@@ -56,14 +59,14 @@ def write_onnx(order: BuildRequest, folder: Path) -> OnnxFile:
     made, program = order.once("onnx", lambda: _program(order))
     path = folder / "model.onnx"
     program.save(path)
-    return OnnxFile(path, made.dynamic, made.notes)
+    return OnnxFile(path, made.dynamic, made.sizes, made.notes)
 
 
 def _program(order: BuildRequest) -> tuple[Exported, ONNXProgram]:
     made = export_freely(order)  # of its own: the exporter may settle the sizes that it left free
     with silent():
         try:
-            program = onnx_program(made.program, OPSET)
+            program = onnx_program(made.program, OPSET, onnx_table())
         except Exception as error:  # the exporter's own, of ten types
             raise InputError(f"ONNX cannot express it: {_reason(error)}") from error
     assert program is not None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from prunus._common.instead import Instead
 
 
-class Plain(TorchFunctionMode):
+class Plain(Instead):
     """Adaptive averages are taken as what they are, where the sizes say that.
 
     To one number each they are means. PyTorch gives those of a channels_last network strides that
@@ -19,18 +20,12 @@ class Plain(TorchFunctionMode):
     they are windows wherever the output's size divides the input's.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def found(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """The same call, unless it pools so."""
-        kwargs = kwargs or {}
+        """What pools so, in other words."""
         dims = {F.adaptive_avg_pool2d: 2, F.adaptive_avg_pool3d: 3}.get(func)
-        made = None if dims is None else _pooled(dims, *args, **kwargs)
-        return func(*args, **kwargs) if made is None else made
+        return None if dims is None else _pooled(dims, *args, **kwargs)
 
 
 def _pooled(dims: int, input: Tensor, output_size: Any) -> Tensor | None:

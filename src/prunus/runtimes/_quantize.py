@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from prunus.runtimes._census import CONVOLUTIONS, PRODUCTS, Census, of_graph, of
 from prunus.runtimes._exported import batch_of
 from prunus.runtimes._onnx import OnnxFile, write_onnx
 from prunus.runtimes._silent import silent
+from prunus.runtimes._sizes import Sizes
 from prunus.runtimes._tables import round_tables
 from prunus.runtimes.onnxruntime import array
 
@@ -48,12 +49,14 @@ class Ready:
         path: of the ONNX file.
         inputs: names of its inputs.
         dynamic: whether it takes any batch size.
+        sizes: the others that it takes.
         census: of its layers.
     """
 
     path: Path
     inputs: tuple[str, ...]
     dynamic: bool
+    sizes: Sizes
     census: Census
 
 
@@ -98,8 +101,7 @@ def build(
         given = ready(made, kinds)
         by_calibration = calibrates or given.census.convolutional
         note = static(order, given, path) if by_calibration else dynamic(given, path)
-    opened = open_(path, threads=order.threads)
-    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, note))
+    return open_(path, threads=order.threads).as_made(made, note)
 
 
 def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
@@ -129,7 +131,7 @@ def ready(source: OnnxFile, kinds: Sequence[str]) -> Ready:
     refusal = census.too_few(kinds)
     if refusal:
         raise InputError(refusal)
-    return Ready(path, tuple(i.name for i in graph.input), source.dynamic, census)
+    return Ready(path, tuple(i.name for i in graph.input), source.dynamic, source.sizes, census)
 
 
 def static(order: BuildRequest, given: Ready, path: Path) -> str:
@@ -143,7 +145,7 @@ def static(order: BuildRequest, given: Ready, path: Path) -> str:
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    inputs = calibration_of(order)
+    inputs = calibration_of(order, given.sizes)
     batches = inputs if given.dynamic else list(_parts(inputs, batch_of(order) or 1))
     if not batches:
         raise InputError(GIVE)

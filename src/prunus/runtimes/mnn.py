@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -50,7 +49,7 @@ def build(order: BuildRequest) -> Session:
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
         _convert(made.path, path)
-    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
+    return open_(path, threads=order.threads).as_made(made)
 
 
 def _convert(source: Path, path: Path) -> None:

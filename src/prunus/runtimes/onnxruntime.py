@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ def build(order: BuildRequest) -> Session:
         InputError: if the model cannot be expressed in ONNX.
     """
     made = write_onnx(order, order.folder)
-    return replace(open_(made.path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
+    return open_(made.path, threads=order.threads).as_made(made)
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -11,7 +11,6 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -51,7 +50,7 @@ def build(order: BuildRequest) -> Session:
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
         path = _convert(made.path, order.folder)
-    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
+    return open_(path, threads=order.threads).as_made(made)
 
 
 def _convert(source: Path, folder: Path) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +58,7 @@ def build(order: BuildRequest) -> Session:
     made = exported(order)
     path = write_pt2(order, made.program)
     opened = open_(path, threads=order.threads)
-    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, *opened.notes))
+    return opened.as_made(made, *opened.notes)
 
 
 def open_(path: Path, *, threads: int) -> Session:

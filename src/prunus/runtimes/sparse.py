@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,7 @@ def build(order: BuildRequest) -> Session:
             "layers": {name: to_json(choices) for name, choices in table.items()}}  # fmt: skip
     (order.folder / TABLE).write_text(json.dumps(body, indent=1), encoding="utf-8")
     opened = open_(path, threads=order.threads)
-    notes = (*made.notes, *_lines(found, table), _bound(module, order, table, batches[0]))
-    return replace(opened, dynamic=made.dynamic, notes=notes)
+    return opened.as_made(made, *_lines(found, table), _bound(module, order, table, batches[0]))
 
 
 def _found(module: fx.GraphModule) -> Found:

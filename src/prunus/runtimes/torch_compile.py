@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from prunus._common.torch_internals import aot_compile, aot_load, cxx_compiler_problem
+from prunus.errors import InputError
 from prunus.graph.trace import analysis_mode
 from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
 from prunus.runtimes._exported import exported
+from prunus.runtimes._recurrent import has_recurrent
 
 FACTS = Facts(needs=("torch",), devices=("cpu", "cuda"), slow=True)
 """Slow: a C++ compiler runs, twenty seconds and more."""
@@ -38,15 +40,21 @@ def build(order: BuildRequest) -> Session:
     """Export, compile for ``order.threads``, write and open.
 
     Raises:
-        InputError: if torch.export cannot trace the model.
+        InputError: if torch.export cannot trace the model, or for recurrent layers of open
+            lengths.
     """
     made = exported(order)
+    if made.sizes.open:
+        if has_recurrent(made.program):
+            raise InputError(
+                "torch's compiler takes recurrent layers apart for one length, and lengths are open"
+            )
+        made = exported(replace(order, made={}))  # it may settle the sizes that are open
     path = order.folder / "model.pt2"
     with analysis_mode(order.model), torch.no_grad():
         aot_compile(made.program, path, SETTINGS)
     here = f"machine code for processors like this one and {order.threads} thread(s)"
-    opened = open_(path, threads=order.threads)
-    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, here))
+    return open_(path, threads=order.threads).as_made(made, here)
 
 
 def open_(path: Path, *, threads: int) -> Session:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def build(order: BuildRequest) -> Session:
     """
     made = exported(order)
     path = write_pt2(order, made.program)
-    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
+    return open_(path, threads=order.threads).as_made(made)
 
 
 def open_(path: Path, *, threads: int) -> Session:

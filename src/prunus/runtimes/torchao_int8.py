@@ -66,7 +66,7 @@ def build(order: BuildRequest) -> Session:
         made = exported(replace(order, model=quantized(order.model), made={}))
         program = made.program.run_decompositions()  # torchao's own operators into torch's
     path = write_pt2(order, program)
-    return replace(open_(path, threads=order.threads), dynamic=made.dynamic, notes=made.notes)
+    return open_(path, threads=order.threads).as_made(made)
 
 
 def open_(path: Path, *, threads: int) -> Session:

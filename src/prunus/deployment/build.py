@@ -146,7 +146,8 @@ class Builder:
         for given in calibration or [order.tensors]:
             inputs, expected = _answered(right, order, given)
             own = max(own, error(served.compute(inputs), expected, how=how))
-        for size in CHECKED:
+        more = () if session.dynamic else (served.card.batch + 1,)  # in two parts
+        for size in (*CHECKED, *more):
             inputs = _resized(order, calibration, size)
             try:
                 expected = right(inputs)

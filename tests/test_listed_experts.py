@@ -6,9 +6,11 @@ import copy
 import json
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,11 @@ from torch.nn import functional as F
 
 import prunus
 from prunus._common.narrow_list import NarrowList
+from prunus.compaction.cut import cut_of
 from prunus.compaction.files.artifact import joined_file, parts_of
 from prunus.errors import InputError, RunError
+from prunus.progressive.cut import all_forgotten
+from prunus.progressive.engine import PruningEngine
 
 EXPERT = {"structure": "expert", "allocation": "uniform", "rounds": 1, "compact": "every_round"}
 X = torch.randn(16, 5, generator=torch.Generator().manual_seed(2))
@@ -618,3 +623,15 @@ def test_a_file_that_names_other_entries_is_refused_and_the_model_stays(
         prunus.load(file, model)
     assert type(model.experts) is nn.ModuleList
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_an_expert_that_masks_remove_and_no_cut_takes_out_is_no_silent_zero() -> None:
+    engine = PruningEngine(made(Enumerated), {**EXPERT, "target": 0.25}, example=X)
+    engine.cut(1.0)
+    analysis = engine.space.analysis
+    assert analysis is not None
+    found = cut_of(analysis, engine.masks)
+    all_forgotten(engine.space.groups, found, engine.masks)
+    nothing = replace(found, removed=np.zeros_like(found.removed))
+    with pytest.raises(RunError, match="1 experts were chosen to go and 0 of them can"):
+        all_forgotten(engine.space.groups, nothing, engine.masks)

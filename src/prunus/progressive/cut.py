@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from prunus._common import rng as randomness
+from prunus.compaction.cut import IndexCut, cut_of
 from prunus.compaction.shrink import nothing_left, slice_saved
-from prunus.errors import InputError
+from prunus.errors import InputError, RunError
 from prunus.methods.restores._memory import Memory
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.latency_target import calibrate_target
@@ -18,9 +19,10 @@ from prunus.progressive.repair import before_cut, repaired
 from prunus.progressive.rotation import turned
 from prunus.progressive.scan import scanned
 from prunus.progressive.state import RunContext, RunState, blob, unblob
+from prunus.pruning.decide import kept_units
 from prunus.pruning.masks import apply
 from prunus.pruning.optimizers import sole
-from prunus.types import State
+from prunus.types import Group, Masks, State
 
 
 def cut(job: RunContext, at: RunState) -> bool:
@@ -64,6 +66,11 @@ def take_out(job: RunContext, at: RunState) -> None:
     """Make the model smaller by what the masks remove; its optimizer goes on."""
     engine = job.engine
     shapes = {n: tuple(p.shape) for n, p in engine.model.named_parameters()}
+    assert engine.space.analysis is not None
+    if engine.space.analysis.experts:
+        all_forgotten(
+            engine.space.groups, cut_of(engine.space.analysis, engine.masks), engine.masks
+        )
     done = engine.shrink(sole(engine.optimizer), trains=True)
     if done is None:
         return
@@ -75,6 +82,23 @@ def take_out(job: RunContext, at: RunState) -> None:
         effect=compacted.effect,
     )  # fmt: skip
     job.on_event({"event": "compacted", "route": done.plan.route, "units": done.units})
+
+
+def all_forgotten(groups: Sequence[Group], found: IndexCut, masks: Masks) -> None:
+    """Every expert that masks remove can be taken out: zeros alone do not make a router forget it.
+
+    Raises:
+        RunError: if one cannot.
+    """
+    shapes = {n: v.shape for n, v in found.analysis.tensors.items()}
+    alive = [a for a in kept_units(groups, masks, shapes).values() if a is not None]
+    wanted = sum(int((~a).sum()) for a in alive)
+    if wanted > found.units():
+        raise RunError(
+            f"{wanted} experts were chosen to go and {found.units()} of them can: parameters of "
+            "the others are shared with what stays. Leave them out with scope.exclude, or use "
+            "structure: channel"
+        )
 
 
 def restore(job: RunContext, at: RunState) -> None:

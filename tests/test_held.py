@@ -157,6 +157,60 @@ def test_an_average_that_nobody_named_is_told_of_at_the_end(average: Any, when: 
         pruner.finish()
 
 
+@pytest.mark.parametrize("rounds", [None, 2])
+@pytest.mark.parametrize(
+    ("average", "named"), [*((a, False) for a in AVERAGES), (torchs_average, True)]
+)
+def test_an_average_in_a_run_is_held_where_it_is_attached_and_else_told_of(
+    average: Any, named: bool, rounds: int | None
+) -> None:
+    made: list[Any] = []
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = sgd(model, 0.01)
+        made[:] = made or average(model)
+        run.attach(optimizer, **({"ema": made[0]} if named else {}))
+        for _ in run.batches([0] * STEPS):
+            step(model, optimizer)
+            made[1]()
+
+    recipe = {"target": 0.8, "rounds": rounds, "retrain": "1ep",
+              "schedule": "linear" if rounds else "cubic"}  # fmt: skip
+    result = prunus.prune(net(), recipe, train=train)
+    notes = [text for text in result.notes if "holds copies of '0.weight'" in text]
+    assert len(notes) == (not named)
+    assert any(made[2](n)[~m].any() for n, m in result.masks.items()) == (not named)
+
+
+def test_what_a_run_keeps_itself_is_nobodys_average() -> None:
+    best: list[Any] = []
+
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        run.attach(optimizer, None, scaler=None)
+        best.append(copy.deepcopy(model))
+        for _ in run.batches([0] * STEPS):
+            optimizer.zero_grad()
+            run.distill((INPUTS, CLASSES)).backward()
+            optimizer.step()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    recipe = {"target": 0.8, "dense": "1ep", "retrain": "1ep", "rounds": 3, "schedule": "linear",
+              "teacher": "dense", "restore": {"name": "rewind", "k": "2it"}}  # fmt: skip
+    result = prunus.prune(net(), recipe, train=train, loss=loss)
+    assert not [text for text in result.notes if "holds copies" in text]
+
+
+def test_what_has_no_state_is_not_attached() -> None:
+    def train(model: nn.Module, run: prunus.Run) -> None:
+        run.attach(sgd(model), ema={"0.weight": model.get_parameter("0.weight")})
+
+    with pytest.raises(InputError, match=r"run\.attach: ema is a dict, which has no state_dict"):
+        prunus.prune(net(), {"target": 0.5, "retrain": "2it"}, train=train)
+
+
 def test_what_only_looks_like_the_model_is_not_told_of() -> None:
     """A dense twin in training, a snapshot of the model, accumulators of gradients."""
     model, twin = net(), net()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from torch import nn
 
 from prunus.progressive.engine import PruningEngine
 from prunus.pruning.copies import leave_mark
 from prunus.pruning.followers import Followers, owner_of
+from prunus.types import Masks
 
 
 def hold(engine: PruningEngine) -> None:
@@ -36,18 +39,45 @@ def finish(engine: PruningEngine, followers: Followers) -> None:
         engine: of the loop.
         followers: from the beginning of the training.
     """
+    told = _dense_copies(engine, followers, engine.enforcer.masks)
+    if told:
+        warnings.warn(f"{told}: pass such copies to copies=[…], and {_STAY}", stacklevel=3)
+    leave_mark(engine.model, dict(engine.enforcer.masks))
+
+
+_STAY = "they stay as sparse as the model"
+
+
+def note_of_copies(
+    engine: PruningEngine, followers: Followers, own: Iterable[nn.Module | None]
+) -> str:
+    """What a run's training holds that is not as sparse as the model; empty for nothing.
+
+    Args:
+        engine: at the end.
+        followers: from when training began.
+        own: models that prunus keeps beside it.
+    """
+    told = _dense_copies(engine, followers, engine.masks, own)
+    return f"{told}: give a module to run.attach(optimizer, ema=…), and {_STAY}" if told else ""
+
+
+def _dense_copies(
+    engine: PruningEngine,
+    followers: Followers,
+    masks: Masks,
+    own: Iterable[nn.Module | None] = (),
+) -> str:
     known = engine.enforcer.known_tensors() | {id(t) for t in engine.running.tensors.values()}
-    masks = dict(engine.enforcer.masks)
+    known |= {id(p) for model in own if model is not None for p in model.parameters()}
     found = followers.dense(engine.model, masks, known)
-    if found:
-        owners = dict.fromkeys(owner_of(t) for t in found.values())
-        warnings.warn(
-            f"{' and '.join(owners)} holds copies of {_listed(list(found))} that were written to "
-            "while the model was pruned (an average?) and have values where weights were removed: "
-            "pass such copies to copies=[…], and they stay as sparse as the model",
-            stacklevel=3,
-        )
-    leave_mark(engine.model, masks)
+    if not found:
+        return ""
+    owners = dict.fromkeys(owner_of(t) for t in found.values())
+    return (
+        f"{' and '.join(owners)} holds copies of {_listed(list(found))} that were written to "
+        "while the model was pruned (an average?) and have values where weights were removed"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

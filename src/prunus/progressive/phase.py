@@ -13,6 +13,7 @@ from prunus._common import loaders
 from prunus._common import rng as randomness
 from prunus._common.distributed import gather, on_rank_zero
 from prunus._common.given import given_batches, length_of
+from prunus._common.kinds import kind_of
 from prunus.errors import InputError, RunError
 from prunus.progressive.engine import PruningEngine
 from prunus.pruning.optimizers import AnyOptimizer
@@ -97,6 +98,14 @@ class Run:
             raise InputError(
                 "both a scheduler and the recipe's learning_rate would set the rate: leave one out"
             )
+        given = {"scheduler": scheduler, **others}
+        kept = {name: other for name, other in given.items() if other is not None}
+        for name, other in kept.items():
+            if not (hasattr(other, "state_dict") and hasattr(other, "load_state_dict")):
+                raise InputError(
+                    f"run.attach: {name} is {kind_of(other)}, which has no state_dict and "
+                    "load_state_dict: attach what a stopped run has to go on with"
+                )
         copies = [o for o in others.values() if isinstance(o, nn.Module)]
         real = self._engine.attach(optimizer, copies)
         # The rate as it was made, also when an earlier phase has lowered it.
@@ -105,7 +114,7 @@ class Run:
         ]
         self.on_attach(real)
         self.optimizer = real
-        self._others = {"scheduler": scheduler, **others} if scheduler is not None else dict(others)
+        self._others = kept
         if self.saved is not None:
             self._restore(self.saved)
         elif self.carried:

@@ -30,6 +30,7 @@ from prunus.progressive.engine import PruningEngine
 from prunus.progressive.folder import open_journal, recipe_of, write_result
 from prunus.progressive.front import kept_front
 from prunus.progressive.guard import better, direction_warning, refuse_unclear
+from prunus.progressive.holding import note_of_copies
 from prunus.progressive.judge import final_masks
 from prunus.progressive.latency_target import calibrate_target, latency_verdict, prepared
 from prunus.progressive.loop import all_rounds
@@ -40,7 +41,7 @@ from prunus.progressive.rotation import refuse_rotation, rotation_notes
 from prunus.progressive.scoring import given_score, test_estimate
 from prunus.progressive.shrinks import original_kept, original_masks
 from prunus.progressive.smaller import compacted
-from prunus.progressive.state import OnEvent, RunContext, RunState, begin
+from prunus.progressive.state import OnEvent, RunContext, RunState, begin, remember
 from prunus.progressive.train import refuse_plain_train
 from prunus.pruning.copies import leave_mark
 from prunus.pruning.masks import copy_of, put_back
@@ -307,6 +308,10 @@ def _undone_on_error(engine: PruningEngine, trial: Trial | None) -> Iterator[Non
 
 def _finish(job: RunContext, at: RunState, test: Metric | None, metric_name: str) -> Result:
     masks = shape = final_masks(job, at)
+    if "followers" in vars(job):
+        own = (job.dense, job.teacher, job.taught_by)
+        if text := note_of_copies(job.engine, job.followers, own):
+            remember(job, at, text)
     compaction = compacted(job, at)
     deployment = serve(job, compaction)
     if compaction is not None:

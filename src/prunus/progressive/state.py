@@ -22,9 +22,11 @@ from prunus._common.inputs import arguments
 from prunus._common.metrics import Metric
 from prunus.deployment.build import Baseline
 from prunus.progressive.engine import PruningEngine
+from prunus.progressive.holding import followers_of
 from prunus.progressive.journal import Journal
 from prunus.progressive.phase import Budget
 from prunus.progressive.result import Round, as_named, as_written
+from prunus.pruning.followers import Followers
 from prunus.pruning.masks import saved_with
 from prunus.pruning.trial import Trial
 from prunus.recipe import duration
@@ -78,6 +80,11 @@ class RunContext:
     def baseline(self) -> Baseline | None:
         """The dense model beside which every round is timed; it is built once."""
         return None if self.dense is None else Baseline(self.dense)
+
+    @cached_property
+    def followers(self) -> Followers:
+        """What there was when training began, so that averages of the model show at the end."""
+        return followers_of(self.engine)
 
     @cached_property
     def batch(self) -> Batch:

@@ -73,8 +73,10 @@ def build(order: BuildRequest) -> Session:
     if not any(c.wins for choices in table.values() for c in choices):
         raise InputError(f"no layer is faster than dense: {'; '.join(_lines(found, table))}")
     path = write_pt2(order, made.program)
+    named = zip(_found(_program(path)), table.values(), strict=True)  # writing may rename nodes
+    layers = {site.node.name: to_json(choices) for (_, site), choices in named}
     body = {"format": FORMAT, "instructions": library().name, "threads": order.threads,
-            "layers": {name: to_json(choices) for name, choices in table.items()}}  # fmt: skip
+            "layers": layers}  # fmt: skip
     (order.folder / TABLE).write_text(json.dumps(body, indent=1), encoding="utf-8")
     opened = open_(path, threads=order.threads)
     return opened.as_made(made, *_lines(found, table), _bound(module, order, table, batches[0]))
@@ -172,9 +174,7 @@ def open_(path: Path, *, threads: int) -> Session:
     """
     library()
     table = _read(path.with_name(TABLE))
-    with silent():
-        module = exported_module(torch.export.load(path))
-    drop_idle(module)
+    module = _program(path)
     found = {site.node.name: (kind, site) for kind, site in _found(module)}
     if set(found) != set(table):
         raise InputError(f"'{path}' and its table are not of one program: deploy again")
@@ -190,6 +190,13 @@ def open_(path: Path, *, threads: int) -> Session:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"'{path}' has a damaged table: {name}: {error}") from None
     return Session(finish(module), path, notes=(f"{count} of {len(found)} layers run sparse",))
+
+
+def _program(path: Path) -> fx.GraphModule:
+    with silent():
+        module = exported_module(torch.export.load(path))
+    drop_idle(module)
+    return module
 
 
 def _read(path: Path) -> dict[str, Any]:

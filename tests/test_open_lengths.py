@@ -147,6 +147,25 @@ def test_a_length_of_one_goes_in_where_it_was_compared(runtime: str) -> None:
     same(made.model, model, ids(3, 1))
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_inputs_that_never_meet_are_a_batch_of_one_together(runtime: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(4, 3), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            if x.shape[0] != y.shape[0]:
+                raise ValueError("not of one batch")
+            return self.one(x), self.other(y).cumsum(1)
+
+    model = Two().eval()
+    made = built(model, (torch.randn(2, 4), torch.randn(2, 6, 5)), runtime)
+    assert made.model.session.dynamic
+    for count in (1, 3):
+        same(made.model, model, (torch.randn(count, 4), torch.randn(count, 6, 5)))
+
+
 class Branches(nn.Module):
     """Long inputs and large batches take another way."""
 

@@ -18,7 +18,7 @@ from prunus.deployment.module import DeployedModule, Structure
 from prunus.deployment.table import RuntimeResult
 from prunus.errors import PrunusError, first_line
 from prunus.runtimes import Answers, BuildRequest, Compute, Session, error, find
-from prunus.runtimes._arguments import calibration_of, variants
+from prunus.runtimes._arguments import batched, calibration_of, variants
 from prunus.runtimes.eager import computing
 
 CHECKED = (1, 3)
@@ -181,12 +181,15 @@ def _down_to_one(session: Session, order: BuildRequest, *, most: float) -> Sessi
     """A session that takes open sizes of 1 as well, where its answers there are eager's: export
     never looks at them."""
     right = computing(order.model, order.call)
-    for symbol in session.sizes.places():
-        dims = session.sizes.dims(symbol)
-        if dims is None:
+    items = {sizes[0] for sizes, own in zip(session.sizes.of, batched(order), strict=False) if own}
+    places = session.sizes.places()
+    lengths = ([symbol] for symbol in places if symbol not in items)
+    for symbols in ([s for s in places if s in items], *lengths):  # the batch's change together
+        dims = session.sizes.dims(*symbols)
+        if not symbols or dims is None:
             continue
         inputs = [_narrowed(t, own) for t, own in zip(order.tensors, dims, strict=True)]
-        more = replace(session, sizes=session.sizes.or_one(symbol))
+        more = replace(session, sizes=session.sizes.or_one(*symbols))
         try:
             off = error(_served(more, order).compute(inputs), right(inputs), how="norm")
         except Exception:  # of the model's code or the engine, which take no single step

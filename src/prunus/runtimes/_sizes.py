@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from prunus.graph.guard import Size, condition, expression
@@ -90,24 +90,32 @@ class Sizes:
                     found.setdefault(size, (number, d))
         return found
 
-    def dims(self, symbol: str) -> list[list[int]] | None:
-        """The dimensions of each input that are an open size; ``None`` if others hang on it."""
+    def dims(self, *symbols: str) -> list[list[int]] | None:
+        """The dimensions of each input that are these open sizes; ``None`` if others hang on one.
+
+        >>> Sizes((("s0", "s1", 8), ("s2",))).dims("s0", "s2")
+        [[0], [0]]
+        """
         sums = [size for sizes in self.of for size in sizes
                 if isinstance(size, str) and not size.isidentifier()]  # fmt: skip
-        if any(re.search(rf"\b{symbol}\b", text) for text in sums):
+        if any(_about(text, symbols) for text in sums):
             return None
-        return [[d for d, size in enumerate(sizes) if size == symbol] for sizes in self.of]
+        return [[d for d, size in enumerate(sizes) if size in symbols] for sizes in self.of]
 
-    def or_one(self, symbol: str) -> Sizes:
-        """The same, and an open size may be 1 as well, whatever is asked of larger ones.
+    def or_one(self, *symbols: str) -> Sizes:
+        """The same, and these may all be 1 as well, whatever is asked of larger ones.
 
         >>> Sizes((("s0", 3),), ("s0 >= 2",)).or_one("s0").conditions
         ('s0 == 1 or (s0 >= 2)',)
         """
-        about = re.compile(rf"\b{symbol}\b")
-        conditions = (f"{symbol} == 1 or ({text})" if about.search(text) else text
+        ones = " and ".join(f"{symbol} == 1" for symbol in symbols)
+        conditions = (f"{ones} or ({text})" if _about(text, symbols) else text
                       for text in self.conditions)  # fmt: skip
         return replace(self, conditions=tuple(conditions))
+
+
+def _about(text: str, symbols: Collection[str]) -> bool:
+    return any(word in symbols for word in re.findall(r"\w+", text))
 
 
 def _number(wanted: Size, size: int, known: dict[str, int]) -> int:

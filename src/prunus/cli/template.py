@@ -65,7 +65,7 @@ def task():
 '''
 
 RECIPE = """# How to prune. `prunus list` names every criterion, allocation, schedule and structure.
-version: 1
+version: 2                 # with batch norms: repair: batch_norm after each cut
 name: {name}
 task: task.py              # beside this file
 dense: 10ep                # training before the first cut; 0 if the model is trained already

@@ -21,6 +21,7 @@ from prunus._common.modules import detached_copy, keeping_modes
 from prunus._common.steps import takes_steps
 from prunus.compaction.reopening import reopening
 from prunus.errors import InputError
+from prunus.methods.repairs._norms import norms_of
 from prunus.progressive.builtin import trainer
 from prunus.progressive.controls import controls_of, refuse_controls, worth
 from prunus.progressive.dense_once import dense_key
@@ -152,7 +153,9 @@ def prune(
             recipe = recipe.replaced({**recipe.to_dict(), "teacher": "dense"})
         if train is None:
             recipe = _without_training(recipe, evaluate)
-        recipe = prepared(recipe)
+        calibrated = calibration is not None and loss is not None
+        norms = bool(norms_of(model))
+        recipe = prepared(recipe.written_out(batch_norms=norms, calibrated=calibrated))
         engine = PruningEngine(model, recipe, calibration=calibration, loss=loss, example=example)
         _check(recipe, engine, train, evaluate)
         refuse_unclear(recipe.guard, metric_name, None)

@@ -234,7 +234,7 @@ def _no_path(name: str) -> str:
 class RecipeFields(Frozen):
     """The values of a recipe, which may not go together yet; see :class:`prunus.Recipe`."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     name: Annotated[str, AfterValidator(_no_path)] | None = None
     task: Spec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

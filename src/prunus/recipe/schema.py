@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -22,7 +23,8 @@ class Recipe(RecipeFields):
     """How to prune.
 
     Args:
-        version: of the meaning of defaults.
+        version: of the meaning of defaults: 2 adds ``repair: batch_norm`` where the model has batch
+            norms and the run has calibration, unless another repair or ``none`` is written.
         name: what the run folder is called; no part of the fingerprint.
         task: a task of prunus, or ``my/file.py`` (``my/file.py:function``), relative to the
             recipe's file.
@@ -88,6 +90,17 @@ class Recipe(RecipeFields):
     # Else pydantic takes it for a way of its own to make one, and calls it from model_validate.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, values: Any) -> Any:
+        """``repair: none`` asks version 2 to add nothing, as version 1 does."""
+        if isinstance(values, dict) and (values.get("version"), values.get("repair")) == (
+            2,
+            "none",
+        ):
+            return {**{k: v for k, v in values.items() if k != "repair"}, "version": 1}
+        return values
+
     @model_validator(mode="after")
     def _goes_together(self) -> Recipe:
         problems = conflicts(self)
@@ -144,6 +157,31 @@ class Recipe(RecipeFields):
             return Recipe.model_validate(values, context={"files": self._files})
         except ValidationError as error:
             raise _told(error, "the recipe") from None
+
+    def written_out(self, *, batch_norms: bool, calibrated: bool) -> Recipe:
+        """A recipe of version 1 that says what version 2 leaves to the model and the data, so that
+        a run's folder says all that was done.
+
+        Version 2 adds, where nothing is written, what was worth its cost (docs/methods.md):
+        ``repair: batch_norm``, unless something in the recipe speaks against it.
+
+        Args:
+            batch_norms: whether the model has some that keep running statistics.
+            calibrated: whether there are calibration batches, and a loss that knows how to call
+                the model on them.
+
+        >>> Recipe(version=2, rounds=3).written_out(batch_norms=True, calibrated=True).to_dict()
+        {'version': 1, 'rounds': 3, 'repair': 'batch_norm'}
+        >>> Recipe(version=2, rounds=3).written_out(batch_norms=True, calibrated=False).to_dict()
+        {'version': 1, 'rounds': 3}
+        """
+        if self.version == 1:
+            return self
+        plain = {**self.to_dict(), "version": 1}
+        if batch_norms and calibrated and self.in_rounds and self.repair is None:
+            with contextlib.suppress(InputError):  # it does not go with what is written
+                return self.replaced({**plain, "repair": "batch_norm"})
+        return self.replaced(plain)
 
     def digest(self) -> str:
         """SHA-256 of the values that differ from the defaults, without the name."""

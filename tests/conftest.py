@@ -210,3 +210,10 @@ def _quicker_exports(patch: pytest.MonkeyPatch) -> None:
                 seen[:] = now
 
         patch.setattr(utils, "_materialize_cpp_cia_ops", once)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported is nothing that a collector, or who looks for tensors, must walk again."""
+    gc.collect()
+    gc.freeze()

@@ -134,11 +134,11 @@ def prune(
         if isinstance(subject, str):
             subject = find_task(Spec(name=subject))
         task = subject if isinstance(subject, Task) else None
-        metric_name = metric or "metric"
+        metric_name, watched = metric or "metric", True
         if task is not None:
             given_task(task)
             metric_name = metric or task.metric_name
-            train = train or trainer(task)
+            watched, train = train is not None, train or trainer(task)
             evaluate = evaluate or _metric(task, task.validation)
             evaluate_train = evaluate_train or _metric(task, task.train_sample)
             test = test or _metric(task, task.test)
@@ -185,6 +185,7 @@ def prune(
                 dense=detached_copy(model) if serves(recipe) or recipe.controls else None,
                 trial=trial,
                 again=None if task is None else functools.partial(_again, task),
+                watched=watched,
                 loss=loss,
                 teacher=own_teacher(recipe, model, taught_by),
                 dense_file=functools.partial(_dense, key) if _dense and key else None,

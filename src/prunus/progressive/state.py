@@ -51,6 +51,8 @@ class RunContext:
     """A copy of the model as it was given, where the recipe sets the result beside it."""
     again: Callable[[], nn.Module] | None = None
     """Makes the model anew, so that the dense one can be tested beside the result."""
+    watched: bool = True
+    """Whether ``train`` is somebody's own, which may keep averages that nobody named."""
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None
     """``(model, batch) -> scalar``."""
     teacher: nn.Module | None = None

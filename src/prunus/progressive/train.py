@@ -148,7 +148,8 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
     last_save = [run.saved["done"] if run.saved else 0]
 
     def on_step(run: Run) -> None:
-        job.followers.after_step()
+        if job.watched:
+            job.followers.after_step()
         if back is not None and run.done == rewind_step(recipe, run.steps, run.per_epoch):
             assert run.optimizer is not None
             share_buffers(job.model)
@@ -188,7 +189,6 @@ def _watch_data(job: RunContext, at: RunState, run: Run, phase: str) -> None:
     watch = Continuity(at.seen, at.before, partial(remember, job, at))
 
     def on_attach(optimizer: AnyOptimizer) -> None:
-        _ = job.followers  # from now on
         saved = None if run.saved is None else run.saved["optimizer"]
         if not watch.optimizer(optimizer, phase, saved):
             run.carried = None

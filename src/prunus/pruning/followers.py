@@ -20,6 +20,7 @@ CHANCE = 4.0
 """Cosines of n random values have a standard deviation of 1 ÷ √n: so many of them are no chance."""
 
 
+_CLASSES = (Tensor, nn.Parameter)
 _OURS = "_kept_by_prunus"
 
 
@@ -31,7 +32,7 @@ def ours(module: nn.Module) -> nn.Module:
 
 
 class Followers:
-    """What was there when pruning began, so that what was written to since then shows.
+    """What was there at the first step, so that what was written to since then shows.
 
     A tensor follows a weight if it has its shape and nearly its direction, is written to while
     the model is pruned, and no optimizer trains it: an average (EMA, SWA) of a loop of one's own.
@@ -47,29 +48,33 @@ class Followers:
         self._before: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._holders: set[tuple[int, int]] = set()
         self._steps, self._next = 0, 1
-        self._look()
 
     def after_step(self) -> None:
-        """A step of the training: at the 1st, 16th, 256th … see what has come meanwhile."""
+        """A step of the training: at the 1st, 256th, 65,536th … see what has come meanwhile."""
         self._steps += 1
         if self._steps >= self._next:
-            self._next *= 16
+            self._next *= 256
             self._look()
 
     def _look(self) -> None:
         alive = list(self._alive())
-        for tensor in alive:
-            seen = self._before.get(id(tensor))
-            if seen is None or seen[0]() is not tensor:
-                self._before[id(tensor)] = weakref.ref(tensor), _sample(tensor)
-        self._holders |= _holders(alive)
+        fresh = [t for t in alive if not self._is_known(t)]
+        self._before |= {id(t): (weakref.ref(t), _sample(t)) for t in fresh}
+        # Each costs a look through all that there is, and gradients are new at every step.
+        gradients = {id(p.grad) for p in alive if type(p) is nn.Parameter}
+        plain = [t for t in fresh if type(t) is Tensor and id(t) not in gradients]
+        self._holders |= _holders(plain)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        seen = self._before.get(id(tensor))
+        return seen is not None and seen[0]() is tensor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Followers:
         return Followers(self._shapes)
 
     def _alive(self) -> Iterator[Tensor]:
-        for value in gc.get_objects():
-            if type(value) not in (Tensor, nn.Parameter) or value.is_nested:  # which has no shape
+        for value in gc.get_referrers(*_CLASSES):  # instances; four times as fast as all objects
+            if type(value) not in _CLASSES or value.is_nested:  # which has no shape
                 continue
             if value.shape in self._shapes:
                 real = value.layout == torch.strided and value.device.type != "meta"
@@ -105,12 +110,11 @@ class Followers:
         return found
 
     def _is_as_it_was(self, tensor: Tensor) -> bool:
-        seen = self._before.get(id(tensor))
-        return seen is not None and seen[0]() is tensor and torch.equal(_sample(tensor), seen[1])
+        known = self._is_known(tensor)
+        return known and torch.equal(_sample(tensor), self._before[id(tensor)][1])
 
     def _written(self, tensor: Tensor) -> bool:
-        seen = self._before.get(id(tensor))
-        if seen is not None and seen[0]() is tensor:
+        if self._is_known(tensor):
             return True
         # It is younger; written to once: what torch.load read.
         return version_of(tensor) > 1 or not self._holders.isdisjoint(_holders([tensor]))

@@ -66,7 +66,7 @@ def command(*words: str) -> Result:
         (["restore={name: revive, values: cut}"], "undo the cut"),
         (["seed=-1"], "seed"),
         (["rounds=0"], "rounds"),
-        (["version=2"], "version"),
+        (["version=3"], "version"),
         (["=3"], "key=value"),
         (["target"], "key=value"),
         (["guard={max_dorp: 1}"], "max_drop"),

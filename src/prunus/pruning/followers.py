@@ -70,7 +70,11 @@ class Followers:
         return seen is not None and seen[0]() is tensor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Followers:
-        return Followers(self._shapes)
+        made = Followers(self._shapes)
+        if self._steps:
+            made._steps, made._next = self._steps, self._next
+            made._look()
+        return made
 
     def _alive(self) -> Iterator[Tensor]:
         for value in gc.get_referrers(*_CLASSES):  # instances; four times as fast as all objects
@@ -95,6 +99,8 @@ class Followers:
             masks: of its weights.
             known: tensors that are none, by ``id``: what optimizers train, and their state.
         """
+        if not self._steps:  # nothing was written to
+            return {}
         own = dict(model.named_parameters())
         masked = {name: own[name] for name in masks if name in own}
         known = known | {id(t) for p in own.values() for t in (p, p.grad) if t is not None}

@@ -35,12 +35,6 @@ def real_optimizer(optimizer: object) -> Optimizer:
         raise InputError(f"{name} cannot be used while pruning: {_REFUSED[name]}; use SGD or Adam")
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"'{name}' is not a torch.optim.Optimizer")
-    # torch puts the hooks around a class's step in Optimizer.__init__, and notes it there.
-    if not getattr(type(optimizer).step, "hooked", False):
-        raise InputError(
-            f"{name} does not call Optimizer.__init__, so that hooks on its steps never run: give "
-            "the optimizer inside it, and name in copies what it keeps of the weights"
-        )
     return optimizer
 
 
@@ -108,14 +102,26 @@ def optimizer_of(given: object) -> AnyOptimizer:
     """What trains a model: an optimizer, or a list of them.
 
     Raises:
-        InputError: for what is none, for an empty list, and for one that is named twice.
+        InputError: for what is none or has no hooks, for an empty list, and for one that is named
+            twice.
     """
     if not isinstance(given, (list, tuple)):
-        return real_optimizer(given)
-    every = [real_optimizer(one) for one in given]
+        return _with_hooks(real_optimizer(given))
+    every = [_with_hooks(real_optimizer(one)) for one in given]
     if not every or len({id(one) for one in every}) < len(every):
         raise InputError(f"{len(every)} optimizers: pass one or more, each once")
     return every[0] if len(every) == 1 else Together(every)
+
+
+def _with_hooks(optimizer: Optimizer) -> Optimizer:
+    """torch puts the hooks around a class's step in ``Optimizer.__init__``, and notes it there."""
+    if not getattr(type(optimizer).step, "hooked", False):
+        raise InputError(
+            f"{type(optimizer).__name__} does not call Optimizer.__init__, so that hooks on its "
+            "steps never run: give the optimizer inside it, and name in copies what it keeps of "
+            "the weights"
+        )
+    return optimizer
 
 
 def each_of(optimizer: AnyOptimizer) -> tuple[Optimizer, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import prunus
 from prunus._common.inputs import tensors_of
 from prunus.deployment.module import DeployedModule
+from prunus.runtimes import missing
 
 RUNTIMES = ("torch_export", "onnxruntime", "openvino")
 
@@ -255,17 +256,18 @@ def test_open_sizes_of_a_strange_file_are_arithmetic_or_refused(
         prunus.load(tmp_path / "torch_export", trusted=True)
 
 
-def test_int8_is_calibrated_on_texts_of_other_lengths() -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+@pytest.mark.parametrize("runtime", ["onnxruntime_int8", "onnxruntime_int4"])
+def test_what_rounds_takes_the_lengths_that_calibration_shows(runtime: str) -> None:
+    if lacking := missing(runtime):
+        pytest.skip(f"{runtime} needs {lacking}")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
-    lengths = [torch.randn(2, n, 16) for n in (5, 7, 9)]
-    made = prunus.deploy(model, example=lengths[0], runtime="onnxruntime_int8", seconds=0.01,
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).eval()
+    lengths = [torch.randn(2, n, 64) for n in (5, 7, 9)]
+    made = prunus.deploy(model, example=lengths[0], runtime=runtime, seconds=0.01,
                          calibration=lengths, max_drop=1)  # fmt: skip
     assert isinstance(made.model, DeployedModule)
     assert made.model.session.sizes.open
-    assert made.model(torch.randn(3, 11, 16)).shape == (3, 11, 8)
+    assert made.model(torch.randn(3, 11, 64)).shape == (3, 11, 64)
 
 
 def test_a_run_of_texts_ends_with_an_artifact_for_any_length(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Instead(TorchFunctionMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """The answer to a call; ``None``: torch's own."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of call has its own
 
     def __torch_function__(
         self,

@@ -11,7 +11,6 @@ reviews of 32 words (‖a − b‖ ÷ ‖b‖ in brackets): 18.7 MB and 133 ms (
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,7 @@ def build(order: BuildRequest) -> Session:
     with tempfile.TemporaryDirectory(dir=order.folder, prefix=".") as place:
         made = write_onnx(order, Path(place))
         note = _written(_quantize.ready(made, PRODUCTS), path)
-    opened = open_(path, threads=order.threads)
-    return replace(opened, dynamic=made.dynamic, notes=(*made.notes, note))
+    return open_(path, threads=order.threads).as_made(made, note)
 
 
 def _written(given: Ready, path: Path) -> str:

@@ -225,10 +225,15 @@ def test_an_engine_that_cannot_keep_them_open_is_not_taken() -> None:
 
 def test_examples_of_other_kinds_are_refused_before_anything_is_built() -> None:
     model = Encoder().eval()
-    with pytest.raises(prunus.InputError, match="example 1 has other tensors"):
+    with pytest.raises(prunus.InputError, match="example 1 has other arguments"):
         prunus.deploy(
             Branches(0, 10), example=[torch.randn(2, 4), torch.randn(2, 3, 4)], runtime="eager"
         )
+    attention = nn.MultiheadAttention(4, 2).eval()
+    call = {name: torch.randn(3, 2, 4) for name in ("query", "key", "value")}
+    flags = [call | {"need_weights": True}, call | {"need_weights": False}]
+    with pytest.raises(prunus.InputError, match="example 1 has other arguments"):
+        prunus.deploy(attention, example=flags, runtime="eager")
     with pytest.raises(prunus.InputError, match="example 1: Encoder fails"):
         prunus.deploy(model, example=[padded(2, 5), padded(2, 65)], runtime="eager")
 

@@ -15,7 +15,6 @@ from prunus._common import rng as randomness
 from prunus._common.environment import describe
 from prunus._common.given import given_batches, given_example, given_hooks, given_model
 from prunus._common.inputs import (
-    Inputs,
     arguments,
     by_name,
     leaves_of,
@@ -33,6 +32,7 @@ from prunus._common.traces import without_trace
 from prunus.deployment.advice import advice
 from prunus.deployment.build import Baseline, Builder, Built
 from prunus.deployment.judge import Judge, measured, timed
+from prunus.deployment.manifest import text_of
 from prunus.deployment.store import keep, prepare
 from prunus.deployment.table import Deployment, faster_dense, takeable
 from prunus.errors import InputError, did_you_mean
@@ -298,19 +298,16 @@ def _refuse_inputs(model: nn.Module, examples: Sequence[Any], sizes: Sequence[in
             raise InputError(
                 f"{name}: {type(model).__name__} fails on inputs of shapes {shapes}: {problem}"
             )
-        kinds.append([(path, t.dtype, t.dim()) for path, t in leaves_of(_named(model, inputs))
-                      if isinstance(t, Tensor)])  # fmt: skip
+        given = by_name(positional_names(model), inputs)
+        kinds.append([(path, leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor)
+                      else (path, text_of(leaf)) for path, leaf in leaves_of(given)])  # fmt: skip
         if kinds[number] != kinds[0]:
             raise InputError(
-                f"{name} has other tensors than the first one: one artifact takes one kind of "
+                f"{name} has other arguments than the first one: one artifact takes one kind of "
                 "call; deploy the model once for each"
             )
     for size in sizes:
         random_inputs(examples[0], batch=size)
-
-
-def _named(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    return by_name(positional_names(model), inputs)
 
 
 def _refuse_named(names: Sequence[str], order: BuildRequest) -> None:

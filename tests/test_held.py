@@ -239,13 +239,13 @@ def test_a_copy_that_is_none_is_refused_by_name() -> None:
             prunus.enforce(model, masks, sgd(model), copies=[wrong])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("kind", ["WeightAveraging", "StochasticWeightAveraging"])
-def test_averages_of_lightnings_callbacks_are_held(kind: str, first: bool) -> None:
-    import lightning.pytorch as pl
-    from lightning.pytorch import callbacks
+Fit = Callable[[list[Any], int], nn.Module]
 
-    from prunus.integrations.lightning import PruneCallback
+
+@pytest.fixture
+def fit() -> Fit:
+    """Train a LightningModule for so many epochs, with callbacks in this order."""
+    import lightning.pytorch as pl
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
@@ -258,19 +258,31 @@ def test_averages_of_lightnings_callbacks_are_held(kind: str, first: bool) -> No
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return sgd(self)
 
-    data = torch.utils.data.TensorDataset(INPUTS, CLASSES)
+    def fitted(callbacks: list[Any], epochs: int) -> nn.Module:
+        model, data = Module(), torch.utils.data.TensorDataset(INPUTS, CLASSES)
+        trainer = pl.Trainer(
+            max_epochs=epochs, callbacks=callbacks, accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=8))
+        return model
+
+    return fitted
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["WeightAveraging", "StochasticWeightAveraging"])
+def test_averages_of_lightnings_callbacks_are_held(kind: str, first: bool, fit: Fit) -> None:
+    from lightning.pytorch import callbacks
+
+    from prunus.integrations.lightning import PruneCallback
+
     settings = {"swa_lrs": 0.01, "swa_epoch_start": 2} if kind[0] == "S" else {}
-    model, own = Module(), PruneCallback({"target": 0.8})
-    other = getattr(callbacks, kind)(**settings)
-    trainer = pl.Trainer(
-        max_epochs=5, callbacks=[own, other] if first else [other, own], accelerator="cpu",
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
+    own, other = PruneCallback({"target": 0.8}), getattr(callbacks, kind)(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning's own: torch's deprecations, workers
         warnings.filterwarnings("error", ".*(removed weights|weights were removed)")
-        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=8))
+        model = fit([own, other] if first else [other, own], 5)
     assert own.pruner is not None
     assert own.pruner.sparsity == pytest.approx(0.8, abs=0.01)
     assert left(model, own.pruner.masks) == 0
@@ -279,22 +291,11 @@ def test_averages_of_lightnings_callbacks_are_held(kind: str, first: bool) -> No
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("event", ["on_train_end", "on_fit_end"])
 def test_an_average_that_any_callback_copies_back_is_told_of_and_zero(
-    event: str, first: bool
+    event: str, first: bool, fit: Fit
 ) -> None:
     import lightning.pytorch as pl
 
     from prunus.integrations.lightning import PruneCallback
-
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net()
-
-        def training_step(self, batch: Any, index: int) -> Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return sgd(self)
 
     class Average(pl.Callback):
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -302,15 +303,9 @@ def test_an_average_that_any_callback_copies_back_is_told_of_and_zero(
 
     setattr(Average, event, lambda self, trainer, module: module.load_state_dict(self.kept))
     own, other = PruneCallback({"target": 0.8}), Average()
-    model, data = Module(), torch.utils.data.TensorDataset(INPUTS, CLASSES)
-    trainer = pl.Trainer(
-        max_epochs=2, callbacks=[own, other] if first else [other, own], accelerator="cpu",
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(model, torch.utils.data.DataLoader(data, batch_size=8))
+        model = fit([own, other] if first else [other, own], 2)
     assert sum("removed weights of 'net.0.weight'" in str(w.message) for w in caught) == 1
     assert own.pruner is not None
     assert left(model, own.pruner.masks) == 0
@@ -554,6 +549,21 @@ def test_an_optimizer_whose_hooks_never_run_is_refused() -> None:
     model = net()
     with pytest.raises(InputError, match=r"Lookahead does not call Optimizer\.__init__"):
         prunus.Pruner(model, {"target": 0.8}, Lookahead(sgd(model)), steps=STEPS)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own, once
+def test_a_compiled_step_is_held_and_counted() -> None:
+    model = net()
+    optimizer = sgd(model)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=4)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(INPUTS), CLASSES).backward()
+        compiled()
+    pruner.finish()
+    assert (pruner.step, left(model, pruner.masks)) == (4, 0)
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.01)
 
 
 class ScheduleFree(torch.optim.Optimizer):

@@ -33,7 +33,7 @@ from prunus.pruning.copies import Copy
 from prunus.pruning.decide import Cost, kept_units, kept_weights
 from prunus.pruning.enforce import Enforcer
 from prunus.pruning.masks import apply, copy_of, densities, finite, put_back
-from prunus.pruning.optimizers import AnyOptimizer, each_of, optimizer_of, pace_of, sole
+from prunus.pruning.optimizers import AnyOptimizer, each_of, optimizer_of, pace_of, sole, uncompiled
 from prunus.pruning.scope import initial_masks
 from prunus.pruning.space import build_space
 from prunus.pruning.sparse_training import SparseTraining
@@ -161,7 +161,8 @@ class PruningEngine:
         self.enforcer.install(real, self.model, copies)
         self._hooks.enter_context(self.sparse.over(self.model, self.enforcer))
         scope = {id(self.model.get_parameter(la.name)) for la in self.space.layers}
-        self._hooks.callback(pace_of(real, scope).register_step_post_hook(self._after_step).remove)
+        pace = pace_of(real, scope)
+        self._hooks.callback(pace.register_step_post_hook(uncompiled(self._after_step)).remove)
         self.running.attach(real, self._hooks)
         return real
 
@@ -296,8 +297,7 @@ class PruningEngine:
         return self._shrink(cut, optimizer, trains=trains) if cut.units() else None
 
     def _shrink(self, cut: IndexCut, optimizer: AnyOptimizer | None, **how: bool) -> ShrinkStep:
-        place = self.in_place
-        step = shrink(self.model, cut, self.example, optimizer, in_place=place, **how)
+        step = shrink(self.model, cut, self.example, optimizer, in_place=self.in_place, **how)
         self.adopt(step)
         return step
 

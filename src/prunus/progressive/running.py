@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from prunus.compaction.cut import take
 from prunus.progressive.selector import Selector
-from prunus.pruning.optimizers import AnyOptimizer, each_of, parameters_of
+from prunus.pruning.optimizers import AnyOptimizer, each_of, parameters_of, uncompiled
 from prunus.types import Kept
 
 Parameters = Callable[[], Mapping[str, nn.Parameter]]
@@ -37,7 +37,7 @@ class Running:
     def attach(self, optimizer: AnyOptimizer, hooks: ExitStack) -> None:
         """Keep weights from before each step, where they are read, until the hooks are closed."""
         for one in each_of(optimizer) if self._reads else ():
-            hooks.callback(one.register_step_pre_hook(self._keep).remove)
+            hooks.callback(one.register_step_pre_hook(uncompiled(self._keep)).remove)
 
     @torch.no_grad()
     def _keep(self, optimizer: Optimizer, *_: object) -> None:

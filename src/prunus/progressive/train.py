@@ -25,7 +25,13 @@ from prunus.progressive.phase import Budget, Run
 from prunus.progressive.shrinks import original_kept
 from prunus.progressive.state import RunContext, RunState, blob, remember, save
 from prunus.pruning.masks import put_back
-from prunus.pruning.optimizers import AnyOptimizer, is_inner_step, overflowed, parameters_of
+from prunus.pruning.optimizers import (
+    AnyOptimizer,
+    is_inner_step,
+    overflowed,
+    parameters_of,
+    uncompiled,
+)
 from prunus.recipe import duration
 from prunus.recipe.schema import Recipe
 
@@ -288,7 +294,7 @@ def _train_plainly(job: RunContext, at: RunState) -> None:
             steps += 1
 
     engine.watch()
-    hook = register_optimizer_step_post_hook(after_step)
+    hook = register_optimizer_step_post_hook(uncompiled(after_step))
     try:
         assert job.train is not None
         job.train(engine.model)

@@ -37,6 +37,7 @@ from prunus.pruning.optimizers import (
     optimizer_of,
     overflowed,
     parameters_of,
+    uncompiled,
 )
 from prunus.pruning.scope import tied_names
 from prunus.pruning.zeroing import zeroer
@@ -154,9 +155,9 @@ class Enforcer:
         self._hook_gradients()
         self._movements = {one: Movement(one) for one in self.optimizers}
         for one, movement in self._movements.items():
-            self._removers.append(one.register_step_pre_hook(_before(movement)).remove)
-            self._removers.append(one.register_step_post_hook(self._after_step).remove)
-        everywhere = register_optimizer_step_post_hook(_passed_on(weakref.ref(self)))
+            self._removers.append(one.register_step_pre_hook(uncompiled(_before(movement))).remove)
+            self._removers.append(one.register_step_post_hook(uncompiled(self._after_step)).remove)
+        everywhere = register_optimizer_step_post_hook(uncompiled(_passed_on(weakref.ref(self))))
         weakref.finalize(self, everywhere.remove)
         self._mark, unmark = mark(model, lambda: self.masks, self._loaded)
         self._removers += [everywhere.remove, unmark]
@@ -271,7 +272,7 @@ class Enforcer:
             frozen = not weight.requires_grad
             if frozen:  # torch takes the hook of what can be trained
                 weight.requires_grad_(True)
-            hook = weight.register_post_accumulate_grad_hook(self._mask_gradient)
+            hook = weight.register_post_accumulate_grad_hook(uncompiled(self._mask_gradient))
             if frozen:
                 weight.requires_grad_(False)
             self._hooked[id(weight)] = weight

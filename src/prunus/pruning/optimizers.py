@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import CodeType, FrameType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch.optim import Optimizer
 
 from prunus._common.torch_internals import version_of
 from prunus.errors import InputError
+
+T = TypeVar("T")
 
 _SHELLS = ("accelerate", "lightning", "pytorch_lightning")
 _REFUSED = {
@@ -127,6 +129,18 @@ def _with_hooks(optimizer: Optimizer) -> Optimizer:
 def each_of(optimizer: AnyOptimizer) -> tuple[Optimizer, ...]:
     """The optimizers that there are."""
     return optimizer.every if isinstance(optimizer, Together) else (optimizer,)
+
+
+def uncompiled(hook: Callable[..., T]) -> Callable[..., T]:
+    """A hook that runs as it is written in a step that the user compiles.
+
+    ``torch.compile(optimizer.step)`` looks into the hooks of the step, and at what they call.
+
+    >>> uncompiled(lambda optimizer: 1)(None)
+    1
+    """
+    made: Callable[..., T] = torch.compiler.disable(hook)
+    return made
 
 
 def overflowed(optimizer: Optimizer) -> bool:

@@ -276,3 +276,45 @@ def test_weights_that_are_swapped_and_put_back_are_nobodys_business() -> None:
         return found
 
     assert prunus.prune(net(), {"target": 0.5}, evaluate=evaluate).metric is not None
+
+
+class Takes(nn.Module):
+    """Takes things out of what it is given, as many a collator's partner does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        x, scale = batch.pop("x"), batch["more"].pop()
+        out: Tensor = self.b(torch.relu(self.norm(self.a(x)))) * scale
+        return out
+
+
+def loss_that_takes(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    labels = batch.pop("labels")
+    return nn.functional.cross_entropy(model(batch), labels)
+
+
+USES: dict[str, Callable[[nn.Module, Any, Any], object]] = {
+    "measure": lambda m, e, _: prunus.measure(m, e, batch_sizes=[1], seconds=0.005),
+    "units": lambda m, e, _: prunus.units(m, example=e),
+    "compact": lambda m, e, _: prunus.prune(m, CHANNELS, example=e),
+    "deploy": lambda m, e, _: prunus.deploy(m, example=e, runtime="torch_export", seconds=0.005),
+    "gradients": lambda m, _, b: prunus.prune(
+        m, {"target": 0.5, "criterion": "fisher"}, calibration=b, loss=loss_that_takes
+    ),
+    "repair": lambda m, _, b: prunus.repair(
+        m, b, repair="least_squares", reference=copy.deepcopy(m), loss=loss_that_takes
+    ),
+    "scan": lambda m, _, b: prunus.scan(m, b, loss_that_takes),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_pass_may_take_things_out_of_what_it_is_given(use: str) -> None:
+    example: Any = ({"x": INPUTS, "more": [1.0]},)
+    batches = [{"x": INPUTS, "more": [2.0], "labels": CLASSES} for _ in range(2)]
+    before = str((example, batches))
+    USES[use](Takes().eval(), example, batches)
+    assert str((example, batches)) == before

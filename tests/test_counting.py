@@ -267,3 +267,39 @@ def test_an_example_without_items_has_no_macs_rather_than_none_to_do() -> None:
     found = prunus.measure(nn.Linear(3, 2), torch.ones(0, 3), batch_sizes=(1,), seconds=0.1)
     assert found.model.macs is None
     assert any("MACs are unknown" in text and "size of 0" in text for text in found.warnings)
+
+
+class Sequences(nn.Module):
+    """A list of sequences, each of its own length."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__()
+        self.read, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.answer = answer
+
+    def forward(self, sequences: list[Tensor]) -> Any:
+        if self.answer == "padded":
+            padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+            return self.out(self.read(padded).relu()).mean(1)
+        each = [self.out(self.read(one).relu()) for one in sequences]
+        if self.answer == "mixed":
+            return torch.cat(each).mean(0)
+        return each if self.answer == "each" else [{"mean": one.mean(0)} for one in each]
+
+
+@pytest.mark.parametrize("answer", ["each", "means", "padded", "mixed"])
+@pytest.mark.parametrize("lengths", [(3, 5, 2), (1, 7, 1)])
+def test_a_list_of_sequences_or_pictures_is_counted_by_its_entries(
+    answer: str, lengths: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model, example = Sequences(answer).eval(), ([torch.randn(n, 4) for n in lengths],)
+    batch, steps = find_batch(model, arguments(example)), sum(lengths)
+    if answer == "padded":
+        steps = 3 * max(lengths)
+    items = 1 if answer == "mixed" else 3
+    assert (batch.size, batch.entries) == (items, None if answer == "mixed" else 0)
+    assert macs(model, example, {})[0] == pytest.approx(steps * 48 / items)
+    if items > 1:
+        found = prunus.measure(model, example, batch_sizes=[1, 4], seconds=0.005)
+        assert [p.batch for p in found.model.passes] == [1, 4]

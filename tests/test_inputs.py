@@ -19,6 +19,7 @@ from prunus._common.inputs import (
     every_example,
     leaves_of,
     map_tensors,
+    own_containers,
     tensors_of,
     with_tensors,
 )
@@ -101,6 +102,18 @@ def test_tensors_go_back_where_they_were_and_the_value_is_left_alone(value: Any)
     assert [id(t) for t in tensors_of(value)] == [id(t) for t in before]
     again = with_tensors(changed, before)
     assert [p for p, _ in leaves_of(again)] == [p for p, _ in leaves_of(value)]
+
+
+@given(NESTED)
+def test_containers_of_ones_own_hold_the_very_same_things(value: Any) -> None:
+    made = own_containers(value)
+    assert [path for path, _ in leaves_of(made)] == [path for path, _ in leaves_of(value)]
+    pairs = zip(leaves_of(made), leaves_of(value), strict=True)
+    assert all(a is b or not count(a) for (_, a), (_, b) in pairs)
+    if isinstance(value, (list, dict, deque, UserDict)):
+        assert made is not value
+        made.clear()
+        assert len(value) == len(own_containers(value))
 
 
 def test_other_counts_are_refused() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, called
 from prunus._common.modules import evaluating, held
 from prunus._common.torch_internals import AnyConv
 
@@ -51,7 +51,7 @@ def places(model: nn.Module, inputs: Inputs) -> list[Place]:
         for module in names:
             hooks.callback(module.register_forward_hook(note).remove)
         with evaluating(model), torch.no_grad():
-            model(*inputs[0], **inputs[1])
+            called(model, inputs)
     return [Place(name, model.get_submodule(name), calls) for name, calls in order.items()]
 
 
@@ -91,10 +91,10 @@ def watch(
     hook = place.module.register_forward_hook(note)
     try:
         with evaluating(model), torch.no_grad(), within or contextlib.nullcontext():
-            for args, kwargs in passes:
+            for inputs in passes:
                 left = place.calls
                 with contextlib.suppress(FarEnough):
-                    model(*args, **kwargs)
+                    called(model, inputs)
     finally:
         hook.remove()
 

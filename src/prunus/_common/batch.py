@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, map_tensors, tensors_of, with_tensors
+from prunus._common.entries import Place, apart, argument, changed, grows, lists_in, uneven
+from prunus._common.inputs import Inputs, called, map_tensors, tensors_of, with_tensors
 from prunus._common.modules import evaluation_copy
 from prunus._common.put_back import PutBack
 from prunus._common.random_inputs import is_mask
@@ -26,11 +28,13 @@ class Batch:
         size: items; 1 where none were found: the pass is the item.
         dims: of each tensor among the inputs, the dimension that counts items.
         why: why none were found; empty where they were.
+        entries: the argument that is a list of the items, where one is.
     """
 
     size: int
     dims: tuple[int | None, ...]
     why: str = ""
+    entries: Place | None = None
 
 
 MIXED = "what it answers at each index depends on the others, in every dimension that was tried"
@@ -41,8 +45,9 @@ def find_batch(model: nn.Module, inputs: Inputs) -> Batch:
 
     Every other index is given other values: along a batch, the answers for the rest stay as they
     were. The first dimension is tried, then the second one (recurrent networks and transformers
-    that take time first), and tensors of the same size change together. A leading size of 1, or
-    inputs on the meta device, say nothing: there the first dimension is taken for the batch.
+    that take time first), and tensors of the same size change together. Where an argument is a list
+    of pictures or sequences, its entries are tried. A leading size of 1, or inputs on the meta
+    device, say nothing: there the first dimension is taken for the batch.
 
     Args:
         model: any; it runs in eval mode, as a copy that shares its parameters.
@@ -59,17 +64,24 @@ def find_batch(model: nn.Module, inputs: Inputs) -> Batch:
     nothing: tuple[int | None, ...] = (None,) * len(tensors)
     if first is None:
         return Batch(1, nothing, "no tensor among its inputs has a dimension")
-    if len(first) < 2 or any(t.is_meta for t in (*tensors, *model.parameters())):
+    lists = list(lists_in(inputs))
+    if (len(first) < 2 and not lists) or any(t.is_meta for t in (*tensors, *model.parameters())):
         return Batch(max(1, len(first)), next(_places(tensors, first)))
     try:
         twin = evaluation_copy(model)
         with PutBack(twin.parameters()), trainable_again(twin):
-            return _tried(twin, inputs, tensors, first)
+            return _tried(twin, inputs, lists, first)
     except Exception as error:  # of the model's code, which may not take these inputs
         return Batch(1, nothing, first_line(error))
 
 
-def _tried(twin: nn.Module, inputs: Inputs, tensors: Sequence[Tensor], first: Tensor) -> Batch:
+def _tried(twin: nn.Module, inputs: Inputs, lists: Sequence[Place], first: Tensor) -> Batch:
+    tensors = tensors_of(inputs)
+    found = _entries(twin, inputs, [place for place in lists if uneven(inputs, place)])
+    if found is None and len(first) < 2:
+        found = _entries(twin, inputs, lists) or Batch(1, next(_places(tensors, first)))
+    if found is not None:
+        return found
     before = _answers(twin, inputs)
     for dims in _places(tensors, first):
         d = dims[next(i for i, t in enumerate(tensors) if t is first)]
@@ -80,7 +92,25 @@ def _tried(twin: nn.Module, inputs: Inputs, tensors: Sequence[Tensor], first: Te
             continue
         if all(_apart(twin, inputs, dims, size, before, odd) for odd in (0, 1)):
             return Batch(size, dims)
-    return Batch(1, (None,) * len(tensors), MIXED)
+    found = _entries(twin, inputs, lists)
+    return found or Batch(1, (None,) * len(tensors), MIXED)
+
+
+def _entries(model: nn.Module, inputs: Inputs, lists: Sequence[Place]) -> Batch | None:
+    """The entries of the first list that a model treats each by itself."""
+    none: tuple[int | None, ...] = (None,) * len(tensors_of(inputs))
+
+    def run(given: Inputs) -> Any:
+        return _answer(model, given)
+
+    for place in lists:
+        size = len(argument(inputs, place))
+        if size < 2:
+            if grows(run, inputs, place):
+                return Batch(1, none, entries=place)
+        elif all(apart(run, inputs, place, odd) for odd in (0, 1)):
+            return Batch(size, none, entries=place)
+    return None
 
 
 def _places(tensors: Sequence[Tensor], first: Tensor) -> Iterator[tuple[int | None, ...]]:
@@ -100,10 +130,14 @@ def _places(tensors: Sequence[Tensor], first: Tensor) -> Iterator[tuple[int | No
 
 
 def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    return tensors_of(_answer(model, inputs))
+
+
+def _answer(model: nn.Module, inputs: Inputs) -> Any:
     with preserve_rng(), torch.no_grad():
         seed(0)
-        args, kwargs = map_tensors(Tensor.clone, inputs)
-        return [t.detach().clone() for t in tensors_of(model(*args, **kwargs))]
+        answers = called(model, map_tensors(Tensor.clone, inputs))
+        return map_tensors(lambda t: t.detach().clone(), answers)
 
 
 def _apart(
@@ -124,7 +158,7 @@ def _apart(
     pairs = list(zip(before, after, strict=True))
     pairs = [(a, b) for a, b in pairs if a.dim()] or pairs  # a loss beside answers says nothing
     return all(
-        a.shape == b.shape and _confined(_differ(a, b).cpu(), moved, pairs=not square)
+        a.shape == b.shape and _confined(changed(a, b).cpu(), moved, pairs=not square)
         for a, b in pairs
     )
 
@@ -141,12 +175,6 @@ def _others(tensor: Tensor, d: int | None, moved: Tensor) -> Tensor:
     shape = [1] * tensor.dim()
     shape[d] = -1
     return torch.where(moved.to(tensor.device).view(shape), taken, tensor)
-
-
-def _differ(one: Tensor, other: Tensor) -> Tensor:
-    if not one.is_floating_point() and not one.is_complex():
-        return one != other
-    return ~torch.isclose(one, other, rtol=1e-4, atol=1e-4 * _size(one), equal_nan=True)
 
 
 def _size(tensor: Tensor) -> float:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
 from enum import Enum
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
@@ -211,6 +219,42 @@ def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
         raise ValueError(f"{len(given)} tensors for a value that holds {count}")
     left = iter(given)
     return map_tensors(lambda _: next(left), value)
+
+
+def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
+    """The same tensors and values in lists, mappings and objects of their own.
+
+    Whoever is given them may take things out, or put others in: a ``forward`` that pops the keys
+    of its batch, a loss that pops the labels.
+
+    >>> batch = {"x": torch.ones(1), "more": [1, 2]}
+    >>> own_containers(batch)["more"].pop(), batch["more"]
+    (2, [1, 2])
+    """
+    taken = None if id(value) in _outer else _taken_apart(value)
+    if taken is None:
+        return value
+    parts, rebuild = taken
+    made = [own_containers(part, (*_outer, id(value))) for _, part in parts]
+    changed = any(new is not old for new, (_, old) in zip(made, parts, strict=True))
+    holds = not isinstance(value, tuple) and any(isinstance(part, Tensor) for part in made)
+    if not (changed or holds or isinstance(value, (MutableSequence, MutableMapping))):
+        return value
+    try:
+        return rebuild(made)
+    except Exception:  # of a class that cannot be made anew
+        return value
+
+
+def called(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """What a model answers to arguments that others want to use again: it gets its own containers.
+
+    >>> batch = {"x": 3}
+    >>> called(lambda given: given.pop("x"), ((batch,), {})), batch
+    (3, {'x': 3})
+    """
+    args, kwargs = own_containers(inputs)
+    return model(*args, **kwargs)
 
 
 def plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus._common.inputs import every_example, map_tensors, tensors_of
+from prunus._common.inputs import every_example, map_tensors, own_containers, tensors_of
 from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng
 from prunus._common.traces import without_trace
@@ -270,7 +270,7 @@ def _differs(model: nn.Module, fresh: nn.Module, example: Any) -> str | None:
 def _answers_alike(model: nn.Module, fresh: nn.Module, call: Any) -> bool:
     answers = []
     for one in (model, fresh):
-        args, kwargs = map_tensors(Tensor.clone, call)
+        args, kwargs = own_containers(map_tensors(Tensor.clone, call))
         with (
             without_trace(one, "a forward pass"),
             evaluating(one),

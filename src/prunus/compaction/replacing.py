@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, map_tensors, tensors_of
+from prunus._common.inputs import Inputs, map_tensors, own_containers, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting.alike import Traces
@@ -110,7 +110,7 @@ def _noted(twin: nn.Module, names: Iterable[str]) -> Seen:
 
     def note(name: str, _: nn.Module, args: Any, kwargs: Any, answer: Any) -> None:
         if name not in seen:  # copies: a residual sum may be written into either
-            inputs: Inputs = map_tensors(Tensor.clone, (args, kwargs))
+            inputs: Inputs = own_containers(map_tensors(Tensor.clone, (args, kwargs)))
             seen[name] = inputs, [t.clone() for t in tensors_of(answer)]
 
     for name in names:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus._common.batch import Batch, find_batch
-from prunus._common.inputs import Inputs, arguments, map_tensors, tensors_of
+from prunus._common.inputs import Inputs, arguments, map_tensors, own_containers, tensors_of
 from prunus._common.modules import evaluation_copy
 from prunus._common.names import unwrapped
 from prunus._common.put_back import PutBack
@@ -87,7 +87,7 @@ def _of_item(whole: int, items: int) -> float:
 def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
     counter = FlopCounterMode(display=False)
     try:
-        args, kwargs = map_tensors(lambda t: t.to("meta"), inputs)
+        args, kwargs = own_containers(map_tensors(lambda t: t.to("meta"), inputs))
         # The counter looks for what made an input that wants a gradient: a view has nothing here.
         twin = unwrapped(_without_values(model)).eval().requires_grad_(False)
         with counter, torch.no_grad():
@@ -112,7 +112,7 @@ def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         twin = evaluation_copy(model)
-        args, kwargs = map_tensors(Tensor.clone, inputs)
+        args, kwargs = own_containers(map_tensors(Tensor.clone, inputs))
         torch.backends.mha.set_fastpath_enabled(False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of Intel's TF32 flag

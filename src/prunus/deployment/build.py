@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import tensors_of
+from prunus._common.inputs import called, tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus.deployment.manifest import manifest_of
 from prunus.deployment.module import DeployedModule, Structure
@@ -111,9 +111,8 @@ class Builder:
         exact = runtime.FACTS.exact
         most = APART if self.judged and not exact else runtime.FACTS.tolerance
         row = RuntimeResult(name, kind, tolerance=most, exact=exact)
-        args, kwargs = order.call
         with torch.inference_mode():
-            answers = order.model(*args, **kwargs)
+            answers = called(order.model, order.call)
         refusal = NO_ANSWER if not tensors_of(answers) else runtime.refuses(order)
         refusal = refusal or _device(runtime, order)
         if refusal:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common import rng as randomness
-from prunus._common.inputs import Inputs, arguments, by_name, positional_names
+from prunus._common.inputs import Inputs, arguments, by_name, own_containers, positional_names
 from prunus._common.modules import evaluating
 from prunus._common.torch_internals import pytree
 from prunus._common.traces import without_trace
@@ -47,7 +47,7 @@ def inputs_of(
     calls: list[Any] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(_as_example(module, args, kwargs))
+        calls.append(own_containers(_as_example(module, args, kwargs)))
 
     hook = model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -59,7 +59,7 @@ def inputs_of(
         ):
             for batch in islice(batches, limit):
                 calls.clear()
-                loss(model, batch)
+                loss(model, own_containers(batch))
                 if not calls:
                     raise InputError("loss does not call the model, so its inputs are unknown")
                 found.append(calls[0])
@@ -90,7 +90,7 @@ def _as_example(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """One input, a tuple, or a mapping; copies, because a loader may fill its buffers again."""
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
     if not kwargs:
-        plain = len(args) == 1 and not isinstance(args[0], (tuple, dict))
+        plain = len(args) == 1 and not isinstance(args[0], (tuple, list, dict))
         return args[0] if plain else args
     given = by_name(positional_names(module), (args, kwargs))
     unnamed = [name for name in given if name.startswith("args_") and name not in kwargs]

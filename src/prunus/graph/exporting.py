@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from prunus._common.inputs import by_name, positional_names
+from prunus._common.inputs import by_name, own_containers, positional_names
 from prunus._common.modules import set_forward, shared_copy
 from prunus._common.torch_internals import parts_of, pytree
 
@@ -29,6 +29,7 @@ def export(
         quiet = contextlib.redirect_stderr(io.StringIO())
         with quiet, torch.set_grad_enabled(grad), _without_stack_traces():
             try:
+                args, kwargs = own_containers((args, kwargs))
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except Exception as error:  # export's or the model's code's: they have no common type
                 refused = error

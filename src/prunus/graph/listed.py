@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunus._common.inputs import map_tensors, tensors_of
+from prunus._common.inputs import map_tensors, own_containers, tensors_of
 from prunus._common.modules import joined, shared_copy
 from prunus._common.narrow_list import NarrowList
 from prunus._common.put_back import PutBack
@@ -227,7 +227,7 @@ class _Trial:
     ) -> list[Tensor] | None:
         """``None`` where the model's code does not take them."""
         twin = shared_copy(self._model)
-        args, kwargs = map_tensors(Tensor.clone, self._analysis.traced.inputs)
+        args, kwargs = own_containers(map_tensors(Tensor.clone, self._analysis.traced.inputs))
         with contextlib.ExitStack() as stack:
             stack.enter_context(preserve_rng())
             stack.enter_context(analysis_mode(twin))

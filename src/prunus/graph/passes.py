@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.given import not_taken
-from prunus._common.inputs import Inputs, every_example, leaves_of, map_tensors, tensors_of
+from prunus._common.inputs import Inputs, called, every_example, leaves_of, map_tensors, tensors_of
 from prunus._common.modules import detached_copy, named_tensors, put_attribute
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
@@ -111,7 +111,7 @@ def _log(model: nn.Module, inputs: Inputs, *, training: bool, chance: int = 0) -
     twin = detached_copy(model, {id(p): p for p in model.parameters()})
     names = {id(t): n for n, t in (*twin.named_parameters(), *twin.named_buffers())}
     log = _Log(names)
-    args, kwargs = map_tensors(Tensor.clone, inputs)
+    inputs = map_tensors(Tensor.clone, inputs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_rng())
         seed(chance)
@@ -120,7 +120,7 @@ def _log(model: nn.Module, inputs: Inputs, *, training: bool, chance: int = 0) -
         stack.enter_context(below_autograd())
         stack.enter_context(PutBack(twin.parameters()))
         stack.enter_context(log)
-        twin(*args, **kwargs)
+        called(twin, inputs)
     return log.lines
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus._common.inputs import by_name, positional_names, tensors_of
+from prunus._common.inputs import by_name, called, positional_names, tensors_of
 from prunus._common.modules import named_tensors
 from prunus._common.put_back import written_arguments
 from prunus._common.rng import preserve_rng, seed
@@ -98,7 +98,7 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any) -> tuple[_Recorder, list
         recorder.inputs(model, args, kwargs)
         with recorder.nothing_changed():
             with torch.enable_grad(), below_autograd(), recorder, _Exits(recorder):
-                output = model(*args, **kwargs)
+                output = called(model, (args, kwargs))
             recorder.outputs(output)
             return recorder, [tensor.clone() for tensor in tensors_of(output)]
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from prunus._common.inputs import (
     Inputs,
     arguments,
+    called,
     defaults_of,
     in_form,
     leaves_of,
@@ -239,8 +240,7 @@ def _answers(model: nn.Module, inputs: Inputs) -> list[Tensor] | None:
         model = detached_copy(model, {id(t): t for t in shared})  # flags, statistics
         with preserve_rng(), torch.no_grad(), PutBack(model.parameters()):
             seed(0)
-            args, kwargs = map_tensors(Tensor.clone, inputs)
-            return tensors_of(model(*args, **kwargs))
+            return tensors_of(called(model, map_tensors(Tensor.clone, inputs)))
     except Exception:  # of the model's code, on sizes that it was not written for
         return None
 

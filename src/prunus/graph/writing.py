@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import Inputs, map_tensors
+from prunus._common.inputs import Inputs, map_tensors, own_containers
 from prunus._common.modules import detached_copy
 from prunus._common.put_back import written_arguments
 from prunus._common.rng import preserve_rng
@@ -76,7 +76,7 @@ def _written_again(model: nn.Module, inputs: Inputs) -> set[str]:
     with torch.no_grad(), preserve_rng():
         for _ in range(2):
             before = {name: p._version for name, p in named.items()}
-            args, kwargs = map_tensors(Tensor.clone, inputs)
+            args, kwargs = own_containers(map_tensors(Tensor.clone, inputs))
             twin(*args, **kwargs)
     return {name for name, p in named.items() if p._version != before[name]}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, called, own_containers
 from prunus._common.timing import Timing, interleaved
 
 
@@ -42,5 +42,7 @@ def latency(
 
 def forward(model: nn.Module, inputs: Inputs) -> Callable[[], object]:
     """A forward pass that can be called."""
+    if any(own_containers(part) is not part for part in (*inputs[0], *inputs[1].values())):
+        return lambda: called(model, inputs)
     args, kwargs = inputs
     return lambda: model(*args, **kwargs)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunus import costs
 from prunus._common import rng as randomness
 from prunus._common.batch import Batch, find_batch
+from prunus._common.entries import with_entries
 from prunus._common.environment import describe
 from prunus._common.given import given_example, given_model
 from prunus._common.inputs import Inputs, arguments, one_device, shapes, tensors_of
@@ -140,6 +141,9 @@ def measure(
 
 def _inputs(example: Any, sizes: Sequence[int] | None, items: Batch) -> dict[int, Inputs]:
     """Random inputs by batch size; without a batch, those of the pass as it is."""
+    if items.entries is not None:
+        many = {b: with_entries(arguments(example), items.entries, b) for b in sizes or (1, 16)}
+        return {b: random_inputs(kwargs or args) for b, (args, kwargs) in many.items()}
     whole = bool(items.why) and any(t.dim() for t in tensors_of(arguments(example)))
     if not whole:
         return {b: random_inputs(example, batch=b, dims=items.dims) for b in sizes or (1, 16)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, tensors_of
+from prunus._common.inputs import Inputs, called, tensors_of
 from prunus._common.torch_internals import TorchDispatchMode, storage_key
 from prunus.costs.bytes_ import bytes_
 
@@ -44,12 +44,11 @@ def memory(model: nn.Module, inputs: Inputs) -> Memory:
     >>> memory(both, ((torch.ones(1, 4),), {}))
     Memory(peak_bytes=240, written_bytes=64)
     """
-    args, kwargs = inputs
-    given = tensors_of((args, kwargs))
+    given = tensors_of(inputs)
     there = [*model.parameters(), *model.buffers(), *given]
     seen = _Seen(there)
     with torch.no_grad(), seen:
-        model(*args, **kwargs)
+        called(model, inputs)
     devices = {t.device for t in there if t.is_cuda}
     peak = _peak_on_cuda(model, inputs, devices) if devices else seen.peak
     storages = {storage_key(s): s.nbytes() for t in given if (s := _storage(t)) is not None}
@@ -58,14 +57,13 @@ def memory(model: nn.Module, inputs: Inputs) -> Memory:
 
 def _peak_on_cuda(model: nn.Module, inputs: Inputs, devices: set[torch.device]) -> int:
     """Bytes above those that were allocated before the pass."""
-    args, kwargs = inputs
     before = {}
     for device in devices:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before[device] = torch.cuda.memory_allocated(device)
     with torch.no_grad():
-        model(*args, **kwargs)
+        called(model, inputs)
     return sum(torch.cuda.max_memory_allocated(d) - before[d] for d in devices)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus._common.given import given_hooks, given_model, not_taken
-from prunus._common.inputs import Inputs, arguments, map_tensors, tensors_of
+from prunus._common.inputs import Inputs, arguments, called, map_tensors, own_containers, tensors_of
 from prunus._common.kinds import given_choice, given_number, kind_of
 from prunus._common.modules import detached_copy, evaluating
 from prunus.compaction.files.artifact import load
@@ -142,7 +142,7 @@ class Lessons:
                 inputs = arguments(batch) if loss is None else _inputs(model, loss, batch)
                 inputs = _mixed(inputs) if self.mix else inputs
                 try:
-                    answers = model(*inputs[0], **inputs[1])
+                    answers = called(model, inputs)
                 except Exception as error:  # of the model's code
                     if loss is not None:
                         raise
@@ -175,7 +175,7 @@ class Lessons:
         names = list(states)
         with evaluating(self.teacher), torch.no_grad(), hidden_states(self.teacher, names) as goals:
             try:
-                wanted = self.teacher(*inputs[0], **inputs[1])
+                wanted = called(self.teacher, inputs)
             except InputError:
                 raise
             except Exception as error:  # of the teacher's code, which is called as the model was
@@ -284,14 +284,21 @@ def scores_of(answers: Any) -> Tensor:
 def _heard(model: nn.Module) -> Iterator[list[tuple[Inputs, Any]]]:
     """The calls of a model inside, with their answers."""
     calls: list[tuple[Inputs, Any]] = []
-    hook = model.register_forward_hook(
-        lambda module, args, kwargs, answers: calls.append(((args, kwargs), answers)),
-        with_kwargs=True,
-    )
+    given: list[Inputs] = []  # before the pass, which may take things out
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given.append(own_containers((args, kwargs)))
+
+    def leave(module: nn.Module, args: Any, answers: Any) -> None:
+        calls.append((given.pop(), answers))
+
+    before = model.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    after = model.register_forward_hook(leave)
     try:
         yield calls
     finally:
-        hook.remove()
+        before.remove()
+        after.remove()
 
 
 class _Called(BaseException):
@@ -308,7 +315,7 @@ def _inputs(model: nn.Module, loss: Loss, batch: Any) -> Inputs:
 
     hook = model.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
     try:
-        loss(model, batch)
+        loss(model, own_containers(batch))
     except _Called:
         return calls[0]
     finally:

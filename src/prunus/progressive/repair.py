@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus._common import rng as randomness
 from prunus._common.given import given_batches, given_hooks, given_model, not_taken
-from prunus._common.inputs import Inputs
+from prunus._common.inputs import Inputs, called
 from prunus._common.kinds import given_number
 from prunus._common.modules import detached_copy, evaluating
 from prunus._common.traces import without_trace
@@ -101,7 +101,7 @@ def _refuse_batch(model: nn.Module, inputs: Inputs) -> None:
     """Batches that are no inputs of the model, where no loss knows what to do with them."""
     try:
         with without_trace(model, "a forward pass"), evaluating(model), torch.no_grad():
-            model(*inputs[0], **inputs[1])
+            called(model, inputs)
     except InputError:
         raise
     except Exception as error:  # of the model's code

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import number as over_ranks
+from prunus._common.inputs import own_containers
 from prunus._common.kinds import kind_of
 from prunus.errors import InputError
 from prunus.pruning.decide import LazyUnits, masks_from
@@ -110,7 +111,7 @@ def _losses(
     model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], calibration: Iterable[Any]
 ) -> Iterator[float]:
     for batch in calibration:
-        found = loss(model, batch)
+        found = loss(model, own_containers(batch))
         if not isinstance(found, SupportsFloat) or getattr(found, "numel", lambda: 1)() != 1:
             raise InputError(f"loss returned {kind_of(found)}: return a scalar")
         yield float(found)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunus._common.distributed import WRAPPERS, refuse_sharded
 from prunus._common.given import not_taken
-from prunus._common.inputs import arguments, map_tensors
+from prunus._common.inputs import arguments, map_tensors, own_containers
 from prunus._common.layers import Layer
 from prunus._common.modules import shared_copy
 from prunus._common.names import bare, meant, unwrapped
@@ -306,7 +306,7 @@ def _run(model: nn.Module, example: Any) -> None:
     inner = shared_copy(unwrapped(model))  # what the pass leaves in it goes with the copy
 
     def once(within: AbstractContextManager[Any]) -> None:
-        args, kwargs = map_tensors(Tensor.clone, arguments(example))
+        args, kwargs = own_containers(map_tensors(Tensor.clone, arguments(example)))
         with analysis_mode(inner), within:
             inner(*args, **kwargs)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common import packages
-from prunus._common.inputs import arguments, tensors_of
+from prunus._common.inputs import Inputs, arguments, own_containers, tensors_of
 from prunus._common.packages import pip_line
 from prunus.errors import InputError, did_you_mean
 from prunus.methods import catalog
@@ -55,8 +55,9 @@ class BuildRequest:
 
     @property
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The example as positional and keyword arguments."""
-        return arguments(self.example)
+        """The example as positional and keyword arguments, in containers of their own."""
+        call: Inputs = own_containers(arguments(self.example))
+        return call
 
     @property
     def tensors(self) -> list[Tensor]:

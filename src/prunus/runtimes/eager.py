@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import tensors_of, with_tensors
+from prunus._common.inputs import called, tensors_of, with_tensors
 from prunus._common.modules import detached_copy
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
@@ -41,8 +41,7 @@ def computing(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) ->
     """Tensors in, tensors out: other arguments stay those of the example."""
 
     def compute(inputs: Sequence[Tensor]) -> Answers:
-        args, kwargs = with_tensors(call, inputs)
         with torch.inference_mode():
-            return tensors_of(model(*args, **kwargs))
+            return tensors_of(called(model, with_tensors(call, inputs)))
 
     return compute

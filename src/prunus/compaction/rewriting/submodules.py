@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, tensors_of
+from prunus._common.inputs import Inputs, called, own_containers, tensors_of
 from prunus._common.modules import canonical_names, detached_copy, joined
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
@@ -55,13 +55,13 @@ def record_calls(
     for name in names:
 
         def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            calls.setdefault(name, (args, kwargs))
+            calls.setdefault(name, own_containers((args, kwargs)))
 
         model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
     kept = PutBack(model.parameters())
     with preserve_rng(), analysis_mode(model, training=training), torch.no_grad(), kept:
         seed(0)
-        model(*inputs[0], **inputs[1])
+        called(model, inputs)
     return calls
 
 

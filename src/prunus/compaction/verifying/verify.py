@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from prunus._common.inputs import map_tensors, tensors_of
+from prunus._common.inputs import map_tensors, own_containers, tensors_of
 from prunus._common.modules import shared_copy
 from prunus._common.put_back import PutBack, written_arguments
 from prunus._common.rng import preserve_rng, seed
@@ -215,7 +215,7 @@ def passed(
         then: takes the answers, with what autograd knows of them.
     """
     buffers = dict(model.named_buffers())
-    args, kwargs = map_tensors(Tensor.clone, use.inputs)
+    args, kwargs = own_containers(map_tensors(Tensor.clone, use.inputs))
     if gate.wide:  # convolutions compare the types of what they are given before a mode sees it
         args, kwargs = map_tensors(wide, (args, kwargs))
     model = shared_copy(model, whole=CompactGraph)  # a pass may fill caches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from prunus._common.distributed import mean
+from prunus._common.inputs import called
 from prunus._common.modules import evaluating
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import averaging, kept_on_error, norms_of
@@ -35,8 +36,8 @@ def batch_norm(context: RepairContext) -> None:
     with kept_on_error(norms), evaluating(model), torch.no_grad(), averaging(norms):
         for norm in norms:
             norm.reset_running_stats()
-        for args, kwargs in context.passes():
-            model(*args, **kwargs)
+        for inputs in context.passes():
+            called(model, inputs)
         own = {str(i): b for i, b in enumerate(b for m in norms for b in m.buffers())}
         for number, found in mean(own).items():
             own[number].copy_(found)

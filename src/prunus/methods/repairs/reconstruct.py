@@ -12,7 +12,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from prunus._common.activations import FarEnough, is_affine, places
-from prunus._common.inputs import Inputs, map_tensors, tensors_of
+from prunus._common.inputs import Inputs, called, map_tensors, tensors_of
 from prunus._common.modules import evaluating
 from prunus._common.names import each_meant, module_paths
 from prunus.errors import InputError, RunError
@@ -125,7 +125,7 @@ def _in_order(context: RepairContext, names: Sequence[str]) -> list[str]:
             hook = module.register_forward_hook(lambda *_, name=name: order.append(name))
             hooks.callback(hook.remove)
         with evaluating(context.model), torch.no_grad():
-            context.model(*inputs[0], **inputs[1])
+            called(context.model, inputs)
     return list(dict.fromkeys(order))
 
 
@@ -141,9 +141,9 @@ def _calls(context: RepairContext, model: nn.Module, name: str) -> Iterator[tupl
     hook = model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
     try:
         with evaluating(model), torch.no_grad(), averaging(norms, momentum=0.0):
-            for args, kwargs in context.passes():
+            for inputs in context.passes():
                 with contextlib.suppress(FarEnough):
-                    model(*args, **kwargs)
+                    called(model, inputs)
                 if found:  # some inputs may take another way
                     yield found.pop()
     finally:
@@ -163,9 +163,9 @@ def _fit(
     size = sum(float(wanted.double().square().mean()) for _, wanted in pairs) / len(pairs)
 
     def loss(step: int) -> Tensor:
-        (args, kwargs), wanted = pairs[step % len(pairs)]
-        args, kwargs = map_tensors(Tensor.clone, (args, kwargs))
-        gap = (tensors_of(block(*args, **kwargs))[0] - wanted).square().mean()
+        given, wanted = pairs[step % len(pairs)]
+        answers = called(block, map_tensors(Tensor.clone, given))
+        gap = (tensors_of(answers)[0] - wanted).square().mean()
         return gap / max(size, 1e-12)
 
     norms = [m for m in norms_of(context.model) if any(m is o for o in block.modules())]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunus._common.calibrating import calibrating, learning
 from prunus._common.distributed import gather, total, world_size
+from prunus._common.inputs import own_containers
 from prunus._common.kinds import kind_of
 from prunus.errors import InputError, RunError
 from prunus.methods.signals import SignalContext
@@ -63,7 +64,7 @@ def visit(context: SignalContext, note: Note) -> int:
     given = context.model, context.calibration, context.loss, context.seed
     with learning(parameters), calibrating(*given, gradients=True) as model:
         for batch in context.calibration:
-            loss = scalar(context.loss(model, batch))
+            loss = scalar(context.loss(model, own_containers(batch)))
             for parameter in parameters:  # the loss may have frozen some
                 parameter.requires_grad_(True)
             if not bool(torch.isfinite(loss)):

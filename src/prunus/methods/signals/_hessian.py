@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunus._common.calibrating import calibrating, learning
 from prunus._common.distributed import gather, total
+from prunus._common.inputs import own_containers
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext
 from prunus.methods.signals._gradients import scalar
@@ -48,7 +49,7 @@ def products(context: SignalContext, along: Sequence[Vector]) -> list[dict[str, 
             sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
         ):
             for batch in context.calibration:
-                loss = scalar(context.loss(model, batch))
+                loss = scalar(context.loss(model, own_containers(batch)))
                 first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
                 count += 1
                 for number, vector in enumerate(along):

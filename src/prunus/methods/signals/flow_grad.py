@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import arguments, map_tensors, tensors_of
+from prunus._common.inputs import arguments, map_tensors, own_containers, tensors_of
 from prunus._common.modules import detached_copy, held
 from prunus._common.names import unwrapped
 from prunus._common.torch_internals import AnyBatchNorm
@@ -46,7 +46,7 @@ def flow_grad(context: SignalContext) -> Mapping[str, Tensor]:
     for module in twin.modules():
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, AnyBatchNorm)):
             module.register_forward_hook(_scale_alone)
-    args, kwargs = map_tensors(_ones, arguments(context.example))
+    args, kwargs = own_containers(map_tensors(_ones, arguments(context.example)))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         try:
             answers = tensors_of(twin(*args, **kwargs))

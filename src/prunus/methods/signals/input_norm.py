@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunus._common.activations import at_once, columns, is_affine
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
+from prunus._common.inputs import own_containers
 from prunus._common.names import unwrapped
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext
@@ -56,7 +57,7 @@ def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
         given = context.model, context.calibration, context.loss, context.seed
         with calibrating(*given) as inner:
             for batch in context.calibration:
-                context.loss(inner, batch)
+                context.loss(inner, own_containers(batch))
     every = gather(counts)
     seen = {name: sum(rank[name] for rank in every) for name in counts}
     if not any(seen.values()):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunus._common.activations import is_affine
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
+from prunus._common.inputs import own_containers
 from prunus._common.torch_internals import AnyConv, AnyTransposedConv
 from prunus._common.units import numbers
 from prunus.errors import InputError
@@ -65,7 +66,7 @@ def unit_activity(context: SignalContext) -> Mapping[Group, Tensor]:
         given = context.model, context.calibration, context.loss, context.seed
         with calibrating(*given) as inner:
             for batch in context.calibration:
-                context.loss(inner, batch)
+                context.loss(inner, own_containers(batch))
     seen = {n: sum(rank[n] for rank in gather(seen)) for n in seen}
     if not any(seen.values()):
         raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")

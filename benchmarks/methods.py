@@ -88,6 +88,16 @@ CIFAR = {"name": "cifar10"}
 DEEP = {"name": "cifar10", "blocks": 9, "weights": "resnet56.safetensors"}
 
 
+def guided() -> Iterator[Row]:
+    """As sparse as the guard allows, in twice the steps of the fixed schedules above."""
+    guard = {"better": "higher", "max_drop": 0.005}
+    plan: dict[str, Any] = {"task": "mnist", "dense": "600it", "criterion": "fisher_running",
+                            "target": {"step": 0.7, "adapt": True}, "guard": guard,
+                            "learning_rate": {"name": "hold_decay", "tail": 0.4}}  # fmt: skip
+    yield Row("guided, mnist", "steps by the verdicts", "within 0.5 points",
+              {**plan, "retrain": "160it", "limit": "1400it"})  # fmt: skip
+
+
 def choosing() -> Iterator[Row]:
     """ResNet-20: criterion and allocation, one cut and 100 steps of retraining."""
     plan = {"task": CIFAR, "retrain": "100it", "rounds": 1, "schedule": "one_shot",
@@ -146,7 +156,7 @@ def encoder() -> Iterator[Row]:
 
 def rows() -> list[Row]:
     """All of them."""
-    return [*mnist(), *resnet56(), *choosing(), *encoder()]
+    return [*mnist(), *guided(), *resnet56(), *choosing(), *encoder()]
 
 
 @functools.cache

@@ -16,7 +16,11 @@ import helpers
 import prunus
 from prunus.blocks import judge
 from prunus.blocks.evaluate import Question, accuracy, compare
+from prunus.blocks.fitting import Way
+from prunus.blocks.mending import _answer, mend, parts_of
+from prunus.blocks.recipe import BlockRepair
 from prunus.blocks.source import InMemory
+from prunus.blocks.walk import passage_of, stacks_of
 from prunus.errors import InputError, RunError
 from prunus.methods.catalog import names
 from prunus.methods.solvers import Pattern, statistic_of
@@ -357,14 +361,15 @@ def test_rates_differ_by_block_and_meet_the_target(rates: Any) -> None:
     )
 
 
-def test_repair_brings_blocks_nearer_to_the_dense_model_and_leaves_zeros() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_repair_brings_blocks_nearer_to_the_dense_model_and_leaves_zeros(apart: bool) -> None:
     results = {}
     for steps in (0, 60):
         model, batches = decoder("llama")
         dense = copy.deepcopy(model)
         recipe: dict[str, Any] = {"target": 0.7, "solver": "wanda"}
         if steps:
-            recipe["repair"] = {"steps": steps, "rate": 3e-3}
+            recipe["repair"] = {"steps": steps, "rate": 3e-3, "apart": apart}
         found = prunus.prune_blocks(model, recipe, batches)
         with torch.no_grad():
             results[steps] = sum(
@@ -437,3 +442,35 @@ def test_stacks_of_experts_two_stacks_and_states_are_walked(family: str) -> None
     assert zero == sum(int((~m).sum()) for m in found.masks.values())
     if family == "mixtral":
         assert bool(((found.masks["model.layers.0.mlp.experts.gate_up_proj"]).sum(-1) == 8).all())
+
+
+@pytest.mark.parametrize(
+    ("family", "parts"), [("llama", ["self_attn", "mlp"]), ("gpt2", ["attn", "mlp"])]
+)
+def test_attention_and_mlp_learn_each_by_itself(family: str, parts: list[str]) -> None:
+    model, batches = decoder(family)
+    (stack,) = stacks_of(model)
+    block, dense = model.get_submodule(stack[0]), copy.deepcopy(model.get_submodule(stack[0]))
+    passage = passage_of(model, stack, batches)
+    way = Way(passage.first, passage.calls[0])
+    masks = {n: torch.rand_like(p) > 0.6 for n, p in block.named_parameters() if p.dim() == 2}
+    with torch.no_grad():
+        for name, mask in masks.items():
+            block.get_parameter(name).mul_(mask)
+    assert parts_of(block, way, masks) == parts
+    assert parts_of(block, way, {n: m for n, m in masks.items() if n.startswith("mlp")}) == ["mlp"]
+    assert parts_of(block, way, {}) == []
+    before = copy.deepcopy(block)
+
+    @torch.no_grad()
+    def apart(cut: nn.Module, name: str) -> float:
+        answers = [_answer(m, m.get_submodule(name), way, 0) for m in (cut, dense)]
+        return float((answers[0] - answers[1]).square().mean())
+
+    first = apart(block, parts[0])
+    mend(block, dense, (way, way), [], masks, how=BlockRepair(steps=0, apart=True))
+    mend(block, dense, (way, way), batches, masks, how=BlockRepair(steps=40, apart=True, rate=3e-3))
+    assert apart(block, parts[0]) < 0.9 * first
+    for name, parameter in block.named_parameters():
+        alone = not any(name.startswith(f"{part}.") for part in parts)
+        assert torch.equal(parameter, before.get_parameter(name)) == alone, name

@@ -102,7 +102,7 @@ def _moments(
         cross += (x.T @ u).double().cpu()
         count += places
     if not bool(own.isfinite().all() and cross.isfinite().all()):
-        raise RunError(f"'{matrix.name}' is multiplied by NaN or infinity on the calibration data")
+        raise RunError(f"multiplies NaN or infinity with '{matrix.name}' on the calibration data")
     return own / max(1, count), cross / max(1, count)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 from prunus._common.files import write_json
 from prunus.blocks.choosing import solving_of
 from prunus.blocks.fewer import PassedOver
-from prunus.blocks.fitting import Way, fit
+from prunus.blocks.fitting import Way
 from prunus.blocks.flow import Flow
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
+from prunus.blocks.mending import kept_for, mend
 from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult
 from prunus.blocks.sizes import Sizes
-from prunus.blocks.solving import outliers, reconstruct
+from prunus.blocks.solving import outliers
 from prunus.blocks.source import Source
 from prunus.blocks.streams import Progress, Stream, file_of, gap
 from prunus.blocks.walk import given_by, passage_of, passed_stacks, stacks_of
@@ -188,18 +188,19 @@ class Job:
                 outs["held"] = self.passed(block, streams["held"], i)
             if "dense" in streams:
                 onward = self.passed(block, streams["dense"], i)
-            fits = not whole and self.how.repair is not None and self.how.repair.fit
-            before = copy.deepcopy(block) if fits else block
+            repair = None if whole or isinstance(block, PassedOver) else self.how.repair
+            before = block if repair is None else kept_for(repair, block)
             masks = self.solving.solve(name, block, heard, None if whole else rate)
             del heard
-            if fits:
+            if repair is not None:
                 ways = [Way(s.flow, s.passage.calls[i]) for s in (calibration, streams["dense"])]
-                fit(block, before, (ways[0], ways[1]), masks)
+                try:
+                    mend(block, before, (ways[0], ways[1]), onward, masks, how=repair)
+                except RunError as error:
+                    raise RunError(f"'{name}' {error}") from None
             del before
             if "dense" in streams:
                 streams["dense"].move(onward)
-            if "dense" in streams and not whole and not isinstance(block, PassedOver):
-                self._repair(name, block, masks, streams, i)
             part = self.solving.settled(
                 name, block, calibration.flow[0], calibration.passage.calls[i][0]
             )
@@ -213,27 +214,6 @@ class Job:
             self.source.keep(name, part)
         self.at.errors[name] = errors.get("held", errors["calibration"])
         self.at.rates[name] = self.solving.zeros[name] / max(1, self.solving.weights[name])
-
-    def _repair(
-        self,
-        name: str,
-        block: nn.Module,
-        masks: dict[str, Tensor],
-        streams: dict[str, Stream],
-        i: int,
-    ) -> None:
-        calibration, wanted = streams["calibration"], streams["dense"].flow
-        assert self.how.repair is not None
-
-        def pair(step: int) -> tuple[Callable[[], Tensor], Tensor]:
-            batch = step % len(wanted)
-            call, x = calibration.passage.calls[i][batch], calibration.flow[batch]
-            return lambda: given_by(block, x, call), wanted[batch]
-
-        try:
-            reconstruct(block, masks, pair, steps=self.how.repair.steps, rate=self.how.repair.rate)
-        except RunError as error:
-            raise RunError(f"'{name}' {error}") from None
 
     # Streams
 

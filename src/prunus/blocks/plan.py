@@ -141,10 +141,12 @@ def plan_of(folder: Path, how: BlockRecipe) -> Plan:
             )
         if how.repair is not None:
             batch = min(tokens, 2048)
-            work += 6.0 * weights * batch * how.repair.steps + 2.0 * weights * tokens
+            passes = 10.0 if how.repair.apart else 6.0  # those of the dense block as well, by part
+            work += passes * weights * batch * how.repair.steps + 2.0 * weights * tokens
+            extra += 4 * every if how.repair.apart or how.repair.fit else 0
             if how.repair.fit:  # about four inputs, half of a pass each, of both models
                 work += 8.0 * weights * tokens + 4.0 * sum(n * n for n in sides) * tokens
-                extra += 4 * every + 16 * max(sides) ** 2
+                extra += 16 * max(sides) ** 2
         found.append(BlockPlan(name, weights, goes, 4 * every + extra, work / speed))
     streams = 2 * tokens * (2 if how.repair is not None else 1) + 2 * held
     total = sum(p.numel() for p in model.parameters())

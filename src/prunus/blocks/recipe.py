@@ -89,8 +89,9 @@ class BlockRecipe(Frozen):
         solver: how: ``magnitude``, ``wanda``, ``ria``, ``sparsegpt`` or ``alps``, with settings.
         rates: how much of each block: ``uniform``, ``progression``, ``owl`` or ``measured``.
         repair: steps of gradient descent behind each block, toward what the dense model has there:
-            ``{steps: 100, rate: 0.0005}``; by default none. ``fit: true`` fits what reads and
-            writes a narrower stream by least squares before.
+            ``{steps: 100, rate: 0.0005}``; by default none. ``apart: true`` brings attention and
+            MLP nearer each by itself; ``fit: true`` fits what reads and writes a narrower stream by
+            least squares before.
         recover: of folders, steps of learning from the dense model when the walk is through:
             ``{steps: 200, rate: 0.0001, lora: 16}``.
         guard: what it may cost; needs held-out data.
@@ -155,12 +156,16 @@ class BlockRepair(Frozen):
     Attributes:
         steps: of Adam, one calibration batch each.
         rate: at first; it falls linearly to zero.
+        apart: whether, in place of the block as a whole, each of its own submodules that lost
+            weights (attention, MLP) learns what the dense one gives, one after the other, in that
+            many steps each (Wagner et al. 2025, arXiv:2510.14444).
         fit: of ``hidden``, whether matrices are first fitted by least squares to what the dense
             block's give of the dense stream.
     """
 
     steps: Annotated[int, Field(ge=0)] = 100
     rate: Annotated[float, Field(gt=0)] = 5e-4
+    apart: bool = False
     fit: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,6 @@ from prunus.blocks.recipe import BlockRecipe
 from prunus.blocks.source import Part, Source
 from prunus.blocks.walk import Call
 from prunus.errors import RunError
-from prunus.methods.repairs._descent import descend
 from prunus.methods.solvers import statistic_of
 from prunus.recipe.resolve import bind
 
@@ -228,32 +227,3 @@ def outliers(block: nn.Module, heard: Heard) -> float:
         above += int((scores > OUTLIER * scores.mean()).sum())
         every += scores.numel()
     return above / max(1, every)
-
-
-def reconstruct(
-    block: nn.Module,
-    masks: dict[str, Tensor],
-    pairs: Callable[[int], tuple[Callable[[], Tensor], Tensor]],
-    *,
-    steps: int,
-    rate: float,
-) -> None:
-    """min Σ‖block(x) − y‖² / Σ‖y‖² over what stays of a block, by Adam.
-
-    Args:
-        block: whose floating-point parameters all learn; removed weights stay zero.
-        masks: by parameter name within the block, True = kept.
-        pairs: of a step: the block's answer as a function without arguments, and y.
-        steps: of Adam.
-        rate: at first; it falls linearly to zero.
-
-    Raises:
-        RunError: if the block diverges.
-    """
-    own = {n: p for n, p in block.named_parameters() if p.is_floating_point()}
-
-    def loss(step: int) -> Tensor:
-        answer, wanted = pairs(step)
-        return (answer() - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
-
-    descend(own, masks, loss, steps=steps, rate=rate)

@@ -15,6 +15,8 @@ from prunus import costs
 from prunus._common.batch import find_batch
 from prunus._common.inputs import arguments
 from prunus.costs.macs import macs
+from prunus.graph.analysis import analyze
+from prunus.graph.counting import macs_terms
 from prunus.progressive.progress import round_line
 from prunus.report.page import write_report
 
@@ -303,3 +305,23 @@ def test_a_list_of_sequences_or_pictures_is_counted_by_its_entries(
     if items > 1:
         found = prunus.measure(model, example, batch_sizes=[1, 4], seconds=0.005)
         assert [p.batch for p in found.model.passes] == [1, 4]
+
+
+def test_products_of_rows_with_the_matrix_of_their_group_count() -> None:
+    grouped = getattr(torch.nn.functional, "grouped_mm", None)
+    if grouped is None:
+        pytest.skip("this torch has no grouped_mm")
+
+    class Groups(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 8, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            ends = torch.tensor([2, 4, 6], dtype=torch.int32)
+            return grouped(x, self.w, offs=ends)  # type: ignore[no-any-return]
+
+    x = torch.randn(6, 8)
+    assert macs(Groups(), x, {})[0] == 8 * 16
+    (term,) = macs_terms(analyze(Groups(), x))
+    assert (term.factor, [size for _, size in term.dims]) == (1, [6, 8, 16])

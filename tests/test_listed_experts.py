@@ -203,6 +203,23 @@ def test_an_expert_of_a_list_goes_with_its_row_of_the_router(
                 assert torch.allclose(found, wanted.train(train)(x), atol=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "most"), [(Stacked, 0.7), (Pairs, 0.7), (OneHot, 0.98)])
+def test_macs_are_bounded_as_the_smaller_model_counts_them(
+    kind: type[Mixture], most: float
+) -> None:
+    result = prunus.prune(made(kind), {**EXPERT, "target": {"max_macs": most}}, example=X)
+    before, after = result.cost_before["macs"], result.cost_after["macs"]
+    assert before
+    assert after
+    assert after / before <= most
+    assert result.rounds[-1].achieved == pytest.approx(1 - after / before)
+
+
+def test_of_experts_that_items_are_sent_to_a_bound_on_macs_says_what_to_bound() -> None:
+    with pytest.raises(InputError, match=r"at most 0\.04167 can.*bound max_params or max_bytes"):
+        prunus.prune(made(OneHot), {**EXPERT, "target": {"max_macs": 0.7}}, example=X)
+
+
 class Tasks(nn.Module):
     """A router for each of two tasks over the same experts."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
+import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,8 +87,23 @@ def _of_item(whole: int, items: int) -> float:
     return whole // items if whole % items == 0 else whole / items
 
 
+def _counter() -> FlopCounterMode:
+    """torch's, which does not know products of rows with the matrix of each one's group."""
+    of_groups = [getattr(torch.ops.aten, "_grouped_mm", None)]
+    if "transformers.integrations.moe" in sys.modules:
+        of_groups.append(getattr(torch.ops.transformers, "grouped_mm_fallback", None))
+    return FlopCounterMode(
+        display=False, custom_mapping={op: _of_rows for op in of_groups if op is not None}
+    )
+
+
+def _of_rows(rows: Sequence[int], matrices: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of ``[…, in]`` with ``[…, in, out]``."""
+    return 2 * math.prod(rows) * matrices[-1]
+
+
 def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     try:
         args, kwargs = own_containers(map_tensors(lambda t: t.to("meta"), inputs))
         # The counter looks for what made an input that wants a gradient: a view has nothing here.
@@ -108,7 +126,7 @@ def _without_values(model: nn.Module) -> nn.Module:
 
 
 def _for_real(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         twin = evaluation_copy(model)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
 from prunus.graph.analysis import Analysis
 from prunus.graph.call import base_name, named_arguments
-from prunus.graph.labels import Dim, Value
-from prunus.graph.rules.contraction import spelled_out
+from prunus.graph.labels import Dim, Fixed, Value
+from prunus.graph.routed import shared_out
+from prunus.graph.rules.contraction import GROUPED, spelled_out
 from prunus.graph.rules.recurrent import GATES
+from prunus.graph.steps import sizes_by_values
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,37 @@ class Term:
 
 
 def macs_terms(analysis: Analysis) -> list[Term]:
-    """A term for each product in the model; elementwise work counts nothing, as elsewhere."""
-    return [term for node in analysis.traced.module.graph.nodes for term in _terms(analysis, node)]
+    """A term for each product in the model; elementwise work counts nothing, as elsewhere.
+
+    Those of experts that all items go through have a factor for how many of them are left.
+    """
+    analysis = replace(analysis, known={**analysis.known, **_by_values(analysis)})
+    terms = {
+        node: found
+        for node in analysis.traced.module.graph.nodes
+        if (found := list(_terms(analysis, node)))
+    }
+    sums = {
+        node: sum(t.factor * math.prod(size for _, size in t.dims) for t in found)
+        for node, found in terms.items()
+    }
+    for node, (dim, count) in shared_out(analysis, sums).items():
+        terms[node] = [Term(t.factor / count, (*t.dims, (dim, count))) for t in terms[node]]
+    return [term for found in terms.values() for term in found]
+
+
+def _by_values(analysis: Analysis) -> dict[fx.Node, Value]:
+    """Values whose sizes depend on values, with those that they have."""
+    found = {}
+    for node, shape in sizes_by_values(analysis.traced).items():
+        value = analysis.known.get(node)
+        if isinstance(value, Value) and len(value.shape) == len(shape):
+            dims = tuple(
+                dim if size == old else Fixed("depends on values")
+                for dim, size, old in zip(value.dims, shape, value.shape, strict=True)
+            )
+            found[node] = replace(value, dims=dims, shape=shape)
+    return found
 
 
 def _terms(analysis: Analysis, node: fx.Node) -> Iterator[Term]:
@@ -62,6 +93,10 @@ def _terms(analysis: Analysis, node: fx.Node) -> Iterator[Term]:
         x = value(own[0]) or value(own[1])
         if x is not None:
             yield _term(1, [*_pairs(out), _pairs(x)[-1]])
+    elif name in GROUPED and isinstance(out, Value):
+        x, w = value("input") or value("self"), value("weight") or value("mat2")
+        if x is not None and w is not None:  # each row meets the matrix of its group
+            yield _term(1, [*_pairs(x)[:-1], *_pairs(w)[-2:]])
     elif name == "einsum":
         yield from _einsum(analysis, args)
     elif name.startswith(("scaled_dot_product", "_scaled_dot_product")):

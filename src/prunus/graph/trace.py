@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import operator
+import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,12 @@ from prunus.graph.guard import Guard, Size, guard_of
 from prunus.graph.no_grad import NO_GRAD, stop_gradients
 from prunus.graph.recorder import record
 from prunus.graph.writing import without_writes
+
+BY_VALUES = "by_values"
+"""In a node's ``meta``: whether a size of what it gives depends on values, and is not known."""
+
+_OF_DATA = re.compile(r"\bu\d+")
+"""How export names such sizes."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +300,8 @@ def _settle(module: fx.GraphModule) -> None:
     checks = []
     for node in module.graph.nodes:
         if "val" in node.meta:
+            sizes = map(str, getattr(node.meta["val"], "shape", ()))
+            node.meta[BY_VALUES] = any(_OF_DATA.search(size) for size in sizes)
             node.meta["val"] = pytree.tree_map(settled, node.meta["val"])
         if node.target is TYPE_CHECK:
             checks.append(node)  # of a cast: half precision or float64 is no other graph

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunus.graph.analysis import Analysis
 from prunus.graph.counting import macs_terms
 from prunus.graph.labels import Array, Dim, Fixed
+from prunus.graph.routed import with_rows
 from prunus.types import Counts, Group
 
 Linear = tuple[int, tuple[tuple[int, float], ...]]
@@ -84,6 +85,7 @@ def cost_model(
         known[list(group.classes or ())] = i
     raw: list[tuple[float, list[tuple[Dim, int]]]] = []
     if name == "macs":
+        known = with_rows(analysis, known)
         raw = [(t.factor, list(t.dims)) for t in macs_terms(analysis)]
     else:
         raw = _tensor_terms(name, groups, analysis, model, scored)

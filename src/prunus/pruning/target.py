@@ -72,12 +72,24 @@ def _refuse_bound(recipe: Recipe, space: PruningSpace, wanted: float) -> None:
     most = space.reach()
     if wanted > most + 1e-9:
         limits = " and limits of layers hold" if space.caps else ""
+        name = space.cost_model.name
         raise InputError(
-            f"target: {wanted:.4g} of the {space.cost_model.name} should go, but at most "
+            f"target: {wanted:.4g} of the {name} should go, but at most "
             f"{most:.4g} can while every group keeps a unit{limits} "
             f"({sum(g.units for g in space.groups)} units in {len(space.groups)} groups; "
-            "prunus units shows what is pinned and why)"
+            f"prunus units shows what is pinned and why){_routed(space) if name == 'macs' else ''}"
         )
+
+
+def _routed(space: PruningSpace) -> str:
+    """Why experts that go take so little computation with them."""
+    if space.analysis is None or not space.analysis.experts:
+        return ""
+    return (
+        ". Each item goes to as many experts as before, whichever are left, so fewer of them are "
+        "less memory, and less computation only where all look at every item: bound max_params or "
+        "max_bytes, or make experts narrower with structure: channel"
+    )
 
 
 def refuse_forced(space: PruningSpace, wanted: float, alive: Alive | None = None) -> None:

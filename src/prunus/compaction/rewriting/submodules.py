@@ -18,11 +18,11 @@ from prunus.compaction.cut import IndexCut, same_indices
 from prunus.compaction.rewriting.alike import Traces
 from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
 from prunus.compaction.rewriting.rewrite import rewrite
-from prunus.compaction.verifying.stepping import every_value
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Value
 from prunus.graph.passes import Modes, apart
+from prunus.graph.steps import every_value
 from prunus.graph.trace import Traced, analysis_mode
 from prunus.types import Indices, Kept
 

@@ -154,9 +154,11 @@ def grouped_matmul(call: Call) -> Found:
     return call.result([Fixed(why), w.dims[2]], [False, w.zero[2]])
 
 
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+"""Operators of torch and of transformers that multiply each row with the matrix of its group."""
+
 RULES = {
-    "grouped_mm_fallback": grouped_matmul,  # transformers
-    "_grouped_mm": grouped_matmul,
+    **dict.fromkeys(GROUPED, grouped_matmul),
     "bilinear": bilinear,
     "linear": linear,
     "matmul": matmul,

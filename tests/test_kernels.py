@@ -37,7 +37,8 @@ CUTS = [
 FORMS: dict[str, Callable[[Pattern], Layout]] = {
     "mask": mask,
     "slices": slices,
-    "columns": lambda pattern: slices(pattern, columns=True),
+    "columns": lambda pattern: slices(pattern, form="columns"),
+    "windows": lambda pattern: slices(pattern, form="windows"),
 }
 
 

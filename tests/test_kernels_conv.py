@@ -141,11 +141,39 @@ def test_nan_and_infinity_are_as_dense_arithmetic_gives_them(
         torch.testing.assert_close(found, F.conv2d(whole, odd, None, 1, 1), equal_nan=True)
 
 
+@pytest.mark.parametrize(("channels", "out", "groups"), [(12, 20, 4), (10, 6, 2), (8, 24, 8)])
+def test_groups_keep_their_channels_apart(
+    instructions: str, channels: int, out: int, groups: int
+) -> None:
+    weight = weights((out, channels // groups, 3, 3), 0.7)
+    x, bias = pictures((2, channels, 9, 11)), torch.randn(out)
+    for how in (None, Cut(1, 4, 64, 3 * 9, 16)):
+        layer = SparseConv2d(weight, bias, padding=(1, 1), groups=groups, how=how)
+        right = F.conv2d(x.double(), weight.double(), bias.double(), 1, 1, 1, groups)
+        size = F.conv2d(x.double().abs(), weight.double().abs(), None, 1, 1, 1, groups)
+        close(layer(x), right, size + 4, weight[0].numel())
+        odd = x.clone()
+        odd[0, 1, 4, 4] = float("nan")  # it stays in its group
+        torch.testing.assert_close(
+            layer(odd), F.conv2d(odd, weight, bias, 1, 1, 1, groups), equal_nan=True
+        )
+
+
+def test_channels_that_are_not_whole_groups_are_refused() -> None:
+    layer = SparseConv2d(weights((6, 2, 1, 1), 0.5), groups=3)
+    with pytest.raises(InputError, match="7 channels are not 3 groups"):
+        layer(pictures((1, 7, 4, 4)))
+    with pytest.raises(InputError, match="a weight of 4 groups"):
+        SparseConv2d(weights((6, 2, 1, 1), 0.5), groups=4)
+
+
 def test_float64_is_computed_by_torch(instructions: str) -> None:
     weight, x = weights((5, 6, 3, 3), 0.7).double(), pictures((2, 6, 8, 9)).double()
     layer = SparseConv2d(weight, torch.ones(5).double(), stride=(2, 1), activation="silu")
     right = F.silu(F.conv2d(x, weight, torch.ones(5).double(), (2, 1)))
     torch.testing.assert_close(layer(x), right)
+    grouped = SparseConv2d(weights((4, 3, 3, 3), 0.5).double(), groups=2)
+    torch.testing.assert_close(grouped(x), F.conv2d(x, weights((4, 3, 3, 3), 0.5).double(), groups=2))
 
 
 def test_a_picture_has_the_same_bits_on_any_threads_and_in_two_python_threads(

@@ -16,6 +16,12 @@ DRIVER = Path(__file__).parent / "native" / "driver.cpp"
 AVX2 = ["-mavx2", "-mfma", "-mpopcnt"]
 AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mpopcnt"]
 FLAGS = {"portable": ["-DPRUNUS_PORTABLE"], "avx2": AVX2, "avx512": AVX512}
+SANITIZERS = {
+    name: [f"-fsanitize={name}", "-fno-sanitize-recover=all"]
+    for name in ("thread", "address,undefined")
+}
+# the address sanitizer stops at address 0 as well, and there are no virtual functions
+SANITIZERS["address,undefined"].append("-fno-sanitize=null,vptr")
 
 
 def built(place: Path, *flags: str, compiler: str = "g++") -> Path:
@@ -55,9 +61,17 @@ def test_two_threads_on_different_models_are_clean_under_sanitizers(
 ) -> None:
     if name != "portable" and name not in usable():
         pytest.skip(f"{name}: this processor does not have it, or nothing is compiled")
-    path = built(tmp_path, "-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all",
-                 *FLAGS[name])  # fmt: skip
+    path = built(tmp_path, "-O0", "-g1", "-DPRUNUS_SHORT", *SANITIZERS[sanitizer], *FLAGS[name])
     right([str(path)], name)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_every_variant_of_the_loops_is_clean_as_it_is_optimized(
+    sanitizer: str, tmp_path: Path
+) -> None:
+    path = built(tmp_path, "-O1", "-g1", *SANITIZERS[sanitizer], *FLAGS["portable"])
+    right([str(path)], "portable")
 
 
 @pytest.mark.zoo

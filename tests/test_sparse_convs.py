@@ -145,11 +145,20 @@ def whole() -> nn.Module:
     )  # fmt: skip
 
 
+def grouped() -> nn.Module:
+    """As ResNeXt and ShuffleNet have them."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 1), nn.Conv2d(12, 24, 3, 2, 1, groups=3, bias=False), nn.BatchNorm2d(24),
+        nn.ReLU(), nn.Conv2d(24, 8, 1, groups=4), nn.SiLU(),
+    )  # fmt: skip
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "whole": (whole, 1),
     "squeezed": (lambda: Squeezed(12), 2),
     "concatenated": (Concatenated, 1),
     "changed": (Changed, 1),
+    "grouped": (grouped, 1),
 }
 
 

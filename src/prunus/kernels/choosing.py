@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from prunus.errors import InputError, did_you_mean
 from prunus.kernels.layouts import Cut, Pattern, mask, slices, tiles
 from prunus.kernels.native import library
 
 Values = Literal["float32", "bfloat16", "int8"]
-FEW = 0.78
-"""Sparsity from which on one token is computed by slices, below by a mask."""
+Form = Literal["mask", "slices", "columns", "windows"]
+FORMS: tuple[Form, ...] = get_args(Form)
+FEW, MANY = 0.78, 0.5
+"""Sparsity from which on one token is computed by slices, or windows, below by a mask."""
 NARROW = 24
 """Tokens from which on tiles are as wide as they come."""
 
@@ -54,7 +57,7 @@ def cuts(pattern: Pattern, *, tokens: int, blocks: int = 1) -> Cut:
 
 def single(
     pattern: Pattern, values: Tensor, *, kind: Values = "float32", blocks: int = 1,
-    form: str | None = None,
+    form: Form | None = None,
 ) -> Kernel:  # fmt: skip
     """The kernel for one token: a mask, slices where few weights are left, or blocks of columns.
 
@@ -64,13 +67,12 @@ def single(
         kind: how they are kept; bfloat16 takes half the memory, int8 a quarter, with a scale for
             each row (largest value ÷ 127).
         blocks: 16 where rows share columns in blocks of sixteen.
-        form: ``mask``, ``slices`` or ``columns``, in place of what is usually the fastest.
+        form: ``mask``, ``slices``, ``columns`` or ``windows``, in place of what is usually the
+            fastest.
     """
     if form is None:
-        short = pattern.cols <= 65536
-        few = short and 1 - pattern.density >= FEW
-        form = "columns" if blocks == 16 and short else "slices" if few else "mask"
-    made = mask(pattern) if form == "mask" else slices(pattern, columns=form == "columns")
+        form = usual(pattern, blocks=blocks)
+    made = mask(pattern) if form == "mask" else slices(pattern, form=form)
     numbers, found = made.numbers, made.pack(values)
     if kind == "bfloat16":
         found = found.bfloat16()
@@ -79,6 +81,29 @@ def single(
         numbers = with_scales(numbers, scales)
         found = made.pack(rounded).to(torch.int8)
     return Kernel(0, numbers, found)
+
+
+def layout_of(name: str) -> Form:
+    """A layout for one token by its name.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    for form in FORMS:
+        if form == name:
+            return form
+    raise InputError(f"there is no layout '{name}'; {did_you_mean(name, FORMS)}")
+
+
+def usual(pattern: Pattern, *, blocks: int = 1) -> Form:
+    """The layout for one token that is usually the fastest on this processor."""
+    if pattern.cols > 65536:
+        return "mask"
+    if blocks == 16:
+        return "columns"
+    if library().name == "avx512":
+        return "windows" if 1 - pattern.density >= MANY else "mask"
+    return "slices" if 1 - pattern.density >= FEW else "mask"
 
 
 def quantized(pattern: Pattern, values: Tensor) -> tuple[Tensor, Tensor]:

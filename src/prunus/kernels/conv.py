@@ -33,6 +33,21 @@ def cut(weight: Tensor, *, side: int = 2, height: int = 1, vectors: int = 8) -> 
     return Cut(1 if height == 4 else side, height, 64, many * taps, 512)
 
 
+def whole(weight: Tensor, groups: int) -> Tensor:
+    """A grouped convolution's weight ``[out, in ÷ groups, …]`` as that of a plain one.
+
+    >>> whole(torch.tensor([[[[2.0]]], [[[3.0]]]]), 2).flatten(1).tolist()
+    [[2.0, 0.0], [0.0, 3.0]]
+    """
+    if groups == 1:
+        return weight
+    out, own, *kernel = weight.shape
+    made = weight.new_zeros(groups, out // groups, groups, own, *kernel)
+    for i, part in enumerate(weight.detach().chunk(groups)):
+        made[i, :, i] = part
+    return made.view(out, groups * own, *kernel)
+
+
 def laid_out(weight: Tensor, how: Cut | None = None) -> tuple[Layout, Tensor]:
     """The layout of a convolution's weights, and the packed values.
 
@@ -61,9 +76,10 @@ class SparseConv2d(nn.Module):
     """y = activation(conv2d(x, W) + b + residual) of the weights that are not zero, forward only.
 
     Args:
-        weight: ``[out, in, kernel rows, kernel columns]``, float32 or float64; no groups.
+        weight: ``[out, in ÷ groups, kernel rows, kernel columns]``, float32 or float64.
         bias: ``[out]``.
         stride, padding, dilation: of rows and columns.
+        groups: of channels that are kept apart.
         activation: ``none``, ``relu``, ``gelu``, ``silu`` or ``relu6``.
         shifted: whether columns are copied, so that all taps are aligned.
 
@@ -83,7 +99,7 @@ class SparseConv2d(nn.Module):
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, *, stride: Pair = (1, 1),
         padding: Pair = (0, 0), dilation: Pair = (1, 1), activation: Activation = "none",
-        shifted: bool = False, how: Cut | None = None, vectors: int = 8,
+        shifted: bool = False, how: Cut | None = None, vectors: int = 8, groups: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         calls()
@@ -91,13 +107,18 @@ class SparseConv2d(nn.Module):
             raise InputError(
                 f"there is no activation '{activation}'; {did_you_mean(activation, ACTIVATIONS)}"
             )
-        layout, values = laid_out(weight, how)
+        if groups < 1 or weight.dim() != 4 or weight.shape[0] % groups:
+            raise InputError(
+                f"a weight of {groups} groups is [out, in ÷ groups, rows, columns] with as many "
+                f"times channels out, not {described(weight)}"
+            )
+        layout, values = laid_out(whole(weight, groups), how)
         self.register_buffer("layout", layout.numbers)
         self.register_buffer("values", values)
         self.register_buffer("bias", values.new_empty(0) if bias is None else bias.detach().clone())
         step = Step(
             "conv", 0, -1, 0, weight.shape[0], (weight.shape[2], weight.shape[3]), stride, padding,
-            dilation, activation, shifted, vectors,
+            dilation, activation, shifted, vectors, groups,
         )  # fmt: skip
         self.step = step
 

@@ -177,7 +177,7 @@ def plain(
     """One step in torch, without what is added and the activation."""
     if step.kind in ("conv", "depthwise"):
         assert weight is not None
-        groups = step.channels if step.kind == "depthwise" else 1
+        groups = step.channels if step.kind == "depthwise" else step.groups
         own = bias if bias is not None and bias.numel() else None
         return F.conv2d(x, weight, own, step.stride, step.padding, step.dilation, groups)
     if step.kind == "max":
@@ -190,4 +190,8 @@ def plain(
 def _weight(step: Step, channels: int, values: Tensor, layout: Tensor) -> Tensor:
     if step.kind == "depthwise":
         return values[: step.channels * step.taps].view(step.channels, 1, *step.kernel)
-    return dense(layout, values).view(step.channels, channels, *step.kernel)
+    found = dense(layout, values).view(step.channels, channels, *step.kernel)
+    if step.groups == 1:
+        return found
+    apart = found.view(step.groups, -1, step.groups, channels // step.groups, *step.kernel)
+    return torch.cat([apart[i, :, i] for i in range(step.groups)])

@@ -17,7 +17,7 @@ Activation = Literal["none", "relu", "gelu", "silu", "relu6"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 Pair = tuple[int, int]
-FORMAT, WIDTH = 1, 16
+FORMAT, WIDTH = 2, 17
 LARGEST = 2**20
 """No size in a step is larger."""
 
@@ -37,6 +37,8 @@ class Step:
         activation: what follows.
         shifted: whether columns are copied, so that every tap begins a line of the cache.
         vectors: of pixels, at most, that run through the registers at once.
+        groups: of channels that a convolution keeps apart; its layout is that of the whole matrix,
+            in which the others' places are empty.
     """
 
     kind: Kind
@@ -51,6 +53,7 @@ class Step:
     activation: Activation = "none"
     shifted: bool = False
     vectors: int = 8
+    groups: int = 1
 
     @property
     def weighted(self) -> bool:
@@ -104,7 +107,7 @@ class Program:
         for s in self.steps:
             found += [KINDS.index(s.kind), s.x, s.more, s.number, s.channels]
             found += [*s.kernel, *s.stride, *s.padding, *s.dilation]
-            found += [ACTIVATIONS.index(s.activation), int(s.shifted), s.vectors]
+            found += [ACTIVATIONS.index(s.activation), int(s.shifted), s.vectors, s.groups]
         return found
 
     @classmethod
@@ -129,12 +132,14 @@ class Program:
     def _in_order(self) -> bool:
         for i, step in enumerate(self.steps):
             known = range(self.inputs + i)
-            sizes = (step.channels, *step.kernel, *step.stride, *step.dilation, step.vectors)
+            sizes = (step.channels, *step.kernel, *step.stride, *step.dilation, step.vectors,
+                     step.groups)  # fmt: skip
             fits = (
                 step.x in known and (step.more == -1 or step.more in known)
                 and all(0 < n <= LARGEST for n in sizes)
                 and all(0 <= n <= LARGEST for n in step.padding)
                 and (step.number >= 0) == step.weighted
+                and (step.groups == 1 or (step.kind == "conv" and not step.channels % step.groups))
                 and not (step.more >= 0 and step.kind in ("max", "average", "mean"))
             )  # fmt: skip
             if not fits:
@@ -148,7 +153,7 @@ class Program:
 
 
 def _step(numbers: Sequence[int]) -> Step:
-    kind, x, more, number, channels, *pairs, activation, shifted, vectors = numbers
+    kind, x, more, number, channels, *pairs, activation, shifted, vectors, groups = numbers
     if min(kind, activation) < 0:
         raise ValueError("a kind or an activation is negative")
     kernel, stride, padding, dilation = (
@@ -156,5 +161,5 @@ def _step(numbers: Sequence[int]) -> Step:
     )  # fmt: skip
     return Step(
         KINDS[kind], x, more, number, channels, kernel, stride, padding, dilation,
-        ACTIVATIONS[activation], bool(shifted), vectors,
+        ACTIVATIONS[activation], bool(shifted), vectors, groups,
     )  # fmt: skip

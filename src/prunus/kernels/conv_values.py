@@ -67,6 +67,8 @@ def _refuse_weights(step: Step, x: Value, layouts: Sequence[Tensor]) -> None:
             raise InputError(f"a depthwise step over {x.channels} channels has no layout: {step}")
         return
     head = head_of(layout)
+    if x.channels % step.groups:
+        raise InputError(f"{x.channels} channels are not {step.groups} groups: {step}")
     if head.kind != TILES or (head.rows, head.cols) != (step.channels, x.channels * step.taps):
         raise InputError(
             f"the weights of {step} are tiles of {step.channels}×{x.channels * step.taps}, not "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import byref, c_int64
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from prunus.kernels.native import (
     REFUSED,
     SLICES,
     TILES,
+    WINDOWS,
     Rows,
     Shape,
     library,
@@ -31,6 +32,9 @@ LANES = 16
 """Rows of a slice."""
 ROOM = 64
 """Values behind the last one that a mask's kernel may read."""
+Sliced = Literal["slices", "columns", "windows"]
+"""Layouts of sixteen rows beside each other."""
+SLICED: tuple[Sliced, ...] = get_args(Sliced)
 
 
 class Cut(NamedTuple):
@@ -195,27 +199,30 @@ def tiles(pattern: Pattern, cut: Cut | None = None) -> Layout:
     return _written(pattern, write, room, most)
 
 
-def slices(pattern: Pattern, *, columns: bool = False) -> Layout:
-    """For one token: sixteen rows beside each other, or blocks of sixteen that share a column.
+def slices(pattern: Pattern, *, form: Sliced = "slices") -> Layout:
+    """For one token: sixteen rows beside each other, a value of each in every step.
 
     Args:
         pattern: of at most 65536 columns.
-        columns: whether rows share columns; where they do not, padding takes their place.
+        form: ``slices`` takes each row's next value wherever it is, ``columns`` those of one
+            column (for blocks of sixteen rows), ``windows`` those of 32 neighboring ones; padding
+            takes the place of a row that has none there.
     """
     if pattern.cols > 65536:
         raise InputError(f"slices count columns in 16 bits; the matrix has {pattern.cols}")
     starts = -(-pattern.rows // LANES)
     counts = torch.nn.functional.pad(pattern.first.diff(), (0, starts * LANES - pattern.rows))
-    if columns:
+    if form != "slices":
         most = LANES * pattern.values
     else:  # sorted within 1024 rows: never worse than every slice of the longest row's length
         most = LANES * int(
             sum(_sorted_steps(counts[i : i + 1024]) for i in range(0, len(counts), 1024))
         )
-    room = HEADER + starts + 1 + starts * LANES + (most // (LANES if columns else 1)) // 2 + 8
+    shorts = {"slices": most, "columns": most // LANES, "windows": most // LANES + most // 2}[form]
+    room = HEADER + 2 * (starts + 1) + starts * LANES + shorts // 2 + 8
 
     def write(rows: Any, *place: Any) -> int:
-        return int(library().call.prunus_slices(byref(rows), int(columns), *place))
+        return int(library().call.prunus_slices(byref(rows), SLICED.index(form), *place))
 
     return _written(pattern, write, room, most)
 
@@ -374,5 +381,4 @@ def described(value: object) -> str:
     return f"{value.dtype} {tuple(value.shape)} on {value.device}"
 
 
-Form = Literal["tiles", "mask", "slices", "columns"]
-NAMES: dict[int, Form] = {TILES: "tiles", MASK: "mask", SLICES: "slices", COLUMNS: "columns"}
+NAMES = {TILES: "tiles", MASK: "mask", SLICES: "slices", COLUMNS: "columns", WINDOWS: "windows"}

@@ -20,7 +20,8 @@ class SparseLinear(nn.Module):
     """y = activation(x · Wᵀ + b + residual) of the weights that are not zero.
 
     While it trains, its values are a parameter, and gradients are computed at their places alone;
-    in eval mode, without gradients, they lie packed for the kernels.
+    in eval mode, without gradients, they lie packed for the kernels. What ``torch.compile`` and
+    ``torch.export`` make for inference reads them as they were at the last call of ``eval()``.
 
     Args:
         weight: ``[out, in]`` float32; what is zero is left out.
@@ -124,10 +125,19 @@ class SparseLinear(nn.Module):
             self.register_buffer(f"packed_{i}", kernel.values, persistent=False)
         self._packed_at = version_of(self.values)
 
+    def train(self, mode: bool = True) -> SparseLinear:
+        """As torch's; in eval mode the values are packed at once."""
+        super().train(mode)
+        if not mode and self._packed_at != version_of(self.values):
+            self.pack()
+        return self
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[…, in]`` to ``[…, out]``; the residual, of that shape, goes before the activation."""
         given = (x, self.values, self.bias, residual)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        # a graph that is compiled in training mode reads the values themselves, as they change
+        if trains or (torch.compiler.is_compiling() and (self.training or not self.least)):
             found: Tensor = torch.ops.prunus.sparse_linear(
                 x, self.values, self.layout, self.order, self.turned, self.turned_order,
                 self.bias, residual, self.out_features, self.activation,

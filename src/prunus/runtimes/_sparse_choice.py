@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunus._common.timing import interleaved
-from prunus.kernels.choosing import Kernel, blocks_of, single
+from prunus.kernels.choosing import Kernel, blocks_of, layout_of, single
 from prunus.kernels.layouts import Cut, Pattern, tiles
 from prunus.kernels.native import library
 from prunus.kernels.product import plain, product
@@ -54,13 +54,14 @@ class Choice:
 def candidates(pattern: Pattern, tokens: int, blocks: int) -> list[tuple[int, ...] | str]:
     """What is worth a try: a few cuts of tiles, and for few tokens the layouts of one."""
     found: list[tuple[int, ...] | str] = []
+    large = library().name == "avx512"
     if tokens <= FEW and pattern.cols <= 65536:
         found += ["columns"] if blocks == 16 else ["slices"]
+        found += ["windows"] if large else []
     found += ["mask"] if tokens <= FEW and pattern.density > 0.1 else []
     if tokens == 1 and found:
         return found
     height = 4 if blocks > 1 else 1
-    large = library().name == "avx512"
     width = next((w for w in (4, 8, 16, 32) if tokens <= w), 64)
     widths = [width] if width <= 32 else [64, 32]
     for w in widths:
@@ -80,7 +81,7 @@ def made(
         return Kernel(least, torch.empty(0, dtype=torch.int32), weight)
     values = weight.reshape(-1)[pattern.flat()]
     if isinstance(form, str):
-        kernel = single(pattern, values, form=form)
+        kernel = single(pattern, values, form=layout_of(form))
         return Kernel(least, kernel.layout, kernel.values)
     layout = tiles(pattern, Cut(*form))
     return Kernel(least, layout.numbers, layout.pack(values))

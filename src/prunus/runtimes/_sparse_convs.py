@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from prunus._common.timing import interleaved
 from prunus.errors import InputError
-from prunus.kernels.conv import laid_out
+from prunus.kernels.conv import laid_out, whole
 from prunus.kernels.conv_native import calls
 from prunus.kernels.conv_prepared import PreparedConvs
 from prunus.kernels.conv_product import follow
@@ -65,7 +65,7 @@ def forms(weight: Tensor, step: Step, width: int) -> list[Form]:
     >>> len(forms(torch.ones(4, 4, 1, 1), Step("conv", 0), 14)) > 1
     True
     """
-    taps, count = step.taps, weight.shape[1]
+    taps, count = step.taps, weight.shape[1] * step.groups
     rows = step.kernel[0] if taps > 1 else 1
     most = max(1, min(count, 65536 // taps))
     found: list[Form] = []
@@ -91,7 +91,7 @@ def packed(weight: Tensor, step: Step, form: Form) -> tuple[Step, Tensor, Tensor
     cut = Cut(side, height, 64, band * step.taps, 512)
     if vectors < 1:
         raise InputError(f"a strip of {vectors} vectors is not possible")
-    layout, values = laid_out(weight, cut)
+    layout, values = laid_out(whole(weight, step.groups), cut)
     return replace(step, vectors=vectors, shifted=bool(shifted)), layout.numbers, values
 
 
@@ -152,7 +152,7 @@ def choose_convs(region: Region, batch: int, known: dict[Any, Form] | None = Non
     for i, (name, step) in enumerate(zip(region.names, region.program.steps, strict=True)):
         if step.kind == "conv":
             weight, x = region.weights[step.number], sizes[step.x]
-            key = (*weight.shape, step.stride, step.padding, step.dilation, x.size,
+            key = (*weight.shape, step.groups, step.stride, step.padding, step.dilation, x.size,
                    round(zeros(weight), 2), batch)  # fmt: skip
             if key not in known:
                 width = sizes[region.program.inputs + i].size[1]

@@ -150,12 +150,10 @@ class _Finder:
         groups = rest[4] if len(rest) > 4 else 1
         out, own = weight.shape[:2]
         kernel = (int(weight.shape[2]), int(weight.shape[3]))
-        if groups == 1:
-            step = Step("conv", 0, -1, 0, out, kernel, stride, padding, dilation)
-        elif groups == out and own == 1 and channels(x) == out:
+        if groups == out > 1 and own == 1 and channels(x) == out:
             step = Step("depthwise", 0, -1, 0, out, kernel, stride, padding, dilation)
         else:
-            return False
+            step = Step("conv", 0, -1, 0, out, kernel, stride, padding, dilation, groups=groups)
         self._join(node, [0], Draft(step, None, None, weight, bias, node.name))
         return True
 

@@ -19,7 +19,7 @@ VARIABLE = "PRUNUS_INSTRUCTIONS"
 """Name of the environment variable that forces one of them."""
 VERSION = 1
 HEADER = 32
-TILES, MASK, SLICES, COLUMNS = 1, 2, 3, 4
+TILES, MASK, SLICES, COLUMNS, WINDOWS = 1, 2, 3, 4, 5
 DONE, NOT_FINITE, REFUSED = 0, 1, 2
 LACKING = (
     "the sparse kernels are not compiled: install GCC or Clang (C++17), then install prunus again "

@@ -38,8 +38,8 @@ PRUNUS_API int32_t prunus_supported(const char* name) {
 PRUNUS_API int32_t prunus_product(const Product* p) {
   try {
     if (prunus::head_of(p->layout).kind != prunus::TILES) return prunus::product_of_single(*p);
-    return p->type == prunus::F64 ? prunus::product_of_tiles<double>(*p)
-                                  : prunus::product_of_tiles<float>(*p);
+    PRUNUS_DOUBLE(if (p->type == prunus::F64) return prunus::product_of_tiles<double>(*p);)
+    return prunus::product_of_tiles<float>(*p);
   } catch (const std::bad_alloc&) {
     return REFUSED;
   }
@@ -47,7 +47,8 @@ PRUNUS_API int32_t prunus_product(const Product* p) {
 
 PRUNUS_API int32_t prunus_gradient(const Gradient* g) {
   try {
-    g->type == prunus::F64 ? prunus::gradient_of_tiles<double>(*g) : prunus::gradient_of_tiles<float>(*g);
+    PRUNUS_DOUBLE(if (g->type == prunus::F64) return prunus::gradient_of_tiles<double>(*g), DONE;)
+    prunus::gradient_of_tiles<float>(*g);
     return DONE;
   } catch (const std::bad_alloc&) {
     return REFUSED;

@@ -65,10 +65,11 @@ PRUNUS_API const char* prunus_check(const int32_t* layout, int64_t length);
 
 // Write a layout and the natural number of each of its values (-1 = padding, zero). They return
 // the length of the layout, or -1 where `room` does not suffice; `values` gets that of the values.
+// Slices are of the form 0 (SLICES), 1 (COLUMNS) or 2 (WINDOWS).
 PRUNUS_API int64_t prunus_tiles(const Pattern*, const Shape*, int32_t* layout, int64_t room,
                                 int32_t* order, int64_t order_room, int64_t* values);
 PRUNUS_API int64_t prunus_mask(const Pattern*, int32_t* layout, int64_t room);
-PRUNUS_API int64_t prunus_slices(const Pattern*, int32_t columns, int32_t* layout, int64_t room,
+PRUNUS_API int64_t prunus_slices(const Pattern*, int32_t form, int32_t* layout, int64_t room,
                                  int32_t* order, int64_t order_room, int64_t* values);
 
 // The matrix, [rows][cols] of float (of double for F64) that are zero.

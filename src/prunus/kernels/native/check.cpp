@@ -95,18 +95,42 @@ const char* check_mask(const Reader& r) {
   return nullptr;
 }
 
+const char* check_alone(const Reader& r, int64_t count) {
+  const Head& h = r.head;
+  const int32_t* alone = r.at + h.alone;
+  if (alone[0] != 0 || !r.inside(h.place, (count + 1) / 2)) return "its single values do not lie inside it";
+  for (int64_t s = 0; s < h.slices; ++s)
+    if (alone[s + 1] < alone[s]) return "its slices are not in order";
+  const uint16_t* place = reinterpret_cast<const uint16_t*>(r.at + h.place);
+  for (int64_t i = 0; i < count; ++i)
+    if (place[i] % SHORT >= h.cols) return "a column lies outside the matrix";
+  return nullptr;
+}
+
 const char* check_slices(const Reader& r) {
   const Head& h = r.head;
   const int64_t slices = (h.rows + int64_t(15)) / 16;
   if (h.slices < slices || !r.inside(h.first, int64_t(h.slices) + 1) ||
-      !r.inside(h.row, 16 * int64_t(h.slices)) || h.values % 16 || h.cols > 65536)
+      !r.inside(h.row, 16 * int64_t(h.slices)) || h.cols > 65536)
     return "its parts do not lie inside it";
-  const int64_t steps = h.values / 16, indices = h.kind == SLICES ? h.values : steps;
-  if (!r.inside(h.index, (indices + 1) / 2)) return "its columns do not lie inside it";
+  int64_t alone = 0;
+  if (h.kind == WINDOWS) {
+    if (!r.inside(h.alone, int64_t(h.slices) + 1)) return "its parts do not lie inside it";
+    alone = r.at[h.alone + h.slices];
+    if (alone < 0 || alone > h.values) return "more values stand alone than there are";
+    if (h.words < 1 || h.words > 2) return "its windows are of no known number of steps";
+  }
+  if ((h.values - alone) % 16) return "its values are in no slices";
+  const int64_t steps = (h.values - alone) / 16;
+  const bool windows = h.kind == WINDOWS;
+  const int64_t indices = h.kind == SLICES ? h.values : windows ? steps / h.words : steps;
+  const int32_t numbers = windows ? h.word : h.index;
+  if (!r.inside(numbers, (indices + 1) / 2) || (windows && !r.inside(h.index, 4 * steps)))
+    return "its columns do not lie inside it";
   const int32_t *first = r.at + h.first, *row = r.at + h.row;
   if (first[0] != 0 || first[h.slices] != steps) return "its slices do not cover its values";
   for (int64_t s = 0; s < h.slices; ++s)
-    if (first[s + 1] < first[s]) return "its slices are not in order";
+    if (first[s + 1] < first[s] || (windows && first[s + 1] % h.words)) return "its slices are not in order";
   std::vector<char> seen(h.rows, 0);
   for (int64_t i = 0; i < 16 * int64_t(h.slices); ++i) {
     if (row[i] == -1) continue;
@@ -115,10 +139,16 @@ const char* check_slices(const Reader& r) {
   }
   for (char own : seen)
     if (!own) return "a row is missing";
-  const uint16_t* index = reinterpret_cast<const uint16_t*>(r.at + h.index);
+  const uint16_t* index = reinterpret_cast<const uint16_t*>(r.at + numbers);
   for (int64_t i = 0; i < indices; ++i)
-    if (index[i] >= h.cols) return "a column lies outside the matrix";
-  return nullptr;
+    if (index[i] >= h.cols || (windows && index[i] % 16))
+      return "a column lies outside the matrix";
+  if (!windows) return nullptr;
+  const uint8_t* inside = reinterpret_cast<const uint8_t*>(r.at + h.index);
+  for (int64_t i = 0; i < 16 * steps; ++i)
+    if (inside[i] >= WINDOW || index[i / 16 / h.words] + inside[i] >= h.cols)
+      return "a column lies outside its window";
+  return check_alone(r, alone);
 }
 
 }  // namespace
@@ -135,7 +165,8 @@ const char* check(const int32_t* layout, int64_t length) {
     case TILES: return check_tiles(reader);
     case MASK: return check_mask(reader);
     case SLICES:
-    case COLUMNS: return check_slices(reader);
+    case COLUMNS:
+    case WINDOWS: return check_slices(reader);
     default: return "its kind is unknown";
   }
 }

@@ -145,7 +145,9 @@ void look(const float* x, const Step& s, int64_t vectors, Last& last) {
 
 // How many vectors of so many rows the registers hold beside the weight and a vector of pixels.
 int most_vectors(int rows) {
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(PRUNUS_SHORT)
+  return rows == 4 ? 1 : 2;
+#elif defined(__AVX512F__) || defined(__aarch64__)
   return rows == 4 ? 6 : 8;
 #else
   return rows == 4 ? 3 : rows == 2 ? 6 : 8;
@@ -170,12 +172,14 @@ bool convolution(const Step& s, const Places& place) {
     switch (part.end - part.first) {
       case 1: panel_at<1>(work, panel, tile, last); break;
       case 2: panel_at<2>(work, panel, tile, last); break;
+#if !defined(PRUNUS_SHORT)
       case 3: panel_at<3>(work, panel, tile, last); break;
       case 4: panel_at<4>(work, panel, tile, last); break;
       case 5: panel_at<5>(work, panel, tile, last); break;
       case 6: panel_at<6>(work, panel, tile, last); break;
       case 7: panel_at<7>(work, panel, tile, last); break;
       default: panel_at<8>(work, panel, tile, last); break;
+#endif
     }
     if (!finite(last.odd)) fine.store(false, std::memory_order_relaxed);
     if (number == 0) {

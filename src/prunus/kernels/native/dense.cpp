@@ -34,12 +34,25 @@ template <class S, class Get> void of_mask(const int32_t* layout, const Head& h,
 template <class S, class Get> void of_slices(const int32_t* layout, const Head& h, S* out, Get value) {
   const int32_t *first = layout + h.first, *row = layout + h.row;
   const uint16_t* index = reinterpret_cast<const uint16_t*>(layout + h.index);
+  const uint8_t* inside = reinterpret_cast<const uint8_t*>(index);
+  const uint16_t* begin = reinterpret_cast<const uint16_t*>(layout + h.word);
+  const auto column = [&](int64_t at, int64_t k) {
+    return h.kind == WINDOWS ? begin[k / h.words] + inside[at] : index[h.kind == SLICES ? at : k];
+  };
   for (int64_t s = 0; s < h.slices; ++s)
     for (int64_t k = first[s]; k < first[s + 1]; ++k)
       for (int i = 0; i < 16; ++i) {
         const int64_t o = row[16 * s + i], at = 16 * k + i;  // padding adds zero somewhere
-        if (o >= 0) out[o * h.cols + index[h.kind == SLICES ? at : k]] += value(at);
+        if (o >= 0) out[o * h.cols + column(at, k)] += value(at);
       }
+  if (h.kind != WINDOWS) return;
+  const int32_t* alone = layout + h.alone;
+  const uint16_t* place = reinterpret_cast<const uint16_t*>(layout + h.place);
+  for (int64_t s = 0; s < h.slices; ++s)
+    for (int64_t i = alone[s]; i < alone[s + 1]; ++i) {
+      const int64_t o = row[16 * s + place[i] / SHORT];
+      if (o >= 0) out[o * h.cols + place[i] % SHORT] += value(16 * int64_t(first[h.slices]) + i);
+    }
 }
 
 template <class S, class Get> void dense(const int32_t* layout, S* out, Get value) {

@@ -9,7 +9,9 @@ namespace prunus {
 
 constexpr int32_t MAGIC = 0x5053504d, HEADER = 32;
 
-enum Kind : int32_t { TILES = 1, MASK = 2, SLICES = 3, COLUMNS = 4 };
+enum Kind : int32_t { TILES = 1, MASK = 2, SLICES = 3, COLUMNS = 4, WINDOWS = 5 };
+constexpr int32_t SHORT = 4096;
+constexpr int32_t WINDOW = 32;  // columns that a step of WINDOWS looks at, from a multiple of 16 on
 enum Type : int32_t { F32 = 0, F64 = 1, BF16 = 2, I8 = 3 };
 
 struct Head {
@@ -34,10 +36,16 @@ struct Head {
   int32_t index;        // offset of uint16 [values / height]: column inside the band
   // MASK: offsets of the first value of each row, [rows + 1], and of its words, [rows][words][2]
   int32_t first, word, words;
-  // SLICES and COLUMNS: `first` counts steps of slices [slices + 1], `row` their rows, [slices][16]
-  // (rows alone are without a number, -1), `index` uint16: [steps][16], or of COLUMNS [steps]
+  // The others: `first` counts steps of slices [slices + 1], `row` their rows, [slices][16] (rows
+  // alone are without a number, -1), `index` uint16: [steps][16], of COLUMNS [steps]; of WINDOWS
+  // uint8 [steps][16], counted from where the step's window begins, which is `word` of
+  // uint16 [steps / words]
   int32_t slices;
-  int32_t rest[HEADER - 25];
+  // WINDOWS, of at most SHORT columns: values that few rows of a slice would have shared a step
+  // with stand alone, behind all others. `alone` counts them by slices [slices + 1], `place` is
+  // uint16 [alone]: row of the slice · SHORT + column
+  int32_t alone, place;
+  int32_t rest[HEADER - 27];
 };
 static_assert(sizeof(Head) == HEADER * sizeof(int32_t), "the head is part of the format");
 

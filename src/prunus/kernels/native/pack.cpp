@@ -1,5 +1,6 @@
 // From a matrix by rows to the layouts that the loops read.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -17,11 +18,11 @@ struct Writer {
     if (length < room) to[length] = number;
     ++length;
   }
-  int32_t shorts(const std::vector<uint16_t>& numbers) {
-    const int64_t begin = length, count = (int64_t(numbers.size()) + 1) / 2;
+  template <class T> int32_t small(const std::vector<T>& numbers) {
+    const int64_t bytes = sizeof(T) * numbers.size(), begin = length, count = (bytes + 3) / 4;
     if (begin + count <= room) {
       if (count) to[begin + count - 1] = 0;
-      std::memcpy(to + begin, numbers.data(), 2 * numbers.size());
+      std::memcpy(to + begin, numbers.data(), bytes);
     }
     length += count;
     return int32_t(begin);
@@ -136,7 +137,7 @@ int64_t tiles(const Pattern& m, const Shape& shape, Writer out, int32_t* order, 
   head.groups = int32_t(groups.size() / 3), head.slots = int32_t(rows.size());
   head.values = int32_t(values);
   head.ranges = out.array(ranges), head.group = out.array(groups), head.row = out.array(rows);
-  head.index = out.shorts(index);
+  head.index = out.small(index);
   *count = values;
   return values > order_room ? -1 : out.finish(head);
 }
@@ -161,13 +162,55 @@ int64_t mask(const Pattern& m, Writer out) {
   return out.finish(head);
 }
 
+// Values of a slice that stand alone, the next one of every row before the one after it: a sum is
+// then not waited for. A step takes as long as FEW of them.
+struct Alone {
+  static constexpr int FEW = 8;
+  std::vector<int32_t> first{0}, numbers;
+  std::vector<uint16_t> place;
+  std::vector<std::array<int32_t, 3>> found;  // of the slice: how many of its row before, row, number
+  std::vector<uint16_t> columns;
+  int before[16] = {};
+
+  // Whether the next step would be that of few rows; it then takes those that it begins with.
+  bool take(const Pattern& m, const int32_t* own, int64_t* next, int32_t column, int steps) {
+    const auto has = [&](int i, int32_t wide, int64_t ahead) {
+      return own[i] >= 0 && next[i] + ahead < m.first[own[i] + 1] && m.column[next[i] + ahead] < column + wide;
+    };
+    int served = 0;
+    for (int i = 0; i < 16 * steps; ++i) served += has(i % 16, WINDOW, i / 16);
+    if (served >= FEW * steps) return false;
+    for (int i = 0; i < 16; ++i)
+      if (has(i, 16, 0)) {
+        found.push_back({before[i]++, i, int32_t(next[i])});
+        columns.push_back(uint16_t(m.column[next[i]++]));
+      }
+    return true;
+  }
+  void finish() {
+    std::vector<int32_t> order(found.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = int32_t(i);
+    std::sort(order.begin(), order.end(), [&](int32_t x, int32_t y) { return found[x] < found[y]; });
+    for (int32_t i : order) {
+      numbers.push_back(found[i][2]);
+      place.push_back(uint16_t(found[i][1] * SHORT + columns[i]));
+    }
+    found.clear(), columns.clear();
+    std::fill(before, before + 16, 0);
+    first.push_back(int32_t(numbers.size()));
+  }
+};
+
 // Sixteen rows of about equal counts beside each other: the sorting stays within `near` rows, so
 // that the answers that are written together lie together.
-int64_t slices(const Pattern& m, bool columns, Writer out, int32_t* order, int64_t order_room,
+int64_t slices(const Pattern& m, int32_t kind, Writer out, int32_t* order, int64_t order_room,
                int64_t* count) {
   constexpr int64_t lanes = 16, near = 1024;
+  const bool columns = kind == COLUMNS;
   Head head{};
-  head.kind = columns ? COLUMNS : SLICES;
+  // two steps of one window take half as many reads of x, where most rows have two values in it
+  head.words = kind == WINDOWS && 12 * m.first[m.rows] > m.rows * m.cols ? 2 : 1;
+  head.kind = kind;
   head.rows = int32_t(m.rows), head.cols = int32_t(m.cols);
   head.stored = int32_t(m.first[m.rows]);
   head.slices = int32_t((m.rows + lanes - 1) / lanes);
@@ -180,7 +223,9 @@ int64_t slices(const Pattern& m, bool columns, Writer out, int32_t* order, int64
       std::stable_sort(sorted.begin() + top, sorted.begin() + std::min(m.rows, top + near),
                        [&](int32_t x, int32_t y) { return size(x) > size(y); });
   std::vector<int32_t> first{0};
-  std::vector<uint16_t> index;
+  std::vector<uint16_t> index, begin;
+  std::vector<uint8_t> inside;
+  Alone alone;
   int64_t values = 0;
   const auto place = [&](int32_t number) {
     if (values < order_room) order[values] = number;
@@ -188,18 +233,23 @@ int64_t slices(const Pattern& m, bool columns, Writer out, int32_t* order, int64
   };
   for (int64_t s = 0; s < head.slices; ++s) {
     const int32_t* own = &sorted[s * lanes];
-    if (columns) {
+    if (kind != SLICES) {
       int64_t next[lanes];
       for (int i = 0; i < lanes; ++i) next[i] = own[i] < 0 ? 0 : m.first[own[i]];
-      for (;;) {
+      for (;;) {  // the row that is farthest behind says where the next step begins
         int32_t column = INT32_MAX;
         for (int i = 0; i < lanes; ++i)
           if (own[i] >= 0 && next[i] < m.first[own[i] + 1]) column = std::min(column, m.column[next[i]]);
         if (column == INT32_MAX) break;
-        index.push_back(uint16_t(column));
-        for (int i = 0; i < lanes; ++i) {
-          const bool has = own[i] >= 0 && next[i] < m.first[own[i] + 1] && m.column[next[i]] == column;
-          place(has ? int32_t(next[i]++) : -1);
+        if (!columns) column = column / 16 * 16;
+        const int32_t end = column + (columns ? 1 : WINDOW);
+        if (!columns && m.cols <= SHORT && alone.take(m, own, next, column, head.words)) continue;
+        (columns ? index : begin).push_back(uint16_t(column));
+        for (int i = 0; i < lanes * head.words; ++i) {
+          const int q = i % lanes;
+          const bool has = own[q] >= 0 && next[q] < m.first[own[q] + 1] && m.column[next[q]] < end;
+          if (!columns) inside.push_back(has ? uint8_t(m.column[next[q]] - column) : uint8_t(0));
+          place(has ? int32_t(next[q]++) : -1);
         }
       }
     } else {
@@ -214,9 +264,16 @@ int64_t slices(const Pattern& m, bool columns, Writer out, int32_t* order, int64
         }
     }
     first.push_back(int32_t(values / lanes));
+    alone.finish();
   }
+  for (int32_t number : alone.numbers) place(number);
   head.values = int32_t(values);
-  head.first = out.array(first), head.row = out.array(sorted), head.index = out.shorts(index);
+  head.first = out.array(first), head.row = out.array(sorted);
+  head.index = kind == WINDOWS ? out.small(inside) : out.small(index);
+  if (kind == WINDOWS) {
+    head.word = out.small(begin);
+    head.alone = out.array(alone.first), head.place = out.small(alone.place);
+  }
   *count = values;
   return values > order_room ? -1 : out.finish(head);
 }
@@ -233,9 +290,9 @@ PRUNUS_API int64_t prunus_mask(const Pattern* m, int32_t* layout, int64_t room) 
   return prunus::mask(*m, {layout, room});
 }
 
-PRUNUS_API int64_t prunus_slices(const Pattern* m, int32_t columns, int32_t* layout, int64_t room,
+PRUNUS_API int64_t prunus_slices(const Pattern* m, int32_t form, int32_t* layout, int64_t room,
                                  int32_t* order, int64_t order_room, int64_t* values) {
-  return prunus::slices(*m, columns != 0, {layout, room}, order, order_room, values);
+  return prunus::slices(*m, prunus::SLICES + form, {layout, room}, order, order_room, values);
 }
 
 namespace {
@@ -246,6 +303,7 @@ int32_t gather(const int32_t* order, int64_t count, const void* values, int64_t 
   S* to = static_cast<S*>(packed);
   for (int64_t i = 0; i < count; ++i) {
     if (order[i] >= n) return REFUSED;
+    if (i + 48 < count) __builtin_prefetch(from + (order[i + 48] < 0 ? 0 : order[i + 48]));
     to[i] = order[i] < 0 ? S(0) : from[order[i]];
   }
   return DONE;

@@ -3,6 +3,8 @@
 // MASK: a bit for each weight and the values that are there, spread to their places by the bits.
 // SLICES: sixteen rows beside each other, a value and a column of two bytes for each weight.
 // COLUMNS: blocks of sixteen rows that share a column.
+// WINDOWS: sixteen rows beside each other, each with a column of the same 32: AVX-512 takes these
+// from two registers at once, where looking up one by one takes a cycle for each.
 #include "abi.h"
 #include "activations.h"
 #include "layout.h"
@@ -118,9 +120,45 @@ template <class T> void slice_rows(const Product& p, const float* x, int64_t top
   }
 }
 
+template <class T, int G> void window_rows(const Product& p, const float* x, int64_t top, int64_t end) {
+  constexpr int N = PRUNUS_VECTOR / 4, parts = 16 / N;
+  using V = Vec<float, N>;
+  const Head& h = head_of(p.layout);
+  const int32_t *first = p.layout + h.first, *row = p.layout + h.row;
+  const uint8_t* index = reinterpret_cast<const uint8_t*>(p.layout + h.index);
+  const uint16_t* begin = reinterpret_cast<const uint16_t*>(p.layout + h.word);
+  const T* values = static_cast<const T*>(p.values);
+  const T* lone = values + 16 * int64_t(first[h.slices]);
+  const int32_t* alone = p.layout + h.alone;
+  const uint16_t* place = reinterpret_cast<const uint16_t*>(p.layout + h.place);
+  const Close close(p);
+  for (int64_t s = top; s < end; ++s) {
+    float own[16] = {};  // long written when it is read as vectors
+    for (int64_t i = alone[s]; i < alone[s + 1]; ++i)
+      own[place[i] / SHORT] += widened(lone[i]) * x[place[i] % SHORT];
+    V sum[4][parts] = {};
+    int64_t k = first[s];
+    const auto step = [&](int64_t at, int n, const float* from) {
+      __builtin_prefetch(values + 16 * (at + STEPS_AHEAD));
+#pragma GCC unroll 4
+      for (int i = 0; i < parts; ++i)
+        sum[n][i] += widened<T, N>(values + 16 * at + i * N) * picked<N>(from, index + 16 * at + i * N);
+    };
+    for (; k + 4 <= first[s + 1]; k += 4) {
+      __builtin_prefetch(index + 16 * (k + STEPS_AHEAD));
+      const uint16_t* own_begin = begin + k / G;
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) step(k + n, n, x + own_begin[n / G]);
+    }
+    for (; k < first[s + 1]; ++k) step(k, 0, x + begin[k / G]);
+    for (int i = 0; i < parts; ++i)
+      close.several(row + 16 * s + i * N, V((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]) + load<V>(own + i * N)));
+  }
+}
+
 template <class T> int32_t single(const Product& p) {
   const Head& h = head_of(p.layout);
-  const int64_t wide = (h.cols + int64_t(63)) / 64 * 64;
+  const int64_t wide = (h.cols + int64_t(63)) / 64 * 64 + WINDOW;  // a window may begin at the last
   float* x = inputs.room<float>(wide);
   const bool mask = h.kind == MASK;
   const int64_t units = mask ? h.rows : h.slices, grain = mask ? 32 : 2;
@@ -137,7 +175,9 @@ template <class T> int32_t single(const Product& p) {
     if (p.residual) own.residual = static_cast<const float*>(p.residual) + t * p.residual_stride;
     auto part = [&](int64_t i) {
       const int64_t top = i * grain, end = top + grain < units ? top + grain : units;
-      mask ? mask_rows<T>(own, x, top, end) : slice_rows<T>(own, x, top, end);
+      if (mask) return mask_rows<T>(own, x, top, end);
+      if (h.kind != WINDOWS) return slice_rows<T>(own, x, top, end);
+      h.words == 2 ? window_rows<T, 2>(own, x, top, end) : window_rows<T, 1>(own, x, top, end);
     };
     parallel((units + grain - 1) / grain, p.threads, part);
   }

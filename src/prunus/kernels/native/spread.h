@@ -31,6 +31,17 @@ template <class T, int N> INLINE Vec<float, N> widened(const T* at) {
   }
 }
 
+template <class T> INLINE float widened(T value) {
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t bits = uint32_t(value) << 16;
+    float f;
+    std::memcpy(&f, &bits, sizeof f);
+    return f;
+  } else {
+    return float(value);
+  }
+}
+
 #if !defined(__AVX512F__)
 // For every mask of N bits, the lane that each place takes its value from; 255 where it is zero.
 template <int N> struct Places {
@@ -70,6 +81,16 @@ INLINE Vec<float, sizeof...(i)> looked_up(const float* x, const I* index, std::i
 // x[index[0]], …, x[index[N - 1]]: one by one, as AMD's gathering instructions take longer.
 template <int N, class I> INLINE Vec<float, N> looked_up(const float* x, const I* index) {
   return looked_up(x, index, std::make_integer_sequence<int, N>{});
+}
+
+// The same among the 32 numbers from x on, a line of the cache: in registers where they hold them.
+template <int N> INLINE Vec<float, N> picked(const float* x, const uint8_t* index) {
+#if defined(__AVX512F__)
+  const __m512i place = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index)));
+  return (Vec<float, N>)_mm512_permutex2var_ps(_mm512_load_ps(x), place, _mm512_load_ps(x + 16));
+#else
+  return looked_up<N>(x, index);
+#endif
 }
 
 }  // namespace PRUNUS_ISA

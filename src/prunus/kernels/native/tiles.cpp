@@ -184,7 +184,7 @@ template <class S> int32_t product_of_tiles(const Product& call) {
 }
 
 template int32_t product_of_tiles<float>(const Product&);
-template int32_t product_of_tiles<double>(const Product&);
+PRUNUS_DOUBLE(template int32_t product_of_tiles<double>(const Product&);)
 
 }  // namespace PRUNUS_ISA
 }  // namespace prunus

@@ -30,6 +30,14 @@
 
 #define INLINE __attribute__((always_inline)) inline
 
+// PRUNUS_SHORT: float alone, and strips of at most two vectors. The loops are the same ones, and
+// sanitizers, which take a minute to compile them all, a few seconds.
+#if defined(PRUNUS_SHORT)
+#define PRUNUS_DOUBLE(...)
+#else
+#define PRUNUS_DOUBLE(...) __VA_ARGS__
+#endif
+
 // Everything but the C functions stands in a namespace of its instruction set.
 namespace prunus {
 inline namespace PRUNUS_ISA {

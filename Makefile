@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 # every worker and every process that a test starts would do again.
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-.PHONY: demo test test-zoo test-zoo-all test-kills check format docs bench bench-quality bench-methods bench-repair bench-structure bench-sparse bench-artifact bench-one-shot bench-llm clean
+.PHONY: demo test test-zoo test-zoo-all test-kills check format docs bench bench-quality bench-methods bench-repair bench-structure bench-sparse bench-sparse-avx2 bench-sparse-gallery bench-artifact bench-one-shot bench-llm clean
 
 demo: $(READY)
 	$(BIN)/prunus run iterative
@@ -69,11 +69,16 @@ bench-one-shot: $(READY)
 bench-llm: $(READY)  # hours of a core; PRUNUS_LLM=folder, see benchmarks/llm.py
 	$(BIN)/python benchmarks/llm.py
 
-bench-sparse: $(READY)  # an hour of a core; MNN takes part where it is installed
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse.py --threads 1 --out benchmarks/sparse.jsonl
-	$(BIN)/python benchmarks/sparse.py --threads 2 --sparsities 0.8,0.9,0.95 --out benchmarks/sparse.jsonl
+SPARSE = $(BIN)/python benchmarks/sparse.py --out benchmarks/sparse.jsonl $(SPARSE_MORE)
+bench-sparse bench-sparse-avx2: $(READY)  # an hour of a core, half an hour of two; MNN takes part where it is installed
+	OMP_NUM_THREADS=1 $(SPARSE) $(if $(filter %avx2,$@),--instructions avx2) --threads 1
+	$(SPARSE) $(if $(filter %avx2,$@),--instructions avx2) --threads 2 --sparsities 0.8,0.9,0.95
 	$(BIN)/python benchmarks/sparse.py --table benchmarks/sparse.jsonl > benchmarks/sparse.md
 	$(BIN)/python benchmarks/sparse_picture.py benchmarks/sparse.jsonl docs/zeros.png
+
+bench-sparse-gallery: $(READY)  # an hour of a core: three models are trained, then timed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sparse_gallery.py --data $(PRUNUS_DATA) --keep benchmarks/sparse_gallery.jsonl
+	$(BIN)/python benchmarks/sparse_gallery.py --table benchmarks/sparse_gallery.jsonl > benchmarks/sparse_gallery.md
 
 bench-artifact: $(READY)  # an hour of a core
 	$(BIN)/python benchmarks/artifact.py --data $(PRUNUS_DATA) --out benchmarks/artifact.jsonl

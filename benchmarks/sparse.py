@@ -1,7 +1,9 @@
 """What zeros pay: our sparse kernels and the fastest dense engines, in turn in one run.
 
-    make bench-sparse        (an hour of a core)
+    make bench-sparse        (an hour of a core, and half an hour of two)
+    make bench-sparse-avx2   (the same, with our kernels for AVX2)
     python benchmarks/sparse.py --rows linear_128,linear_1 --threads 1 --out benchmarks/sparse.jsonl
+    python benchmarks/sparse.py --missing --out benchmarks/sparse.jsonl    (only what is not there)
     python benchmarks/sparse.py --table benchmarks/sparse.jsonl > benchmarks/sparse.md
 
 Every row is one model or layer at one sparsity: its engines take turns, the order rotates, medians
@@ -14,12 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
+import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +36,7 @@ from torch import Tensor, nn
 from prunus._common.environment import describe
 from prunus._common.timing import no_denormals
 from prunus.kernels import SparseLinear, library
+from prunus.kernels.native import VARIABLE
 from sparse_convs import POINTWISE, SQUARE, convolutions, whole
 from sparse_opponents import DENSE, INT8, Call, engines
 
@@ -129,7 +135,7 @@ def timed(
 
     Args:
         calls: by engine.
-        cold: whether other memory is written before every call.
+        cold: whether other memory is read before every call.
         seconds: for each engine.
         clock: of the process, which other processes do not stop, or of the wall.
     """
@@ -141,7 +147,7 @@ def timed(
     while turn < 15 or (perf_counter() < end and turn < 400):
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
-            other.add_(1)
+            other.sum()  # not written: what is written goes back to memory while others read
             begin = clock()
             for _ in range(repeats[name]):
                 calls[name]()
@@ -261,24 +267,49 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.4, help="for each engine")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--missing", action="store_true", help="what --out lacks of this machine")
+    parser.add_argument("--instructions", help="our kernels for these, in place of the best")
     parser.add_argument("--table", type=Path)
     given = parser.parse_args()
     if given.table:
         print(HEAD + table([json.loads(text) for text in given.table.read_text().splitlines()]))
         return
+    if given.instructions:
+        os.environ[VARIABLE] = given.instructions
     torch.set_num_threads(given.threads)
     machine = {"processor": describe()["processor"], "instructions": library().name,
                "threads": given.threads, "torch": torch.__version__}  # fmt: skip
+    there = known(given.out, machine) if given.missing and given.out else set()
+    wrong = 0
     for name in given.rows.split(","):
         for sparsity in map(float, given.sparsities.split(",")):
-            with no_denormals():
-                for found in measure(name, sparsity, given.threads, given.seconds):
-                    line = {"row": name, "sparsity": sparsity, **found, **machine,
-                            "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-                    print(json.dumps(line), flush=True)
-                    if given.out:
-                        with given.out.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(line) + "\n")
+            if (name, sparsity) in there:
+                continue
+            try:
+                with no_denormals():
+                    found = list(measure(name, sparsity, given.threads, given.seconds))
+            except Exception:  # the other rows do not wait for somebody to look at it
+                traceback.print_exc()
+                wrong += 1
+                continue
+            for each in found:
+                line = {"row": name, "sparsity": sparsity, **each, **machine,
+                        "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+                print(json.dumps(line), flush=True)
+                if given.out:
+                    with given.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+    if wrong:
+        sys.exit(f"{wrong} rows were not measured; what went wrong stands above")
+
+
+def known(path: Path, machine: Mapping[str, Any]) -> set[tuple[str, float]]:
+    """Rows and sparsities that a file has of a machine, an instruction set and a thread count."""
+    if not path.exists():
+        return set()
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    same = ("processor", "instructions", "threads")
+    return {(x["row"], x["sparsity"]) for x in lines if all(x[k] == machine[k] for k in same)}
 
 
 HEAD = """# What zeros pay
@@ -287,7 +318,8 @@ HEAD = """# What zeros pay
 zeros in the weights of both; in brackets over the fastest dense int8 engine. Linear rows are the
 geometric mean of BERT-base's three shapes. A dash among the milliseconds: the engine does not take
 it; of ours: no layer was faster, and `deploy` keeps the dense engine (1.00). With one thread it is
-the processor's time that counts, with two the wall's.
+the processor's time that counts, with two the wall's. Where a table is of AVX2 on a processor that
+has AVX-512, our kernels alone do without it: their opponents take what there is.
 
 """
 

@@ -26,9 +26,19 @@ INT8 = ("onnxruntime_int8", "openvino_int8")
 
 
 def engines(
-    model: nn.Module, example: Any, place: Path, *, threads: int, calibration: Sequence[Any] = ()
-) -> dict[str, Call]:
-    """The calls of all engines that are installed and take this model, and ours."""
+    model: nn.Module, example: Any, place: Path, *, threads: int,
+    calibration: Sequence[Any] = (), rounded: float = 0.2,
+) -> dict[str, Call]:  # fmt: skip
+    """The calls of all engines that are installed and take this model, and ours.
+
+    Args:
+        model: in eval mode.
+        example: its inputs.
+        place: a folder for what is built.
+        threads: of each engine.
+        calibration: inputs, for int8.
+        rounded: how far int8 answers may be off, ‖a − b‖ ÷ ‖b‖.
+    """
     inputs = tensors_of(example)
     batch = (len(inputs[0]),)
     made: dict[tuple[str, int], Any] = {}
@@ -50,7 +60,7 @@ def engines(
     for name, call in found.items():
         far = error(call(), right, how="norm")
         # Winograd's transforms lose a digit
-        limit = 0.2 if name in INT8 else 1e-3 if name == "mnn" else 1e-4
+        limit = rounded if name in INT8 else 1e-3 if name == "mnn" else 1e-4
         assert far < limit, (name, far)
     return found
 

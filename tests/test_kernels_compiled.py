@@ -1,4 +1,4 @@
-"""The operators of the sparse kernels under torch.compile and torch.export, forward and backward."""
+"""The operators of the sparse kernels under torch.compile and torch.export, both ways."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_an_exported_layer_still_trains() -> None:
     assert "prunus.sparse_linear.default" in names
     trained = program.module()
     x = torch.randn(9, 30)
-    for found, right in zip(gradients(trained, trained, x), gradients(model, model, x), strict=True):
+    for found, right in zip(
+        gradients(trained, trained, x), gradients(model, model, x), strict=True
+    ):
         torch.testing.assert_close(found, right)
 
 

@@ -173,7 +173,9 @@ def test_float64_is_computed_by_torch(instructions: str) -> None:
     right = F.silu(F.conv2d(x, weight, torch.ones(5).double(), (2, 1)))
     torch.testing.assert_close(layer(x), right)
     grouped = SparseConv2d(weights((4, 3, 3, 3), 0.5).double(), groups=2)
-    torch.testing.assert_close(grouped(x), F.conv2d(x, weights((4, 3, 3, 3), 0.5).double(), groups=2))
+    torch.testing.assert_close(
+        grouped(x), F.conv2d(x, weights((4, 3, 3, 3), 0.5).double(), groups=2)
+    )
 
 
 def test_a_picture_has_the_same_bits_on_any_threads_and_in_two_python_threads(

@@ -20,8 +20,8 @@ struct Writer {
   }
   template <class T> int32_t small(const std::vector<T>& numbers) {
     const int64_t bytes = sizeof(T) * numbers.size(), begin = length, count = (bytes + 3) / 4;
-    if (begin + count <= room) {
-      if (count) to[begin + count - 1] = 0;
+    if (count && begin + count <= room) {
+      to[begin + count - 1] = 0;
       std::memcpy(to + begin, numbers.data(), bytes);
     }
     length += count;

@@ -158,7 +158,7 @@ HEAD = """# What zeros pay in whole models
 
 `make bench-sparse-gallery`. Single weights, taken out by magnitude as far as the example's own
 guard allows; the pruned model by the runtime `sparse`, the dense model by the fastest engine in
-float32 and in int8, one input, medians in turn in one run. Metrics are those of the validation data;
+float32 and in int8, one input, medians in turn in one run. Metrics are of the validation data;
 int8 is the dense model's. With one thread it is the processor's time that counts, else the wall's.
 
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +29,13 @@ class Place:
         name: of the module.
         module: the layer.
         calls: of it in one pass.
+        size: numbers that it reads in one pass.
     """
 
     name: str
     module: nn.Module
     calls: int
+    size: int = 0
 
 
 def places(model: nn.Module, inputs: Inputs) -> list[Place]:
@@ -41,18 +43,24 @@ def places(model: nn.Module, inputs: Inputs) -> list[Place]:
 
     Layers whose weight is computed from other parameters are left out.
     """
-    order: dict[str, int] = {}
+    order: dict[str, list[int]] = {}
     names = {m: n for n, m in model.named_modules() if is_affine(m)}
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        order[names[module]] = order.get(names[module], 0) + 1
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        order.setdefault(names[module], []).append(read_by(args, kwargs).numel())
 
     with contextlib.ExitStack() as hooks:
         for module in names:
-            hooks.callback(module.register_forward_hook(note).remove)
+            hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         with evaluating(model), torch.no_grad():
             called(model, inputs)
-    return [Place(name, model.get_submodule(name), calls) for name, calls in order.items()]
+    return [Place(n, model.get_submodule(n), len(s), sum(s)) for n, s in order.items()]
+
+
+def read_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer is called with, by place or by name."""
+    read: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return read
 
 
 def is_affine(module: nn.Module) -> bool:
@@ -81,14 +89,14 @@ def watch(
     """
     left = 0
 
-    def note(module: nn.Module, args: Any, output: Any) -> None:
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         nonlocal left
-        watcher(args[0].detach(), output.detach())
+        watcher(read_by(args, kwargs).detach(), output.detach())
         left -= 1
         if not left:
             raise FarEnough
 
-    hook = place.module.register_forward_hook(note)
+    hook = place.module.register_forward_hook(note, with_kwargs=True)
     try:
         with evaluating(model), torch.no_grad(), within or contextlib.nullcontext():
             for inputs in passes:
@@ -121,12 +129,13 @@ CHUNK = 2**24
 """Numbers that are unfolded at a time."""
 
 
-def columns(module: nn.Module, given: Tensor) -> Tensor:
+def columns(module: nn.Module, given: Tensor, every: int = 1) -> Tensor:
     """What each output of a layer is a weighted sum of.
 
     Args:
         module: a linear layer or a convolution.
         given: what it reads.
+        every: of the positions, the first of so many.
 
     Returns:
         ``[groups, positions, columns]``, so that column j belongs to entry j of a row of
@@ -137,7 +146,7 @@ def columns(module: nn.Module, given: Tensor) -> Tensor:
              [2., 3.]]])
     """
     if not isinstance(module, AnyConv):
-        return given.reshape(1, -1, given.shape[-1])
+        return given.reshape(1, -1, given.shape[-1])[:, ::every]
     dims = len(module.kernel_size)
     given = given if given.dim() == dims + 2 else given[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -146,11 +155,14 @@ def columns(module: nn.Module, given: Tensor) -> Tensor:
     sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
     for d, (size, stride, dilation) in enumerate(sizes):
         windows = windows.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    batch, channels = windows.shape[:2]
-    windows = windows.reshape(batch, module.groups, channels // module.groups, -1,
-                              *module.kernel_size)  # fmt: skip
-    windows = windows.movedim(2, 3)  # batch, groups, positions, channels, kernel
-    return windows.transpose(0, 1).flatten(3).flatten(1, 2)
+    windows = windows.movedim(1, 1 + dims)  # batch, places, channels, kernel
+    places = windows.shape[: 1 + dims]
+    if every > 1:
+        at = torch.arange(0, math.prod(places), every, device=given.device)
+        windows, places = windows[torch.unravel_index(at, places)], at.shape
+    grouped = windows.unflatten(len(places), (module.groups, -1)).movedim(len(places), 0)
+    found: Tensor = grouped.reshape(module.groups, math.prod(places), -1)
+    return found
 
 
 def rows(module: nn.Module, output: Tensor) -> Tensor:

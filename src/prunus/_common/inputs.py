@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import sys
 from collections.abc import (
     Callable,
     Iterable,
@@ -14,6 +15,7 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
@@ -249,12 +251,23 @@ def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """What a model answers to arguments that others want to use again: it gets its own containers.
 
+    Code that was compiled runs as it was written: hooks inside of it are not called else.
+
     >>> batch = {"x": 3}
     >>> called(lambda given: given.pop("x"), ((batch,), {})), batch
     (3, {'x': 3})
     """
     args, kwargs = own_containers(inputs)
-    return model(*args, **kwargs)
+    with uncompiled():
+        return model(*args, **kwargs)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """What ``torch.compile`` made runs as it was written inside."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def plain(value: Any) -> Any:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import Place, at_once, columns, places, rows, watch
+from prunus._common.activations import Place, at_once, columns, is_affine, places, rows, watch
 from prunus._common.distributed import total
-from prunus._common.modules import held
+from prunus._common.lockstep import walking
+from prunus._common.modules import evaluating, held
+from prunus._common.names import module_names
 from prunus.errors import InputError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import averaging, norms_of
 
 MOST_POSITIONS = 2**15
 """Positions of a call that are looked at: of more, these many, evenly spaced."""
+LIVE, MOST_HELD = 3, 2**30
+"""Tensors of a layer's size that live in a pass there; bytes that passes hold while they wait."""
 
 
 @dataclass
 class Moments:
-    """Sums over calibration data, of each group of a layer, in float64.
+    """Sums over calibration data, of each group of a layer; those of a call are added in float64.
 
     Attributes:
         xx: ``[groups, columns, columns]``, Σ x xᵀ of what the masked model's layer reads; a
@@ -65,13 +71,16 @@ def layer_by_layer(
         raise InputError(
             "this repair compares each layer with the model before the cut: pass reference"
         )
-    model, twins = context.model, dict(reference.named_modules())
-    first = next(iter(context.passes()), None)
-    if first is None:
+    model, plain = context.model, module_names(context.model)
+    names, modules = module_names(reference), dict(reference.named_modules())
+    twins = {names[path]: module for path, module in modules.items() if is_affine(module)}
+    passes = [*context.passes()]
+    if not passes:
         raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for place in places(model, first):
-        twin, weight = twins.get(place.name), place.module.get_parameter("weight")
+    chosen = []
+    for place in places(model, passes[0]):
+        twin, weight = twins.get(plain[place.name]), place.module.get_parameter("weight")
         if twin is None or twin.get_parameter("weight").shape != weight.shape:
             raise InputError(
                 f"'{place.name}' has another shape than in the reference: repair the masked "
@@ -79,33 +88,79 @@ def layer_by_layer(
             )
         alone = owners[id(weight)] == 1  # tied ones belong to more than one layer
         if alone and wanted(place.module):
-            moments = _moments(context, place, Place(place.name, twin, place.calls), reference)
-            if moments.differs:
-                fit(place, moments)
+            chosen.append((place, twin))
+    for side_by_side, some in groupby(chosen, lambda pair: _fits(pair[0], len(passes))):
+        way = _side_by_side if side_by_side else _from_the_start
+        with closing(way(context, [*some])) as found:
+            for place, moments in found:
+                if moments.differs:
+                    fit(place, moments)
 
 
-def _moments(context: RepairContext, place: Place, twin: Place, reference: nn.Module) -> Moments:
+def _fits(place: Place, passes: int) -> bool:
+    """Whether passes may wait at a layer, all of the model and all of the reference."""
+    held = place.size * place.module.get_parameter("weight").element_size() * passes
+    return place.calls == 1 and 2 * LIVE * held <= MOST_HELD
+
+
+def _side_by_side(
+    context: RepairContext, layers: list[tuple[Place, nn.Module]]
+) -> Generator[tuple[Place, Moments], None, None]:
+    """All batches go on from layer to layer through both models."""
+    model, reference = context.model, context.reference
+    assert reference is not None
+    norms = norms_of(model)  # the statistics that they have are of the model before
+    with ExitStack() as stack:
+        for module in (model, reference):
+            stack.enter_context(evaluating(module))
+        stack.enter_context(averaging(norms, momentum=0.0))
+        reach, twins = (
+            stack.enter_context(walking(module, own, context.passes()))
+            for module, own in ((model, [p.module for p, _ in layers]),
+                                (reference, [twin for _, twin in layers]))
+        )  # fmt: skip
+        for place, twin in layers:
+            found = _none(place)
+            for seen, wanted in zip(reach(place.module), twins(twin), strict=True):
+                if seen is not None and wanted is not None:
+                    _add(found, place.module, *seen, wanted[1])
+            yield place, _over_ranks(found)
+
+
+def _from_the_start(
+    context: RepairContext, layers: list[tuple[Place, nn.Module]]
+) -> Generator[tuple[Place, Moments], None, None]:
+    """Each batch comes to a layer anew, one after the other; a layer may be called many times."""
+    assert context.reference is not None
+    norms = norms_of(context.model)
+    for place, twin in layers:
+        found, there = _none(place), Place(place.name, twin, place.calls)
+        for inputs in context.passes():
+            wanted: list[Tensor] = []
+            watch(context.reference, there, [inputs], lambda _, y: wanted.append(y))  # noqa: B023
+            left = iter(wanted)
+            watch(
+                context.model,
+                place,
+                [inputs],
+                lambda x, y: _add(found, place.module, x, y, next(left)),  # noqa: B023
+                averaging(norms, momentum=0.0),
+            )
+        yield place, _over_ranks(found)
+
+
+def _none(place: Place) -> Moments:
     weight = place.module.get_parameter("weight")
     groups = getattr(place.module, "groups", 1)
-    more = bias_of(place.module) is not None
-    size, outputs = weight[0].numel() + more, len(weight) // groups
+    size = weight[0].numel() + (bias_of(place.module) is not None)
     zeros = weight.new_zeros
-    found = Moments(
+    return Moments(
         zeros((groups, size, size), dtype=torch.float64),
-        zeros((groups, size, outputs), dtype=torch.float64),
+        zeros((groups, size, len(weight) // groups), dtype=torch.float64),
     )
-    norms = norms_of(context.model)  # the statistics that they have are of the model before
-    for inputs in context.passes():
-        wanted: list[Tensor] = []
-        watch(reference, twin, [inputs], lambda read, given: wanted.append(given))  # noqa: B023
-        left = iter(wanted)
-        watch(
-            context.model,
-            place,
-            [inputs],
-            lambda x, y: _add(found, place.module, x, y, next(left)),  # noqa: B023
-            averaging(norms, momentum=0.0),
-        )
+
+
+def _over_ranks(found: Moments) -> Moments:
     total([found.xx, found.xy, found.gap, found.size, found.count])
     return found
 
@@ -118,12 +173,14 @@ def _add(found: Moments, module: nn.Module, x: Tensor, y: Tensor, wanted: Tensor
     size = at_once(module, x, wanted)
     parts = zip(x.split(size), wanted.split(size), strict=True) if size < len(x) else [(x, wanted)]
     for some, answers in parts:
-        read = columns(module, some)[:, ::every].double()
-        given = rows(module, answers)[:, ::every].double()
+        read, given = columns(module, some, every), rows(module, answers)[:, ::every]
+        if read.dtype.itemsize < 4:
+            read, given = read.float(), given.float()
         if bias_of(module) is not None:
             read = torch.cat([read, read.new_ones((*read.shape[:2], 1))], dim=2)
-        found.xx += read.transpose(1, 2) @ read
-        found.xy += read.transpose(1, 2) @ given
+        turned = read.transpose(1, 2)
+        found.xx += turned @ read
+        found.xy += turned @ given
         found.count += read.shape[1]
 
 

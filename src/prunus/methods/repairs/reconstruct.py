@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunus._common.activations import FarEnough, is_affine, places
 from prunus._common.inputs import Inputs, called, map_tensors, tensors_of
 from prunus._common.modules import evaluating
-from prunus._common.names import each_meant, module_paths
+from prunus._common.names import each_meant, module_names, module_paths
 from prunus.errors import InputError, RunError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._descent import descend
@@ -63,7 +63,8 @@ def reconstruct(
         fitted |= layers
         if name:
             assert context.reference is not None
-            wanted = [given for _, given in _calls(context, context.reference, name)]
+            there = module_paths(context.reference)[module_names(context.model)[name]]
+            wanted = [given for _, given in _calls(context, context.reference, there)]
             read = [inputs for inputs, _ in _calls(context, context.model, name)]
             _fit(context, name, list(zip(read, wanted, strict=True)), steps, rate)
     batch_norm(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import warnings
@@ -180,6 +181,26 @@ def test_an_average_in_a_run_is_held_where_it_is_attached_and_else_told_of(
     notes = [text for text in result.notes if "holds copies of '0.weight'" in text]
     assert len(notes) == (not named)
     assert any(made[2](n)[~m].any() for n, m in result.masks.items()) == (not named)
+
+
+def test_an_average_that_nobody_holds_any_more_is_none() -> None:
+    model = net()
+    optimizer = sgd(model, 0.01)
+    gc.collect()
+    gc.disable()  # it would find the cycle at a time of its own
+    try:
+        pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+        ema, update, get = torchs_average(model)
+        ema.itself = [ema]
+        for _ in range(STEPS):
+            step(model, optimizer)
+            update()
+        del ema, update, get
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pruner.finish()
+    finally:
+        gc.enable()
 
 
 def test_what_a_run_keeps_itself_is_nobodys_average() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -70,6 +71,9 @@ def _dense_copies(
 ) -> str:
     known = engine.enforcer.known_tensors() | {id(t) for t in engine.running.tensors.values()}
     known |= {id(p) for model in own if model is not None for p in model.parameters()}
+    if not followers.dense(engine.model, masks, known):
+        return ""
+    gc.collect()  # what nobody holds any more, such as the model of an earlier try, is no average
     found = followers.dense(engine.model, masks, known)
     if not found:
         return ""

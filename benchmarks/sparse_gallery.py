@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus._common.environment import describe
 from prunus._common.timing import no_denormals
 from prunus.deployment.build import Builder
 from prunus.deployment.calibration import inputs_of
+from prunus.deployment.judge import metric_of
 from prunus.kernels import library
 from prunus.progressive.finished import Finished, open_run
 from prunus.runtimes import missing
@@ -99,18 +100,19 @@ def measured(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
 
 def _quality(run: Finished, held: Sequence[Any], threads: int, place: Path) -> dict[str, float]:
     """The metric of the dense model, the pruned one, and the dense one in int8."""
-    found = {
-        "dense": run.task.metric(run.dense, run.task.validation),
-        "pruned": run.task.metric(run.pruned, run.task.validation),
-    }
+
+    def metric(model: nn.Module) -> Any:
+        return run.task.metric(model, run.task.validation)
+
+    found = {"dense": metric_of(metric, run.dense), "pruned": metric_of(metric, run.pruned)}
     builder = Builder(run.task.example, held, threads, (1,), place, lambda text: None)
     for name in INT8:
         if missing(name):
             continue
         served = builder.build(name, "dense", run.dense).served
         if served is not None:
-            found[name] = run.task.metric(served, run.task.validation)
-    return {name: float(value) for name, value in found.items()}
+            found[name] = metric_of(metric, served)
+    return found
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -57,6 +57,32 @@ inline void convolutions(int64_t channels, int64_t out, int height, int width, i
   const auto pixel = [&](const std::vector<double>& v, int64_t c, int r, int q) {
     return r < 0 || q < 0 || r >= height || q >= width ? 0.0 : v[c * area + r * width + q];
   };
+  // the gradient of its weights: x and that of the result as planes, which are multiplied
+  Step of_y = step(VIEWS, outside(out), inside, int32_t(out));
+  of_y.x_base = 2, of_y.y = at_y, of_y.checked = 1;
+  Step turned = step(GRADIENT, inside, inside, int32_t(out));
+  turned.offset = offset.data(), turned.more_base = 0, turned.more = at_y;
+  turned.y_base = 3, turned.number = 0;
+  const Step both[] = {in, of_y, turned};
+  std::vector<float> dy(found.size()), packed(p.values.size()), slope(m.values.size());
+  for (size_t i = 0; i < dy.size(); ++i) dy[i] = float(int(i * 3 % 11) - 5) / 5;
+  float* others[] = {x.data(), dy.data(), packed.data()};
+  const Sequence back{both, 3, room, others, layouts, values, biases, 2, 0};
+  if (prunus_sequence(&back) != DONE) std::puts("not done"), std::exit(1);
+  if (prunus_scatter(p.order.data(), p.order.size(), packed.data(), slope.size(), slope.data(), 0))
+    std::puts("scatter"), std::exit(1);
+  for (int64_t o = 0; o < out; ++o)
+    for (int64_t i = m.first[o]; i < m.first[o + 1]; ++i) {
+      const int64_t c = m.column[i] / 9, tap = m.column[i] % 9;
+      double sum = 0;
+      for (int64_t at = 0; at < batch * area; ++at) {
+        const int64_t b = at / area, r = at % area / width + tap / 3 - 1, q = at % width + tap % 3 - 1;
+        if (r >= 0 && q >= 0 && r < height && q < width)
+          sum += double(dy[(b * out + o) * area + at % area]) * x[(b * channels + c) * area + r * width + q];
+      }
+      near(slope[i], sum, double(area), "gradient of a convolution");
+    }
+
   for (int b = 0; b < batch; ++b) {
     const std::vector<double> picture(x.begin() + b * channels * area, x.begin() + (b + 1) * channels * area);
     std::vector<double> first(out * area);

@@ -9,7 +9,7 @@ from typing import Any
 
 from prunus.kernels.native import library
 
-VIEWS, CONVOLUTION, DEPTHWISE, MAXIMUM, MEAN, SUM = 1, 2, 3, 4, 5, 6
+VIEWS, CONVOLUTION, DEPTHWISE, MAXIMUM, MEAN, SUM, GRADIENT = 1, 2, 3, 4, 5, 6, 7
 
 
 class Grid(ctypes.Structure):

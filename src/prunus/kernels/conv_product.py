@@ -152,7 +152,7 @@ def densely(
     for step in program.steps:
         if step.weighted:
             i = step.number
-            weights[i] = _weight(step, sizes[step.x].channels, values[i], layouts[i])
+            weights[i] = weight_of(step, sizes[step.x].channels, values[i], layouts[i])
     return follow(program, inputs, weights, biases)
 
 
@@ -187,7 +187,8 @@ def plain(
     return x.mean((2, 3), keepdim=True) if step.kind == "mean" else x
 
 
-def _weight(step: Step, channels: int, values: Tensor, layout: Tensor) -> Tensor:
+def weight_of(step: Step, channels: int, values: Tensor, layout: Tensor) -> Tensor:
+    """The whole weight ``[out, in ÷ groups, rows, columns]`` of a step."""
     if step.kind == "depthwise":
         return values[: step.channels * step.taps].view(step.channels, 1, *step.kernel)
     found = dense(layout, values).view(step.channels, channels, *step.kernel)

@@ -82,14 +82,15 @@ class Pattern:
             raise InputError(f"a pattern is of a matrix on the CPU, not of {described(kept)}")
         there = (kept.detach() != 0).contiguous()
         rows, cols = there.shape
-        if max(rows, cols, int(there.sum())) > LARGEST:
+        flat = np.flatnonzero(there.numpy())  # many times as fast as torch's
+        if max(rows, cols, len(flat)) > LARGEST:
             raise InputError(
                 f"a matrix of {rows}×{cols} with so many values is too large: split it"
             )
-        flat = torch.from_numpy(np.flatnonzero(there.numpy()))  # many times as fast as torch's
-        first = torch.zeros(rows + 1, dtype=torch.int64)
-        torch.cumsum(there.sum(1), 0, out=first[1:])
-        return cls(first, (flat % max(1, cols)).to(torch.int32), rows, cols)
+        begin = np.arange(rows + 1, dtype=np.int64) * cols
+        first = np.searchsorted(flat, begin)
+        column = (flat - np.repeat(begin[:-1], np.diff(first))).astype(np.int32)
+        return cls(torch.from_numpy(first), torch.from_numpy(column), rows, cols)
 
     @property
     def values(self) -> int:
@@ -137,7 +138,10 @@ class Pattern:
         ([0, 1, 3], [1, 0, 1], [1, 0, 2])
         """
         row = torch.repeat_interleave(torch.arange(self.rows, dtype=torch.int32), self.first.diff())
-        order = torch.argsort(self.column, stable=True)
+        column = self.column.numpy()
+        if self.cols <= 1 << 16:
+            column = column.astype(np.uint16)  # which numpy sorts by radix, ten times as fast
+        order = torch.from_numpy(np.argsort(column, kind="stable"))
         first = torch.zeros(self.cols + 1, dtype=torch.int64)
         torch.cumsum(
             torch.bincount(self.column, minlength=self.cols)[: self.cols], 0, out=first[1:]
@@ -276,6 +280,20 @@ def packed(order: Tensor, values: Tensor) -> Tensor:
     if status != DONE:
         raise InputError(f"the layout has other values than the {len(given)} that were given")
     return made
+
+
+def placed(order: Tensor, place: Tensor) -> Tensor:
+    """An order whose numbers count other values: number i is place[i] there; padding stays −1.
+
+    >>> placed(torch.tensor([1, -1, 0]), torch.tensor([7, 9])).tolist()
+    [9, -1, 7]
+    """
+    if not len(place):
+        return order.clone()
+    own = order.numpy()
+    found = place.numpy()[own].astype(np.int32)
+    found[own < 0] = -1
+    return torch.from_numpy(found)
 
 
 def unpacked(order: Tensor, found: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from prunus._common.torch_internals import version_of
 from prunus.errors import InputError, did_you_mean
 from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
 from prunus.kernels.choosing import Kernel, Values, cuts, kernels
-from prunus.kernels.layouts import FULL, Pattern, described, packed, tiles
+from prunus.kernels.layouts import FULL, Pattern, described, packed, placed, tiles
 from prunus.kernels.product import ACTIVATIONS
 
 
@@ -102,9 +102,7 @@ class SparseLinear(nn.Module):
         pattern.refuse()
         turned, order = pattern.transposed()
         forward, back = (tiles(p, cuts(p, tokens=most)) for p in (pattern, turned))
-        own = back.order.clone()
-        there = own >= 0
-        own[there] = order[own[there].long()].int()
+        own = placed(back.order, order)
         for name, value in (("layout", forward.numbers), ("order", forward.order),
                             ("turned", back.numbers), ("turned_order", own)):  # fmt: skip
             self.register_buffer(name, value, persistent=False)

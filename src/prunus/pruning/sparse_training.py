@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,7 +19,9 @@ from prunus.errors import InputError
 from prunus.kernels import LACKING, usable
 from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
 from prunus.kernels.choosing import blocks_of, cuts
-from prunus.kernels.layouts import Pattern, tiles
+from prunus.kernels.conv_steps import Pair
+from prunus.kernels.conv_training import ConvLayouts
+from prunus.kernels.layouts import Pattern, placed, tiles
 from prunus.pruning.enforce import Enforcer
 from prunus.types import Masks
 
@@ -51,7 +54,7 @@ class Layouts:
         height = min(blocks_of(mask), 4)
         forward = tiles(pattern, cuts(pattern, tokens=tokens, blocks=height))
         back = tiles(turned, cuts(turned, tokens=tokens))
-        orders = [_placed(forward.order, place), _placed(back.order, place[number])]
+        orders = [placed(forward.order, place), placed(back.order, place[number])]
         return cls(forward.numbers, orders[0], back.numbers, orders[1], pattern.rows)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,25 +66,21 @@ class Layouts:
         return found
 
 
-def _placed(order: Tensor, place: Tensor) -> Tensor:
-    made = order.clone()
-    there = order >= 0
-    made[there] = place[order[there].long()]
-    return made
-
-
 class _Mode(Instead):
-    """Linear products of masked weights, taken over one by one."""
+    """Linear products and convolutions of masked weights, taken over one by one."""
 
-    def __init__(self, product: Callable[..., Tensor | None]) -> None:
+    def __init__(
+        self, product: Callable[..., Tensor | None], convolution: Callable[..., Tensor | None]
+    ) -> None:
         super().__init__()
-        self.product = product
+        self.ways = {F.linear: product, F.conv2d: convolution}
 
     def found(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """The product of a layer that runs sparse."""
-        return self.product(*args, **kwargs) if func is F.linear else None
+        way = self.ways.get(func)
+        return None if way is None else way(*args, **kwargs)
 
 
 class _Training:
@@ -92,13 +91,15 @@ class _Training:
         self.masks: Masks = {}
         self.by_weight: dict[int, tuple[Tensor, Tensor]] = {}
         self.made: dict[tuple[int, int], Layouts | None] = {}
+        self.convs: dict[tuple[Any, ...], ConvLayouts | None] = {}
         self.modes: list[_Mode | None] = []
 
     def enter(self, model: nn.Module, *_: Any) -> None:
         """Before the model's forward pass."""
         on = model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         # regrowth reads the gradients of removed weights too: such a step is dense
-        mode = _Mode(self.product) if on and self.enforcer.captured is None else None
+        sparse = on and self.enforcer.captured is None
+        mode = _Mode(self.product, self.convolution) if sparse else None
         self.modes.append(mode)
         if mode is not None:
             self._follow(model)
@@ -117,7 +118,7 @@ class _Training:
         same = all(id(weights.get(n)) in self.by_weight for n in masks)
         if masks is self.masks and same:
             return
-        self.masks, self.made = masks, {}
+        self.masks, self.made, self.convs = masks, {}, {}
         self.by_weight = {id(p): (p, masks[n]) for n, p in weights.items()}
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
@@ -149,16 +150,64 @@ class _Training:
             self.faster[key] = _step_time(made, x, weight, bias) < dense
         return made if self.faster[key] else None
 
+    def convolution(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
+        padding: Any = 0, dilation: Any = 1, groups: int = 1,
+    ) -> Tensor | None:  # fmt: skip
+        """By the kernels, if this convolution is faster so."""
+        known = self.by_weight.get(id(weight))
+        if known is None or groups != 1 or not _plain(input, weight, bias):
+            return None
+        if input.dim() != 4 or weight.dim() != 4 or isinstance(padding, str):
+            return None
+        where: dict[str, Any] = {
+            "stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation),
+        }  # fmt: skip
+        if input.shape[1] != weight.shape[1] or not input.numel():
+            return None  # torch says what is wrong
+        key = (id(weight), *input.shape, *where.values())
+        if key not in self.convs:
+            self.convs[key] = self._measured_conv(*known, input, bias, where)
+        layouts = self.convs[key]
+        return None if layouts is None else layouts(input, weight, bias, **where)
+
+    def _measured_conv(
+        self, weight: Tensor, mask: Tensor, x: Tensor, bias: Tensor | None, where: dict[str, Any]
+    ) -> ConvLayouts | None:
+        """Layouts, unless the convolution has few zeros or ones like it are faster dense."""
+        mask = mask.expand(weight.shape)
+        sparsity = 1 - int(mask.sum()) / max(1, mask.numel())
+        if sparsity < LEAST:
+            return None
+        numbers = [n for pair in where.values() for n in pair]
+        key = (*weight.shape, round(sparsity, 2), *x.shape, *numbers, x.requires_grad, bias is None)
+        if self.faster.get(key, True) is False:
+            return None
+        made = ConvLayouts.of(mask)
+        if key not in self.faster:
+            dense = _step_time(partial(F.conv2d, **where), x, weight, bias)
+            self.faster[key] = _step_time(partial(made, **where), x, weight, bias) < dense
+        return made if self.faster[key] else None
+
+
+def _pair(given: Any) -> Pair:
+    return (given, given) if isinstance(given, int) else (int(given[0]), int(given[-1]))
+
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a linear product is one that the kernels take; else torch says what is wrong."""
+    return _plain(x, weight, bias) and x.dim() >= 1 and x.shape[-1] == weight.shape[-1]
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """float32 on the CPU, and nothing that stands for something else."""
     parts = (x, weight) if bias is None else (x, weight, bias)
     plain = all(
         t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided
         and type(t) in (Tensor, nn.Parameter)
         for t in parts
     )  # fmt: skip
-    fits = x.dim() >= 1 and x.shape[-1] == weight.shape[-1]  # else torch says what is wrong
-    return plain and fits and not torch.is_autocast_enabled("cpu")
+    return plain and not torch.is_autocast_enabled("cpu")
 
 
 def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
@@ -176,11 +225,11 @@ def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
 class SparseTraining:
     """Forward passes in training mode run the layers that are faster so by the sparse kernels.
 
-    Two hooks on the model; none of its methods is changed. Linear layers in float32 on the CPU
-    whose mask removes half or more are timed once, forward and backward, and again for other
-    shapes. A kernel adds up in another order than dense arithmetic: two runs may differ in their
-    last bits, where they chose differently. One run that is stopped does not: what it measured is
-    kept.
+    Two hooks on the model; none of its methods is changed. Linear layers, and convolutions without
+    groups, in float32 on the CPU whose mask removes half or more are timed once, forward and
+    backward, and again for other shapes. A kernel adds up in another order than dense arithmetic:
+    two runs may differ in their last bits, where they chose differently. One run that is stopped
+    does not: what it measured is kept.
 
     Args:
         wanted: else nothing happens.

@@ -82,6 +82,7 @@ inline void clear(float* plane, const Grid& g) {
 // Each computes one step, and says whether all that it met is finite.
 bool views(const Step&, const Places&);
 bool convolution(const Step&, const Places&);
+bool weights_gradient(const Step&, const Places&);
 bool depthwise(const Step&, const Places&);
 bool maximum(const Step&, const Places&);
 bool mean(const Step&, const Places&);

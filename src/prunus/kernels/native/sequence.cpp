@@ -17,6 +17,7 @@ bool run(const Step& s, const Places& place) {
     case CONVOLUTION: return convolution(s, place);
     case DEPTHWISE: return depthwise(s, place);
     case MAXIMUM: return maximum(s, place);
+    case GRADIENT: return weights_gradient(s, place);
     case MEAN: return mean(s, place);
     default: return sum(s, place);
   }

@@ -12,11 +12,12 @@ struct Grid {
   int32_t batch, height, width, row, lead, unused;
 };
 
-enum StepKind : int32_t { VIEWS = 1, CONVOLUTION = 2, DEPTHWISE = 3, MAXIMUM = 4, MEAN = 5, SUM = 6 };
+enum StepKind : int32_t { VIEWS = 1, CONVOLUTION = 2, DEPTHWISE = 3, MAXIMUM = 4, MEAN = 5, SUM = 6, GRADIENT = 7 };
 
 struct Step {
   Grid from, to;          // of x; of y, and of what is added
-  int64_t x, more, y;     // floats from the beginning of the memory that the bases number
+  int64_t x, more, y;     // floats from the beginning of the memory that the bases number; of
+                          // GRADIENT, more is that of the convolution's result, y one of each weight
   const int32_t* offset;  // of each weight of a layout, or of each tap, from the pixel's place
   const int32_t* mask;    // [positions]: -1 at pixels, 0 between them
   const int32_t* view;    // [views][3]: row, column within a stride, and columns to the right

@@ -18,9 +18,10 @@ from fresh import Pythons
 from prunus.errors import InputError
 from prunus.kernels import native as compiled
 from prunus.kernels.choosing import Kernel, blocks_of, single
-from prunus.kernels.layouts import Cut, Layout, Pattern, dense, mask, slices, tiles
+from prunus.kernels.layouts import Cut, Layout, dense, mask, slices, tiles
 from prunus.kernels.linear import SparseLinear
 from prunus.kernels.native import SETS, VARIABLE, built, library, usable
+from prunus.kernels.pattern import Pattern
 from prunus.kernels.product import ACTIVATIONS, gradient, product
 
 if not usable():

@@ -5,9 +5,10 @@ and calls them. ``native/layout.h`` is the format, ``native/abi.h`` the function
 """
 
 from prunus.kernels.conv import SparseConv2d
-from prunus.kernels.layouts import Cut, Layout, Pattern, mask, slices, tiles
+from prunus.kernels.layouts import Cut, Layout, mask, slices, tiles
 from prunus.kernels.linear import SparseLinear
 from prunus.kernels.native import LACKING, library, usable
+from prunus.kernels.pattern import Pattern
 
 __all__ = [
     "LACKING",

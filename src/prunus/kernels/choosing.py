@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from prunus.errors import InputError, did_you_mean
-from prunus.kernels.layouts import Cut, Pattern, mask, slices, tiles
+from prunus.kernels.layouts import Cut, mask, slices, tiles
 from prunus.kernels.native import library
+from prunus.kernels.pattern import Pattern
 
 Values = Literal["float32", "bfloat16", "int8"]
 Form = Literal["mask", "slices", "columns", "windows"]

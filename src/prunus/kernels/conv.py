@@ -11,7 +11,8 @@ from prunus.errors import InputError, did_you_mean
 from prunus.kernels import conv_operator as _operators  # noqa: F401 (defines torch.ops.prunus)
 from prunus.kernels.conv_native import calls
 from prunus.kernels.conv_steps import ACTIVATIONS, Activation, Pair, Program, Step
-from prunus.kernels.layouts import FULL, Cut, Layout, Pattern, described, tiles
+from prunus.kernels.layouts import FULL, Cut, Layout, tiles
+from prunus.kernels.pattern import Pattern, described
 
 BAND = 6144
 """Floats of pictures, for one strip of pixels, that stay in the first cache."""

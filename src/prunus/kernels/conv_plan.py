@@ -18,7 +18,8 @@ from prunus.kernels.conv_grid import LINE, Grid, Reach, Size, laid
 from prunus.kernels.conv_room import Room
 from prunus.kernels.conv_steps import ACTIVATIONS, Program, Step
 from prunus.kernels.conv_values import Value, values_of
-from prunus.kernels.layouts import LARGEST, head_of
+from prunus.kernels.layouts import head_of
+from prunus.kernels.pattern import LARGEST
 
 CUT = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 KIND = {

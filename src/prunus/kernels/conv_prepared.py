@@ -19,7 +19,7 @@ from prunus.kernels.conv_product import (
     run,
 )
 from prunus.kernels.conv_steps import Program
-from prunus.kernels.layouts import described
+from prunus.kernels.pattern import described
 
 
 class PreparedConvs:

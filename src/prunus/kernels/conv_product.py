@@ -16,8 +16,9 @@ from prunus.kernels import conv_native as native
 from prunus.kernels.conv_plan import Plan, plan
 from prunus.kernels.conv_steps import Program, Step
 from prunus.kernels.conv_values import picture, values_of
-from prunus.kernels.layouts import checked, dense, described
+from prunus.kernels.layouts import checked, dense
 from prunus.kernels.native import NOT_FINITE, REFUSED, library
+from prunus.kernels.pattern import described
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x, "relu": torch.relu, "relu6": F.relu6, "gelu": F.gelu, "silu": F.silu,

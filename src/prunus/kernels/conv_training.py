@@ -17,9 +17,10 @@ from prunus.kernels.conv import cut
 from prunus.kernels.conv_plan import Plan
 from prunus.kernels.conv_product import REMEMBERED, planned, pointers, sequence, weight_of
 from prunus.kernels.conv_steps import Pair, Program, Step
-from prunus.kernels.layouts import Pattern, head_of, packed, placed, tiles, unpacked
+from prunus.kernels.layouts import head_of, packed, placed, tiles, unpacked
 from prunus.kernels.native import NOT_FINITE, REFUSED, library
 from prunus.kernels.operator import LIBRARY
+from prunus.kernels.pattern import Pattern
 
 SIGNATURES = (
     "sparse_conv(Tensor x, Tensor weight, Tensor layout, Tensor order, Tensor turned, "

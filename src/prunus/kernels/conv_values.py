@@ -11,8 +11,9 @@ from torch import Tensor
 from prunus.errors import InputError
 from prunus.kernels.conv_grid import Size
 from prunus.kernels.conv_steps import Program, Step
-from prunus.kernels.layouts import described, head_of
+from prunus.kernels.layouts import head_of
 from prunus.kernels.native import TILES
+from prunus.kernels.pattern import described
 
 
 @dataclass(frozen=True)

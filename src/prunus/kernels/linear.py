@@ -12,7 +12,8 @@ from prunus._common.torch_internals import version_of
 from prunus.errors import InputError, did_you_mean
 from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.ops.prunus)
 from prunus.kernels.choosing import Kernel, Values, cuts, kernels
-from prunus.kernels.layouts import FULL, Pattern, described, packed, placed, tiles
+from prunus.kernels.layouts import FULL, packed, placed, tiles
+from prunus.kernels.pattern import Pattern, described
 from prunus.kernels.product import ACTIVATIONS
 
 

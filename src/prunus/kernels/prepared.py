@@ -11,8 +11,9 @@ from torch import Tensor
 
 from prunus.errors import InputError
 from prunus.kernels.choosing import Kernel
-from prunus.kernels.layouts import KINDS, checked, described
+from prunus.kernels.layouts import KINDS, checked
 from prunus.kernels.native import DONE, Product, library
+from prunus.kernels.pattern import described
 from prunus.kernels.product import ACTIVATIONS, plain, product
 
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.errors import InputError, did_you_mean
-from prunus.kernels.layouts import FULL, KINDS, checked, dense, described, head_of
+from prunus.kernels.layouts import FULL, KINDS, checked, dense, head_of
 from prunus.kernels.native import NOT_FINITE, REFUSED, TILES, Gradient, Product, library
+from prunus.kernels.pattern import described
 
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "silu": 3}
 """What may follow a product at once; GELU is the exact one."""

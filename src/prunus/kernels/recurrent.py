@@ -12,8 +12,9 @@ from torch import Tensor
 
 from prunus.errors import InputError
 from prunus.kernels.choosing import Kernel, kernels
-from prunus.kernels.layouts import KINDS, Pattern, dense
+from prunus.kernels.layouts import KINDS, dense
 from prunus.kernels.native import DONE, NOT_FINITE, Recurrent, library
+from prunus.kernels.pattern import Pattern
 from prunus.kernels.prepared import Prepared
 
 Form = Literal["lstm", "gru"]

@@ -21,7 +21,8 @@ from prunus.kernels import operator as _operators  # noqa: F401 (defines torch.o
 from prunus.kernels.choosing import blocks_of, cuts
 from prunus.kernels.conv_steps import Pair
 from prunus.kernels.conv_training import ConvLayouts
-from prunus.kernels.layouts import Pattern, placed, tiles
+from prunus.kernels.layouts import placed, tiles
+from prunus.kernels.pattern import Pattern
 from prunus.pruning.enforce import Enforcer
 from prunus.types import Masks
 

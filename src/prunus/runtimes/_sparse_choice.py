@@ -14,8 +14,9 @@ from torch import Tensor
 
 from prunus._common.timing import interleaved
 from prunus.kernels.choosing import Kernel, blocks_of, layout_of, single
-from prunus.kernels.layouts import Cut, Pattern, tiles
+from prunus.kernels.layouts import Cut, tiles
 from prunus.kernels.native import library
+from prunus.kernels.pattern import Pattern
 from prunus.kernels.product import plain, product
 from prunus.runtimes._sparse_sites import Site
 

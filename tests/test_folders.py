@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prunus
-from helpers import quick, tiny_task
+from helpers import quick, tiny_task, transformers
 from prunus._common import files
 from prunus.cli.main import cli
 from prunus.deployment.manifest import MANIFEST, read_manifest
@@ -134,6 +134,48 @@ def test_the_folder_itself_may_be_a_link() -> None:
     Path("run").symlink_to(Path("elsewhere").absolute())
     run()
     assert Path("elsewhere/result.json").is_file()
+
+
+def linked(folder: str) -> Callable[[], bool]:
+    """Give every file another name elsewhere; whether all of them hold what they did then."""
+    for path in [p for p in Path(folder).rglob("*") if p.is_file()]:
+        other = Path("elsewhere") / path
+        other.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, other)
+    before = {p: p.read_bytes() for p in Path("elsewhere").rglob("*") if p.is_file()}
+    assert before
+    return lambda: all(p.read_bytes() == data for p, data in before.items())
+
+
+def test_nothing_is_written_through_another_name_of_a_runs_files() -> None:
+    stopped("run")
+    unchanged = linked("run")
+    run(rounds=2)
+    write_report(Path("run"))
+    assert unchanged()
+
+
+def test_a_sweeps_table_with_another_name_is_refused() -> None:
+    shared: Any = {"space": ["rounds=1", "dense=1it", "retrain=1it", "target=0.5,0.6"],
+                   "task": tiny_task(), "folder": "study"}  # fmt: skip
+    prunus.sweep.sweep("iterative", trials=1, **shared)
+    unchanged = linked("study")
+    assert "another name" in refused(lambda: prunus.sweep.sweep("iterative", **shared))
+    assert unchanged()
+
+
+def test_a_folder_of_transformers_is_written_past_the_links_in_it() -> None:
+    config = transformers().BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                                       intermediate_size=8, vocab_size=9)  # fmt: skip
+    model = transformers().BertModel(config)
+    prunus.hf.save(model, "small")
+    unchanged = linked("small")
+    Path("small/config.json").unlink()
+    Path("small/config.json").symlink_to(Path("elsewhere/small/config.json").absolute())
+    config.vocab_size = 10
+    prunus.hf.save(transformers().BertModel(config), "small")
+    assert unchanged()
+    assert json.loads(Path("small/config.json").read_text())["vocab_size"] == 10
 
 
 @pytest.mark.parametrize("name", ["eager", ".eager.new", ".eager.old", "eager/model.onnx"])

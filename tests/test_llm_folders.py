@@ -134,9 +134,14 @@ def test_a_killed_walk_goes_on_to_the_same_bits(
                                         out=tmp_path / "killed", on_block=killed)  # fmt: skip
             break
     monkeypatch.undo()
+    second = {}  # another name of every file, through which nothing may be written
+    for number, path in enumerate(p for p in (tmp_path / "killed").rglob("*") if p.is_file()):
+        os.link(path, other := tmp_path / f"second-{number}")
+        second[other] = path.read_bytes()
     found = prunus.prune_blocks(
         tmp_path / "dense", recipe, data, held=held, out=tmp_path / "killed"
     )
+    assert all(other.read_bytes() == before for other, before in second.items())
     assert stop > 2
     assert found.errors == whole.errors
     assert found.loss == whole.loss

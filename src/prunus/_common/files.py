@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,32 @@ def refuse_links(folder: Path, names: Collection[str] | None = None) -> None:
                     "there would land elsewhere: remove the link if you made it; if not, do not "
                     "trust this folder"
                 )
+
+
+def has_another_name(path: Path) -> bool:
+    """Whether a file is there under another name too (a hard link): to write to it changes both."""
+    try:
+        return path.lstat().st_nlink > 1
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def placed(folder: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """An empty folder for code that writes files where it is told; behind it each is renamed into
+    its place, so that nothing is written through a link that lies there.
+
+    Args:
+        folder: where the files are to be, also those in folders inside.
+        scratch: where the empty folder is made, on the same disk; by default in ``folder``.
+    """
+    with tempfile.TemporaryDirectory(prefix=".prunus-", dir=scratch or folder) as name:
+        place = Path(name)
+        yield place
+        for path in sorted(p for p in place.rglob("*") if p.is_file()):
+            target = folder / path.relative_to(place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -38,7 +38,8 @@ class Flow(Sequence[Tensor]):
             self._held = [t.detach() for t in tensors]
             return
         try:
-            with path.open("wb") as file:
+            path.unlink(missing_ok=True)  # what lies there may have another name elsewhere
+            with path.open("xb") as file:
                 for tensor in tensors:
                     plain = tensor.detach().contiguous()
                     self._places.append((plain.dtype, plain.shape, file.tell()))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.files import write_json
+from prunus._common.files import placed, write_json
 from prunus._common.memory import lasting
 from prunus._common.modules import canonical_names
 from prunus._common.rng import preserve_rng
@@ -35,6 +35,7 @@ SCRATCH = ".prunus"
 REPORT = "pruned.json"
 """In the folder that is written: what was done."""
 _OURS = ("*.safetensors", INDEX, "pruned.*")
+_WEIGHTS = (".bin", ".pt", ".pth", ".gguf")
 
 
 class Folder:
@@ -128,6 +129,7 @@ class Folder:
             return self.narrow.of(name, self.narrow.turned(name, tensor, scales))
         shape = (len(tensor), len(self.narrow.kept), *tensor.shape[2:])
         path = self.out / SCRATCH / f"rest-{name}.bin"
+        path.unlink(missing_ok=True)
         path.write_bytes(b"")
         made = torch.from_file(
             str(path), shared=True, size=math.prod(shape), dtype=tensor.dtype
@@ -139,10 +141,11 @@ class Folder:
 
     def _copy(self) -> None:
         """What stands beside the weights."""
-        for path in sorted(self.folder.iterdir()):
-            ours = any(path.match(pattern) for pattern in _OURS)
-            if path.is_file() and not ours and path.suffix not in (".bin", ".pt", ".pth", ".gguf"):
-                shutil.copyfile(path, self.out / path.name)
+        with placed(self.out, self.out / SCRATCH) as place:
+            for path in sorted(self.folder.iterdir()):
+                ours = any(path.match(pattern) for pattern in _OURS)
+                if path.is_file() and not ours and path.suffix not in _WEIGHTS:
+                    shutil.copyfile(path, place / path.name)
 
     def _index(self, rest: dict[str, Tensor]) -> None:
         """The files of a model that its configuration describes."""
@@ -154,7 +157,8 @@ class Folder:
             places |= dict.fromkeys(shard.tensors, path.name)
             size += sum(stored.size for stored in shard.tensors.values())
         if self.smaller is not self.model:
-            self.smaller.config.save_pretrained(str(self.out))
+            with placed(self.out, self.out / SCRATCH) as place:
+                self.smaller.config.save_pretrained(str(place))
         write_json(self.out / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
 
     def _even(self) -> bool:

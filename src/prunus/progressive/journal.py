@@ -20,6 +20,7 @@ from prunus._common.files import (
     digest,
     duplicate,
     freeze,
+    has_another_name,
     refuse_links,
     remove_temporaries,
     thaw,
@@ -242,6 +243,6 @@ def _mended(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
         write_atomically(old, data)
         which = ", ".join(map(str, found.bad[:5])) + (", …" if len(found.bad) > 5 else "")
         lost = [f"'{path}' has damaged lines, which are left out: {which} ({old.name} has them)"]
-    if found.bad or found.torn:
+    if found.bad or found.torn or has_another_name(path):  # lines are added in place
         write_atomically(path, b"".join(line + b"\n" for _, line in found.good))
     return [event for event, _ in found.good], lost

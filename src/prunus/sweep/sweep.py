@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunus._common.files import refuse_links
+from prunus._common.files import has_another_name, refuse_links
 from prunus._common.given import given_hooks
 from prunus._common.kinds import given_number, given_path
 from prunus._common.packages import require
@@ -131,6 +131,12 @@ def _refuse_other_files(folder: Path) -> None:
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"'{folder}' holds other files: name a new folder with --folder")
     refuse_links(folder)
+    for path in folder.glob("study.db*"):
+        if has_another_name(path):
+            raise InputError(
+                f"'{path}' is there under another name too (a hard link), and what is written to "
+                "it would change both: copy the folder (cp -r) and go on in the copy"
+            )
 
 
 def _summary(ledger: Ledger, common: Checked, folder: Path, run: Trials | None) -> Sweep:

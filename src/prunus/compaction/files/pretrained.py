@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus._common.files import placed
 from prunus._common.given import given_model
 from prunus._common.kinds import given_path
 from prunus._common.rng import preserve_rng
@@ -77,9 +78,10 @@ def save(
         dense.architectures = [type(model).__name__]
         dense.dtype = next((str(p.dtype).removeprefix("torch.") for p in model.parameters()), None)
     folder.mkdir(parents=True, exist_ok=True)
-    for part in (dense, getattr(model, "generation_config", None), tokenizer):
-        if part is not None:
-            part.save_pretrained(str(folder))
+    with placed(folder) as place:
+        for part in (dense, getattr(model, "generation_config", None), tokenizer):
+            if part is not None:
+                part.save_pretrained(str(place))
     artifact.save(model, folder / FILE, sparse=sparse, values=values)
     return folder
 

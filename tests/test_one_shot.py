@@ -13,6 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunus
 from prunus._common.inputs import tensors_of
+from prunus.compaction import shrink as shrinking
+from prunus.compaction.search import find_plan
+from prunus.compaction.slicing import parameters
+from prunus.compaction.verifying import everywhere
 from prunus.errors import RunError
 from prunus.progressive.journal import Journal
 
@@ -20,17 +24,24 @@ WIDTH = 512
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made under it that are alive, and the most at any time."""
+    """Bytes of the tensors made under it that are alive, and the most at any time.
+
+    Those of ``known`` tensors that are let go meanwhile make room.
+    """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._held = [t.untyped_storage() for t in known]
-        self._sizes: dict[int, int] = {s._cdata: 0 for s in self._held}
+        self._sizes: dict[int, int] = {}
+        for storage in (t.untyped_storage() for t in known):
+            self._sizes[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, self._gone, storage._cdata)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tensors_of(result):
+            if type(tensor) not in (Tensor, nn.Parameter):  # traced, or made when read: no memory
+                continue
             storage = tensor.untyped_storage()
             if tensor.device.type == "cpu" and storage._cdata not in self._sizes:
                 self._sizes[storage._cdata] = storage.nbytes()
@@ -101,6 +112,69 @@ def test_gradients_of_one_batch_are_held_as_they_are() -> None:
     assert live.most <= bytes_of(result.masks.values()) + (1 + 0.75) * whole
 
 
+@pytest.fixture
+def as_large(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A model that is taken for one of which no second copy is held in float64."""
+    monkeypatch.setitem(find_plan.__kwdefaults__, "whole", 0)
+    every = everywhere.uses_of
+    monkeypatch.setattr(everywhere, "uses_of", lambda *given: list(every(*given))[:3])
+    torch.manual_seed(0)
+    parts = [part for _ in range(12) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
+    return nn.Sequential(*parts).eval()
+
+
+CHANNELS: dict[str, Any] = {"structure": "channel", "target": 0.5, "allocation": "uniform"}
+
+
+def test_a_channel_cut_needs_what_it_removes_and_half_of_the_model(as_large: nn.Module) -> None:
+    whole = bytes_of(as_large.parameters())
+    live = LiveBytes(as_large.parameters())
+    with live:
+        result = prunus.prune(
+            as_large, {**CHANNELS, "compact": "end"}, example=torch.ones(1, WIDTH)
+        )
+    gone = whole - bytes_of(result.model.parameters())
+    assert gone > 0.4 * whole
+    assert live.most <= gone + 0.5 * whole
+
+
+def test_a_smaller_copy_costs_itself_and_half_of_the_model(as_large: nn.Module) -> None:
+    masks = prunus.prune(as_large, CHANNELS, example=torch.ones(1, WIDTH)).masks
+    before = [p.detach().clone() for p in as_large.parameters()]
+    whole = bytes_of(as_large.parameters())
+    live = LiveBytes(as_large.parameters())
+    with live:
+        small = prunus.compact(as_large, masks, torch.ones(1, WIDTH)).model
+    assert live.most <= bytes_of(small.parameters()) + 0.5 * whole
+    assert all(map(torch.equal, before, as_large.parameters()))
+    theirs = {p.data_ptr() for p in as_large.parameters()}
+    assert theirs.isdisjoint(p.data_ptr() for p in small.parameters())
+
+
+def test_a_slice_that_fails_half_way_leaves_all_as_it_was(
+    as_large: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: value.clone() for name, value in as_large.state_dict().items()}
+    right, calls = parameters.take, []
+
+    def scarce(tensor: Tensor, indices: Any) -> Tensor:
+        calls.append(tuple(tensor.shape))
+        if len(calls) == 9:
+            raise RuntimeError("not enough memory")
+        return right(tensor, indices)
+
+    def perform(*given: Any) -> Any:
+        monkeypatch.setattr(parameters, "take", scarce)
+        return performing(*given)
+
+    performing = shrinking.perform
+    monkeypatch.setattr(shrinking, "perform", perform)
+    with pytest.raises(RunError, match="not enough memory"):
+        prunus.prune(as_large, {**CHANNELS, "compact": "end"}, example=torch.ones(1, WIDTH))
+    assert len(calls) == 9
+    assert all(torch.equal(value, before[name]) for name, value in as_large.state_dict().items())
+
+
 @pytest.mark.parametrize("structure", ["weight", "channel"])
 def test_an_error_after_the_cut_leaves_the_model_as_it_was_given(structure: str) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
@@ -118,6 +192,41 @@ def test_an_error_after_the_cut_leaves_the_model_as_it_was_given(structure: str)
         prunus.prune(model, recipe, evaluate=evaluate, example=torch.ones(2, 8))
     assert calls[-1] > 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Stream(nn.Module):
+    """A residual stream with RMS norms, which a cut of it rescales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 16), nn.RMSNorm(16, eps=1e-3)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.last, self.out = nn.RMSNorm(16, eps=1e-3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.down(torch.relu(self.up(self.norm(x))))
+        out: Tensor = self.out(self.last(x))
+        return out
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_an_error_behind_a_rescaled_norm_leaves_its_eps_as_it_was(judged: bool) -> None:
+    torch.manual_seed(0)
+    model, example, seen = Stream().eval(), torch.ones(2, 6), []
+    answers, said = model(example).detach(), str(model)
+
+    def test(small: nn.Module) -> float:
+        seen.append(str(small))
+        raise ValueError("no data")
+
+    recipe = {"structure": "hidden", "target": 0.5, "compact": "end"}
+    judge = (lambda _: 1.0) if judged else None
+    with pytest.raises(ValueError, match="no data"):
+        prunus.prune(model, recipe, example=example, test=test, evaluate=judge)
+    assert "eps=0.002" in seen[0]
+    assert str(model) == said
+    assert torch.equal(model(example), answers)
 
 
 def test_a_rejected_round_gives_back_the_weights_of_the_last_good_one() -> None:

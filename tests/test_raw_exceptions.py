@@ -567,6 +567,10 @@ def test_scripted_models_and_empty_layers_are_refused_or_left_out() -> None:
         prunus.prune(MODELS["scripted"](), WEIGHT)
     with pytest.raises(InputError, match="no prunable weights"):
         prunus.prune(nn.Linear(0, 4), WEIGHT)
+    nothing_out = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 0))
+    channels = {"structure": "channel", "target": 0.5, "compact": "end"}
+    small: Any = prunus.prune(nothing_out, channels, example=X).model
+    assert (small[0].out_features, small(X).shape) == (4, (len(X), 0))
     beside = nn.ModuleDict({"empty": nn.Linear(6, 0), "full": nn.Linear(6, 4)})
     assert list(prunus.prune(beside, WEIGHT).masks) == ["full.weight"]
 

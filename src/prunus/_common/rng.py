@@ -73,6 +73,30 @@ def words(*parts: int) -> tuple[int, int]:
     return int(high), int(low)
 
 
+def is_as_seeded(*parts: int) -> bool:
+    """Whether nothing was drawn from any of them since :func:`seed`.
+
+    >>> with preserve_rng():
+    ...     seed(0)
+    ...     before, _ = is_as_seeded(0), torch.rand(1)
+    ...     before, is_as_seeded(0)
+    (True, False)
+    """
+    now = state()
+    seed(*parts)
+    seeded = state()
+    set_state(now)
+    tensors = [now["torch"], now["numpy"][1], *now["cuda"]]
+    others = [seeded["torch"], seeded["numpy"][1], *seeded["cuda"]]
+    same = len(tensors) == len(others) and all(map(torch.equal, tensors, others))
+    rest = ("numpy", 2), ("numpy", 3), ("numpy", 4)
+    return (
+        same
+        and now["python"] == seeded["python"]
+        and all(now[key][i] == seeded[key][i] for key, i in rest)
+    )
+
+
 @contextlib.contextmanager
 def preserve_rng() -> Iterator[None]:
     """Whatever happens inside, the generators go on as if it had not."""

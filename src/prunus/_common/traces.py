@@ -133,9 +133,12 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _checksum(parameter: Tensor) -> tuple[Any, ...]:
-    """Type, place and the sum of the bits, which one pass over the weights gives."""
+    """Type, place and the sum of the bits, eight bytes at a time where they lie in a row."""
     kind = (parameter.dtype, parameter.device, tuple(parameter.shape))
     plain = type(parameter.data) is Tensor and parameter.layout == torch.strided
     if not plain or parameter.is_meta or not parameter.numel():
         return kind
-    return (*kind, int(_bits(parameter.data).sum()))
+    bits = _bits(parameter.data)
+    if bits.is_contiguous() and bits.nbytes % 8 == 0:  # a sum of short numbers would copy them
+        bits = bits.view(-1).view(torch.int64)
+    return (*kind, int(bits.sum()))

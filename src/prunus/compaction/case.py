@@ -21,6 +21,7 @@ from prunus.compaction.verifying.everywhere import Everywhere
 from prunus.compaction.verifying.exchange import Exchange, exchanged, exchanges
 from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
+    Lazy,
     State,
     held,
     random_like,
@@ -58,7 +59,8 @@ class Case:
         effect: how far the dense model's are from them.
         masked: values of the masked model.
         small: values of the smaller one.
-        slices: the smaller tensors, by identity of the model's.
+        slices: the smaller tensors, by identity of the model's; of a large model matrices without
+            values, since all candidates are called with those of ``small``.
         rewritten: the smaller graph.
     """
 
@@ -138,7 +140,8 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     effect = float("nan")
     if gate is not META:
         effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
-    small = slices(model, kept)
+    lazily = any(isinstance(t, Lazy) for t in states[1].values())
+    small = slices(model, kept, bare=lazily)
     return Case(
         model=model,
         cut=cut,

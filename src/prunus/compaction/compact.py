@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from prunus._common.modules import detached_copy
 from prunus._common.numbers import count, percent
 from prunus._common.steps import takes_steps
 from prunus._common.tables import Table, page
-from prunus.compaction.cut import IndexCut, cut_of, leaves_zeros
+from prunus.compaction.cut import IndexCut, cut_of, leaves_zeros, left_of_mask, nothing_left
 from prunus.compaction.files.artifact import save
 from prunus.compaction.files.packed import Values
 from prunus.compaction.reopening import reopening
@@ -34,7 +34,7 @@ from prunus.errors import InputError
 from prunus.graph.analysis import analyze
 from prunus.graph.passes import trace_all
 from prunus.graph.solve import Heads
-from prunus.pruning.masks import apply, match_names
+from prunus.pruning.masks import match_names, zero
 from prunus.pruning.optimizers import AnyOptimizer, real_optimizer
 from prunus.types import Kept, Masks
 
@@ -186,15 +186,34 @@ def smaller_pair(
         InputError: if the smaller model could not be trained by the optimizer.
         RunError: if the result does not equal the masked model.
     """
-    twin = detached_copy(model)
+    twin = _on_the_same_memory(model)
+    own = dict(twin.named_parameters(remove_duplicate=False))
     copied = None if optimizer is None else optimizer_copy(optimizer, model, twin)
-    apply(twin, masks)
     plan = replace(find_plan(twin, cut, example), traced=())  # which holds slices of its own
     if copied is not None and plan.comparison.gradient:
         raise InputError(untrainable(type(model).__name__, plan.comparison.gradient))
     small = perform(twin, plan, copied)
+    _let_go_of(model, own.values())
+    for name, mask in masks.items():  # what is left of them: zeros that are no whole unit
+        kept = plan.surgery.kept.get(cut.analysis.names.get(name, name))
+        if kept is None or not nothing_left(kept):
+            zero(own[name].detach(), mask if kept is None else left_of_mask(mask, kept))
     changed = rescale(small) if copied is None else ()
     return small, plan, (*plan.surgery.attributes, *changed), copied
+
+
+def _on_the_same_memory(model: nn.Module) -> nn.Module:
+    """A copy with parameters of its own, whose values are the model's until they are sliced."""
+    plain = [p for p in model.parameters() if type(p) is nn.Parameter]
+    return detached_copy(model, {id(p): nn.Parameter(p.data, p.requires_grad) for p in plain})
+
+
+def _let_go_of(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Give those that still have the model's values values of their own."""
+    theirs = {p.data_ptr() for p in model.parameters() if type(p) is nn.Parameter}
+    for parameter in parameters:
+        if type(parameter) is nn.Parameter and parameter.data_ptr() in theirs - {0}:
+            parameter.data = parameter.data.clone()
 
 
 def whole_units(model: nn.Module, masks: Masks, example: Any, heads: Heads | None) -> IndexCut:

@@ -124,6 +124,44 @@ def take(tensor: Tensor, indices: Indices) -> Tensor:
     return part.permute([order.index(d) for d in range(tensor.dim())])
 
 
+def put(whole: Tensor, indices: Indices, part: Tensor) -> None:
+    """Write what :func:`take` gave to where it was, in place.
+
+    >>> whole = torch.zeros(2, 3)
+    >>> put(whole, (None, torch.tensor([0, 2])), torch.ones(2, 2))
+    >>> whole
+    tensor([[1., 0., 1.],
+            [1., 0., 1.]])
+    """
+    places = [
+        torch.arange(n) if i is None else i for n, i in zip(whole.shape, indices, strict=True)
+    ]
+    shaped = [
+        p.to(whole.device).view(-1, *[1] * (whole.dim() - 1 - d)) for d, p in enumerate(places)
+    ]
+    whole[tuple(shaped)] = part
+
+
+def left_of_mask(mask: Tensor, indices: Indices) -> Tensor:
+    """What is left of a mask, as broadcastable as it was.
+
+    >>> left_of_mask(torch.tensor([[True], [False]]), (torch.tensor([1]), torch.tensor([0, 2])))
+    tensor([[False]])
+    """
+    whole = mask.view(*[1] * (len(indices) - mask.dim()), *mask.shape)
+    pairs = zip(whole.shape, indices, strict=True)
+    return take(whole, tuple(None if size == 1 else index for size, index in pairs))
+
+
+def nothing_left(indices: Indices) -> bool:
+    """Whether a tensor goes as a whole.
+
+    >>> nothing_left((torch.arange(0), None)), nothing_left((torch.arange(1),))
+    (True, False)
+    """
+    return any(index is not None and not len(index) for index in indices)
+
+
 def same_indices(one: Indices, other: Indices) -> bool:
     """Whether the same indices stay in every dimension."""
     plain = [[None if i is None else i.tolist() for i in indices] for indices in (one, other)]
@@ -210,7 +248,7 @@ def _never_empty(cut: IndexCut) -> IndexCut:
                 if isinstance(dim, Fixed):
                     continue
                 classes = cut.analysis.solved.of(dim)
-                if removed[classes].all():
+                if len(classes) and removed[classes].all():
                     removed[classes[0]] = False
                     again = True
     return IndexCut(cut.analysis, removed)

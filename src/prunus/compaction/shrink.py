@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunus._common.modules import take_mode
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import IndexCut, take
+from prunus.compaction.cut import IndexCut, nothing_left, put, take
 from prunus.compaction.rewriting.compact_graph import untrainable
 from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.slicing.parameters import refuse_optimizer, resize
@@ -130,7 +130,7 @@ def leave_out(
 
 
 def grow(step: ShrinkStep, optimizer: AnyOptimizer | None) -> nn.Module:
-    """Undo a shrink; the values of what comes back are for the caller to fill in.
+    """Undo a shrink; what comes back is zero, and the values of it are for the caller to fill in.
 
     The optimizer forgets its state of this model's parameters, which is of the smaller shapes (a
     run puts the saved one back); that of others stays. All memory is taken before anything is
@@ -144,6 +144,8 @@ def grow(step: ShrinkStep, optimizer: AnyOptimizer | None) -> nn.Module:
         group["params"].insert(place, parameter)
     small, dense = dict(step.after.named_parameters()), _parameters_before(step)
     larger = {n: _empty(small.get(n, p), step.tensors[n]) for n, p in dense.items()}
+    for name, parameter in dense.items():
+        _put_back(larger[name], small.get(name, parameter), step.kept.get(name))
     if step.plan.graph is None:
         step.plan.surgery.undo(model, step.modules)
     if model is not step.after:
@@ -223,15 +225,6 @@ def slice_saved(
     return small
 
 
-def nothing_left(indices: Indices) -> bool:
-    """Whether a tensor goes as a whole.
-
-    >>> nothing_left((torch.arange(0), None)), nothing_left((torch.arange(1),))
-    (True, False)
-    """
-    return any(index is not None and not len(index) for index in indices)
-
-
 def refuse_for_shrinking(
     optimizer: Optimizer | None, copies: Iterable[object], *, shrunk: bool
 ) -> None:
@@ -262,3 +255,11 @@ def refuse_for_shrinking(
 
 def _empty(like: Tensor, shape: torch.Size) -> Tensor:
     return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+
+def _put_back(larger: Tensor, part: Tensor, kept: Indices | None) -> None:
+    """Write what is left of a tensor to where it was."""
+    kept = (None,) * larger.dim() if kept is None else kept
+    left = [n if i is None else len(i) for n, i in zip(larger.shape, kept, strict=True)]
+    if list(part.shape) == left:
+        put(larger, kept, part.detach())

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from prunus._common import rng as randomness
-from prunus.compaction.cut import IndexCut, cut_of
-from prunus.compaction.shrink import nothing_left, slice_saved
+from prunus.compaction.cut import IndexCut, cut_of, nothing_left
+from prunus.compaction.shrink import slice_saved
 from prunus.errors import InputError, RunError
 from prunus.methods.restores._memory import Memory
 from prunus.progressive.engine import PruningEngine

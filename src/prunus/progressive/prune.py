@@ -253,7 +253,7 @@ def _trial(engine: PruningEngine, *, final: bool) -> Trial | None:
         return None
     smaller = recipe.compact == "end"
     final = final and not smaller and recipe.rounds == 1
-    trial = Trial(engine.model, whole=smaller, final=final)
+    trial = Trial(engine.model, final=final)
     engine.tries = trial.apply
     return trial
 
@@ -303,6 +303,8 @@ def _undone_on_error(engine: PruningEngine, trial: Trial | None) -> Iterator[Non
                 for parameter, needs in grads:
                     parameter.requires_grad_(needs)
                 raise
+        if trial is not None:
+            trial.done()
     finally:
         if engine.model is not model:
             engine.model.train(model.training)

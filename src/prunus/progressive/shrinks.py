@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.compaction.shrink import ShrinkStep, leave_out
+from prunus.compaction.slicing.attributes import Attribute
 from prunus.pruning.optimizers import AnyOptimizer
 from prunus.pruning.space import PruningSpace
 from prunus.types import Kept, Masks
@@ -27,6 +28,14 @@ def saved(shrinks: Sequence[Shrunk]) -> list[dict[str, Any]]:
     """Shrinks as plain values: the indices that stayed, and what the gate found."""
     found = [(s.step.kept, s.step.plan.comparison) for s in shrinks]
     return [{"kept": dict(k), "error": c.error, "effect": c.effect} for k, c in found]
+
+
+def undoing(last: Shrunk, changed: Iterable[Attribute]) -> Shrunk:
+    """The last shrink, which undoes as well what changed behind it."""
+    plan = last.step.plan
+    surgery = dataclasses.replace(plan.surgery, attributes=(*plan.surgery.attributes, *changed))
+    plan = dataclasses.replace(plan, surgery=surgery)
+    return last._replace(step=dataclasses.replace(last.step, plan=plan))
 
 
 def original_kept(shrinks: Sequence[Shrunk]) -> Kept:

@@ -12,6 +12,7 @@ from prunus.compaction.slicing.rescaling import rescale
 from prunus.errors import InputError
 from prunus.progressive.phase import carry
 from prunus.progressive.result import Compaction
+from prunus.progressive.shrinks import undoing
 from prunus.progressive.state import RunContext, RunState
 from prunus.progressive.train import takes_run
 from prunus.pruning.optimizers import AnyOptimizer, class_of, each_of, optimizer_of
@@ -39,6 +40,7 @@ def compacted(job: RunContext, at: RunState) -> Compaction | None:
         return None
     plans = [s.step.plan for s in engine.shrinks]
     changed = rescale(engine.model)
+    engine.shrinks[-1] = undoing(engine.shrinks[-1], changed)
     if job.train is not None and not takes_run(job.train):
         new = (_NEW.format("optimizer of train(model)", "its state has the old shapes"),)
     elif changed and going_on is not None and not new:

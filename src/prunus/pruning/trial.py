@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus._common.memory import lasting
 from prunus._common.parts import parts
-from prunus.pruning.masks import copy_of, put_back, zero
+from prunus._common.topk import count
+from prunus.pruning.masks import zero
 from prunus.types import Masks
 
 
@@ -17,11 +19,11 @@ class Trial:
     """A model as it was given, while masks are tried on it.
 
     A weight that nothing trains is as it was given, or zero: what was zeroed is all that has to
-    be kept of it, and of buffers a copy.
+    be kept of it, also where the model itself becomes smaller in the end and is made whole again.
+    Of buffers and vectors, which that may rescale, there are copies.
 
     Args:
         model: as it was given.
-        whole: keep a copy of all instead, because the model itself may become smaller.
         final: nothing that could fail comes after the first masks: keep nothing.
 
     Attributes:
@@ -38,12 +40,15 @@ class Trial:
     True
     """
 
-    def __init__(self, model: nn.Module, *, whole: bool = False, final: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, final: bool = False) -> None:
         self._model, self._final = model, final
         self.accepted: Mapping[str, Any] = {}
-        self._whole = copy_of(model) if whole else {}
-        self._buffers = {} if final or whole else {n: b.clone() for n, b in model.named_buffers()}
-        self._removed: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        own = (
+            *model.named_buffers(),
+            *((n, p) for n, p in model.named_parameters() if p.dim() < 2),
+        )
+        self._copies = {} if final else {n: t.detach().clone() for n, t in own}
+        self._removed: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def apply(self, masks: Masks) -> None:
@@ -52,26 +57,67 @@ class Trial:
         parameters = dict(self._model.named_parameters())
         for name, mask in masks.items():
             weight = parameters[name]
-            if not self._final and not self._whole:
-                both = parts(weight.detach(), mask.to(weight.device).expand(weight.shape))
-                self._removed[name] = mask, [part.masked_select(~kept) for part, kept in both]
+            if not self._final:
+                self._removed[name] = mask, _removed(weight.detach(), mask)
             zero(weight, mask)
 
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
         """The model as it was given; of the shapes that it had then."""
         self._fill(model)
-        put_back(model, self._whole)
-        own = dict(model.named_buffers())
-        for name, buffer in self._buffers.items():
-            own[name].copy_(buffer)
+        own = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        for name, value in self._copies.items():
+            own[name].copy_(value)
+
+    def done(self) -> None:
+        """Nothing is undone any more: let go of what was kept for it."""
+        self._removed, self._copies = {}, {}
 
     def _fill(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
         for name in list(self._removed):
             (mask, values), weight = self._removed.pop(name), parameters[name]
-            both = parts(weight, mask.to(weight.device).expand(weight.shape))
-            for (part, kept), gone in zip(both, values, strict=True):
-                part.masked_scatter_(~kept, gone)
-        for name in parameters.keys() & self._whole.keys():
-            parameters[name].copy_(self._whole[name])
+            _put(weight, mask, values)
+
+
+def _removed(weight: Tensor, mask: Tensor) -> Tensor:
+    """The values that a mask removes, in memory of their own: other temporaries leave holes."""
+    way = _slices(weight, mask)
+    if way is not None:
+        d, gone = way
+        shape = (*weight.shape[:d], len(gone), *weight.shape[d + 1 :])
+        return torch.index_select(weight, d, gone, out=_made(shape, weight))
+    kept = mask.to(weight.device).expand(weight.shape)
+    values = _made((kept.numel() - count(kept),), weight)
+    start = 0
+    for part, own in parts(weight, kept):
+        some = part.masked_select(~own)
+        values[start : start + len(some)] = some
+        start += len(some)
+    return values
+
+
+def _put(weight: Tensor, mask: Tensor, values: Tensor) -> None:
+    way = _slices(weight, mask)
+    if way is not None:
+        weight.index_copy_(*way, values)
+        return
+    start = 0
+    for part, own in parts(weight, mask.to(weight.device).expand(weight.shape)):
+        number = own.numel() - count(own)
+        part.masked_scatter_(~own, values[start : start + number])
+        start += number
+
+
+def _slices(weight: Tensor, mask: Tensor) -> tuple[int, Tensor] | None:
+    """The one dimension of which a mask removes whole slices, and which; ``None`` for any other."""
+    long = [d for d, n in enumerate(mask.shape) if n > 1]
+    if len(long) != 1 or mask.dim() != weight.dim() or mask.numel() == weight.numel():
+        return None
+    return long[0], (~mask).flatten().nonzero().flatten().to(weight.device)
+
+
+def _made(shape: Sequence[int], like: Tensor) -> Tensor:
+    if like.device.type == "cpu":
+        return lasting(shape, like.dtype)
+    return like.new_empty(tuple(shape))

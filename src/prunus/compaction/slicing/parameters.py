@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from prunus._common.inputs import tensors_of
-from prunus.compaction.cut import same_indices, take
+from prunus._common.memory import LARGE
+from prunus.compaction.cut import put, same_indices, take
 from prunus.errors import InputError, RunError, did_you_mean
 from prunus.pruning.optimizers import AnyOptimizer, Together, real_optimizer
 from prunus.types import Indices, Kept
@@ -95,7 +96,9 @@ def shrink(
 
     Call it between two steps, outside any graph that is still to run backward, once for all names:
     with several optimizers, the state of those not given keeps the old shapes. Everything is
-    checked and sliced before anything is changed, which needs room for the slices.
+    checked and sliced before anything is changed, which needs room for the slices; but a large
+    parameter of which only zeros go is sliced and let go before the next one, and has them again
+    if a later one fails.
 
     Args:
         model: whose parameters and buffers ``kept`` names; not inside DistributedDataParallel.
@@ -123,10 +126,12 @@ def shrink(
     names = {id(p): name for name, p in model.named_parameters()}
     for layer in layers:
         _refuse(layer, _names(layer) | names)
-    smaller = _slices(cuts)
     states = _smaller_states(layers, cuts)
+    alone = [cut for cut in cuts.values() if _only_zeros_go(cut)]
+    smaller = _slices({k: cut for k, cut in cuts.items() if all(cut is not a for a in alone)})
+    _one_by_one(alone)
     for key, cut in cuts.items():
-        if isinstance(cut.tensor, nn.Parameter):
+        if key in smaller and isinstance(cut.tensor, nn.Parameter):
             resize(cut.tensor, smaller[key])
     for module in model.modules():
         for name, buffer in module._buffers.items():
@@ -136,8 +141,56 @@ def shrink(
         entry[name] = state
 
 
-def slices(model: nn.Module, kept: Kept) -> dict[int, Tensor]:
+def _only_zeros_go(cut: _Cut) -> bool:
+    """Whether a large parameter can be cut and made whole again without a copy of it."""
+    tensor = cut.tensor.detach()
+    integer = _INTEGERS.get(tensor.element_size())
+    if not isinstance(cut.tensor, nn.Parameter) or tensor.nbytes < LARGE or integer is None:
+        return False
+    if tensor.is_complex() or tensor.is_meta:
+        return False
+    for dim, index in enumerate(cut.indices):
+        if index is not None:
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[index.cpu()] = False
+            places = gone.nonzero().flatten().to(tensor.device)
+            if bool(tensor.view(integer).index_select(dim, places).any()):
+                return False
+    return True
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _one_by_one(cuts: Sequence[_Cut]) -> None:
+    """Cut large parameters, of which zeros go, each in the room that the one before left."""
+    done: list[tuple[_Cut, torch.Size, Sequence[int], Tensor | None]] = []
+    try:
+        for cut in cuts:
+            small = _sliced(f"'{cut.name}'", cut.tensor, cut.indices)
+            done.append((cut, cut.tensor.shape, cut.tensor.stride(), cut.tensor.grad))
+            assert isinstance(cut.tensor, nn.Parameter)
+            resize(cut.tensor, small)
+            del small
+    except BaseException:
+        for cut, shape, strides, grad in reversed(done):
+            part = cut.tensor.detach()
+            whole = torch.empty_strided(shape, strides, dtype=part.dtype, device=part.device)
+            put(whole.zero_(), cut.indices, part)
+            assert isinstance(cut.tensor, nn.Parameter)
+            resize(cut.tensor, whole)
+            cut.tensor.grad = grad
+        raise
+
+
+def slices(model: nn.Module, kept: Kept, *, bare: bool = False) -> dict[int, Tensor]:
     """What :func:`shrink` would make of a model's tensors, by identity; nothing is changed.
+
+    Args:
+        model: whose tensors ``kept`` names.
+        kept: as there.
+        bare: matrices without values or memory, for a model that is called with others in their
+            place; NaN, if somebody reads them all the same.
 
     Raises:
         InputError: for unknown names and indices that do not fit.
@@ -148,11 +201,25 @@ def slices(model: nn.Module, kept: Kept) -> dict[int, Tensor]:
     torch.Size([2, 2])
     """
     cuts = _cuts(model, kept)
-    made = _slices(cuts)
+    hollow = {key: _hollow(cut) for key, cut in cuts.items() if bare and _is_matrix(cut.tensor)}
+    made = {**hollow, **_slices({key: cut for key, cut in cuts.items() if key not in hollow})}
     for key, cut in cuts.items():
         if isinstance(cut.tensor, nn.Parameter):
             made[key] = nn.Parameter(made[key], requires_grad=cut.tensor.requires_grad)
     return made
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and tensor.dim() > 1
+
+
+def _hollow(cut: _Cut) -> Tensor:
+    """A tensor of the smaller shape, all of one number."""
+    pairs = zip(cut.tensor.shape, cut.indices, strict=True)
+    shape = [size if index is None else len(index) for size, index in pairs]
+    return torch.tensor(float("nan"), dtype=cut.tensor.dtype, device=cut.tensor.device).expand(
+        shape
+    )
 
 
 def _slices(cuts: Mapping[int, _Cut]) -> dict[int, Tensor]:

@@ -77,16 +77,17 @@ class Everywhere:
             gate = AS_CALLED if use.fast and self.gate is FLOAT64 else self.gate
             try:
                 with self.within():
-                    given, buffers = (self._with_slopes if slopes else self._plain)(use, gate)
-                    noisy = use.fast and self._noisy(use, given)
+                    drew: list[bool] = []
+                    if slopes:
+                        given, buffers = self._with_slopes(use, gate)
+                    else:
+                        given, buffers = answers(self.model, self.state, use, gate, drew)
+                    noisy = use.fast and any(drew) and self._noisy(use, given)
                 said = not noisy and all(bool(t.isfinite().all()) for t in given)
                 self._known[id(use)] = use, gate, (given * said, dict(self.sliced(buffers)))
             except Exception:  # of the model's code: it does not take this
                 self._known[id(use)] = None
         return self._known[id(use)]
-
-    def _plain(self, use: Use, gate: Gate) -> Answers:
-        return answers(self.model, self.state, use, gate)
 
     def _with_slopes(self, use: Use, gate: Gate) -> Answers:
         """The answers; the gradients are kept, if there are any."""

@@ -2,7 +2,7 @@
 
 Of a model of up to ``WHOLE`` bytes all of them are made at once. Of a larger one, a matrix is a
 ``Lazy`` tensor: it knows its shape alone, and its values are made anew for each operator that
-reads them and let go behind it. The numbers are the same in both cases.
+reads them and let go behind it; for a product some rows at a time. The numbers are the same.
 """
 
 from __future__ import annotations
@@ -119,29 +119,55 @@ class Lazy(Tensor):
     __torch_function__ = no_torch_function
     _source: _Values
     _kept: Indices | None
+    _turned: bool
 
     @staticmethod
     def __new__(
-        cls, values: _Values, kept: Indices | None = None, dtype: torch.dtype = torch.float64
+        cls,
+        values: _Values,
+        kept: Indices | None = None,
+        dtype: torch.dtype = torch.float64,
+        *,
+        turned: bool = False,
     ) -> Lazy:
         like = values.own.to("meta")
         like = (like if kept is None else take(like, kept)).to(dtype)
-        made: Lazy = wrapper(cls, like, values.own.device)
-        made._source, made._kept = values, kept
+        made: Lazy = wrapper(cls, like.t() if turned else like, values.own.device)
+        made._source, made._kept, made._turned = values, kept, turned
         return made
 
     def made(self) -> Tensor:
         """The values, to be let go soon."""
-        return self._source.made(self._kept).to(self.dtype)
+        values = self._source.made(self._kept).to(self.dtype)
+        return values.t() if self._turned else values
 
     def taken(self, kept: Indices) -> Lazy:
         """Without the removed indices."""
         assert self._kept is None
+        assert not self._turned
         return Lazy(self._source, kept, self.dtype)
 
     def typed(self, dtype: torch.dtype) -> Lazy:
         """In another type."""
-        return Lazy(self._source, self._kept, dtype)
+        return Lazy(self._source, self._kept, dtype, turned=self._turned)
+
+    def times(self, func: Any, before: Sequence[Any]) -> Tensor | None:
+        """``mm`` or ``addmm`` with this as the last matrix, some of its columns at a time.
+
+        ``None`` where it is no such product, or one that needs all values at once.
+        """
+        rows = self.shape[-1]
+        if func not in _PRODUCTS or not self._turned or not self._source.by_rows:
+            return None
+        *biases, left = before
+        if any(bias.shape[-1] != rows for bias in biases):
+            return None
+        parts = []
+        for start in range(0, rows, step := max(1, _BLOCK // max(1, len(self)))):
+            values = self._source.rows(self._kept, slice(start, start + step)).to(self.dtype)
+            some = [bias[..., start : start + step] for bias in biases]
+            parts.append(func(*some, left, values.t()))
+        return torch.cat(parts, 1)
 
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
         return f"Lazy({tuple(self.shape)}, {self.dtype})"
@@ -153,8 +179,22 @@ class Lazy(Tensor):
         written = written_arguments(func)
         if any(isinstance(a, Lazy) for i, a in enumerate(args) if i in written):
             raise RuntimeError(f"{func} writes to a parameter, whose values are not held")
+        if func is torch.ops.aten.t.default and args[0].dim() == 2:
+            one: Lazy = args[0]
+            return Lazy(one._source, one._kept, one.dtype, turned=not one._turned)
+        *before, last = args
+        if isinstance(last, Lazy) and before and not kwargs:
+            found = last.times(func, pytree.tree_map_only(Lazy, Lazy.made, before))
+            if found is not None:
+                return found
         plain = pytree.tree_map_only(Lazy, Lazy.made, (args, kwargs or {}))
         return func(*plain[0], **plain[1])
+
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+_BLOCK = 2**17
+"""Numbers of a matrix that are made at a time: they stay in a processor's cache."""
 
 
 def held(states: tuple[State, State]) -> tuple[State, State] | None:
@@ -188,6 +228,27 @@ class _Values:
         """Whether its values are not held: a matrix, or one whose random numbers come late."""
         makes = self.own.is_floating_point() and not self.own.is_meta and self.parameter
         return makes and (self.own.dim() > 1 or self.fill is not None)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows can be made by themselves, and it is worth it."""
+        alone = self.noise is None and self.fill is None and self.own.dim() == 2
+        row_major = self.own.is_contiguous() and not self.own.is_meta
+        return alone and row_major and self.own.numel() > _BLOCK
+
+    def rows(self, kept: Indices | None, some: slice) -> Tensor:
+        """The values of some of the rows that stay."""
+
+        def part(tensor: Tensor) -> Tensor:
+            rows, columns = (None, None) if kept is None else kept
+            if rows is None:
+                return take(tensor[some], (None, columns))
+            return take(tensor, (rows[some], columns))
+
+        own = part(self.own)
+        if self.mask is not None:  # before the values are wide: fewer bytes
+            own = own * part(self.mask.to(own.device).expand(self.own.shape))
+        return own.to(_wide(own.dtype))
 
     def made(self, kept: Indices | None = None) -> Tensor:
         """The values of all indices, or of those that stay."""

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from prunus._common.inputs import map_tensors, own_containers, tensors_of
 from prunus._common.modules import shared_copy
 from prunus._common.put_back import PutBack, written_arguments
-from prunus._common.rng import preserve_rng, seed
+from prunus._common.rng import is_as_seeded, preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree
 from prunus.compaction.rewriting.compact_graph import CompactGraph
 from prunus.compaction.verifying.uses import Use, step_by_step
@@ -157,14 +157,32 @@ def outputs(
 
 
 def answers(
-    model: nn.Module, state: State, use: Use, gate: Gate = FLOAT64
+    model: nn.Module,
+    state: State,
+    use: Use,
+    gate: Gate = FLOAT64,
+    drew: list[bool] | None = None,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """A model's outputs in some use, and the buffers that training leaves."""
+    """A model's outputs in some use, and the buffers that training leaves.
+
+    Args:
+        model: is not changed.
+        state: its values.
+        use: what it is called with, and how.
+        gate: in which type.
+        drew: gets whether the pass drew random numbers.
+    """
     if gate is META and not isinstance(model, fx.GraphModule):
         traced = trace(model, None, inputs=use.inputs)  # eager code may ask for values
         return traced_outputs(traced), {}
     own = values_of(model, state, use, gate)
-    found = passed(model, own, use, gate, lambda given: [dense(t) for t in given])
+
+    def made(given: list[Tensor]) -> list[Tensor]:
+        if drew is not None:
+            drew.append(not is_as_seeded(0))
+        return [dense(t) for t in given]
+
+    found = passed(model, own, use, gate, made)
     return as_answers(model, found, own, use)
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from prunus._common.environment import describe
 from prunus._common.timing import no_denormals
 from prunus.kernels import SparseLinear, library
+from prunus.kernels.conv_training import ConvLayouts
 from prunus.kernels.native import VARIABLE
 from sparse_convs import POINTWISE, SQUARE, convolutions, whole
 from sparse_opponents import DENSE, INT8, Call, engines
@@ -125,7 +126,11 @@ ROWS: dict[str, tuple[str, Row, bool]] = {
     "lstm": ("two-layer LSTM, batch 1", lstm, False),
 }
 """What is measured: title, models, and whether weights come from memory."""
-TRAINING = "training step, linear, over torch"
+TRAINING = {
+    "training": "training step, linear, over torch",
+    "training_conv": "training step, 3×3 convolution, over torch",
+}
+"""Rows of forward and backward, against torch's dense layer under its mask."""
 
 
 def timed(
@@ -191,10 +196,36 @@ def training(sparsity: float, threads: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def training_convs(sparsity: float, threads: int) -> Iterator[dict[str, Any]]:
+    """The same of convolutions, batches of as many macs as the first layers of ResNet-50 have."""
+    for channels, _, size in SQUARE[:3]:
+        torch.manual_seed(0)
+        batch = 4 * 56 // size
+        layer = pruned(nn.Conv2d(channels, channels, 3, padding=1), sparsity).train()
+        assert isinstance(layer, nn.Conv2d)
+        own = partial(ConvLayouts.of(layer.weight != 0), padding=(1, 1))
+        x = torch.randn(batch, channels, size, size, requires_grad=True)
+        dy = torch.randn(batch, channels, size, size)
+
+        def dense(layer: nn.Conv2d = layer, x: Tensor = x, dy: Tensor = dy) -> None:
+            layer(x).backward(dy)
+
+        def sparse(
+            own: Any = own, layer: nn.Conv2d = layer, x: Tensor = x, dy: Tensor = dy
+        ) -> None:
+            own(x, layer.weight, layer.bias).backward(dy)
+
+        yield {
+            "case": f"{channels}→{channels}, {size}×{size}, batch {batch}",
+            "ms": timed({"eager": dense, "sparse": sparse}, cold=False, seconds=0.5,
+                        clock=clock_of(threads)),
+        }  # fmt: skip
+
+
 def measure(name: str, sparsity: float, threads: int, seconds: float) -> Iterator[dict[str, Any]]:
     """Lines of a row, one for each model."""
-    if name == "training":
-        yield from training(sparsity, threads)
+    if name in TRAINING:
+        yield from (training if name == "training" else training_convs)(sparsity, threads)
         return
     _, row, cold = ROWS[name]
     for case, model, example in row(sparsity):
@@ -221,7 +252,7 @@ def _table(key: tuple[str, ...], lines: Sequence[dict[str, Any]]) -> str:
     for line in lines:
         latest[line["row"], line["case"], line["sparsity"]] = line
     columns = sorted({k[2] for k in latest})
-    titles = {name: title for name, (title, _, _) in ROWS.items()} | {"training": TRAINING}
+    titles = {name: title for name, (title, _, _) in ROWS.items()} | TRAINING
     out = [f"## {key[0]}, kernels for {key[1]}, threads: {key[2]}", ""]
     out += _rows(("over the best fp32 dense engine", *(f"{c:.0%}" for c in columns)))
     for name, title in titles.items():
@@ -262,7 +293,7 @@ def _cell(lines: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default=",".join((*ROWS, "training")))
+    parser.add_argument("--rows", default=",".join((*ROWS, *TRAINING)))
     parser.add_argument("--sparsities", default=",".join(map(str, SPARSITIES)))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.4, help="for each engine")

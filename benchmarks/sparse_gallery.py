@@ -91,7 +91,9 @@ def measured(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
             calls["sparse"] = own["sparse"]
         ms = timed(calls, cold=False, seconds=seconds, clock=clock_of(threads))
         quality = _quality(run, held, threads, Path(place) / "int8")
-    weights = [p for p in run.pruned.parameters() if p.dim() > 1]
+    kinds = (nn.Linear, nn.RNNBase, nn.Conv2d, nn.MultiheadAttention)  # an embedding is looked up
+    weights = [p for m in run.pruned.modules() if isinstance(m, kinds)
+               for p in m.parameters(recurse=False) if p.dim() > 1]  # fmt: skip
     zeros = sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights)
     shapes = [tuple(t.shape) for t in (example.values() if isinstance(example, dict) else given)]
     return {"sparsity": zeros, "input": shapes, "ms": ms, "quality": quality,

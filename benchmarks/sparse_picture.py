@@ -39,7 +39,7 @@ def main() -> None:
     lines = [x for x in every if x["threads"] == 1 and x["processor"] == first["processor"]
              and x["instructions"] == first["instructions"]]  # fmt: skip
     figure, axes = figure_of(7, 4.2)
-    titles = {name: title for name, (title, *_) in ROWS.items()} | {"training": TRAINING}
+    titles = {name: title for name, (title, *_) in ROWS.items()} | TRAINING
     for name, color in zip(SHOWN, COLORS, strict=True):
         points = ratios(lines, name)
         if points:

@@ -44,7 +44,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, *gradients: Any) -> NoReturn:
     raise InputError(
-        "sparse convolutions compute forward only: train the masked model, and deploy it after"
+        "sparse convolutions compute forward only: train the masked model (sparse_training: true), "
+        "and deploy it after"
     )
 
 

@@ -218,7 +218,7 @@ int64_t slices(const Pattern& m, int32_t kind, Writer out, int32_t* order, int64
   std::vector<int32_t> sorted(head.slices * lanes, -1);
   for (int64_t o = 0; o < m.rows; ++o) sorted[o] = int32_t(o);
   const auto size = [&](int32_t o) { return m.first[o + 1] - m.first[o]; };
-  if (!columns)
+  if (kind == SLICES)  // windows wait for nobody: their slices stay as they are
     for (int64_t top = 0; top < m.rows; top += near)
       std::stable_sort(sorted.begin() + top, sorted.begin() + std::min(m.rows, top + near),
                        [&](int32_t x, int32_t y) { return size(x) > size(y); });

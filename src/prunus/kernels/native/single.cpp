@@ -40,9 +40,19 @@ struct Close {
     }
     static_cast<float*>(p.y)[row] = sum;
   }
+  template <int... i> static INLINE bool neighbors(const int32_t* row, std::integer_sequence<int, i...>) {
+    return row[0] >= 0 && ((row[i] == row[0] + i) & ...);
+  }
   // Of the rows of a slice, of which some may be none (-1).
   template <class V> INLINE void several(const int32_t* row, V sum) const {
     constexpr int N = sizeof(V) / sizeof(float);
+    if (neighbors(row, std::make_integer_sequence<int, N>{})) {
+      const int64_t at = row[0];
+      if (scales) sum *= load<V>(scales + at);
+      if (p.bias) sum += load<V>(static_cast<const float*>(p.bias) + at);
+      if (p.residual) sum += load<V>(static_cast<const float*>(p.residual) + at);
+      return store(static_cast<float*>(p.y) + at, activated<float, N>(sum, p.activation));
+    }
     int32_t own[N];
     for (int i = 0; i < N; ++i) own[i] = row[i] < 0 ? 0 : row[i];
     if (scales) sum *= looked_up<N>(scales, own);
@@ -133,9 +143,13 @@ template <class T, int G> void window_rows(const Product& p, const float* x, int
   const uint16_t* place = reinterpret_cast<const uint16_t*>(p.layout + h.place);
   const Close close(p);
   for (int64_t s = top; s < end; ++s) {
-    float own[16] = {};  // long written when it is read as vectors
-    for (int64_t i = alone[s]; i < alone[s + 1]; ++i)
-      own[place[i] / SHORT] += widened(lone[i]) * x[place[i] % SHORT];
+    float own[4][16] = {};  // four of each sum: one would wait for the value before it
+    const auto add = [&](int64_t i, int n) {
+      own[n][place[i] / SHORT] += widened(lone[i]) * x[place[i] % SHORT];
+    };
+    int64_t i = alone[s];
+    for (; i + 4 <= alone[s + 1]; i += 4) add(i, 0), add(i + 1, 1), add(i + 2, 2), add(i + 3, 3);
+    for (int n = 0; i < alone[s + 1]; ++i, ++n) add(i, n);
     V sum[4][parts] = {};
     int64_t k = first[s];
     const auto step = [&](int64_t at, int n, const float* from) {
@@ -152,7 +166,9 @@ template <class T, int G> void window_rows(const Product& p, const float* x, int
     }
     for (; k < first[s + 1]; ++k) step(k, 0, x + begin[k / G]);
     for (int i = 0; i < parts; ++i)
-      close.several(row + 16 * s + i * N, V((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]) + load<V>(own + i * N)));
+      close.several(row + 16 * s + i * N, V((sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]) +
+                                             (load<V>(own[0] + i * N) + load<V>(own[1] + i * N)) +
+                                             (load<V>(own[2] + i * N) + load<V>(own[3] + i * N))));
   }
 }
 

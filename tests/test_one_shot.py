@@ -194,6 +194,26 @@ def test_an_error_after_the_cut_leaves_the_model_as_it_was_given(structure: str)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_an_error_leaves_the_order_in_memory_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model = model.to(memory_format=torch.channels_last).eval()
+    before = {name: (value.clone(), value.stride()) for name, value in model.state_dict().items()}
+
+    def test(small: nn.Module) -> float:
+        raise ValueError(str(small[0].weight.shape[0]))
+
+    with pytest.raises(ValueError, match="4"):
+        prunus.prune(
+            model,
+            {"structure": "channel", "target": 0.5, "compact": "end"},
+            example=torch.ones(1, 3, 8, 8),
+            test=test,
+        )
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name][0])
+        assert value.stride() == before[name][1]
+
+
 class Stream(nn.Module):
     """A residual stream with RMS norms, which a cut of it rescales."""
 

@@ -7,6 +7,7 @@ refused in words, by :class:`prunus.PrunusError`.
 from __future__ import annotations
 
 import collections
+import copy
 import inspect
 import pickle
 import warnings
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import prunus
-from prunus.errors import InputError, PrunusError
+from prunus.errors import InputError, PrunusError, RunError
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 WEIGHT = {"target": 0.5}
@@ -573,6 +574,23 @@ def test_scripted_models_and_empty_layers_are_refused_or_left_out() -> None:
     assert (small[0].out_features, small(X).shape) == (4, (len(X), 0))
     beside = nn.ModuleDict({"empty": nn.Linear(6, 0), "full": nn.Linear(6, 4)})
     assert list(prunus.prune(beside, WEIGHT).masks) == ["full.weight"]
+
+
+def test_a_model_made_in_inference_mode_is_pruned_and_not_cut() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    channels = {"structure": "channel", "target": 0.5}
+    with pytest.raises(InputError, match=r"'0\.weight' was made under torch\.inference_mode"):
+        prunus.prune(model, {**channels, "compact": "end"}, example=X)
+    with pytest.raises(RunError, match="nan"):
+        prunus.prune(model, channels, example=X, evaluate=lambda m: float("nan"))
+    prunus.scan(model, [X], lambda m, x: m(x).square().mean())
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+    masks = prunus.prune(model, channels, example=X).masks
+    with pytest.raises(InputError, match="inference_mode"):
+        prunus.compact(model, masks, X)
+    assert prunus.compact(copy.deepcopy(model), masks, X).units == 4
 
 
 @pytest.fixture

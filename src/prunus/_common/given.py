@@ -65,6 +65,20 @@ def given_model(model: object, who: str, *, values: bool = False, code: bool = F
     return model
 
 
+def refuse_inference(model: nn.Module, who: str) -> None:
+    """Parameters that nothing may change or train cannot be cut.
+
+    Raises:
+        InputError: naming the first one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise InputError(
+                f"{who}: '{name}' was made under torch.inference_mode() and cannot be changed: "
+                "make or load the model outside of it, or give copy.deepcopy(model)"
+            )
+
+
 def _places(tensor: Tensor) -> tuple[Sequence[int], Sequence[int]]:
     plain = isinstance(tensor, nn.Parameter) and tensor.layout == torch.strided
     return (tensor.stride(), tensor.shape) if plain else ((), ())

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunus import costs
 from prunus._common.batch import find_batch
-from prunus._common.given import given_example, given_model
+from prunus._common.given import given_example, given_model, refuse_inference
 from prunus._common.inputs import arguments
 from prunus._common.kinds import given_choice
 from prunus._common.modules import detached_copy
@@ -140,6 +140,7 @@ def compact(
     (Linear(in_features=4, out_features=2, bias=True), 'sliced', 1)
     """
     masks = match_names(given_model(model, "compact"), masks)
+    refuse_inference(model, "compact")
     example = given_example(model, example)
     given_choice(heads, "heads", (None, "whole", "dims"))
     if optimizer is not None:

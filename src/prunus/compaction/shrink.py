@@ -254,7 +254,13 @@ def refuse_for_shrinking(
 
 
 def _empty(like: Tensor, shape: torch.Size) -> Tensor:
-    return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    """Zeros, their dimensions in memory in the order of another tensor's."""
+    made = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    if like.is_contiguous() or like.dim() != len(shape):
+        return made
+    order = sorted(range(like.dim()), key=like.stride().__getitem__, reverse=True)
+    made = made.view([shape[d] for d in order])
+    return made.permute([order.index(d) for d in range(like.dim())])
 
 
 def _put_back(larger: Tensor, part: Tensor, kept: Indices | None) -> None:

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from prunus._common import rng as randomness
 from prunus._common.distributed import on_rank_zero, release, shared_stop, synchronize
-from prunus._common.given import given_batches, given_example, given_hooks, given_model
+from prunus._common.given import (
+    given_batches,
+    given_example,
+    given_hooks,
+    given_model,
+    refuse_inference,
+)
 from prunus._common.kinds import given_path
 from prunus._common.metrics import Metric, MetricEstimate
 from prunus._common.modules import detached_copy, keeping_modes
@@ -262,6 +268,8 @@ def _check(
     recipe: Recipe, engine: PruningEngine, train: Callable[..., Any] | None, evaluate: Metric | None
 ) -> None:
     """What can be known before work starts."""
+    if recipe.compact != "none":
+        refuse_inference(engine.model, "compact")
     refuse_plain_train(engine, train)
     refuse_rotation(engine, train)
     refuse_repair(engine, train)
@@ -301,7 +309,8 @@ def _undone_on_error(engine: PruningEngine, trial: Trial | None) -> Iterator[Non
                 if trial is not None:
                     trial.undo(model)
                 for parameter, needs in grads:
-                    parameter.requires_grad_(needs)
+                    if parameter.requires_grad != needs:  # which inference mode's tensors refuse
+                        parameter.requires_grad_(needs)
                 raise
         if trial is not None:
             trial.done()

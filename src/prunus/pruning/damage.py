@@ -78,12 +78,12 @@ class _removed:  # noqa: N801  # a context
     def __enter__(self) -> None:
         self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
-            parameter.masked_fill_(~self._masks[name].to(parameter.device), 0)
+            parameter.detach().masked_fill_(~self._masks[name].to(parameter.device), 0)
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:
         for name, parameter in self._parameters.items():
-            parameter.copy_(self._before[name])
+            parameter.detach().copy_(self._before[name])
 
 
 def loss_on(

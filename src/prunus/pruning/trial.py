@@ -67,7 +67,7 @@ class Trial:
         self._fill(model)
         own = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         for name, value in self._copies.items():
-            own[name].copy_(value)
+            own[name].detach().copy_(value)
 
     def done(self) -> None:
         """Nothing is undone any more: let go of what was kept for it."""
@@ -77,7 +77,7 @@ class Trial:
         parameters = dict(model.named_parameters())
         for name in list(self._removed):
             (mask, values), weight = self._removed.pop(name), parameters[name]
-            _put(weight, mask, values)
+            _put(weight.detach(), mask, values)
 
 
 def _removed(weight: Tensor, mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from prunus.compaction.slicing.norms import widenings
 from prunus.compaction.slicing.parameters import slices
 from prunus.compaction.verifying.everywhere import Everywhere
 from prunus.compaction.verifying.exchange import Exchange, exchanged, exchanges
-from prunus.compaction.verifying.uses import Use
+from prunus.compaction.verifying.uses import Use, smaller
 from prunus.compaction.verifying.values import (
     Lazy,
     State,
@@ -137,9 +138,7 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     masks = masks_of(cut, dict(model.named_parameters()))
     states = values_for_test(model, masks, whole=whole)
     (states, inputs, gate, expected), examples = answers_of(model, cut, example, states)
-    effect = float("nan")
-    if gate is not META:
-        effect = difference(outputs(model, states[0], inputs, gate), expected)[0]
+    effect = float("nan") if gate is META else _moved(model, states, inputs, gate, expected)
     lazily = any(isinstance(t, Lazy) for t in states[1].values())
     small = slices(model, kept, bare=lazily)
     return Case(
@@ -156,6 +155,22 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
         slices=small,
         rewritten=rewrite(cut, _named(model, small)),
     )
+
+
+def _moved(
+    model: nn.Module,
+    states: tuple[State, State],
+    inputs: Inputs,
+    gate: Gate,
+    expected: list[Tensor],
+) -> float:
+    """How far the masks moved the answers, on a part of a large picture where the model takes it."""
+    for use in smaller(Use("", inputs))[:-1]:
+        with contextlib.suppress(Exception):  # of the model's code
+            dense, masked = (outputs(model, state, use.inputs, gate) for state in states)
+            if masked:
+                return difference(dense, masked)[0]
+    return difference(outputs(model, states[0], inputs, gate), expected)[0]
 
 
 Found = tuple[tuple[State, State], Inputs, Gate, list[Tensor]]

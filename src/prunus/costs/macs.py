@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus._common.batch import Batch, find_batch
@@ -102,13 +104,25 @@ def _of_rows(rows: Sequence[int], matrices: Sequence[int], *_: Any, **__: Any) -
     return 2 * math.prod(rows) * matrices[-1]
 
 
+class _NoNorms(TorchFunctionMode):
+    """Norms have no products that count; torch computes their sizes operator by operator."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _NORMS and args and isinstance(args[0], Tensor):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+_NORMS = frozenset({F.batch_norm, F.layer_norm, F.group_norm, F.rms_norm})
+
+
 def _on_meta(model: nn.Module, inputs: Inputs) -> FlopCounterMode | Exception:
     counter = _counter()
     try:
         args, kwargs = own_containers(map_tensors(lambda t: t.to("meta"), inputs))
         # The counter looks for what made an input that wants a gradient: a view has nothing here.
         twin = unwrapped(_without_values(model)).eval().requires_grad_(False)
-        with counter, torch.no_grad():
+        with counter, _NoNorms(), torch.no_grad():
             twin(*args, **kwargs)
     except Exception as error:  # of the model's code: reads values, which meta tensors lack
         return error

@@ -56,9 +56,9 @@ def uses_of(model: nn.Module, examples: Sequence[Inputs]) -> Iterator[tuple[Use,
         which = f" with example {number + 1}" if number else ""
         if number:
             yield (Use(f"example {number + 1}", inputs),)
-        yield _smaller(Use(f"autograd{which}", inputs, gradient=True))
-        yield _smaller(Use(f"train mode{which}", inputs, training=True, gradient=True))
-        yield _smaller(Use(f"a call under no_grad{which}", inputs, fast=True))
+        yield smaller(Use(f"autograd{which}", inputs, gradient=True))
+        yield smaller(Use(f"train mode{which}", inputs, training=True, gradient=True))
+        yield smaller(Use(f"a call under no_grad{which}", inputs, fast=True))
         if _may_cache(model, inputs):
             cached = inputs[0], {**inputs[1], _CACHE: True}
             yield (Use(f"{_CACHE}=True{which}", cached, fast=True),)
@@ -79,8 +79,8 @@ def _other_sizes(inputs: Inputs, which: str) -> Iterator[tuple[Use, ...]]:
         return
     batch = len(tensors[0])
     if batch > 1:
-        yield _smaller(Use(f"one item{which}", resized(inputs, {0: {batch: 1}})))
-    yield _smaller(Use(f"another batch size{which}", resized(inputs, {0: {batch: batch + 1}})))
+        yield smaller(Use(f"one item{which}", resized(inputs, {0: {batch: 1}})))
+    yield smaller(Use(f"another batch size{which}", resized(inputs, {0: {batch: batch + 1}})))
     lengths = {size for t in tensors for size in t.shape[1:] if size > 2}
     for size in sorted(lengths, reverse=True)[:_MOST_LENGTHS]:
         changes = ({d: {size: new} for d in range(1, 8)} for new in _near(size))
@@ -102,7 +102,7 @@ def _near(size: int) -> list[int]:
 _LARGE = 64
 
 
-def _smaller(use: Use) -> tuple[Use, ...]:
+def smaller(use: Use) -> tuple[Use, ...]:
     """A use on a part of a large picture, where the model takes that: the pass that was traced ran
     on all of it, and a use has nothing to do with sizes."""
     tensors = tensors_of(use.inputs)
@@ -111,8 +111,8 @@ def _smaller(use: Use) -> tuple[Use, ...]:
         return (use,)
     counted = use.training  # statistics of few pixels divide by small numbers
     parts = (2,) if counted or min(sizes) <= 2 * _LARGE else (4, 2)
-    smaller = (resized(use.inputs, _parts(sizes, part)) for part in parts)
-    return *(replace(use, inputs=inputs, whole=use) for inputs in smaller), use
+    fewer = (resized(use.inputs, _parts(sizes, part)) for part in parts)
+    return *(replace(use, inputs=inputs, whole=use) for inputs in fewer), use
 
 
 def _parts(sizes: Iterable[int], part: int) -> dict[int, dict[int, int]]:

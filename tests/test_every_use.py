@@ -322,3 +322,41 @@ def test_uses_run_on_half_of_a_large_picture_or_on_all_of_it_where_half_is_refus
     assert {128} == SEEN
     wrong = Pictures(128).eval()
     assert not everywhere.check(wrong, {**state, "conv.bias": 2 + state["conv.bias"]}, found).equal
+
+
+class Recalls(nn.Module):
+    """Goes on from what it keeps; its code holds a size, so that it would become a graph."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.a, self.o, self.kept = nn.Linear(5, 8), nn.Linear(8, 2), kept
+        self.state: Any = {"list": [], "number": 0}.get(kept)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x)).view(-1, 8)
+        if self.kept == "list":
+            self.state.append(h)
+            h = torch.stack(self.state).mean(0)
+        elif self.kept == "number":
+            self.state += 1
+            h = h * self.state
+        elif self.kept == "tensor":
+            self.state = h if self.state is None else h + self.state
+            h = self.state
+        elif self.state is None:  # made once: a second call is as the first
+            self.state = torch.ones(())
+        return self.o(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kept", ["list", "number", "tensor"])
+def test_a_graph_of_a_model_that_goes_on_from_its_last_call_is_refused(kept: str) -> None:
+    recipe = {"structure": "channel", "target": 0.5, "compact": "end"}
+    with pytest.raises(prunus.RunError, match="a second call goes on from what the model keeps"):
+        prunus.prune(Recalls(kept), recipe, example=torch.randn(3, 5))
+
+
+def test_what_is_made_in_the_first_call_and_stays_is_no_state() -> None:
+    recipe = {"structure": "channel", "target": 0.5, "compact": "end"}
+    result = prunus.prune(Recalls("table"), recipe, example=torch.randn(3, 5))
+    assert result.compaction is not None
+    assert result.compaction.route == "graph"

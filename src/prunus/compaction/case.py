@@ -164,7 +164,7 @@ def _moved(
     gate: Gate,
     expected: list[Tensor],
 ) -> float:
-    """How far the masks moved the answers, on a part of a large picture where the model takes it."""
+    """How far the masks moved the answers: on a part of a large picture, if the model takes it."""
     for use in smaller(Use("", inputs))[:-1]:
         with contextlib.suppress(Exception):  # of the model's code
             dense, masked = (outputs(model, state, use.inputs, gate) for state in states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from prunus.compaction.verifying.gradients import (
     gradients,
     has_graphs,
 )
+from prunus.compaction.verifying.kept_state import keeps_state
 from prunus.compaction.verifying.uses import Use, uses_of
 from prunus.compaction.verifying.values import State
 from prunus.compaction.verifying.verify import (
@@ -140,7 +142,34 @@ class Everywhere:
             elif use.gradient and not gradient and graphs:
                 wanted = functools.partial(self._gradients, use, gate)
                 gradient = differing(wanted, model, state, use, gate, candidate.found)
+        second = self._second(model, state) if graphs and known.equal else None
+        if second is not None and not second.equal:
+            return replace(second, effect=known.effect)
         return replace(known, refusals=tuple(refusals), flags=tuple(flags), gradient=gradient)
+
+    def _second(self, model: nn.Module, state: State) -> Comparison | None:
+        """How graphs compare in a second call, if the model keeps anything of the first."""
+        tried = self._tried(self._again) if self._again is not None else None
+        if tried is None or not tried[2][0]:
+            return None
+        use, gate, expected = tried
+        found = compare(expected, model, state, use, gate)
+        if found.equal or found.refused:
+            return None
+        what = found.problem or f"they differ by {found.error:.2g}"
+        kept = (
+            "a second call goes on from what the model keeps of the first, which a graph does not"
+        )
+        return replace(found, problem=f"{kept}: let forward take and return it; {what}")
+
+    @functools.cached_property
+    def _again(self) -> Use | None:
+        """A second call; ``None`` where the model keeps nothing of the first."""
+        inputs = self.examples[0]
+        with contextlib.suppress(Exception):  # of the model's code, without its masks
+            if self.gate is not META and keeps_state(self.model, inputs):
+                return Use("a second call", inputs, again=True)
+        return None
 
     def _gradients(self, use: Use, gate: Gate) -> State | None:
         """What a smaller model has of the masked model's gradients."""

@@ -31,6 +31,7 @@ class Use:
         gradient: with autograd on.
         fast: with torch's fused paths and the model's own cache, as users call it.
         steps: token by token: each step gets the cache that the one before returned.
+        again: twice in a row; the second answers go on from what the model kept of the first.
         flag: an argument that no example gives this value.
         whole: the same use of the example's own sizes, where this one is of a part of them.
     """
@@ -41,6 +42,7 @@ class Use:
     gradient: bool = False
     fast: bool = False
     steps: bool = False
+    again: bool = False
     flag: tuple[str, bool] | None = None
     whole: Use | None = None
 

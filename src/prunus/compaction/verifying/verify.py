@@ -237,7 +237,7 @@ def passed(
     if gate.wide:  # convolutions compare the types of what they are given before a mode sees it
         args, kwargs = map_tensors(wide, (args, kwargs))
     model = shared_copy(model, whole=CompactGraph)  # a pass may fill caches
-    caller = _Decoder(model) if use.steps else model
+    caller = _Repeated(model, steps=use.steps) if use.steps or use.again else model
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_rng())
         stack.enter_context(torch.set_grad_enabled(use.gradient))
@@ -249,7 +249,7 @@ def passed(
         if gate.wide:
             stack.enter_context(Double())
         seed(0)  # numpy's and Python's chance too
-        prefix = "model." if use.steps else ""
+        prefix = "" if caller is model else "model."
         values = {prefix + k: v for k, v in own.items()}
         return then(tensors_of(functional_call(caller, values, args, kwargs)))
 
@@ -260,16 +260,26 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
-class _Decoder(nn.Module):
-    """A decoder that is called token by token."""
+class _Repeated(nn.Module):
+    """A decoder that is called token by token, or a model that is called twice."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, steps: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.steps = model, steps
         self.train(model.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        return step_by_step(self.model, (args, kwargs))
+        if self.steps:
+            return step_by_step(self.model, (args, kwargs))
+        first, then = map_tensors(Tensor.clone, (args, kwargs)), map_tensors(_moved, (args, kwargs))
+        return [
+            t for args, kwargs in (first, then) for t in tensors_of(self.model(*args, **kwargs))
+        ]
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    """Other numbers of the same size."""
+    return tensor.roll(1, -1) if tensor.dim() and tensor.is_floating_point() else tensor.clone()
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,70 @@
+"""What a model keeps between calls: a graph would begin anew each time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus._common.inputs import Inputs, called, map_tensors
+from prunus._common.modules import shared_copy
+from prunus._common.put_back import PutBack
+from prunus._common.rng import preserve_rng, seed
+from prunus.graph.trace import analysis_mode
+
+_TABLES = ("_parameters", "_modules", "_buffers")
+
+
+def keeps_state(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a call changes what modules hold beside parameters: a state, a counter, a list.
+
+    What it changes may be of no consequence, as a table that is made once: a second call tells.
+
+    Args:
+        model: is not changed.
+        inputs: positional and keyword arguments.
+
+    >>> class Sum(nn.Module):
+    ...     total = 0.0
+    ...     def forward(self, x):
+    ...         self.total = self.total + x
+    ...         return self.total
+    >>> keeps_state(Sum(), ((torch.ones(1),), {})), keeps_state(nn.ReLU(), ((torch.ones(1),), {}))
+    (True, False)
+    """
+    twin = shared_copy(model)
+    held = [*_held(twin)]  # the values are held as well: a new one gets no old one's identity
+    tensors = [v for _, v in held if isinstance(v, Tensor)]
+    before = [(path, _form(value)) for path, value in held]
+    args = map_tensors(Tensor.clone, inputs)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserve_rng())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(analysis_mode(twin))
+        stack.enter_context(PutBack((*twin.parameters(), *tensors)))
+        seed(0)
+        called(twin, args)
+        return before != [(path, _form(value)) for path, value in _held(twin)]
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, module in model.named_modules():
+        for key, value in (*vars(module).items(), *module._buffers.items()):
+            if key not in _TABLES and key != "training":
+                yield f"{path}.{key}", value
+
+
+def _form(value: Any) -> Any:
+    """What changes when a value does."""
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, (int, float, str, bool, type(None))):
+        return repr(value)
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, (dict, list, tuple, set)):
+        return [(id(v), _form(v)) if isinstance(v, Tensor) else id(v) for v in inner]
+    state = getattr(value, "__dict__", {})
+    return id(value), [(key, id(v)) for key, v in state.items()]

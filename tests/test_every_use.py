@@ -360,3 +360,13 @@ def test_what_is_made_in_the_first_call_and_stays_is_no_state() -> None:
     result = prunus.prune(Recalls("table"), recipe, example=torch.randn(3, 5))
     assert result.compaction is not None
     assert result.compaction.route == "graph"
+
+
+def test_what_a_graph_holds_of_its_model_cannot_be_set_without_a_word() -> None:
+    recipe = {"structure": "channel", "target": 0.5, "compact": "end"}
+    small = prunus.prune(Recalls("table"), recipe, example=torch.randn(3, 5)).model
+    for model in (small, copy.deepcopy(small)):
+        model.kept = "table"  # as it was
+        model.mine = 3  # what its code does not read
+        with pytest.raises(InputError, match=r"Recalls\.kept cannot be set"):
+            model.kept = "number"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import MethodType
+from types import CodeType, MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -61,6 +62,7 @@ class CompactGraph(fx.GraphModule):
         passes: all of them; the graph of the first one is this module's ``graph``.
         stands_for: the class of the module, for messages.
         methods: other methods of that class, which a graph does not have.
+        fixed: attributes that the code of that class reads: a graph holds what they were.
         gradient: a parameter whose gradient is not the module's own: such a graph answers, and
             refuses a backward pass.
     """
@@ -68,6 +70,7 @@ class CompactGraph(fx.GraphModule):
     passes: tuple[GraphPass, ...] = ()
     stands_for: str = ""
     methods: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     gradient: str = ""
 
     def __str__(self) -> str:
@@ -136,6 +139,14 @@ class CompactGraph(fx.GraphModule):
             kind = self.stands_for or "model"
             raise AttributeError(f"the graph of this {kind} has no attribute {name!r}") from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.fixed and not (name in vars(self) and same_plain(vars(self)[name], value)):
+            raise InputError(
+                f"{self.stands_for}.{name} cannot be set: the compact model is a graph, which has "
+                "what it was. Set it in the dense model, and make that smaller again"
+            )
+        super().__setattr__(name, value)
+
     def __copy__(self) -> CompactGraph:
         made = object.__new__(type(self))
         vars(made).update(vars(self))
@@ -152,8 +163,8 @@ class CompactGraph(fx.GraphModule):
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own old class
             made = super().__deepcopy__(memo)
         for key, value in vars(self).items():
-            if key not in vars(made) and (type(value) in PLAIN or key in ("methods",)):
-                setattr(made, key, copy.deepcopy(value, memo))
+            if key not in vars(made) and (type(value) in PLAIN or key in ("methods", "fixed")):
+                vars(made)[key] = copy.deepcopy(value, memo)
         own = vars(self).get("forward")
         if isinstance(own, MethodType):  # of a copy that is traced
             vars(made)["forward"] = MethodType(own.__func__, made)
@@ -292,8 +303,33 @@ def describe_as(graph: CompactGraph, original: nn.Module) -> CompactGraph:
     kind = type(original)
     own = {n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n, None))}
     vars(graph)["stands_for"] = kind.__name__
+    kept = (*graph._modules, *graph._parameters, *graph._buffers, "training")
+    vars(graph)["fixed"] = tuple(sorted(_read_by(kind) & set(vars(original)) - set(kept)))
     vars(graph)["methods"] = tuple(sorted(own - set(dir(nn.Module)) - set(dir(CompactGraph))))
     return graph
+
+
+def same_plain(one: Any, other: Any) -> bool:
+    """Whether two plain attributes are the same."""
+    return type(one) is type(other) and type(one) in PLAIN and one == other
+
+
+def _read_by(kind: type) -> set[str]:
+    """Public names of attributes that the code of a class reads after it was built."""
+    found: set[str] = set()
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for name, value in vars(base).items():
+            function = inspect.unwrap(getattr(value, "fget", None) or value)
+            code = None if name == "__init__" else getattr(function, "__code__", None)
+            found |= _names_in(code)
+    return {name for name in found if not name.startswith("_")}
+
+
+def _names_in(code: Any) -> set[str]:
+    """Names in a function's code and in those inside of it."""
+    if not isinstance(code, CodeType):
+        return set()
+    return set(code.co_names).union(*map(_names_in, code.co_consts))
 
 
 def eval_alone(graph: CompactGraph) -> CompactGraph:

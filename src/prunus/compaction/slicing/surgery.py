@@ -146,7 +146,7 @@ def plain_attributes(graph: nn.Module, original: nn.Module) -> None:
     """Numbers, words, flags and lists of them that code may ask a replaced module for."""
     for key, value in vars(original).items():
         if key not in vars(graph) and _is_plain(value):
-            setattr(graph, key, value)
+            vars(graph)[key] = value  # a graph refuses to be told what its code reads
     if isinstance(original, nn.MultiheadAttention):
         without_fast_path(graph)
 

@@ -19,7 +19,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import prunus
 from prunus.errors import InputError, RunError
+from prunus.pruning.followers import Followers
 from prunus.pruning.optimizers import Together
+from prunus.pruning.zeroing import zeroer
 
 STEPS = 20
 INPUTS = torch.randn(32, 10, generator=torch.Generator().manual_seed(1))
@@ -826,3 +828,36 @@ def test_two_pruners_of_one_model_hold_what_is_theirs(tmp_path: Path) -> None:
         pruner.finish()
         assert left(model, pruner.masks) == 0
     prunus.save(model, tmp_path / "model.safetensors")
+
+
+# --- refusals, and tensors that are others than they were
+
+
+def test_an_optimizer_of_another_model_is_refused_before_anything_is_changed() -> None:
+    model, average = net(), net()
+    before = copy.deepcopy([model.state_dict(), average.state_dict()])
+    masks = {"0.weight": torch.rand_like(model.get_parameter("0.weight")) > 0.5}
+    with pytest.raises(InputError, match="the optimizer does not have it"):
+        prunus.enforce(model, masks, sgd(net()), copies=[average])
+    for found, wanted in zip([model.state_dict(), average.state_dict()], before, strict=True):
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_zeroing_looks_at_where_a_tensor_lies_and_how_large_it_is() -> None:
+    weight, mask = torch.ones(8, 4), torch.rand(8, 4) > 0.5
+    zero = zeroer(weight, mask)
+    zero(torch.empty(8, 4, device="meta"))  # moved: its address is none of ours
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        zero(torch.ones(2, 4))
+    zero(weight)
+    assert torch.equal(weight, mask.float())
+
+
+def test_an_average_whose_first_row_never_changes_is_one() -> None:
+    table = nn.Embedding(20, 8, padding_idx=0)  # whose first row is not trained
+    average = table.weight.detach().clone()
+    followers = Followers([average.shape])
+    followers.after_step()
+    average[1:] *= 1.01
+    masks = {"weight": torch.arange(160).view(20, 8) % 2 == 0}
+    assert followers.dense(table, masks, set())["weight"] is average

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import prunus
 from fresh import Pythons
+from prunus._common.files import refuse_links
 from prunus.compaction.files.artifact import packed
 from prunus.compaction.files.checked_read import LONGEST_HEADER
 from prunus.compaction.files.unpack import unpack
@@ -530,3 +531,10 @@ def test_whatever_the_header_and_the_manifest_say_it_is_refused_or_has_the_same_
             new = draw.draw(st.sampled_from(["x", "", "__class__", "../x", *map(str, owner)]))
             owner[new] = copy.deepcopy(owner[last])
     refused_or_equal(joined(header, manifest, body), MODELS[kind])
+
+
+def test_a_file_that_goes_while_its_folder_is_looked_at_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "walk", lambda folder: [(str(folder), ["a"], ["b"])])
+    refuse_links(tmp_path)

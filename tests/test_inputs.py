@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, UserDict, deque, namedtuple
+from collections import Counter, OrderedDict, UserDict, deque, namedtuple
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -114,6 +115,36 @@ def test_containers_of_ones_own_hold_the_very_same_things(value: Any) -> None:
         assert made is not value
         made.clear()
         assert len(value) == len(own_containers(value))
+
+
+class OwnMapping(MutableMapping):  # type: ignore[type-arg]
+    """Its entries lie in a dictionary of its own, which copy.copy shares."""
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        self.entries = entries
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.entries[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.entries[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def test_mappings_of_other_classes_are_left_alone_and_hold_what_they_held() -> None:
+    mapping = OwnMapping({"x": torch.ones(1), "y": 1})
+    assert float(map_tensors(lambda t: t + 1, mapping)["x"]) == 2.0
+    del own_containers(mapping)["y"]
+    assert (float(mapping["x"]), mapping["y"]) == (1.0, 1)
+    assert own_containers(Counter(a=2)) == Counter(a=2)  # whose update adds
 
 
 def test_other_counts_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import threading
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from prunus._common.as_written import as_written
 from prunus._common.lockstep import walking
 from prunus.methods.repairs import _affine
 
@@ -150,3 +152,84 @@ def test_what_was_compiled_is_repaired_as_it_was_written(repair: Any, wrapped: s
         found.append([p.detach() for p in masked.parameters()])
     assert any(not torch.equal(a, b) for a, b in zip(found[1], cut()[0].parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class Ends(nn.Module):
+    """Code of its own calls a layer whatever happened before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.first(x * SCALE.get())  # type: ignore[no-any-return]
+        finally:
+            self.last(x.add_(1))
+
+
+SCALE: contextvars.ContextVar[float] = contextvars.ContextVar("scale", default=0.0)
+
+
+def test_a_pass_that_is_left_stops_though_layers_are_called_on_its_way_out() -> None:
+    model, running = Ends(), threading.active_count()
+
+    def walk() -> None:
+        with walking(model, [model.first, model.last], [((torch.ones(1, 2),), {})]) as reach:
+            reach(model.first)
+
+    walker = threading.Thread(target=walk, daemon=True)
+    walker.start()
+    walker.join(20)
+    assert not walker.is_alive()
+    assert threading.active_count() == running
+
+
+def test_passes_see_the_context_and_the_inference_mode_of_who_walks() -> None:
+    model = Ends()
+    token = SCALE.set(3.0)
+    with torch.inference_mode():
+        x = torch.ones(1, 2)
+        with walking(model, [model.first, model.last], [((x,), {})]) as reach:
+            met = reach(model.first)[0], reach(model.last)[0]
+    SCALE.reset(token)
+    assert [m[0].tolist() for m in met if m is not None] == [[[3.0, 3.0]], [[2.0, 2.0]]]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_layer_is_fitted_on_weights_as_they_are_inside_autocast(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    found = []
+    for caches in (True, False):
+        masked = copy.deepcopy(whole)
+        with torch.no_grad():
+            masked[0].weight.mul_(torch.eye(8) > 0)
+        if not together:
+            monkeypatch.setattr(_affine, "MOST_THREADS", 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=caches):
+            batches = [torch.linspace(-1, 1, 128).view(16, 8)]
+            prunus.repair(masked, batches, repair="bias_correction", reference=whole)
+        found.append(masked[1].bias.detach())
+    assert torch.equal(*found)
+
+
+def test_two_threads_inside_code_as_it_was_written_leave_torchs_stance_as_it_was() -> None:
+    compiled = torch.compile(lambda x: torch.compiler.is_compiling(), backend="eager")
+    inside, outside = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with as_written():
+            inside.set()
+            assert outside.wait(20)
+
+    other = threading.Thread(target=first)
+    other.start()
+    assert inside.wait(20)
+    with as_written():  # the first to come is the first to go
+        outside.set()
+        other.join()
+        assert not compiled(torch.ones(1))
+    assert compiled(torch.ones(1))

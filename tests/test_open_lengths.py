@@ -64,6 +64,16 @@ class Pictures(nn.Module):
         return self.head(seen.mean((2, 3))), seen
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, long: Tensor, short: Tensor) -> Tensor:
+        found: Tensor = self.layer(long + torch.cat([short, short], 1))
+        return found
+
+
 def ids(*shape: int) -> Tensor:
     return torch.randint(0, 30, shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -94,6 +104,14 @@ MODELS = {
         ],
     ),
     "encoder, two tensors of one length": (Encoder, [padded(2, 5), padded(3, 9), padded(1, 40)]),
+    "a length that is twice that of what comes behind": (
+        Twice,
+        [
+            (torch.randn(2, 6, 4), torch.randn(2, 3, 4)),
+            (torch.randn(3, 10, 4), torch.randn(3, 5, 4)),
+            (torch.randn(5, 8, 4), torch.randn(5, 4, 4)),
+        ],
+    ),
     "pictures": (
         Pictures,
         [torch.randn(2, 3, 8, 8), torch.randn(1, 3, 12, 9), torch.randn(3, 3, 7, 16)],

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import prunus
 from prunus.errors import InputError, Interrupted
@@ -138,6 +139,27 @@ def test_measuring_changes_no_gradient_and_no_random_state() -> None:
         model(torch.ones(8, 30))
     assert torch.get_rng_state().equal(state)
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_layers_that_are_frozen_train_on_and_those_checkpointed_run_dense(
+    frozen: bool, calls: list[int]
+) -> None:
+    model, enforcer = network(), Enforcer()
+    enforcer.set_masks(model, {"0.weight": torch.rand(40, 30) > 0.9})
+    model[0].requires_grad_(not frozen)
+    if not frozen:
+        inner = model[0].forward
+        model[0].forward = lambda x: checkpoint(inner, x, use_reentrant=False)  # type: ignore
+    with sparse_training.SparseTraining().over(model, enforcer):
+        model(torch.ones(8, 30)).sum().backward()
+    assert calls == ([40] if frozen else [])
+    assert (model[0].weight.grad is None) == frozen
+
+
+def test_a_frozen_layer_is_timed_forward_alone() -> None:
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    assert sparse_training._step_time(F.linear, torch.ones(2, 4), layer.weight, layer.bias) > 0
 
 
 def test_without_kernels_a_recipe_that_wants_them_is_refused(

@@ -104,7 +104,10 @@ def refuse_links(folder: Path, names: Collection[str] | None = None) -> None:
             folders[:] = [name for name in folders if name in names]
             files = [name for name in files if name in names]
         for path in (Path(place, name) for name in (*folders, *files)):
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # another process has removed its own meanwhile
+                continue
             if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise InputError(
                     f"'{path}' is no file, but a pipe, a socket or a device: remove it if you made "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import sys
+from collections import OrderedDict
 from collections.abc import (
     Callable,
     Iterable,
@@ -15,7 +15,6 @@ from collections.abc import (
     MutableSequence,
     Sequence,
 )
-from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from prunus._common.as_written import as_written
 from prunus._common.kinds import kind_of
 from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
@@ -251,23 +251,17 @@ def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """What a model answers to arguments that others want to use again: it gets its own containers.
 
-    Code that was compiled runs as it was written: hooks inside of it are not called else.
+    Code that was compiled runs as it was written: hooks inside of it are not called else. Inside
+    ``torch.autocast``, weights are taken as they are now: it keeps those of a pass before.
 
     >>> batch = {"x": 3}
     >>> called(lambda given: given.pop("x"), ((batch,), {})), batch
     (3, {'x': 3})
     """
     args, kwargs = own_containers(inputs)
-    with uncompiled():
+    torch.clear_autocast_cache()
+    with as_written():
         return model(*args, **kwargs)
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """What ``torch.compile`` made runs as it was written inside."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 def plain(value: Any) -> Any:
@@ -372,7 +366,13 @@ def _remapped(value: Mapping[Any, Any]) -> Rebuild:
         if not hasattr(value, "update"):  # read only, and not to be made anew
             return items
         changed: Any = copy.copy(value)
-        changed.update(items)
+        for name, part in vars(changed).items() if hasattr(changed, "__dict__") else ():
+            if type(part) in (dict, OrderedDict) and part is vars(value).get(name):
+                vars(changed)[name] = copy.copy(
+                    part
+                )  # where a class of one's own keeps its entries
+        for key, part in items.items():  # update may do more: a Counter adds
+            changed[key] = part
         return changed
 
     return rebuild

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.activations import FarEnough, read_by
-from prunus._common.inputs import Inputs, called, uncompiled
+from prunus._common.as_written import as_written
+from prunus._common.inputs import Inputs, called
 
 Seen = tuple[Tensor, Tensor]
 """What a layer reads in a pass, and what it gives as it is now."""
@@ -59,12 +61,14 @@ def walking(
         this = current.get(threading.get_ident())
         if this is None or this.looking or module not in waiting:
             return
+        this.stop_if_left()  # code behind a layer runs even then: finally, a bare except
         this.looking = True
         try:
             module(*args, **kwargs)  # as it is now
         finally:
             this.looking = False
         this.wait(module)
+        torch.clear_autocast_cache()  # of the weights as they were
 
     def behind(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         this = current.get(threading.get_ident())
@@ -81,7 +85,7 @@ def walking(
         return found
 
     with ExitStack() as stack:
-        stack.enter_context(uncompiled())  # for all threads: they do not end in their order
+        stack.enter_context(as_written())
         for layer in layers:
             hooks = (layer.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
                      layer.register_forward_hook(behind, with_kwargs=True))  # fmt: skip
@@ -103,9 +107,12 @@ class _Pass(threading.Thread):
         self._model, self._inputs, self._current = model, inputs, current
         self._error: BaseException | None = None
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
-        self._around = _thread_local_state(model)
+        self._around, self._context = _thread_local_state(model), contextvars.copy_context()
 
     def run(self) -> None:
+        self._context.run(self._pass)
+
+    def _pass(self) -> None:
         self._current[threading.get_ident()] = self
         try:
             with ExitStack() as stack:
@@ -127,6 +134,10 @@ class _Pass(threading.Thread):
         self._stands.release()
         self._go.acquire()
         self.at = self.seen = None
+        self.stop_if_left()
+
+    def stop_if_left(self) -> None:
+        """In the pass: go no further once nobody waits for it."""
         if self._left:
             raise FarEnough
 
@@ -149,9 +160,13 @@ class _Pass(threading.Thread):
 
 def _thread_local_state(model: nn.Module) -> list[Any]:
     """What torch keeps for each thread and a model's answers may depend on, as it is here."""
-    default = torch.get_default_device()
+    default, kinds = torch.get_default_device(), sorted({p.device.type for p in model.parameters()})
     found: list[Any] = [nullcontext() if default.type == "cpu" else default]
-    for kind in sorted({p.device.type for p in model.parameters()}):
+    if torch.is_inference_mode_enabled():
+        found.append(torch.inference_mode())
+    if "cuda" in kinds:  # the device too: a new thread has the first one
+        found.append(torch.cuda.stream(torch.cuda.current_stream()))
+    for kind in kinds:
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             found.append(torch.autocast(kind, dtype=torch.get_autocast_dtype(kind)))
     return found

@@ -78,7 +78,7 @@ class Guard:
         for name, value in given.items():
             if name not in self.leaves and not self._is_default(name, value):
                 return f"{name} is {_shown(value)}, and was {self._default(name)}"
-        sizes: dict[str, int] = {}
+        sizes = self._sizes(given)
         for name, leaves in self.leaves.items():
             value = given[name] if name in given else self.defaults.get(name, _NOTHING)
             problem = _differs(name, value, leaves, sizes)
@@ -89,6 +89,23 @@ class Guard:
                 return f"{self.in_words(text)} does not hold"
         found = [given[name] if name in given else self.defaults[name] for name in self.leaves]
         return [plain(value) for value in found]
+
+    def _sizes(self, given: Mapping[str, Any]) -> dict[str, int]:
+        """Open sizes, of which those of an argument before may be computed."""
+        found: dict[str, int] = {}
+        for name, leaves in self.leaves.items() if self._computed else ():
+            parts = pytree.tree_leaves(plain(given.get(name)))
+            for part, leaf in zip(parts, leaves, strict=False):
+                shape = part.shape if isinstance(part, Tensor) else ()
+                for size, wanted in zip(shape, leaf.sizes, strict=False):
+                    if isinstance(wanted, str) and wanted.isidentifier():
+                        found.setdefault(wanted, size)
+        return found
+
+    @functools.cached_property
+    def _computed(self) -> bool:
+        every = (s for leaves in self.leaves.values() for leaf in leaves for s in leaf.sizes)
+        return any(isinstance(s, str) and not s.isidentifier() for s in every)
 
     def _is_default(self, name: str, value: Any) -> bool:
         default = self.defaults.get(name, _NOTHING)
@@ -252,10 +269,13 @@ def _differs(name: str, value: Any, leaves: Sequence[Leaf], sizes: dict[str, int
     return None
 
 
-def _expected(wanted: str, size: int, sizes: dict[str, int]) -> int:
+def _expected(wanted: str, size: int, sizes: dict[str, int]) -> int | str:
     if wanted.isidentifier():
         return sizes.setdefault(wanted, size)
-    return int(expression(wanted)(sizes))
+    try:
+        return int(expression(wanted)(sizes))
+    except (ArithmeticError, NameError):
+        return wanted
 
 
 def _described(leaves: Sequence[Leaf]) -> str:

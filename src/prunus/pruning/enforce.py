@@ -135,23 +135,13 @@ class Enforcer:
             model: whose masks were set.
             copies: of it, to keep masked as well.
         """
-        self.model, self.copies = model, list(copies)
+        self._refuse_untrained(optimizer, model)
+        self.copies = list(copies)
         self._find_in_copies()
         self._hold_others()
         named = model.named_parameters(remove_duplicate=False)
         self._first = {name: weakref.ref(p) for name, p in named}
-        self._tied = {name: others for name, (_, *others) in tied_names(model).items() if others}
-        self._made = None
         self.optimizers = () if optimizer is None else each_of(optimizer)
-        if optimizer is not None:
-            held = parameters_of(optimizer)
-            for w in self._weights.values():
-                if w.weight.requires_grad and id(w.weight) not in held:
-                    raise InputError(
-                        f"'{w.place.name}' is pruned and trainable, but the optimizer does not "
-                        "have it: build the optimizer from the parameters of this model, or pass "
-                        "all of them, [first, second]"
-                    )
         self._hook_gradients()
         self._movements = {one: Movement(one) for one in self.optimizers}
         for one, movement in self._movements.items():
@@ -161,6 +151,18 @@ class Enforcer:
         weakref.finalize(self, everywhere.remove)
         self._mark, unmark = mark(model, lambda: self.masks, self._loaded)
         self._removers += [everywhere.remove, unmark]
+
+    def _refuse_untrained(self, optimizer: AnyOptimizer | None, model: nn.Module) -> None:
+        self.model, self._made = model, None
+        self._tied = {name: others for name, (_, *others) in tied_names(model).items() if others}
+        held = set() if optimizer is None else parameters_of(optimizer)
+        for w in self._weights.values() if optimizer is not None else ():
+            if w.weight.requires_grad and id(w.weight) not in held:
+                raise InputError(
+                    f"'{w.place.name}' is pruned and trainable, but the optimizer does not have "
+                    "it: build the optimizer from the parameters of this model, or pass all of "
+                    "them, [first, second]"
+                )
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -382,9 +384,10 @@ def enforce(
     """
     matched = match_names(given_model(model, "enforce", code=True), masks)
     copies, real = given_copies(copies), optimizer_of(optimizer)
-    apply(model, matched)
     enforcer = Enforcer()
     enforcer.set_masks(model, matched)
+    enforcer._refuse_untrained(real, model)  # before anything is changed
+    apply(model, matched)
     enforcer.install(real, model, copies)
 
     def stop() -> None:

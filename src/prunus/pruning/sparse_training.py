@@ -125,7 +125,7 @@ class _Training:
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         """By the kernels, if this layer is faster so."""
         known = self.by_weight.get(id(weight))
-        if known is None or not _fits(input, weight, bias):
+        if known is None or not _fits(input, weight, bias) or _is_watched():
             return None
         tokens = input.numel() // max(1, input.shape[-1])
         key = id(weight), tokens
@@ -142,7 +142,7 @@ class _Training:
         sparsity = 1 - int(mask.sum()) / max(1, mask.numel())
         if sparsity < LEAST:
             return None
-        key = (*weight.shape, round(sparsity, 2), tokens, x.requires_grad, bias is None)
+        key = (*weight.shape, round(sparsity, 2), tokens, *_learning(x, weight), bias is None)
         if self.faster.get(key, True) is False:
             return None
         made = Layouts.of(mask, tokens)
@@ -157,7 +157,7 @@ class _Training:
     ) -> Tensor | None:  # fmt: skip
         """By the kernels, if this convolution is faster so."""
         known = self.by_weight.get(id(weight))
-        if known is None or groups != 1 or not _plain(input, weight, bias):
+        if known is None or groups != 1 or not _plain(input, weight, bias) or _is_watched():
             return None
         if input.dim() != 4 or weight.dim() != 4 or isinstance(padding, str):
             return None
@@ -181,7 +181,8 @@ class _Training:
         if sparsity < LEAST:
             return None
         numbers = [n for pair in where.values() for n in pair]
-        key = (*weight.shape, round(sparsity, 2), *x.shape, *numbers, x.requires_grad, bias is None)
+        learning = _learning(x, weight)
+        key = (*weight.shape, round(sparsity, 2), *x.shape, *numbers, *learning, bias is None)
         if self.faster.get(key, True) is False:
             return None
         made = ConvLayouts.of(mask)
@@ -189,6 +190,11 @@ class _Training:
             dense = _step_time(partial(F.conv2d, **where), x, weight, bias)
             self.faster[key] = _step_time(partial(made, **where), x, weight, bias) < dense
         return made if self.faster[key] else None
+
+
+def _learning(x: Tensor, weight: Tensor) -> tuple[bool, bool]:
+    """What a step computes beside the product: other times than without."""
+    return x.requires_grad, weight.requires_grad
 
 
 def _pair(given: Any) -> Pair:
@@ -211,6 +217,16 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return plain and not torch.is_autocast_enabled("cpu")
 
 
+def _is_watched() -> bool:
+    """Whether somebody keeps what a pass saves, as checkpointing does: it runs the layers again,
+    outside of the model's pass, and wants the very same tensors to be saved."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks("looked for"):
+            return False
+    except RuntimeError:
+        return True
+
+
 def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
     """Seconds forward and backward on copies, so that nobody's gradients change."""
     own = [None if t is None else t.detach().clone().requires_grad_(t.requires_grad) for t in given]
@@ -218,7 +234,9 @@ def _step_time(way: Callable[..., Tensor], *given: Tensor | None) -> float:
     taken = []
     for _ in range(REPEATS):
         begin = time.perf_counter()
-        way(*own).backward(dy)
+        made = way(*own)
+        if made.requires_grad:  # else the layer is frozen, and nothing before it learns
+            made.backward(dy)
         taken.append(time.perf_counter() - begin)
     return median(taken)
 
@@ -228,9 +246,9 @@ class SparseTraining:
 
     Two hooks on the model; none of its methods is changed. Linear layers, and convolutions without
     groups, in float32 on the CPU whose mask removes half or more are timed once, forward and
-    backward, and again for other shapes. A kernel adds up in another order than dense arithmetic:
-    two runs may differ in their last bits, where they chose differently. One run that is stopped
-    does not: what it measured is kept.
+    backward, and again for other shapes; what is checkpointed runs dense. A kernel adds up in
+    another order than dense arithmetic: two runs may differ in their last bits, where they chose
+    differently. One run that is stopped does not: what it measured is kept.
 
     Args:
         wanted: else nothing happens.

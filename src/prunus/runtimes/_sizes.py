@@ -39,21 +39,26 @@ class Sizes:
         >>> [text.problem([shape], [(2, 5, 8)], batch=2, count=3)
         ...  for shape in ((3, 7, 8), (3, 7, 9), (3, 101, 8))]
         [None, 0, 's1 <= 100']
+        >>> twice = Sizes((("s0", "2*s1"), ("s0", "s1")))
+        >>> [twice.problem([(3, n), (3, 4)], [(2, 6), (2, 3)], batch=2, count=3) for n in (8, 7)]
+        [None, 0]
         >>> [Sizes().problem([shape], [(2, 5)], batch=2, count=3) for shape in ((3, 5), (3, 6))]
         [None, 0]
         """
-        known: dict[str, int] = {}
+        known: dict[str, int] = {}  # of all inputs: one may be a sum of what others are
+        for given, own in zip(shapes, self.of, strict=False):
+            for size, expected in zip(given, own, strict=False):
+                if isinstance(expected, str) and expected.isidentifier():
+                    known.setdefault(expected, size)
         for number, (given, old) in enumerate(zip(shapes, built, strict=True)):
             wanted: Sequence[Size] = self.of[number] if self.of else old
             if len(given) != len(old) or 0 in given:
                 return number
             for d, (size, expected) in enumerate(zip(given, wanted, strict=True)):
                 items = d == 0 and old[0] == batch
-                if isinstance(expected, str) and items and expected.isidentifier():
-                    known.setdefault(expected, size)
                 if items and (size == count or batch == old[0] == size == 1):
                     continue  # one may be no batch, but something that all items share
-                if items or size != _number(expected, size, known):
+                if items or size != _number(expected, known):
                     return number
         return next((text for text in self.conditions if not condition(text)(known)), None)
 
@@ -118,9 +123,11 @@ def _about(text: str, symbols: Collection[str]) -> bool:
     return any(word in symbols for word in re.findall(r"\w+", text))
 
 
-def _number(wanted: Size, size: int, known: dict[str, int]) -> int:
+def _number(wanted: Size, known: Mapping[str, int]) -> int | None:
+    """A size; ``None`` where it cannot be computed, of a file that somebody has written."""
     if isinstance(wanted, int):
         return wanted
-    if wanted.isidentifier():
-        return known.setdefault(wanted, size)
-    return int(expression(wanted)(known))
+    try:
+        return int(expression(wanted)(known))
+    except (ArithmeticError, NameError):
+        return None

@@ -46,13 +46,14 @@ def keeper(weight: Tensor, mask: Tensor) -> Callable[[Tensor], None] | None:
         return None  # a view with gaps
     flat = laid_out.as_strided((laid_out.numel(),), (1,))
     bits = memoryview(np.packbits(flat.numpy(), bitorder="little").data)
-    count, stride = weight.numel(), weight.stride()
+    count, stride, shape = weight.numel(), weight.stride(), weight.shape
 
     def zero(values: Tensor) -> None:
-        if values.stride() == stride and values.dtype == torch.float32:
+        same = values.shape == shape and values.stride() == stride
+        if same and values.dtype == torch.float32 and values.device.type == "cpu":
             kernels.keep(values.data_ptr(), bits, count)
-        else:
-            values.masked_fill_(~mask, 0)
+        else:  # the model was cast or moved
+            values.masked_fill_(~mask.to(values.device), 0)
 
     return zero
 

@@ -24,6 +24,8 @@ MOST_POSITIONS = 2**15
 """Positions of a call that are looked at: of more, these many, evenly spaced."""
 LIVE, MOST_HELD = 3, 2**30
 """Tensors of a layer's size that live in a pass there; bytes that passes hold while they wait."""
+MOST_THREADS = 2**10
+"""Of passes that wait; torch gives each of them workers of its own."""
 
 
 @dataclass
@@ -100,7 +102,8 @@ def layer_by_layer(
 def _fits(place: Place, passes: int) -> bool:
     """Whether passes may wait at a layer, all of the model and all of the reference."""
     held = place.size * place.module.get_parameter("weight").element_size() * passes
-    return place.calls == 1 and 2 * LIVE * held <= MOST_HELD
+    few = 2 * passes * torch.get_num_threads() <= MOST_THREADS
+    return place.calls == 1 and few and 2 * LIVE * held <= MOST_HELD
 
 
 def _side_by_side(

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import prunus
 from prunus.errors import InputError, RunError
 from prunus.pruning.followers import Followers
-from prunus.pruning.optimizers import Together
+from prunus.pruning.optimizers import Together, _bits
 from prunus.pruning.zeroing import zeroer
 
 STEPS = 20
@@ -861,3 +861,12 @@ def test_an_average_whose_first_row_never_changes_is_one() -> None:
     average[1:] *= 1.01
     masks = {"weight": torch.arange(160).view(20, 8) % 2 == 0}
     assert followers.dense(table, masks, set())["weight"] is average
+
+
+@pytest.mark.parametrize("kind", [torch.complex128, torch.float64, torch.bfloat16])
+def test_whether_a_step_moved_anything_shows_whatever_its_values_are(kind: torch.dtype) -> None:
+    weight = nn.Parameter(torch.full((3,), float("nan"), dtype=kind))
+    before = _bits(torch.optim.SGD([weight]))
+    assert _bits(torch.optim.SGD([weight])) == before
+    weight.data[0] = 1.0
+    assert _bits(torch.optim.SGD([weight])) != before

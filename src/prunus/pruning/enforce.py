@@ -105,7 +105,8 @@ class Enforcer:
         if made is not None and all(place.holds(weight) for place, weight in self._places):
             return made
         every = {} if self.model is None else places_in(self.model, twice=True)
-        self._made, self._replaced, self._places = {}, True, []
+        found: dict[int, _Weight] = {}  # put in place whole: other threads look, too
+        places: list[tuple[Place, Tensor]] = []
         for first, mask in self.masks.items():
             for name in (first, *self._tied.get(first, ())):
                 place = every.get(name)
@@ -115,12 +116,13 @@ class Enforcer:
                         self._made = None
                         raise _gone(name)
                     continue
-                self._places.append((place, weight))
-                if id(weight) not in self._made:
-                    self._made[id(weight)] = _Weight(place, weight, mask, zeroer(weight, mask))
+                places.append((place, weight))
+                if id(weight) not in found:
+                    found[id(weight)] = _Weight(place, weight, mask, zeroer(weight, mask))
+        self._made, self._places, self._replaced = found, places, True
         if made is not None and self.installed:
             self._hook_gradients()
-        return self._made
+        return found
 
     def install(
         self,

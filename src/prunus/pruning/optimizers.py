@@ -213,9 +213,9 @@ def _versions(optimizer: Optimizer) -> int:
 def _bits(optimizer: Optimizer) -> list[int]:
     sums = []
     for p in _trained(optimizer):
-        dense = p.layout is torch.strided and p.element_size() in _INTEGERS
-        bits = p.view(_INTEGERS[p.element_size()]) if dense else p.to_dense().abs()
-        sums.append(int(bits.sum()))
+        dense = p if p.layout is torch.strided else p.to_dense()
+        parts = torch.view_as_real(dense) if dense.is_complex() else dense
+        sums.append(int(parts.view(_INTEGERS[parts.element_size()]).sum()))
     return sums
 
 

@@ -73,7 +73,8 @@ class Guard:
         'x has size 4 in dimension 0, and had 2'
         """
         if len(args) > len(self.names) and len(args) != len(self.leaves):
-            return f"{len(args)} arguments are given by position, and it took {len(self.names)}"
+            took = max(len(self.names), len(self.leaves))  # more than it has names for: *args
+            return f"{len(args)} arguments are given by position, and it took {took}"
         given = by_name(self.names, (tuple(args), kwargs))
         for name, value in given.items():
             if name not in self.leaves and not self._is_default(name, value):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import helpers
 import prunus
-from prunus.blocks import judge
+from prunus.blocks import judge, mending
 from prunus.blocks.evaluate import Question, accuracy, compare
-from prunus.blocks.fitting import Way
+from prunus.blocks.fitting import Way, fit
 from prunus.blocks.mending import _answer, mend, parts_of
 from prunus.blocks.recipe import BlockRepair
 from prunus.blocks.source import InMemory
@@ -262,6 +262,10 @@ def test_a_failure_leaves_the_model_as_it_was() -> None:
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"structure": "4:2"}, [1], "n:m"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"solver": "wandb"}, [1], "wanda"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"solvers": "wanda"}, [1], "solver"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"repair": {"steps": 0, "apart": True}}, [1],
+     "repairs nothing"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+     {"structure": {"block": 0.5}, "rates": "measured"}, [1], "takes them whole"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {}, [torch.ones(1, 2), torch.ones(1, 3)],
      "does not take"),
 ])  # fmt: skip
@@ -474,3 +478,97 @@ def test_attention_and_mlp_learn_each_by_itself(family: str, parts: list[str]) -
     for name, parameter in block.named_parameters():
         alone = not any(name.startswith(f"{part}.") for part in parts)
         assert torch.equal(parameter, before.get_parameter(name)) == alone, name
+
+
+class Feeding(nn.Module):
+    """A block that adds to what it reads: in its place, or in a tensor of its own."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(torch.relu(self.up(x)))
+        return x.add_(y) if self.in_place else x + y
+
+
+class Fed(nn.Module):
+    def __init__(self, in_place: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inp, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList([Feeding(in_place) for _ in range(3)])
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(x.mul_(2) if self.in_place else x * 2)
+
+
+ROWS = [torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+
+
+@pytest.mark.filterwarnings("ignore:the smaller model opens")
+@pytest.mark.parametrize("recipe", [{"solver": "wanda"}, {"structure": {"neuron": 0.25}}])
+def test_blocks_that_write_to_what_they_read_are_pruned_as_others(recipe: Any) -> None:
+    """What comes to a block is read several times, and by several."""
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    models = [Fed(in_place) for in_place in (False, True)]
+    one, other = (
+        prunus.prune_blocks(m, {**recipe, "guard": {"max_loss": 9.0, "every": 1}}, ROWS[:2],
+                            held=ROWS[2:], loss=loss)
+        for m in models
+    )  # fmt: skip
+    assert min(one.errors.values()) > 0
+    assert one.errors == other.errors
+    assert one.loss == other.loss
+    for name, parameter in models[0].named_parameters():
+        assert torch.equal(parameter, models[1].get_parameter(name)), name
+    with pytest.raises(RunError, match=r"'layers.0' cannot learn: .*in-?place"):
+        prunus.prune_blocks(Fed(True), {"repair": {"steps": 1}}, ROWS[:2])
+
+
+@pytest.mark.filterwarnings("ignore:the smaller model opens")
+@pytest.mark.parametrize(
+    "recipe", [{}, {"rates": "measured"}, {"structure": {"neuron": 0.25}}], ids=str
+)
+def test_masks_are_not_those_of_tries_that_a_guard_refused(recipe: dict[str, Any]) -> None:
+    model = Fed()
+    before = copy.deepcopy(model.state_dict())
+    guard = {"guard": {"max_error": 1e-12}}
+    found = prunus.prune_blocks(model, {**recipe, **guard}, ROWS[:2], held=ROWS[2:])
+    assert found.sparsity == 0
+    assert all(bool(mask.all()) for mask in found.masks.values())
+    for made in (model, found.model or model):
+        assert all(torch.equal(before[n], t) for n, t in made.state_dict().items())
+
+
+def test_what_multiplies_nothing_but_zeros_is_fitted_to_itself() -> None:
+    block = nn.Sequential(nn.ReLU(), nn.Linear(4, 4, bias=False))
+    way, before = Way([-torch.ones(2, 3, 4)], [((), {})]), copy.deepcopy(block)
+    masks = {"1.weight": torch.tensor([[True, True, True, False]])}
+    with torch.no_grad():
+        block[1].weight.mul_(masks["1.weight"])
+        cut = copy.deepcopy(block)
+        fit(block, before, (way, way), masks)
+    assert torch.allclose(block[1].weight, cut[1].weight)
+
+
+def test_masks_go_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of units they are made on the CPU."""
+    seen: list[torch.device] = []
+    monkeypatch.setattr(
+        mending,
+        "descend",
+        lambda own, masks, *_, **__: seen.extend(m.device for m in masks.values()),
+    )
+    block, way = nn.Linear(2, 2, device="meta"), Way([], [])
+    masks = {"weight": torch.ones(2, 1, dtype=torch.bool)}
+    mend(block, block, (way, way), [], masks, how=BlockRepair())
+    assert seen == [torch.device("meta")]

@@ -129,8 +129,9 @@ def _singly(
         left = sorted((n for n in passage.blocks if n not in gone), key=without.__getitem__)
         whys, costly = [], 0
         for name in left:
-            why = _unsaid(source, passage, [*gone, name], calibration)
-            if not why and costly < TRIES and bound.allows([*gone, name]):
+            more = costly < TRIES  # to see what can be said builds a model
+            why = _unsaid(source, passage, [*gone, name], calibration) if more else ""
+            if not why and more and bound.allows([*gone, name]):
                 gone.append(name)
                 loss = without[name]
                 break

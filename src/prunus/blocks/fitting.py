@@ -116,7 +116,7 @@ def _read(module: nn.Module, way: Way, number: int, matrix: Matrix) -> Tensor | 
             raise FarEnough
 
     with listening(module, hear), suppress(FarEnough):
-        module(way.flow[number], *way.calls[number][0], **way.calls[number][1])
+        given_by(module, way.flow[number], way.calls[number])
     return found[0] if found else None
 
 
@@ -144,7 +144,8 @@ def _solve(
     )
     own = moments[0][used][:, used]
     missing = wanted.cpu() @ moments[1][:, used] - start @ own
-    ridge = RIDGE * float(own.diagonal().mean()) * torch.eye(len(own), dtype=torch.float64)
+    scale = max(float(own.diagonal().mean()), 1e-300)  # nothing but zeros may be read
+    ridge = RIDGE * scale * torch.eye(len(own), dtype=torch.float64)
     factor = torch.linalg.cholesky(own + ridge)
     made = start + torch.cholesky_solve(missing.T, factor).T
     whole = torch.zeros(matrix.shape[0], matrix.shape[1] + 1, dtype=torch.float64)

@@ -124,6 +124,7 @@ def _toward(
 ) -> None:
     """min Σ‖f(x) − y‖² / Σ‖y‖² over what stays of a module, by Adam, a batch each step."""
     own = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
+    masks = {n: masks[n].to(p.device) for n, p in own.items() if n in masks}
 
     def loss(step: int) -> Tensor:
         answer, wanted = pair(step % batches)

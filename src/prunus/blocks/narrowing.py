@@ -99,8 +99,7 @@ class Narrowing(Solving):
                 shape = torch.broadcast_shapes(masks[inner].shape, parameter.shape)
                 kept = masks[inner].count_nonzero() * (shape.numel() // masks[inner].numel())
                 self.zeros[name] += parameter.numel() - int(kept)
-        if self._keep:
-            self.masks.update({joined(name, inner): mask for inner, mask in masks.items()})
+        self._keep_masks(name, masks)
         return masks
 
     def settled(self, name: str, block: nn.Module, x: Tensor, call: Call) -> Part:

@@ -256,6 +256,13 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
             "repair: fit: it is for structure: hidden; what reads neurons and heads is fitted as "
             "they go"
         )
+    if made.repair is not None and not (made.repair.steps or made.repair.fit):
+        raise InputError("repair: steps: 0 repairs nothing: give 1 or more, or leave repair out")
+    if set(made.parts) == {BLOCK} and not trait("block_rates", made.rates.name, "FLAT"):
+        raise InputError(
+            f"rates: {made.rates.name} is how much of each block goes, and structure: block takes "
+            "them whole: leave it out, or take neurons or heads out as well"
+        )
     if made.rotate and HIDDEN not in made.parts:
         raise InputError("rotate: it is for structure: hidden")
     if "depth" in made.model_fields_set and BLOCK not in made.parts:

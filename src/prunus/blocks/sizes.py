@@ -21,7 +21,7 @@ from prunus.blocks.routed import listening_to
 from prunus.blocks.solving import excluded
 from prunus.blocks.source import Source
 from prunus.blocks.units import Kind, cut_of, kept_of, kinds_of
-from prunus.blocks.walk import Call, Passage, passed_stacks, stacks_of
+from prunus.blocks.walk import Call, Passage, given_by, passed_stacks, stacks_of
 from prunus.compaction.reopening import Settings, built, config_of, is_pretrained
 from prunus.errors import InputError, first_line
 
@@ -218,11 +218,11 @@ def _untrue(source: Source, found: Sizes, fresh: nn.Module, passages: Sequence[P
 def _kinds(block: nn.Module, x: Tensor, call: Call, spared: Collection[str]) -> list[Kind]:
     matrices: dict[Matrix, None] = {}
     with listening(block, lambda matrix, read: matrices.setdefault(matrix)):
-        block(x, *call[0], **call[1])
+        given_by(block, x, call)
     kinds = kinds_of(block, x, call, matrices, spared)
     if any(kind.router for kind in kinds):
         with listening_to(block, kinds):  # which refuses what it does not understand
-            block(x, *call[0], **call[1])
+            given_by(block, x, call)
     return kinds
 
 

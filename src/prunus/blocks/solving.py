@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,9 +156,14 @@ class Solving:
             full = joined(name, inner)
             if parameter.dim() > 1 and inner not in solved and full not in self.stayed:
                 self.stayed[full] = "nothing is multiplied with it on the calibration data"
-        if self._keep:
-            self.masks.update({joined(name, inner): mask for inner, mask in masks.items()})
+        self._keep_masks(name, masks)
         return masks
+
+    def _keep_masks(self, name: str, masks: Mapping[str, Tensor]) -> None:
+        """Those of a block, in the place of an earlier try's."""
+        if self._keep:
+            rest = {n: m for n, m in self.masks.items() if not n.startswith(f"{name}.")}
+            self.masks = rest | {joined(name, inner): mask for inner, mask in masks.items()}
 
     def small(self, name: str, block: nn.Module) -> nn.Module:
         """What computes as the block does from now on: the block, here."""

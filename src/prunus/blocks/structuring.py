@@ -111,8 +111,7 @@ class Structuring(Solving):
         self.zeros[name] = self.weights[name] - sum(
             taken(p.detach(), kept.get(n, ())).numel() for n, p in own.items()
         )
-        if self._keep:
-            self.masks.update({joined(name, inner): mask for inner, mask in masks.items()})
+        self._keep_masks(name, masks)
         return masks
 
     def small(self, name: str, block: nn.Module) -> nn.Module:

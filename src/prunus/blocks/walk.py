@@ -137,7 +137,7 @@ def passage_of(
                 raise InputError(f"'{blocks[0]}' is not called with a tensor as its first argument")
             batch = len(found.calls[0]) if number == 0 else len(found.calls[0]) - 1
             if number == 0:
-                found.first.append(args[0])
+                found.first.append(args[0].clone())  # the model's code may write to what it has
                 given = None
                 if not found.rest or found.rest[0] is not None:  # every batch has a rest of its own
                     with hold(blocks[0]):
@@ -228,7 +228,8 @@ def through(passages: Sequence[Passage], batch: int) -> dict[str, Callable[..., 
     def silent(passage: Passage, number: int) -> Callable[..., Any]:
         def forward(x: Any = None, *args: Any, **kwargs: Any) -> Any:
             last = number == len(passage.blocks) - 1
-            return passage.given(passage.last[batch] if last else passage.first[batch], batch)
+            given = passage.last[batch] if last else passage.first[batch]
+            return passage.given(given.clone(), batch)  # which the model's code may write to
 
         return forward
 
@@ -257,14 +258,14 @@ def relayed(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Ite
 
 
 def given_by(block: nn.Module, x: Tensor, call: Call) -> Tensor:
-    """What a block hands on of what comes to it.
+    """What a block hands on of what comes to it, which stays as it is: a block may write to it.
 
     Raises:
         InputError: if the block does not take it.
     """
     args, kwargs = call
     try:
-        return passed_on(block(x, *args, **kwargs))
+        return passed_on(block(x.clone(), *args, **kwargs))
     except PrunusError:
         raise
     except Exception as error:  # of the model's code, which does not take this batch

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from prunus.errors import RunError
+from prunus.errors import RunError, first_line
 
 
 def descend(
@@ -28,7 +28,7 @@ def descend(
         rate: at first.
 
     Raises:
-        RunError: if a parameter is not finite in the end.
+        RunError: if a parameter is not finite in the end, or the code has no backward pass.
     """
     needed = [(p, p.requires_grad) for p in parameters.values()]
     optimizer = torch.optim.Adam(parameters.values(), lr=rate)
@@ -38,7 +38,7 @@ def descend(
         with torch.enable_grad():
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
-                grads = torch.autograd.grad(loss(step), [*parameters.values()], allow_unused=True)
+                grads = _gradients(loss(step), [*parameters.values()])
                 for (key, parameter), grad in zip(parameters.items(), grads, strict=True):
                     parameter.grad = grad if grad is None or key not in masks else grad * masks[key]
                 optimizer.step()
@@ -50,3 +50,13 @@ def descend(
             parameter.requires_grad_(learned)
     if not all(bool(p.isfinite().all()) for p in parameters.values()):
         raise RunError("diverged: a lower rate may help")
+
+
+def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    try:
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, parameters, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of the model's code, such as a write to what autograd reads
+        raise RunError(f"cannot learn: {first_line(error)}") from error
+    return found

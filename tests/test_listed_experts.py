@@ -21,6 +21,7 @@ from prunus._common.narrow_list import NarrowList
 from prunus.compaction.cut import cut_of
 from prunus.compaction.files.artifact import joined_file, parts_of
 from prunus.errors import InputError, RunError
+from prunus.graph.never_chosen import NeverChosen
 from prunus.progressive.cut import all_forgotten
 from prunus.progressive.engine import PruningEngine
 
@@ -652,3 +653,18 @@ def test_an_expert_that_masks_remove_and_no_cut_takes_out_is_no_silent_zero() ->
     nothing = replace(found, removed=np.zeros_like(found.removed))
     with pytest.raises(RunError, match="1 experts were chosen to go and 0 of them can"):
         all_forgotten(engine.space.groups, nothing, engine.masks)
+
+
+class Classes(Enumerated):
+    """Whole numbers do not show what an expert matters."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).argmax(-1)
+
+
+def test_where_answers_are_whole_numbers_nothing_is_an_expert() -> None:
+    with pytest.raises(InputError, match="expert"):
+        prunus.prune(made(Classes), {**EXPERT, "target": 0.5}, example=X)
+    ones = torch.ones(2, 2, dtype=torch.int64)
+    with NeverChosen():
+        assert torch.equal(ones @ ones, 2 * ones)

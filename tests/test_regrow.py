@@ -166,6 +166,17 @@ def test_top_kast_is_its_equation_in_float64(backward: float) -> None:
     assert traded > 20
 
 
+def test_a_state_keeps_what_was_behind_removed_weights_then() -> None:
+    loop = Loop(recipe("top_kast"))
+    for step in range(6):
+        loop.step(step)
+        if step == 3:
+            state = loop.pruner.state_dict()
+            behind = {n: t.clone() for n, t in state["behind"].items()}
+    assert any(bool(t.any()) for t in behind.values())
+    assert all(torch.equal(t, state["behind"][n]) for n, t in behind.items())
+
+
 @pytest.mark.parametrize("name", REGROWTHS)
 def test_a_loop_goes_on_from_a_checkpoint_to_the_same_bits(name: str) -> None:
     whole, again = Loop(recipe(name)), Loop(recipe(name))

@@ -156,7 +156,9 @@ class _Trial:
     ) -> Listed | None:
         """Those of some lists and dimensions that are experts and their router; ``None``: none."""
         if self._dense is None:
-            self._dense = self._answers({}, contextlib.nullcontext())
+            self._dense = self._answers({}, contextlib.nullcontext()) or []
+        if not self._dense:  # whole numbers alone, such as classes, do not show what matters
+            return None
         number = self._visited(lists)
         for way in WAYS:
             groups = self._together(rows)
@@ -195,9 +197,10 @@ class _Trial:
 
     def _holds(self, rows: list[Place], way: Forgotten, number: int) -> bool:
         """Whether the answers are still numbers without an index of a router."""
-        found = self._without(rows, way, number, {})
-        dense = self._dense or []
-        return found is not None and all(
+        found, dense = self._without(rows, way, number, {}), self._dense
+        if found is None or dense is None or len(found) != len(dense):
+            return False
+        return all(
             f.shape == d.shape and bool(f[d.isfinite()].isfinite().all())
             for f, d in zip(found, dense, strict=True)
         )
@@ -210,7 +213,7 @@ class _Trial:
             n: t + torch.randn(t.shape, generator=generator).abs().to(t) for n, t in real.items()
         }
         one, two = (self._without(rows, way, number, more) for more in ({}, other))
-        if one is None or two is None:
+        if not real or one is None or two is None or len(one) != len(two):
             return False
         return all(_same(a, b) for a, b in zip(one, two, strict=True))
 

@@ -30,7 +30,8 @@ class NeverChosen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if operator_name(func) in _PRODUCTS and not result.is_meta:
+        product = operator_name(func) in _PRODUCTS and result.is_floating_point()
+        if product and not result.is_meta:
             return torch.where(result.isnan(), -torch.inf, result)
         return result
 

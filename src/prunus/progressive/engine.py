@@ -391,10 +391,10 @@ class PruningEngine:
         first, last, every = values["cuts"]
         self.gradual = Gradual(first, last, every, values["step"])
         self._enforced = values["enforced"]
-        self.running.tensors = dict(values["running"])
+        self.running.load(values["running"])
         start = values["start"]
         self._start_state = None if start is None else State(dict(start), {})
         self._set_masks(dict(values["masks"]))
-        self.regrowth.load(values)
+        self.regrowth.load(values, self.model)
         self.regularizer.load(values, self.masks)
         self.sparse.load(values)

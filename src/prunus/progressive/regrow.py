@@ -17,7 +17,7 @@ from prunus.methods.signals import SignalContext, collect, settings_of
 from prunus.methods.signals.latent import follow
 from prunus.pruning.decide import kept_units
 from prunus.pruning.enforce import Enforcer
-from prunus.pruning.masks import apply
+from prunus.pruning.masks import apply, beside
 from prunus.pruning.space import PruningSpace
 from prunus.pruning.units import member_mask, unit_scores
 from prunus.recipe import duration
@@ -72,12 +72,14 @@ class Regrowth:
         """To go on from."""
         if self._recipe.regrow is None:
             return {}
-        return {"regrowth": self.place, **({"behind": self.latent} if self._follows else {})}
+        behind = {"behind": dict(self.latent)} if self._follows else {}
+        return {"regrowth": self.place, **behind}
 
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Return to where a state was."""
+    def load(self, values: Mapping[str, Any], model: nn.Module) -> None:
+        """Return to where a state of a model was."""
         every, last, step = values.get("regrowth", (0, 0, 0))
-        self.place, self.latent = (every, last, step), dict(values.get("behind", {}))
+        self.place = every, last, step
+        self.latent = beside(dict(model.named_parameters()), values.get("behind", {}))
         self.capture()
 
     @property

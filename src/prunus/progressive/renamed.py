@@ -15,7 +15,7 @@ def renamed(saved: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     """The state of a pruner with every name of a parameter as this model has it.
 
     Args:
-        saved: plain values and tensors; names are keys of its mappings.
+        saved: plain values and tensors; names are keys of the mappings in it.
         model: wrapped (``module.``, ``_orig_mod.``) or not.
 
     Raises:
@@ -23,9 +23,12 @@ def renamed(saved: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
 
     >>> renamed({"masks": {"module.weight": 1}, "step": 2}, nn.Linear(1, 1))
     {'masks': {'weight': 1}, 'step': 2}
+    >>> renamed({"masks": {"weight": 1}, "step": 2}, nn.DataParallel(nn.Linear(1, 1)))
+    {'masks': {'module.weight': 1}, 'step': 2}
     """
     own = plain_names(model)
-    foreign = {key for key in _keys(saved) if "." in key and key not in own}
+    said = {key for value in saved.values() for key in _keys(value) if key not in own}
+    foreign = {key for key in said if "." in key or key in own.values()}
     other = {name: new for name, new in matched(sorted(foreign), own).items() if new is not None}
     if not other:
         return saved
@@ -34,8 +37,7 @@ def renamed(saved: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
             f"this state names '{min(other)}', which here is '{other[min(other)]}': wrap the model "
             "as it was when it was saved (DataParallel, torch.compile), since it became smaller"
         )
-    made: Mapping[str, Any] = _with(saved, other)
-    return made
+    return {key: _with(value, other) for key, value in saved.items()}
 
 
 def _keys(value: Any) -> Iterator[str]:

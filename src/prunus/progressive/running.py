@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from prunus.compaction.cut import take
 from prunus.progressive.selector import Selector
+from prunus.pruning.masks import beside
 from prunus.pruning.optimizers import AnyOptimizer, each_of, parameters_of, uncompiled
 from prunus.types import Kept
 
@@ -52,6 +53,10 @@ class Running:
         for update in self._updates:
             update(self.tensors, self._parameters(), self._before)
         self._before = {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Return to what they were."""
+        self.tensors = beside(self._parameters(), tensors)
 
     def follow(self, kept: Kept) -> None:
         """Of a model that became smaller."""

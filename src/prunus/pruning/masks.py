@@ -61,6 +61,16 @@ def _as_bool(name: str, mask: object) -> Tensor:
     return mask != 0
 
 
+def beside(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of parameters where these are: out of a file they come on the CPU.
+
+    >>> found = beside({"w": torch.ones(1, device="meta")}, {"w": torch.ones(1)})
+    >>> found["w"].device
+    device(type='meta')
+    """
+    return {n: t.to(parameters[n].device) if n in parameters else t for n, t in tensors.items()}
+
+
 @torch.no_grad()
 def apply(model: nn.Module, masks: Masks) -> None:
     """Set removed weights to exactly zero."""

@@ -169,7 +169,7 @@ class Job:
             return False
         if guard.max_loss is None or held is None or self.at.loss is None:
             return True
-        first = share_of(self.how, self.how.parts[BLOCK] if self.gone else 0.0)  # as Bound has it
+        first = share_of(self.how, len(self.gone) / sum(map(len, self.stacks)))
         may = guard.max_loss * (first + (1 - first) * self.at.spent)
         return self.judged(held, part[-1]) - self.at.loss[0] <= may
 

@@ -51,6 +51,7 @@ class Job:
         self.model = source.model
         self.gone = set(sizes.dropped) if isinstance(sizes, Sizes) else set()
         masks = source.scratch is None
+        self.guard = None if isinstance(sizes, Narrow) else how.guard  # one width: see width.py
         self.solving = solving_of(self.model, how, sizes, masks=masks)
         self.facts = facts_of(bind("block_rates", how.rates))
         self.calibration, self.held = calibration, held
@@ -77,7 +78,7 @@ class Job:
             self._enter_all(streams, blocks, number)
             if number < at.stack:
                 continue
-            every = 1 if self.how.guard is None else self.how.guard.every
+            every = 1 if self.guard is None else self.guard.every
             for start in range(at.block, len(blocks), every):
                 part = list(range(start, min(start + every, len(blocks))))
                 at.spent += sum(self._sizes(blocks[i]) for i in part) / max(1, total)
@@ -134,7 +135,7 @@ class Job:
 
     def _part(self, streams: dict[str, Stream], part: list[int], asked: dict[int, float]) -> bool:
         """Prune some blocks, as far as the guard lets them; whether all went that was asked."""
-        guard = self.how.guard
+        guard = self.guard
         blocks = streams["calibration"].passage.blocks
         for stream in streams.values():
             stream.pin()
@@ -161,7 +162,7 @@ class Job:
         return [*more, *halves, none]
 
     def _accepted(self, streams: dict[str, Stream], part: list[int]) -> bool:
-        guard, held = self.how.guard, streams.get("held")
+        guard, held = self.guard, streams.get("held")
         assert guard is not None
         blocks = streams["calibration"].passage.blocks
         errors = [self.at.errors[blocks[i]] for i in part if blocks[i] not in self.gone]

@@ -26,9 +26,10 @@ from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult, block_
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.smaller import narrower, smaller
 from prunus.blocks.source import InMemory, Source
+from prunus.blocks.width import none_within, too_much, tries
 from prunus.compaction.compact import compact
 from prunus.compaction.reopening import is_pretrained
-from prunus.errors import InputError
+from prunus.errors import InputError, RunError
 
 DIFFER = "guard and rates may leave blocks of different sizes"
 
@@ -107,11 +108,38 @@ def prune_blocks(
             "recover: it is for folders, whose dense model is still there: a model at hand learns "
             "in a loop of its own, by prunus.distill(model, teacher, batch) and prunus.enforce"
         )
-    source, began = InMemory(model), time.process_time()
-    dropped = []
+    source, began, why = InMemory(model), time.process_time(), ""
+    told, dropped = on_block or (lambda *_: None), []
     if BLOCK in how.parts:
         dropped = shallower(source, how, list(batches), held=judged, judge=Judge(loss))
-    sizes = _sizes(source, how, list(batches), dropped) if how.parts else None
+
+    def sizes_of(how: BlockRecipe) -> Sizes | Narrow | None:
+        return _sizes(source, how, list(batches), dropped) if how.parts else None
+
+    for number, (tried, sizes) in enumerate(tries(how, sizes_of)):
+        if number == 0:
+            _warn(model, how, sizes)
+        walked: Source = Shallow(source, dropped) if dropped else source
+        if isinstance(sizes, Narrow):
+            walked = narrowed(source, tried, sizes, list(batches))
+        with preserve_rng(), evaluating(model), torch.no_grad():
+            seed(how.seed)
+            job = Job(walked, tried, list(batches), judged, Judge(loss), told, sizes)
+            try:
+                job.run()
+                why = too_much(how, result := job.result(time.process_time() - began))
+                if not why:
+                    small = None if sizes is None else _small(model, job, sizes, batches[0])
+                    return replace(result, model=small)
+            except BaseException:  # whatever ends it, a stop too: the weights are as they were
+                source.undo()
+                raise
+            source.undo()
+    raise RunError(none_within(why, sizes))
+
+
+def _warn(model: nn.Module, how: BlockRecipe, sizes: Sizes | Narrow | None) -> None:
+    """Say before the work who will be able to open the smaller model."""
     why = ""
     if isinstance(sizes, Sizes):
         why = sizes.whole.why or (DIFFER if how.uneven else "")
@@ -120,22 +148,8 @@ def prune_blocks(
     if why:
         warnings.warn(
             f"the smaller model opens by prunus.hf.save and prunus.hf.load alone: no configuration "
-            f"says its sizes ({why})", stacklevel=2,
+            f"says its sizes ({why})", stacklevel=3,
         )  # fmt: skip
-    walked: Source = Shallow(source, dropped) if dropped else source
-    if isinstance(sizes, Narrow):
-        walked = narrowed(source, how, sizes, list(batches))
-    with preserve_rng(), evaluating(model), torch.no_grad():
-        seed(how.seed)
-        job = Job(walked, how, list(batches), judged, Judge(loss), on_block or (lambda *_: None),
-                  sizes)  # fmt: skip
-        try:
-            job.run()
-            small = None if sizes is None else _small(model, job, sizes, batches[0])
-        except BaseException:  # whatever ends it, a stop too: the weights are as they were
-            source.undo()
-            raise
-    return replace(job.result(time.process_time() - began), model=small)
 
 
 def _sizes(

@@ -32,8 +32,11 @@ from prunus.blocks.side_by_side import side_by_side
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.source import Source
 from prunus.blocks.structuring import Structuring
+from prunus.blocks.width import judged_as_a_whole, none_within, too_much, tries, width_of
 from prunus.compaction.files.pretrained import is_folder
-from prunus.errors import InputError
+from prunus.errors import InputError, RunError
+
+WIDTHS = "widths.json"
 
 
 def prune_folder(
@@ -74,16 +77,47 @@ def prune_folder(
     finished = _begun(out, asked)
     if finished is not None:
         return _recovered(finished, folder, how, (judging, calibrating, rows), on_block)
-    sizes: Sizes | Narrow | None = _sizes(source, how, calibrating) if how.parts else None
-    _room(source, out, how, [*calibrating, *judging])
-    give_back()
-    scratch = out / SCRATCH
-    with disk_errors(out):
-        scratch.mkdir(parents=True, exist_ok=True)
-    write_json(scratch / "asked.json", asked)
+    why = ""
+    for tried, sizes in tries(how, lambda h: _sizes(source, h, calibrating) if h.parts else None):
+        _room(source, out, how, [*calibrating, *judging])
+        give_back()
+        with disk_errors(out):
+            (out / SCRATCH).mkdir(parents=True, exist_ok=True)
+        write_json(out / SCRATCH / "asked.json", asked)
+        why = _rejected(out).get(str(width_of(sizes)), "")
+        if why:
+            continue
+        job = _walk(source, tried, (calibrating, judging), sizes, Judge(loss), on_block)
+        result = dataclasses.replace(job.result(time.process_time() - began), folder=out)
+        why = too_much(how, result)
+        if why:
+            _reject(out, width_of(sizes), why)
+            continue
+        said = {"asked": asked, "recipe": tried.model_dump(mode="json"),
+                "errors": dict(result.errors), "rates": dict(result.rates),
+                "sparsity": result.sparsity, "loss": result.loss,
+                "seconds": round(result.seconds, 1), "stayed": dict(result.stayed),
+                "gate": result.gate}  # fmt: skip
+        with disk_errors(out / REPORT):
+            source.finish(said)
+        return _recovered(result, folder, how, (judging, calibrating, rows), on_block)
+    raise RunError(none_within(why, sizes))
+
+
+def _walk(
+    source: Folder,
+    how: BlockRecipe,
+    texts: tuple[list[Any], list[Any]],
+    sizes: Sizes | Narrow | None,
+    judge: Judge,
+    on_block: Callable[[str, float], None] | None,
+) -> Job:
+    """Go through the blocks of a folder, from where an earlier call was."""
+    calibrating, judging = texts
+    scratch = source.out / SCRATCH
     walked: Source = source
     if BLOCK in how.parts:
-        dropped = shallower(source, how, calibrating, held=judging, judge=Judge(loss),
+        dropped = shallower(source, how, calibrating, held=judging, judge=judge,
                             saved=scratch / "depth.json")  # fmt: skip
         shallow = sizes = structure_of(source, how, calibrating, dropped)
         walked, source.names = Shallow(source, dropped), shallow.names
@@ -95,19 +129,30 @@ def prune_folder(
         source.smaller, source.narrow = sizes.fresh, sizes
     with preserve_rng(), evaluating(source.model), torch.no_grad():
         seed(how.seed)
-        job = Job(walked, how, calibrating, judging, Judge(loss), on_block or (lambda *_: None),
-                  sizes)  # fmt: skip
+        job = Job(walked, how, calibrating, judging, judge, on_block or (lambda *_: None), sizes)
         if isinstance(job.solving, Structuring) and how.uneven:
             source.changes = job.solving.changes
-        job.run(scratch / "walk.json")
-    result = dataclasses.replace(job.result(time.process_time() - began), folder=out)
-    said = {"asked": asked, "recipe": how.model_dump(mode="json"), "errors": dict(result.errors),
-            "rates": dict(result.rates), "sparsity": result.sparsity, "loss": result.loss,
-            "seconds": round(result.seconds, 1), "stayed": dict(result.stayed),
-            "gate": result.gate}  # fmt: skip
-    with disk_errors(out / REPORT):
-        source.finish(said)
-    return _recovered(result, folder, how, (judging, calibrating, rows), on_block)
+        width = f"-{width_of(sizes)}" if judged_as_a_whole(how) else ""
+        job.run(scratch / f"walk{width}.json")
+    return job
+
+
+def _rejected(out: Path) -> dict[str, str]:
+    """Widths that an earlier walk of the same call had, and why they may not be."""
+    path = out / SCRATCH / WIDTHS
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _reject(out: Path, width: int, why: str) -> None:
+    """Note that a walk cost too much, and remove what it wrote."""
+    write_json(out / SCRATCH / WIDTHS, {**_rejected(out), str(width): why})
+    stays = {"asked.json", WIDTHS}
+    for path in (*(out / SCRATCH).iterdir(), *out.glob("model-*.safetensors")):
+        if path.is_file() and path.name not in stays:
+            path.unlink()
 
 
 def _recovered(

@@ -64,7 +64,8 @@ class BlockGuard(Frozen):
         max_error: the most that ‖f(x) − g(x)‖² ÷ ‖f(x)‖² of a block may be, on held-out data.
         max_loss: by how much the loss on held-out data may grow in all (nats for a token). A part
             of the walk may use what its share of the removed weights is of this; blocks that go
-            as a whole come first.
+            as a whole come first. Channels (``hidden``) are judged by the walk as a whole, which is
+            made again with half of them.
         every: blocks between two looks at the loss.
     """
 
@@ -135,7 +136,8 @@ class BlockRecipe(Frozen):
     def uneven(self) -> bool:
         """Whether blocks may lose more or fewer units than others."""
         flat = trait("block_rates", self.rates.name, "FLAT")
-        return bool(set(self.parts) - {BLOCK}) and (self.guard is not None or not flat)
+        inside = set(self.parts) - {BLOCK, HIDDEN}
+        return bool(inside) and (self.guard is not None or not flat)
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -243,10 +245,9 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
             "structure: hidden: channels go through the whole model, and others inside of its "
             "blocks: take them out in a walk of their own, of the folder or model that one gives"
         )
-    if made.uneven and HIDDEN in made.parts:
-        key = "guard" if made.guard is not None else "rates"
+    if HIDDEN in made.parts and not trait("block_rates", made.rates.name, "FLAT"):
         raise InputError(
-            f"{key}: it changes how much of each block goes, and structure: {HIDDEN} has one "
+            f"rates: it changes how much of each block goes, and structure: {HIDDEN} has one "
             "number for all"
         )
     if EXPERT in made.parts and made.repair is not None:

@@ -17,7 +17,7 @@ SETS = ("avx512", "avx2", "neon", "portable")
 """Instruction sets, the best first."""
 VARIABLE = "PRUNUS_INSTRUCTIONS"
 """Name of the environment variable that forces one of them."""
-VERSION = 1
+VERSION = 2
 HEADER = 32
 TILES, MASK, SLICES, COLUMNS, WINDOWS = 1, 2, 3, 4, 5
 DONE, NOT_FINITE, REFUSED = 0, 1, 2

@@ -17,7 +17,7 @@ int32_t product_of_single(const Product&);
 #define TEXT(name) TEXT_(name)
 #define TEXT_(name) #name
 
-PRUNUS_API int32_t prunus_version() { return 1; }
+PRUNUS_API int32_t prunus_version() { return 2; }
 
 PRUNUS_API const char* prunus_name() { return TEXT(PRUNUS_ISA); }
 

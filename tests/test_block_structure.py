@@ -497,7 +497,7 @@ def test_neurons_that_stay_are_a_multiple(tmp_path: Path) -> None:
     ("Llama", {"structure": {"neuron": 1.5}}, "no part between 0 and 1"),
     ("Llama", {"structure": "neuron", "solver": "wanda"}, "solver: it is for zeros"),
     ("Llama", {"structure": "hidden", "rates": "owl"}, "rates: it changes"),
-    ("Llama", {"structure": "hidden", "guard": {"max_error": 0.1}}, "guard: it changes how"),
+    ("Llama", {"structure": "hidden", "guard": {"max_error": 0.1}}, "guard: it judges by data"),
     ("Llama", {"multiple_of": 8}, "multiple_of: it is for"),
     ("Llama", {"structure": "neuron", "depth": "span"}, "depth: it is for structure: block"),
     ("Llama", {"structure": "block", "depth": "deep"}, "depth"),

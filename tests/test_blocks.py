@@ -264,6 +264,9 @@ def test_a_failure_leaves_the_model_as_it_was() -> None:
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"solvers": "wanda"}, [1], "solver"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"repair": {"steps": 0, "apart": True}}, [1],
      "repairs nothing"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {
+        "structure": {"hidden": 0.5}, "repair": {"steps": 0, "fit": True, "apart": True}
+    }, [1], "apart: it is for gradient steps"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
      {"structure": {"block": 0.5}, "rates": "measured"}, [1], "takes them whole"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {}, [torch.ones(1, 2), torch.ones(1, 3)],

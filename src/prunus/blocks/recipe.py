@@ -259,6 +259,8 @@ def block_recipe(given: Mapping[str, Any] | BlockRecipe) -> BlockRecipe:
         )
     if made.repair is not None and not (made.repair.steps or made.repair.fit):
         raise InputError("repair: steps: 0 repairs nothing: give 1 or more, or leave repair out")
+    if made.repair is not None and made.repair.apart and not made.repair.steps:
+        raise InputError("repair: apart: it is for gradient steps: give steps: 1 or more")
     if set(made.parts) == {BLOCK} and not trait("block_rates", made.rates.name, "FLAT"):
         raise InputError(
             f"rates: {made.rates.name} is how much of each block goes, and structure: block takes "

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 
+from fresh import Child, Pythons
 from prunus.cli.main import cli
 
 COMMAND = "import prunus.report.page as page; page.PICTURES = {}\n"
@@ -22,24 +22,23 @@ COMMAND += "from prunus.cli.entry import main; main()"
 PATIENCE = 120.0
 
 
-def whole_and_resumed(recipe: str, words: Sequence[str], place: Path) -> dict[str, Any]:
+def whole_and_resumed(
+    recipe: str, words: Sequence[str], place: Path, python: Pythons
+) -> dict[str, Any]:
     """The result of a run, which one that was killed and resumed has to the last bit.
 
     Args:
         recipe: its name, or the example's folder.
         words: changes; a snapshot is written every step.
         place: an empty folder; the data is named by ``PRUNUS_DATA``.
+        python: starts the process that is killed.
     """
     whole, broken = place / "whole", place / "broken"
     words = [recipe, *words, "snapshot=1it"]
     undeployed = [*words, "deploy=null", "quantize=none"]  # what serves it changes no bit of it
     done = CliRunner().invoke(cli, ["run", *undeployed, "--folder", str(whole)])
     assert done.exit_code == 0, done.output
-    killed = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "run", *words, "--folder", str(broken)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    killed = python.start(COMMAND, "run", *words, "--folder", str(broken))
     _kill_in_round_one(killed, broken / "journal.jsonl")
     assert not (broken / "result.json").exists()
     done = CliRunner().invoke(cli, ["resume", str(broken)])
@@ -51,14 +50,19 @@ def whole_and_resumed(recipe: str, words: Sequence[str], place: Path) -> dict[st
     return result
 
 
-def _kill_in_round_one(run: subprocess.Popen[bytes], journal: Path) -> None:
+def _kill_in_round_one(run: Child, journal: Path) -> None:
     """Once the dense network was judged and a later step is kept."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and run.poll() is None:
+    while time.monotonic() < deadline:
         text = journal.read_text() if journal.exists() else ""
         if '"snapshot"' in text.partition('"event": "round"')[2]:
             break
+        try:
+            os.kill(run.pid, 0)
+        except ProcessLookupError:
+            break
         time.sleep(0.005)
-    assert run.poll() is None, "the run was over, or ended, before it could be killed"
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    with suppress(ProcessLookupError):
+        os.kill(run.pid, signal.SIGKILL)
+    ended = run.wait()
+    assert ended.returncode == -signal.SIGKILL, f"it ended before it was killed: {ended.stderr}"

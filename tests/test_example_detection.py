@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from example_runs import whole_and_resumed
+from fresh import Pythons
 from prunus.errors import InputError
 from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
@@ -53,10 +54,10 @@ def make(**changes: Any) -> Task:
 
 
 @pytest.mark.usefixtures("no_pictures", "place")
-def test_a_run_is_cut_served_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_a_run_is_cut_served_and_goes_on_after_a_kill(tmp_path: Path, python: Pythons) -> None:
     words = ["task.width=8", "task.batch=4", "dense.length=4it", "retrain=3it", "guard=null",
              "deploy=eager"]  # fmt: skip
-    result = whole_and_resumed("detection", words, tmp_path)
+    result = whole_and_resumed("detection", words, tmp_path, python)
     assert result["cost_after"]["macs"] < 0.72 * result["cost_before"]["macs"]
     assert result["compaction"]["error"] < 1e-10
     assert result["deployment"]["runtime"] == "eager"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from example_runs import whole_and_resumed
+from fresh import Pythons
 from prunus.errors import InputError
 from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
@@ -52,10 +53,12 @@ def make(**changes: Any) -> Task:
 
 @pytest.mark.usefixtures("no_pictures", "place")
 @pytest.mark.parametrize("row", ["driving", pytest.param("driving_gru", marks=pytest.mark.zoo)])
-def test_a_run_is_cut_served_and_goes_on_after_a_kill(row: str, tmp_path: Path) -> None:
+def test_a_run_is_cut_served_and_goes_on_after_a_kill(
+    row: str, tmp_path: Path, python: Pythons
+) -> None:
     words = ["task.batch=16", "dense.length=4it", "retrain=3it", "rounds=1", "guard=null",
              "deploy=eager", "target={max_macs: 0.4}"]  # fmt: skip
-    result = whole_and_resumed(row, words, tmp_path)
+    result = whole_and_resumed(row, words, tmp_path, python)
     assert result["cost_after"]["macs"] <= 0.4 * result["cost_before"]["macs"]
     assert result["compaction"]["error"] < 1e-10
     assert result["deployment"]["runtime"] == "eager"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from example_runs import whole_and_resumed
+from fresh import Pythons
 from prunus.errors import InputError
 from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
@@ -45,10 +46,12 @@ ZOO = [pytest.param(name, marks=pytest.mark.zoo) for name in ("images", "anomali
 
 @pytest.mark.usefixtures("no_pictures", "place")
 @pytest.mark.parametrize("network", ["keywords", *ZOO])
-def test_a_run_is_cut_served_in_int8_and_goes_on_after_a_kill(network: str, tmp_path: Path) -> None:
+def test_a_run_is_cut_served_in_int8_and_goes_on_after_a_kill(
+    network: str, tmp_path: Path, python: Pythons
+) -> None:
     pytest.importorskip("onnxruntime")
     words = ["task.batch=8", "dense.length=4it", "retrain=3it", "rounds=1", "guard=null"]
-    result = whole_and_resumed(f"edge_{network}", words, tmp_path)
+    result = whole_and_resumed(f"edge_{network}", words, tmp_path, python)
     assert result["cost_after"]["macs"] <= 0.35 * result["cost_before"]["macs"]
     assert result["compaction"]["error"] < 1e-10
     assert result["tested"]["change"][1] <= result["tested"]["change"][2]

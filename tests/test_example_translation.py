@@ -12,6 +12,7 @@ import torch
 
 import prunus
 from example_runs import whole_and_resumed
+from fresh import Pythons
 from prunus.errors import InputError
 from prunus.methods.catalog import module_at
 from prunus.recipe.specs import Spec
@@ -56,10 +57,12 @@ def make(**changes: Any) -> Task:
 @pytest.mark.parametrize(
     "row", ["translation", pytest.param("translation_gru", marks=pytest.mark.zoo)]
 )
-def test_a_run_is_cut_served_and_goes_on_after_a_kill(row: str, tmp_path: Path) -> None:
+def test_a_run_is_cut_served_and_goes_on_after_a_kill(
+    row: str, tmp_path: Path, python: Pythons
+) -> None:
     words = ["dense.length=4it", "retrain=3it", "rounds=1", "guard=null", "deploy=eager",
              *(f"task.{key}={value}" for key, value in SMALL.items())]  # fmt: skip
-    result = whole_and_resumed(row, words, tmp_path)
+    result = whole_and_resumed(row, words, tmp_path, python)
     assert result["cost_after"]["macs"] <= 0.55 * result["cost_before"]["macs"]
     assert result["compaction"]["error"] < 1e-10
     assert result["compaction"]["route"] in ("attributes", "sliced")  # its class, so its cache

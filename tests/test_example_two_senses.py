@@ -13,6 +13,7 @@ import torch
 
 import prunus
 from example_runs import whole_and_resumed
+from fresh import Pythons
 from prunus.errors import InputError
 from prunus.methods.catalog import module_at
 from prunus.recipe.specs import Spec
@@ -49,10 +50,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("no_pictures", "place")
-def test_a_run_is_cut_served_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+def test_a_run_is_cut_served_and_goes_on_after_a_kill(tmp_path: Path, python: Pythons) -> None:
     words = ["task.batch=16", "dense.length=6it", "retrain=3it", "rounds=1",
              "guard={max_drop: 9}", "target={max_macs: 0.5}", "deploy=eager"]  # fmt: skip
-    result = whole_and_resumed("two_senses", words, tmp_path)
+    result = whole_and_resumed("two_senses", words, tmp_path, python)
     assert result["compaction"]["error"] < 1e-10
     assert set(result["rounds"][-1]["evidence"]["groups"]) == {"both", "no image", "no sound"}
     assert result["deployment"]["runtime"] == "eager"

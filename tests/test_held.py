@@ -205,6 +205,24 @@ def test_an_average_that_nobody_holds_any_more_is_none() -> None:
         gc.enable()
 
 
+def test_a_list_in_the_place_of_one_that_is_gone_makes_no_average_of_what_it_holds() -> None:
+    model = net()
+    optimizer = sgd(model, 0.01)
+    pruner = prunus.Pruner(model, {"target": 0.8}, optimizer, steps=STEPS)
+    gone = [p.detach().clone() for p in model.parameters()]
+    for _ in range(STEPS // 2):
+        step(model, optimizer)
+    copies = tuple(value.clone() for value in gone)
+    del gone
+    kept = [*copies]  # where the other list was, if nobody holds that
+    for _ in range(STEPS // 2):
+        step(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.finish()
+    assert len(kept) == 4
+
+
 def test_what_a_run_keeps_itself_is_nobodys_average() -> None:
     best: list[Any] = []
 

@@ -80,7 +80,7 @@ class Enforcer:
         self._hooked: dict[int, Tensor] = {}
         self._removers: list[Callable[[], None]] = []
         self._mark: Mark | None = None
-        self._told: set[int] = set()
+        self._told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._fresh = self._ever = False  # gradients since the last step, and at all
         self.captured: dict[str, Tensor] | None = None  # of this step, with those of the removed
 
@@ -317,12 +317,12 @@ class Enforcer:
     def _tell_of_trained_copies(self, trained: set[int]) -> None:
         for ref in [] if self._mark is None else self._mark.copies:
             copy = ref()
-            if copy is None or id(copy) in self._told:
+            if copy is None or copy in self._told:
                 continue
             if not any(id(p) in trained for p in copy.parameters()):
                 continue
             if any(written(copy, own.masks()) for own in marks_on(copy)):
-                self._told.add(id(copy))
+                self._told.add(copy)
                 warnings.warn(
                     f"an optimizer trains a copy of the {type(copy).__name__} that is being "
                     "pruned, and nothing keeps the copy's removed weights at zero: call "

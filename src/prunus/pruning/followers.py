@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -48,12 +49,13 @@ class Followers:
     def __init__(self, shapes: Iterable[torch.Size]) -> None:
         self._shapes = frozenset(shapes)
         self._before: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
-        self._holders: set[tuple[int, int]] = set()
+        self._holders: list[tuple[Any, int]] = []
         self._steps, self._next = 0, 1
 
     def after_step(self) -> None:
         """A step of the training: at the 1st, 256th, 65,536th … see what has come meanwhile."""
         self._steps += 1
+        self._holders = _held_elsewhere(self._holders)
         if self._steps >= self._next:
             self._next *= 256
             self._look()
@@ -65,7 +67,8 @@ class Followers:
         # Each costs a look through all that there is, and gradients are new at every step.
         gradients = {id(p.grad) for p in alive if type(p) is nn.Parameter}
         plain = [t for t in fresh if type(t) is Tensor and id(t) not in gradients]
-        self._holders |= _holders(plain)
+        known = {id(own) for own in (alive, fresh, *(holder for holder, _ in self._holders))}
+        self._holders += [one for one in _holders(plain) if id(one[0]) not in known]
 
     def _is_known(self, tensor: Tensor) -> bool:
         seen = self._before.get(id(tensor))
@@ -125,13 +128,26 @@ class Followers:
         if self._is_known(tensor):
             return True
         # It is younger; written to once: what torch.load read.
-        return version_of(tensor) > 1 or not self._holders.isdisjoint(_holders([tensor]))
+        self._holders = _held_elsewhere(self._holders)
+        known = {(id(holder), length) for holder, length in self._holders}
+        return version_of(tensor) > 1 or any((id(h), n) in known for h, n in _holders([tensor]))
 
 
-def _holders(tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
-    """The lists and mappings that hold tensors, by ``id`` and length."""
+def _holders(tensors: Sequence[Tensor]) -> list[tuple[Any, int]]:
+    """The lists and mappings that hold tensors, and how long they are."""
     every = gc.get_referrers(*tensors) if tensors else []
-    return {(id(h), len(h)) for h in every if type(h) in (dict, list) and h is not tensors}
+    return [(h, len(h)) for h in every if type(h) in (dict, list) and h is not tensors]
+
+
+def _held_elsewhere(holders: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
+    """Those that somebody else holds too.
+
+    They are held here, so that no other list gets the ``id`` of one that is gone, and no longer
+    than until the next look: what nobody else holds may be large.
+    """
+    every: list[tuple[Any, int]] = [*holders, ([], 0)]  # the last is held here alone
+    counts = [sys.getrefcount(holder) for holder, _ in every]
+    return [one for one, count in zip(holders, counts, strict=False) if count > counts[-1]]
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -319,7 +319,7 @@ def main() -> None:
             try:
                 with no_denormals():
                     found = list(measure(name, sparsity, given.threads, given.seconds))
-            except Exception:  # the other rows do not wait for somebody to look at it
+            except Exception:  # of an engine: it is printed, and the other rows go on
                 traceback.print_exc()
                 wrong += 1
                 continue

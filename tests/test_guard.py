@@ -166,3 +166,36 @@ def test_a_round_whose_metric_leaves_0_to_1_needs_a_direction_in_a_loop_too() ->
     with pytest.raises(InputError, match=r"the metric is 1\.3, outside 0 to 1"):
         judged(values, way="pruner")
     assert "rejected" in judged(values, way="pruner", better="lower")[0]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"target": 0.9},
+        {"target": 0.9, "guard": {"better": "lower", "max_drop": 0.0}},  # put back
+        {"target": {"max_macs": 0.5}, "structure": "channel", "compact": "end"},
+        {"target": 0.5, "structure": "channel", "compact": "every_round", "rounds": 2},
+        {"target": 0.9, "repair": "least_squares"},
+    ],
+)
+def test_rounds_are_judged_by_the_weights_that_there_are_inside_autocast(
+    recipe: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+
+    @torch.no_grad()
+    def size(model: nn.Module) -> float:
+        return float(model(x).float().square().mean())
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        size(model)  # autocast keeps casts of the weights until it ends
+        result = prunus.prune(
+            model, recipe, evaluate=size, calibration=[(x, y)], example=x[:2],
+            loss=lambda m, b: nn.functional.cross_entropy(m(b[0]).float(), b[1]),
+        )  # fmt: skip
+    first, *later = (float(r.metric) for r in result.rounds)
+    assert all(metric != first for metric in later)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert size(result.model) == pytest.approx(float(result.metric), rel=1e-3)

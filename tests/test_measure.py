@@ -29,6 +29,7 @@ from prunus.measurement import energy as energies
 from prunus.measurement import measure as measuring
 from prunus.measurement import meters
 from prunus.measurement import table as cost_table
+from prunus.measurement.latency import forward
 from prunus.measurement.memory import memory
 
 FAST = {"batch_sizes": [1], "seconds": 0.01}
@@ -622,3 +623,14 @@ def test_what_is_no_finished_run_is_refused_with_the_next_step() -> None:
     done = command("measure", "python")
     assert (done.exit_code, "was started from Python" in done.output) == (2, True)
     assert "python/model.safetensors" in done.output.replace("\n", "")
+
+
+def test_a_compiled_model_is_timed_compiled_whatever_it_is_called_with() -> None:
+    class Doubles(nn.Module):
+        def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return batch["x"] * (2.0 if torch.compiler.is_compiling() else 1.0)
+
+    compiled = torch.compile(Doubles(), backend="eager")
+    answer = forward(compiled, (({"x": torch.ones(1)},), {}))()
+    assert isinstance(answer, torch.Tensor)
+    assert answer.item() == 2.0

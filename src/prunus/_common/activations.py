@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunus._common.inputs import Inputs, called
+from prunus._common.as_written import looked_into
+from prunus._common.inputs import Inputs
 from prunus._common.modules import evaluating, held
 from prunus._common.torch_internals import AnyConv
 
@@ -53,7 +54,7 @@ def places(model: nn.Module, inputs: Inputs) -> list[Place]:
         for module in names:
             hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         with evaluating(model), torch.no_grad():
-            called(model, inputs)
+            looked_into(model, inputs)
     return [Place(n, model.get_submodule(n), len(s), sum(s)) for n, s in order.items()]
 
 
@@ -102,7 +103,7 @@ def watch(
             for inputs in passes:
                 left = place.calls
                 with contextlib.suppress(FarEnough):
-                    called(model, inputs)
+                    looked_into(model, inputs)
     finally:
         hook.remove()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+
+from prunus._common.inputs import Inputs, called
 
 
 class _Stance:
@@ -47,3 +50,14 @@ def as_written() -> AbstractContextManager[None]:
     False
     """
     return _STANCE.held()
+
+
+def looked_into(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """What a model answers while somebody looks at its layers, and changes them between passes.
+
+    Code that was compiled runs as it was written: hooks inside of it are not called else. Inside
+    ``torch.autocast``, weights are taken as they are now: it keeps those of a pass before.
+    """
+    torch.clear_autocast_cache()
+    with as_written():
+        return called(model, inputs)

@@ -22,7 +22,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from prunus._common.as_written import as_written
 from prunus._common.kinds import kind_of
 from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
@@ -251,17 +250,12 @@ def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """What a model answers to arguments that others want to use again: it gets its own containers.
 
-    Code that was compiled runs as it was written: hooks inside of it are not called else. Inside
-    ``torch.autocast``, weights are taken as they are now: it keeps those of a pass before.
-
     >>> batch = {"x": 3}
     >>> called(lambda given: given.pop("x"), ((batch,), {})), batch
     (3, {'x': 3})
     """
     args, kwargs = own_containers(inputs)
-    torch.clear_autocast_cache()
-    with as_written():
-        return model(*args, **kwargs)
+    return model(*args, **kwargs)
 
 
 def plain(value: Any) -> Any:
@@ -368,9 +362,7 @@ def _remapped(value: Mapping[Any, Any]) -> Rebuild:
         changed: Any = copy.copy(value)
         for name, part in vars(changed).items() if hasattr(changed, "__dict__") else ():
             if type(part) in (dict, OrderedDict) and part is vars(value).get(name):
-                vars(changed)[name] = copy.copy(
-                    part
-                )  # where a class of one's own keeps its entries
+                vars(changed)[name] = copy.copy(part)  # where a class of its own keeps entries
         for key, part in items.items():  # update may do more: a Counter adds
             changed[key] = part
         return changed

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.activations import FarEnough, read_by
-from prunus._common.as_written import as_written
-from prunus._common.inputs import Inputs, called
+from prunus._common.as_written import as_written, looked_into
+from prunus._common.inputs import Inputs
 
 Seen = tuple[Tensor, Tensor]
 """What a layer reads in a pass, and what it gives as it is now."""
@@ -120,8 +120,8 @@ class _Pass(threading.Thread):
                     stack.enter_context(state)
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(suppress(FarEnough))
-                called(self._model, self._inputs)
-        except BaseException as error:
+                looked_into(self._model, self._inputs)
+        except BaseException as error:  # whatever it is, it is raised where the pass is asked for
             self._error = error
         finally:
             self._current.pop(threading.get_ident(), None)

@@ -42,7 +42,7 @@ def latency(
 
 def forward(model: nn.Module, inputs: Inputs) -> Callable[[], object]:
     """A forward pass that can be called."""
-    if any(own_containers(part) is not part for part in (*inputs[0], *inputs[1].values())):
-        return lambda: called(model, inputs)
     args, kwargs = inputs
+    if any(own_containers(part) is not part for part in (*args, *kwargs.values())):
+        return lambda: called(model, inputs)
     return lambda: model(*args, **kwargs)

@@ -76,12 +76,14 @@ class _removed:  # noqa: N801  # a context
 
     @torch.no_grad()
     def __enter__(self) -> None:
+        torch.clear_autocast_cache()  # which has casts of the weights as they were
         self._before = {n: p.detach().clone() for n, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.detach().masked_fill_(~self._masks[name].to(parameter.device), 0)
 
     @torch.no_grad()
     def __exit__(self, *_: object) -> None:
+        torch.clear_autocast_cache()
         for name, parameter in self._parameters.items():
             parameter.detach().copy_(self._before[name])
 

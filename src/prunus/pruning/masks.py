@@ -82,6 +82,7 @@ def apply(model: nn.Module, masks: Masks) -> None:
 @torch.no_grad()
 def zero(weight: Tensor, mask: Tensor) -> None:
     """Set what a mask removes to exactly zero, NaN too: a product of integers, part by part."""
+    torch.clear_autocast_cache()  # which has a cast of the weight as it was
     integer, mask = _INTEGERS.get(weight.element_size()), mask.to(weight.device)
     if integer is None:
         weight.masked_fill_(~mask, 0)
@@ -104,6 +105,7 @@ def saved_with(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy such tensors into the model, in place."""
+    torch.clear_autocast_cache()
     own = model.state_dict()
     for name, value in tensors.items():
         if name not in own or own[name].shape != value.shape:

@@ -64,6 +64,7 @@ class Trial:
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
         """The model as it was given; of the shapes that it had then."""
+        torch.clear_autocast_cache()
         self._fill(model)
         own = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         for name, value in self._copies.items():

@@ -291,6 +291,7 @@ def _sliced(name: str, tensor: Tensor, indices: Indices) -> Tensor:
 
 def resize(parameter: nn.Parameter, value: Tensor) -> None:
     """Give a parameter values of another shape; it stays the same object."""
+    torch.clear_autocast_cache()  # which has a cast of the old shape
     parameter.grad = None
     if parameter.requires_grad:
         # While a loss or a wrapper is alive, so is the node that accumulates this parameter's

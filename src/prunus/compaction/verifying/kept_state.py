@@ -13,6 +13,7 @@ from prunus._common.inputs import Inputs, called, map_tensors
 from prunus._common.modules import shared_copy
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
+from prunus._common.torch_internals import version_of
 from prunus.graph.trace import analysis_mode
 
 _TABLES = ("_parameters", "_modules", "_buffers")
@@ -36,9 +37,10 @@ def keeps_state(model: nn.Module, inputs: Inputs) -> bool:
     (True, False)
     """
     twin = shared_copy(model)
-    held = [*_held(twin)]  # the values are held as well: a new one gets no old one's identity
-    tensors = [v for _, v in held if isinstance(v, Tensor)]
-    before = [(path, _form(value)) for path, value in held]
+    old = [*_held(twin)]
+    tensors = [v for _, v in old if isinstance(v, Tensor)]
+    held: list[Any] = []  # so that nothing new gets the identity of an old one that is gone
+    before = [(path, _form(value, held)) for path, value in old]
     args = map_tensors(Tensor.clone, inputs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserve_rng())
@@ -47,7 +49,7 @@ def keeps_state(model: nn.Module, inputs: Inputs) -> bool:
         stack.enter_context(PutBack((*twin.parameters(), *tensors)))
         seed(0)
         called(twin, args)
-        return before != [(path, _form(value)) for path, value in _held(twin)]
+        return before != [(path, _form(value, held)) for path, value in _held(twin)]
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -57,14 +59,17 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{path}.{key}", value
 
 
-def _form(value: Any) -> Any:
-    """What changes when a value does."""
+def _form(value: Any, held: list[Any]) -> Any:
+    """What changes when a value does; what is told apart by its identity is held."""
+    held.append(value)
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), version_of(value)
     if isinstance(value, (int, float, str, bool, type(None))):
         return repr(value)
-    inner = value.values() if isinstance(value, dict) else value
     if isinstance(value, (dict, list, tuple, set)):
-        return [(id(v), _form(v)) if isinstance(v, Tensor) else id(v) for v in inner]
+        inner = [*value.values()] if isinstance(value, dict) else [*value]
+        held += inner
+        return [(id(v), _form(v, held)) if isinstance(v, Tensor) else id(v) for v in inner]
     state = getattr(value, "__dict__", {})
+    held += state.values()
     return id(value), [(key, id(v)) for key, v in state.items()]

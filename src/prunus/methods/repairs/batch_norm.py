@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from prunus._common.as_written import looked_into
 from prunus._common.distributed import mean
-from prunus._common.inputs import called
 from prunus._common.modules import evaluating
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import averaging, kept_on_error, norms_of
@@ -37,7 +37,7 @@ def batch_norm(context: RepairContext) -> None:
         for norm in norms:
             norm.reset_running_stats()
         for inputs in context.passes():
-            called(model, inputs)
+            looked_into(model, inputs)
         own = {str(i): b for i, b in enumerate(b for m in norms for b in m.buffers())}
         for number, found in mean(own).items():
             own[number].copy_(found)

@@ -12,7 +12,8 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from prunus._common.activations import FarEnough, is_affine, places
-from prunus._common.inputs import Inputs, called, map_tensors, tensors_of
+from prunus._common.as_written import looked_into
+from prunus._common.inputs import Inputs, map_tensors, tensors_of
 from prunus._common.modules import evaluating
 from prunus._common.names import each_meant, module_names, module_paths
 from prunus.errors import InputError, RunError
@@ -126,7 +127,7 @@ def _in_order(context: RepairContext, names: Sequence[str]) -> list[str]:
             hook = module.register_forward_hook(lambda *_, name=name: order.append(name))
             hooks.callback(hook.remove)
         with evaluating(context.model), torch.no_grad():
-            called(context.model, inputs)
+            looked_into(context.model, inputs)
     return list(dict.fromkeys(order))
 
 
@@ -144,7 +145,7 @@ def _calls(context: RepairContext, model: nn.Module, name: str) -> Iterator[tupl
         with evaluating(model), torch.no_grad(), averaging(norms, momentum=0.0):
             for inputs in context.passes():
                 with contextlib.suppress(FarEnough):
-                    called(model, inputs)
+                    looked_into(model, inputs)
                 if found:  # some inputs may take another way
                     yield found.pop()
     finally:
@@ -165,7 +166,7 @@ def _fit(
 
     def loss(step: int) -> Tensor:
         given, wanted = pairs[step % len(pairs)]
-        answers = called(block, map_tensors(Tensor.clone, given))
+        answers = looked_into(block, map_tensors(Tensor.clone, given))
         gap = (tensors_of(answers)[0] - wanted).square().mean()
         return gap / max(size, 1e-12)
 

@@ -575,3 +575,13 @@ def test_masks_go_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None
     masks = {"weight": torch.ones(2, 1, dtype=torch.bool)}
     mend(block, block, (way, way), [], masks, how=BlockRepair())
     assert seen == [torch.device("meta")]
+
+
+def test_a_walk_inside_autocast_reads_the_weights_that_it_has_left() -> None:
+    errors = []
+    for inside in (False, True):
+        model, batches = decoder("llama")
+        recipe = {"target": 0.7, "solver": "wanda", "repair": {"steps": 4}}
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            errors.append([*prunus.prune_blocks(model, recipe, batches).errors.values()])
+    assert errors[1] == pytest.approx(errors[0], rel=0.1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.autocast import without_autocast
 from prunus._common.given import given_batches, given_hooks, given_model
 from prunus._common.modules import evaluating
 from prunus._common.rng import preserve_rng, seed
@@ -34,6 +35,7 @@ from prunus.errors import InputError, RunError
 DIFFER = "guard and rates may leave blocks of different sizes"
 
 
+@without_autocast()  # where products are of casts, not of the weights
 def prune_blocks(
     model: nn.Module | str | Path,
     recipe: Mapping[str, Any] | BlockRecipe,

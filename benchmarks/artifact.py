@@ -28,7 +28,7 @@ from torch import nn
 import prunus
 import structure_common as common
 from prunus._common.environment import describe
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved, no_denormals
 from prunus.deployment.build import size

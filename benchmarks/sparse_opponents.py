@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus.errors import PrunusError
 from prunus.runtimes import BuildRequest, error, find, missing
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fresh import Pythons
 from prunus._common import packages
-from prunus._common.inputs import arguments, tensors_of
+from prunus._common.inputs import arguments
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus.errors import InputError
 from prunus.runtimes import BuildRequest, error, find, missing

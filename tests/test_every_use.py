@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus import InputError
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus.compaction.verifying.everywhere import Everywhere
 from prunus.compaction.verifying.verify import FLOAT64, Comparison
 from prunus.graph.guard import expression, guard_of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import prunus
 from helpers import pruned_both
 from prunus import InputError, RunError
-from prunus._common.inputs import in_form, leaves_of, map_tensors, plain, tensors_of
+from prunus._common.nested import in_form, leaves_of, map_tensors, plain, tensors_of
 from prunus._common.torch_internals import pytree
 
 Pair = namedtuple("Pair", "first second")

@@ -650,7 +650,8 @@ def test_transformers_models_lose_their_hidden_width(name: str, tmp_path: Path) 
 
 
 def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
-    from prunus._common.inputs import arguments, tensors_of
+    from prunus._common.inputs import arguments
+    from prunus._common.nested import tensors_of
 
     args, kwargs = arguments(example)
     return [t for t in tensors_of(model(*args, **kwargs)) if t.is_floating_point()]

@@ -14,17 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunus._common.inputs import (
-    arguments,
-    by_name,
-    every_example,
-    leaves_of,
-    map_tensors,
-    own_containers,
-    tensors_of,
-    with_tensors,
-)
+from prunus._common.inputs import arguments, by_name, every_example
 from prunus._common.modules import canonical_names, detached_copy, named_tensors, shared_copy
+from prunus._common.nested import leaves_of, map_tensors, own_containers, tensors_of, with_tensors
 from prunus._common.random_inputs import random_inputs
 
 Pair = namedtuple("Pair", ["first", "second"])

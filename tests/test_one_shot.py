@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunus
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus.compaction import shrink as shrinking
 from prunus.compaction.search import find_plan
 from prunus.compaction.slicing import parameters

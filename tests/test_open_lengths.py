@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus.deployment.module import DeployedModule
 from prunus.runtimes import missing
 

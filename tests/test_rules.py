@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import prunus
 from helpers import cut_units
-from prunus._common.inputs import arguments, tensors_of
+from prunus._common.inputs import arguments
+from prunus._common.nested import tensors_of
 from prunus._common.torch_internals import pytree
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import cut_of, masks_of

@@ -23,7 +23,8 @@ import helpers
 import prunus
 from fresh import Pythons
 from prunus._common import packages as distributions
-from prunus._common.inputs import arguments, leaves_of, tensors_of
+from prunus._common.inputs import arguments
+from prunus._common.nested import leaves_of, tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus.compaction.verifying.verify import difference
 from prunus.deployment.build import IN_PARTS, Builder, Built, size

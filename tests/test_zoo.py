@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from helpers import cut_units
-from prunus._common.inputs import arguments, tensors_of
+from prunus._common.inputs import arguments
+from prunus._common.nested import tensors_of
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import IndexCut, cut_of, masks_of
 from prunus.compaction.search import CompactionPlan, find_plan

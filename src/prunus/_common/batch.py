@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.entries import Place, apart, argument, changed, grows, lists_in, uneven
-from prunus._common.inputs import Inputs, called, map_tensors, tensors_of, with_tensors
+from prunus._common.inputs import Inputs, called
 from prunus._common.modules import evaluation_copy
+from prunus._common.nested import map_tensors, tensors_of, with_tensors
 from prunus._common.put_back import PutBack
 from prunus._common.random_inputs import is_mask
 from prunus._common.rng import preserve_rng, seed

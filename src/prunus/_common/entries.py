@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import Inputs, map_tensors, tensors_of
+from prunus._common.inputs import Inputs
+from prunus._common.nested import map_tensors, tensors_of
 from prunus._common.random_inputs import is_mask
 
 Place: TypeAlias = int | str

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from prunus._common.inputs import arguments, shapes, tensors_of, with_tensors
+from prunus._common.inputs import arguments, shapes
 from prunus._common.kinds import kind_of
+from prunus._common.nested import tensors_of, with_tensors
 from prunus.errors import InputError, first_line
 
 

@@ -1,51 +1,20 @@
-"""What goes into a model and comes out of it: arguments, nested values, the tensors in them."""
+"""What a model is called with: its arguments, by place and by name."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import inspect
-from collections import OrderedDict
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    MutableMapping,
-    MutableSequence,
-    Sequence,
-)
-from enum import Enum
-from types import FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus._common.kinds import kind_of
-from prunus._common.torch_internals import pytree
+from prunus._common.nested import own_containers, tensors_of
 from prunus.errors import InputError
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward pass."""
-
-Parts = list[tuple[str, Any]]
-Rebuild = Callable[[list[Any]], Any]
-
-_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-"""Sizes while a model is traced: numbers whose attributes lead through all of the tracing."""
-_LEAVES = (
-    Tensor,
-    nn.Module,
-    type,
-    Enum,
-    FunctionType,
-    MethodType,
-    ModuleType,
-    torch.Size,
-    *_SYMBOLS,
-    *(type(None), str, bytes, int, float, complex),
-)
 
 
 def every_example(example: Any) -> list[Inputs]:
@@ -159,94 +128,6 @@ def one_device(models: Mapping[str, nn.Module], example: Any) -> torch.device:
     return next(iter(owners), torch.device("cpu"))
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors of a nested value, in order.
-
-    It looks into lists, tuples, mappings, dataclasses, whatever torch's pytrees know, and the
-    attributes of other objects; modules are not values.
-
-    >>> tensors_of({"a": torch.ones(1), "b": [None, torch.zeros(1)]})
-    [tensor([1.]), tensor([0.])]
-    """
-    return [leaf for _, leaf in leaves_of(value) if isinstance(leaf, Tensor)]
-
-
-def leaves_of(
-    value: Any, path: str = "", _outer: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Any]]:
-    """Whatever is not made of parts, and where it lies; inside itself, a value counts as such.
-
-    >>> list(leaves_of({"state": [1, (2, None)]}))
-    [("['state'][0]", 1), ("['state'][1][0]", 2), ("['state'][1][1]", None)]
-    """
-    taken = None if id(value) in _outer else _taken_apart(value)
-    if taken is None:
-        yield path, value
-        return
-    for key, part in taken[0]:
-        yield from leaves_of(part, path + key, (*_outer, id(value)))
-
-
-def map_tensors(function: Callable[[Tensor], Any], value: Any, _outer: tuple[int, ...] = ()) -> Any:
-    """The same nested value with another in place of every tensor.
-
-    >>> map_tensors(lambda t: t.shape, {"a": (torch.ones(1, 2), 3)})
-    {'a': (torch.Size([1, 2]), 3)}
-    """
-    if isinstance(value, Tensor):
-        return function(value)
-    taken = None if id(value) in _outer else _taken_apart(value)
-    if taken is None:
-        return value
-    parts, rebuild = taken
-    made = [map_tensors(function, part, (*_outer, id(value))) for _, part in parts]
-    if all(new is old for new, (_, old) in zip(made, parts, strict=True)):
-        return value  # as it is: not everything can be made anew
-    return rebuild(made)
-
-
-def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
-    """The same nested value with these in place of its tensors, in their order.
-
-    Raises:
-        ValueError: for more or fewer than it has.
-
-    >>> with_tensors([torch.ones(1), None], [torch.zeros(1)])
-    [tensor([0.]), None]
-    """
-    given = list(tensors)
-    count = len(tensors_of(value))
-    if len(given) != count:
-        raise ValueError(f"{len(given)} tensors for a value that holds {count}")
-    left = iter(given)
-    return map_tensors(lambda _: next(left), value)
-
-
-def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
-    """The same tensors and values in lists, mappings and objects of their own.
-
-    Whoever is given them may take things out, or put others in: a ``forward`` that pops the keys
-    of its batch, a loss that pops the labels.
-
-    >>> batch = {"x": torch.ones(1), "more": [1, 2]}
-    >>> own_containers(batch)["more"].pop(), batch["more"]
-    (2, [1, 2])
-    """
-    taken = None if id(value) in _outer else _taken_apart(value)
-    if taken is None:
-        return value
-    parts, rebuild = taken
-    made = [own_containers(part, (*_outer, id(value))) for _, part in parts]
-    changed = any(new is not old for new, (_, old) in zip(made, parts, strict=True))
-    holds = not isinstance(value, tuple) and any(isinstance(part, Tensor) for part in made)
-    if not (changed or holds or isinstance(value, (MutableSequence, MutableMapping))):
-        return value
-    try:
-        return rebuild(made)
-    except Exception:  # of a class that cannot be made anew
-        return value
-
-
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """What a model answers to arguments that others want to use again: it gets its own containers.
 
@@ -256,125 +137,3 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """
     args, kwargs = own_containers(inputs)
     return model(*args, **kwargs)
-
-
-def plain(value: Any) -> Any:
-    """The same nested value of lists, tuples, dicts and whatever torch's pytrees know.
-
-    A dataclass or another object becomes the dict of its attributes.
-
-    >>> import types
-    >>> plain([types.SimpleNamespace(a=1, b=(2,)), 3])
-    [{'a': 1, 'b': (2,)}, 3]
-    """
-    return _plain(value, ())
-
-
-def _plain(value: Any, outer: tuple[int, ...]) -> Any:
-    taken = None if id(value) in outer else _taken_apart(value)
-    if taken is None:
-        return value
-    parts, rebuild = taken
-    made = [_plain(part, (*outer, id(value))) for _, part in parts]
-    if not _is_plain(value):
-        if isinstance(value, (list, tuple)):
-            return tuple(made)
-        return dict(
-            zip([*value] if isinstance(value, Mapping) else _names_of(value), made, strict=True)
-        )
-    if all(new is old for new, (_, old) in zip(made, parts, strict=True)):
-        return value
-    return rebuild(made)
-
-
-def in_form(form: Any, leaves: Iterable[Any]) -> Any:
-    """A value of some form around the leaves of a plain one.
-
-    Args:
-        form: the value, with anything in place of its tensors.
-        leaves: of the :func:`plain` value, as torch's pytrees flatten it; where the form holds a
-            constant that no graph can hold, that one stays.
-
-    >>> import types
-    >>> in_form(types.SimpleNamespace(a=None, b=(None,)), [1, 2])
-    namespace(a=1, b=(2,))
-    """
-    return _in_form(form, iter(leaves), ())
-
-
-def _in_form(form: Any, leaves: Iterator[Any], outer: tuple[int, ...]) -> Any:
-    taken = None if id(form) in outer else _taken_apart(form)
-    if taken is None:
-        leaf = next(leaves)
-        return form if isinstance(form, CONSTANTS) else leaf
-    parts, rebuild = taken
-    return rebuild([_in_form(part, leaves, (*outer, id(form))) for _, part in parts])
-
-
-CONSTANTS = (Enum, type, FunctionType, torch.Size, set, frozenset, range, slice)
-"""Leaves of answers that are the same in every call, and that no graph can hold."""
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in pytree.SUPPORTED_NODES or _is_named_tuple(value)
-
-
-def _names_of(value: Any) -> list[str]:
-    """The names of an object's parts: the fields of a dataclass, else its attributes."""
-    if dataclasses.is_dataclass(value):
-        return [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
-    return list(getattr(value, "__dict__", ()))
-
-
-def _taken_apart(value: Any) -> tuple[Parts, Rebuild] | None:
-    """A value's parts by name, and how others are put in their place; ``None`` for a leaf."""
-    if isinstance(value, _LEAVES):
-        return None
-    kind = type(value)
-    if kind is tuple or kind is list:  # nearly all are, and pytrees are slow
-        return [(f"[{i}]", part) for i, part in enumerate(value)], kind
-    if _is_plain(value):
-        root = iter([False])
-        parts, spec = pytree.tree_flatten(value, is_leaf=lambda _: next(root, True))
-        keys = list(value) if isinstance(value, Mapping) else range(len(parts))
-        keys = keys if len(keys) == len(parts) else range(len(parts))
-        named = [(f"[{key!r}]", part) for key, part in zip(keys, parts, strict=True)]
-        return named, lambda made: pytree.tree_unflatten(made, spec)
-    if isinstance(value, Mapping):
-        return [(f"[{key!r}]", part) for key, part in value.items()], _remapped(value)
-    if isinstance(value, (list, tuple)):
-        return [(f"[{i}]", p) for i, p in enumerate(value)], lambda made: type(value)(made)
-    names = _names_of(value)
-    if not names:
-        return None
-    return [(f".{n}", getattr(value, n)) for n in names], _with_attributes(value, names)
-
-
-def _is_named_tuple(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(value, "_fields")
-
-
-def _remapped(value: Mapping[Any, Any]) -> Rebuild:
-    def rebuild(made: list[Any]) -> Any:
-        items = dict(zip(value, made, strict=True))
-        if not hasattr(value, "update"):  # read only, and not to be made anew
-            return items
-        changed: Any = copy.copy(value)
-        for name, part in vars(changed).items() if hasattr(changed, "__dict__") else ():
-            if type(part) in (dict, OrderedDict) and part is vars(value).get(name):
-                vars(changed)[name] = copy.copy(part)  # where a class of its own keeps entries
-        for key, part in items.items():  # update may do more: a Counter adds
-            changed[key] = part
-        return changed
-
-    return rebuild
-
-
-def _with_attributes(value: Any, names: list[str]) -> Rebuild:
-    def rebuild(made: list[Any]) -> Any:
-        changed = copy.copy(value)
-        for name, part in zip(names, made, strict=True):
-            object.__setattr__(changed, name, part)  # frozen ones too
-        return changed
-
-    return rebuild

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import Inputs, arguments, tensors_of, with_tensors
+from prunus._common.inputs import Inputs, arguments
+from prunus._common.nested import tensors_of, with_tensors
 from prunus.errors import InputError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus._common import numbers
-from prunus._common.inputs import map_tensors
+from prunus._common.nested import map_tensors
 from prunus._common.rng import preserve_rng
 from prunus._common.tables import Table
 from prunus.blocks.folder import skeleton

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from prunus._common.files import write_json
-from prunus._common.inputs import tensors_of
 from prunus._common.modules import evaluating
+from prunus._common.nested import tensors_of
 from prunus._common.rng import preserve_rng
 from prunus.blocks.bound import Bound
 from prunus.blocks.fewer import PassedOver, renamed, shallow_config

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from prunus._common.activations import FarEnough
-from prunus._common.inputs import map_tensors
+from prunus._common.nested import map_tensors
 from prunus.blocks.hidden import Narrow, Power, difference, last, shift_of
 from prunus.blocks.judge import SLICE
 from prunus.blocks.units import taken

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from prunus._common.files import disk_errors, refuse_links, write_json
-from prunus._common.inputs import tensors_of
 from prunus._common.memory import give_back
 from prunus._common.modules import evaluating
+from prunus._common.nested import tensors_of
 from prunus._common.rng import preserve_rng, seed
 from prunus.blocks.depth import Shallow, refuse_depth, shallower
 from prunus.blocks.folder import REPORT, SCRATCH, Folder

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import arguments, map_tensors, tensors_of
+from prunus._common.inputs import arguments
 from prunus._common.modules import evaluating
+from prunus._common.nested import map_tensors, tensors_of
 
 CACHES = ("cache", "past_key_values", "cache_params")
 """What versions of transformers call the keys and values of what was read."""

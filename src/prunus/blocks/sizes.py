@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import tensors_of
 from prunus._common.modules import evaluating, joined
+from prunus._common.nested import tensors_of
 from prunus._common.rng import preserve_rng
 from prunus.blocks.fewer import renamed, shallow_config
 from prunus.blocks.gate import checked

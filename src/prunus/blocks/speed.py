@@ -17,7 +17,7 @@ from torch.nn import functional
 from prunus._common import numbers
 from prunus._common.environment import describe
 from prunus._common.files import write_json
-from prunus._common.inputs import tensors_of, with_tensors
+from prunus._common.nested import tensors_of, with_tensors
 from prunus._common.rng import preserve_rng
 from prunus._common.tables import Table
 from prunus._common.timing import Timing, interleaved, no_denormals, threads

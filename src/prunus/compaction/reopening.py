@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus._common.inputs import every_example, map_tensors, own_containers, tensors_of
+from prunus._common.inputs import every_example
 from prunus._common.modules import evaluating
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.rng import preserve_rng
 from prunus._common.traces import without_trace
 from prunus.compaction.slicing.attributes import Attribute

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, map_tensors, own_containers, tensors_of
+from prunus._common.inputs import Inputs
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting.alike import Traces

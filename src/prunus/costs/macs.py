@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunus._common.batch import Batch, find_batch
-from prunus._common.inputs import Inputs, arguments, map_tensors, own_containers, tensors_of
+from prunus._common.inputs import Inputs, arguments
 from prunus._common.modules import evaluation_copy
 from prunus._common.names import unwrapped
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng
 from prunus._common.traces import trainable_again

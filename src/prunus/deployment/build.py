@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import called, tensors_of
+from prunus._common.inputs import called
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus.deployment.manifest import manifest_of
 from prunus.deployment.module import DeployedModule, Structure

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common import rng as randomness
-from prunus._common.inputs import Inputs, arguments, by_name, own_containers, positional_names
+from prunus._common.inputs import Inputs, arguments, by_name, positional_names
 from prunus._common.modules import evaluating
+from prunus._common.nested import own_containers
 from prunus._common.torch_internals import pytree
 from prunus._common.traces import without_trace
 from prunus.errors import InputError

@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from prunus._common import rng as randomness
 from prunus._common.environment import describe
 from prunus._common.given import given_batches, given_example, given_hooks, given_model
-from prunus._common.inputs import (
-    arguments,
-    by_name,
-    leaves_of,
-    positional_names,
-    tensors_of,
-)
+from prunus._common.inputs import arguments, by_name, positional_names
 from prunus._common.kinds import given_number, given_path, given_sizes
 from prunus._common.metrics import Metric
 from prunus._common.modules import evaluation_copy
+from prunus._common.nested import leaves_of, tensors_of
 from prunus._common.packages import pip_line
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import no_denormals

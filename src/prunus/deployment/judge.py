@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from prunus._common import rng as randomness
-from prunus._common.inputs import tensors_of
 from prunus._common.metrics import Metric, number
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved
 from prunus._common.traces import without_trace

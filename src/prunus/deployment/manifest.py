@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from prunus._common.files import refuse_links, write_json
-from prunus._common.inputs import by_name, leaves_of, positional_names, tensors_of
+from prunus._common.inputs import by_name, positional_names
+from prunus._common.nested import leaves_of, tensors_of
 from prunus.errors import InputError
 from prunus.graph.guard import expression
 from prunus.runtimes import BuildRequest, Session

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import leaves_of, map_tensors, with_tensors
+from prunus._common.nested import leaves_of, map_tensors, with_tensors
 from prunus.deployment.manifest import MANIFEST, Manifest, read_manifest
 from prunus.deployment.parts import in_parts
 from prunus.errors import InputError, first_line

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus._common.inputs import Inputs, map_tensors
+from prunus._common.inputs import Inputs
+from prunus._common.nested import map_tensors
 from prunus._common.torch_internals import ASSERT_SCALAR, pytree
 
 aten = torch.ops.aten

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from prunus._common.inputs import by_name, own_containers, positional_names
+from prunus._common.inputs import by_name, positional_names
 from prunus._common.modules import set_forward, shared_copy
+from prunus._common.nested import own_containers
 from prunus._common.torch_internals import parts_of, pytree
 
 

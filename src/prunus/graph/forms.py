@@ -9,16 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.inputs import (
-    CONSTANTS,
-    Inputs,
-    by_name,
-    in_form,
-    leaves_of,
-    map_tensors,
-    plain,
-    positional_names,
-)
+from prunus._common.inputs import Inputs, by_name, positional_names
+from prunus._common.nested import CONSTANTS, in_form, leaves_of, map_tensors, plain
 from prunus._common.torch_internals import pytree
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import CONSTANTS, Inputs, by_name, map_tensors, plain
+from prunus._common.inputs import Inputs, by_name
+from prunus._common.nested import CONSTANTS, map_tensors, plain
 from prunus._common.torch_internals import pytree
 from prunus.errors import InputError
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prunus._common.inputs import map_tensors, own_containers, tensors_of
 from prunus._common.modules import joined, shared_copy
 from prunus._common.narrow_list import NarrowList
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus.graph.analysis import Analysis

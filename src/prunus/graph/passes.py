@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.given import not_taken
-from prunus._common.inputs import Inputs, called, every_example, leaves_of, map_tensors, tensors_of
+from prunus._common.inputs import Inputs, called, every_example
 from prunus._common.modules import detached_copy, named_tensors, put_attribute
+from prunus._common.nested import leaves_of, map_tensors, tensors_of
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, below_autograd

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus._common.inputs import by_name, called, positional_names, tensors_of
+from prunus._common.inputs import by_name, called, positional_names
 from prunus._common.modules import named_tensors
+from prunus._common.nested import tensors_of
 from prunus._common.put_back import written_arguments
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import (

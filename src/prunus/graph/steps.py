@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus._common.inputs import Inputs, map_tensors, plain
+from prunus._common.inputs import Inputs
+from prunus._common.nested import map_tensors, plain
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import pytree

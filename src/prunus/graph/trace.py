@@ -14,19 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import (
-    Inputs,
-    arguments,
-    called,
-    defaults_of,
-    in_form,
-    leaves_of,
-    map_tensors,
-    plain,
-    positional_names,
-    tensors_of,
-)
+from prunus._common.inputs import Inputs, arguments, called, defaults_of, positional_names
 from prunus._common.modules import detached_copy, keeping_modes, shared_copy
+from prunus._common.nested import in_form, leaves_of, map_tensors, plain, tensors_of
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import (

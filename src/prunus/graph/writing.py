@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import Inputs, map_tensors, own_containers
+from prunus._common.inputs import Inputs
 from prunus._common.modules import detached_copy
+from prunus._common.nested import map_tensors, own_containers
 from prunus._common.put_back import written_arguments
 from prunus._common.rng import preserve_rng
 from prunus._common.torch_internals import OpOverload

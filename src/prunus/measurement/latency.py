@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from prunus._common.inputs import Inputs, called, own_containers
+from prunus._common.inputs import Inputs, called
+from prunus._common.nested import own_containers
 from prunus._common.timing import Timing, interleaved
 
 

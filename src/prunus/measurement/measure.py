@@ -15,9 +15,10 @@ from prunus._common.batch import Batch, find_batch
 from prunus._common.entries import with_entries
 from prunus._common.environment import describe
 from prunus._common.given import given_example, given_model
-from prunus._common.inputs import Inputs, arguments, one_device, shapes, tensors_of
+from prunus._common.inputs import Inputs, arguments, one_device, shapes
 from prunus._common.kinds import given_number, given_sizes
 from prunus._common.modules import evaluation_copy
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus._common.steps import takes_steps
 from prunus._common.timing import Timing, no_denormals

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, called, tensors_of
+from prunus._common.inputs import Inputs, called
+from prunus._common.nested import tensors_of
 from prunus._common.torch_internals import TorchDispatchMode, storage_key
 from prunus.costs.bytes_ import bytes_
 

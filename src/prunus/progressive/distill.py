@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus._common.given import given_hooks, given_model, not_taken
-from prunus._common.inputs import Inputs, arguments, called, map_tensors, own_containers, tensors_of
+from prunus._common.inputs import Inputs, arguments, called
 from prunus._common.kinds import given_choice, given_number, kind_of
 from prunus._common.modules import detached_copy, evaluating
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus.compaction.files.artifact import load
 from prunus.errors import InputError, RunError, first_line
 from prunus.progressive.hidden import hidden_modules, hidden_states, states_apart

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import tensors_of
 from prunus._common.names import each_meant, module_paths, unwrapped
+from prunus._common.nested import tensors_of
 from prunus.errors import InputError
 from prunus.types import Kept
 

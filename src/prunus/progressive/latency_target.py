@@ -14,8 +14,8 @@ from torch import nn
 
 from prunus._common.distributed import on_rank_zero
 from prunus._common.files import tensors_digest
-from prunus._common.inputs import tensors_of
 from prunus._common.modules import detached_copy
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved, no_denormals
 from prunus._common.timing import threads as fixed_threads

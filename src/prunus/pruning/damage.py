@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import number as over_ranks
-from prunus._common.inputs import own_containers
 from prunus._common.kinds import kind_of
+from prunus._common.nested import own_containers
 from prunus.errors import InputError
 from prunus.pruning.decide import LazyUnits, masks_from
 from prunus.types import Damage, Group, Limits, Masks

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from prunus._common.given import given_copies, given_model
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus.errors import InputError, RunError
 from prunus.pruning.copies import (
     Copy,

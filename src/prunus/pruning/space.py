@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from prunus._common.distributed import WRAPPERS, refuse_sharded
 from prunus._common.given import not_taken
-from prunus._common.inputs import arguments, map_tensors, own_containers
+from prunus._common.inputs import arguments
 from prunus._common.layers import Layer
 from prunus._common.modules import shared_copy
 from prunus._common.names import bare, meant, unwrapped
+from prunus._common.nested import map_tensors, own_containers
 from prunus._common.numbers import percent
 from prunus._common.put_back import PutBack
 from prunus._common.traces import without_trace

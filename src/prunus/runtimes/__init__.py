@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common import packages
-from prunus._common.inputs import Inputs, arguments, own_containers, tensors_of
+from prunus._common.inputs import Inputs, arguments
+from prunus._common.nested import own_containers, tensors_of
 from prunus._common.packages import pip_line
 from prunus.errors import InputError, did_you_mean
 from prunus.methods import catalog

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import arguments, by_name, positional_names, tensors_of
+from prunus._common.inputs import arguments, by_name, positional_names
+from prunus._common.nested import tensors_of
 from prunus.errors import InputError
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._sizes import Sizes

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.inputs import leaves_of, tensors_of, with_tensors
 from prunus._common.modules import set_forward, shared_copy
+from prunus._common.nested import leaves_of, tensors_of, with_tensors
 from prunus.runtimes import BuildRequest
 from prunus.runtimes._arguments import named
 

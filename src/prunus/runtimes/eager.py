@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import called, tensors_of, with_tensors
+from prunus._common.inputs import called
 from prunus._common.modules import detached_copy
+from prunus._common.nested import tensors_of, with_tensors
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
 from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session

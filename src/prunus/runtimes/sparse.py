@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus._common.random_inputs import random_inputs
 from prunus._common.timing import interleaved
 from prunus._common.torch_internals import exported_module

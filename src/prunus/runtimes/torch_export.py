@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus._common.inputs import tensors_of
+from prunus._common.nested import tensors_of
 from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
 from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent

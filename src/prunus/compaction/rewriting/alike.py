@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import Inputs, tensors_of
+from prunus._common.inputs import Inputs
 from prunus._common.modules import canonical_names, named_tensors, put_attribute
+from prunus._common.nested import tensors_of
 from prunus.compaction.rewriting.compact_graph import PLAIN, copied
 from prunus.graph.trace import Traced, trace
 

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.inputs import in_form, tensors_of
 from prunus._common.modules import put_attribute
+from prunus._common.nested import in_form, tensors_of
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
 from prunus.errors import InputError, MissingError
 from prunus.graph.call import module_path

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, called, own_containers, tensors_of
+from prunus._common.inputs import Inputs, called
 from prunus._common.modules import canonical_names, detached_copy, joined
+from prunus._common.nested import own_containers, tensors_of
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus.compaction.cut import IndexCut, same_indices

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from prunus._common.inputs import tensors_of
 from prunus._common.memory import LARGE
+from prunus._common.nested import tensors_of
 from prunus.compaction.cut import put, same_indices, take
 from prunus.errors import InputError, RunError, did_you_mean
 from prunus.pruning.optimizers import AnyOptimizer, Together, real_optimizer

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, called, map_tensors
+from prunus._common.inputs import Inputs, called
 from prunus._common.modules import shared_copy
+from prunus._common.nested import map_tensors
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus._common.torch_internals import version_of

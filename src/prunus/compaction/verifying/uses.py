@@ -10,14 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import (
-    Inputs,
-    by_name,
-    defaults_of,
-    map_tensors,
-    positional_names,
-    tensors_of,
-)
+from prunus._common.inputs import Inputs, by_name, defaults_of, positional_names
+from prunus._common.nested import map_tensors, tensors_of
 
 
 @dataclass(frozen=True)

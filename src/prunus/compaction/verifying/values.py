@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import Inputs, map_tensors
+from prunus._common.inputs import Inputs
+from prunus._common.nested import map_tensors
 from prunus._common.parts import parts
 from prunus._common.put_back import written_arguments
 from prunus._common.torch_internals import no_torch_function, pytree, wrapper

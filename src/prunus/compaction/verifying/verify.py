@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from prunus._common.inputs import map_tensors, own_containers, tensors_of
 from prunus._common.modules import shared_copy
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.put_back import PutBack, written_arguments
 from prunus._common.rng import is_as_seeded, preserve_rng, seed
 from prunus._common.torch_internals import TorchDispatchMode, pytree

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from prunus._common.activations import FarEnough, is_affine, places
 from prunus._common.as_written import looked_into
-from prunus._common.inputs import Inputs, map_tensors, tensors_of
+from prunus._common.inputs import Inputs
 from prunus._common.modules import evaluating
 from prunus._common.names import each_meant, module_names, module_paths
+from prunus._common.nested import map_tensors, tensors_of
 from prunus.errors import InputError, RunError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._descent import descend

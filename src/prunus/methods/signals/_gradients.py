@@ -9,8 +9,8 @@ from torch import Tensor
 
 from prunus._common.calibrating import calibrating, learning
 from prunus._common.distributed import gather, total, world_size
-from prunus._common.inputs import own_containers
 from prunus._common.kinds import kind_of
+from prunus._common.nested import own_containers
 from prunus.errors import InputError, RunError
 from prunus.methods.signals import SignalContext
 

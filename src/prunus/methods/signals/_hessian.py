@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunus._common.calibrating import calibrating, learning
 from prunus._common.distributed import gather, total
-from prunus._common.inputs import own_containers
+from prunus._common.nested import own_containers
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext
 from prunus.methods.signals._gradients import scalar

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.inputs import arguments, map_tensors, own_containers, tensors_of
+from prunus._common.inputs import arguments
 from prunus._common.modules import detached_copy, held
 from prunus._common.names import unwrapped
+from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext

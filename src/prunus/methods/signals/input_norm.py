@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from prunus._common.activations import at_once, columns, is_affine
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
-from prunus._common.inputs import own_containers
 from prunus._common.names import unwrapped
+from prunus._common.nested import own_containers
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext
 

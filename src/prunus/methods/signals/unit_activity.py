@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunus._common.activations import is_affine
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
-from prunus._common.inputs import own_containers
+from prunus._common.nested import own_containers
 from prunus._common.torch_internals import AnyConv, AnyTransposedConv
 from prunus._common.units import numbers
 from prunus.errors import InputError

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus._common.graph_part import GraphPart
 from prunus._common.inputs import Inputs
 from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting.alike import Traces
-from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
+from prunus.compaction.rewriting.compact_graph import CompactGraph, eval_alone
+from prunus.compaction.rewriting.describing import describe_as
 from prunus.compaction.rewriting.submodules import (
     Called,
     as_graph,
@@ -240,7 +242,7 @@ def _watched(twin: nn.Module, graphs: Mapping[str, nn.Module]) -> list[str]:
         stack.pop()
 
     for name, module in twin.named_modules():
-        if not _within_any(name, graphs):
+        if not _within_any(name, graphs) and not isinstance(module, GraphPart):
             module.register_forward_pre_hook(partial(enter, name))
             module.register_forward_hook(leave)
     return stack
@@ -254,7 +256,8 @@ def _own_code(case: Case, broken: list[str], tried: Container[str]) -> str | Non
 
 def _patched_modules(case: Case, graphs: Mapping[str, nn.Module]) -> list[str]:
     """Every module whose own code had a literal that changed; a graph has its own no more."""
-    there = {name for name, _ in case.model.named_modules()} - {""}
+    every = case.model.named_modules()
+    there = {name for name, module in every if name and not isinstance(module, GraphPart)}
     paths = dict.fromkeys(module_path(patch.node) for patch in case.rewritten.patches)
     return [p for p in paths if p in there and not _within_any(p, graphs)]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.graph_part import GraphPart
 from prunus._common.layers import Layer, layers_of
 from prunus._common.torch_internals import (
     TorchDispatchMode,
@@ -128,7 +129,7 @@ def is_weight(layer: Layer, parameter: Tensor, model: nn.Module, uses: Uses) -> 
     shape, or a matrix in a ``ParameterList``, and has no name of a table.
     """
     holder = model.get_submodule(layer.module)
-    if type(holder) is nn.Module:  # of a graph, which keeps no classes
+    if _of_a_graph(holder):  # of a graph, which keeps no classes
         return uses.get(layer.name) is not None
     listed = isinstance(holder, _CONTAINERS)
     ours = type(holder).__module__.startswith("torch.nn.") and not listed
@@ -145,7 +146,7 @@ def is_weight(layer: Layer, parameter: Tensor, model: nn.Module, uses: Uses) -> 
 def _of_its_like(name: str, model: nn.Module, uses: Uses) -> Matrix | None:
     """How another parameter in the same place of a module of the same class is multiplied."""
     rank = model.get_parameter(name).dim()
-    if type(model.get_submodule(name.rpartition(".")[0])) is nn.Module:
+    if _of_a_graph(model.get_submodule(name.rpartition(".")[0])):
         return None
     return next(
         (
@@ -253,3 +254,7 @@ def _seen(
         else frozenset()
         for step, n in zip(view.stride(), view.shape, strict=True)
     )
+
+
+def _of_a_graph(module: nn.Module) -> bool:
+    return type(module) is nn.Module or isinstance(module, GraphPart)

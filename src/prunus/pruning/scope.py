@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from prunus._common.graph_part import GraphPart
 from prunus._common.layers import Layer, layers_of
 from prunus._common.modules import held
 from prunus._common.names import each_meant, meant, plain_name, plain_names
@@ -197,9 +198,9 @@ def execution_order(model: nn.Module, layers: Sequence[Layer], run: object = Non
         return list(layers)
     position: dict[str, int] = {}
     hooks = []
-    compiled = torch.jit.ScriptModule  # takes no hooks
+    without_hooks = (torch.jit.ScriptModule, GraphPart)
     for name in {la.module for la in layers}:
-        if isinstance(model.get_submodule(name), compiled):
+        if isinstance(model.get_submodule(name), without_hooks):
             continue
 
         def note(*_: object, name: str = name) -> None:

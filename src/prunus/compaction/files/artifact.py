@@ -29,6 +29,7 @@ from prunus._common.narrow_list import NarrowList
 from prunus.compaction.files.checked_read import LONGEST_HEADER, header_fits, read
 from prunus.compaction.files.graph_json import from_plain, to_plain
 from prunus.compaction.files.packed import ROUNDED, Values, pack
+from prunus.compaction.files.parts import plain_parts, take_parts
 from prunus.compaction.files.placing import (
     changes,
     check_replaced,
@@ -146,7 +147,9 @@ def packed(
         if isinstance(module, fx.GraphModule):
             document, own = to_plain(module)
             plain = {k: v for k, v in vars(module).items() if is_plain(k, v)}
-            graphs[name] = {"document": document, "attributes": plain}
+            graphs[name] = {
+                "document": document, "attributes": plain, "parts": plain_parts(module),
+            }  # fmt: skip
             tensors |= {joined(name, k): v for k, v in own.items()}
     names = canonical_names(model)
     first = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -348,6 +351,8 @@ def _graph(entry: Any, tensors: Mapping[str, Tensor | Packed]) -> CompactGraph:
     for key, value in entry["attributes"].items():
         if is_plain(key, value) and not hasattr(graph, key):
             setattr(graph, key, value)
+    if "parts" in entry:  # of the files from before there is none
+        take_parts(graph, entry["parts"])
     return graph.eval()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.graph_part import PLAIN
 from prunus._common.modules import canonical_names, held, joined
 from prunus._common.names import inner_key
 from prunus._common.narrow_list import NarrowList
 from prunus.compaction.files.unpack import Packed, whole
-from prunus.compaction.rewriting.compact_graph import PLAIN
 from prunus.compaction.slicing.attention import NarrowAttention, Narrowing
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.norms import Widening, width_of

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from prunus._common.graph_part import PLAIN
 from prunus._common.inputs import Inputs
 from prunus._common.modules import canonical_names, named_tensors, put_attribute
 from prunus._common.nested import tensors_of
-from prunus.compaction.rewriting.compact_graph import PLAIN, copied
+from prunus.compaction.rewriting.compact_graph import copied
 from prunus.graph.trace import Traced, trace
 
 _OWN = {"_parameters", "_buffers", "_modules"}

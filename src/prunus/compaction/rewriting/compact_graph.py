@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import CodeType, MethodType
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
+from prunus._common.graph_part import StandIn, parts_of, put_part, told
 from prunus._common.modules import put_attribute
 from prunus._common.nested import in_form, tensors_of
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
-from prunus.errors import InputError, MissingError
+from prunus.compaction.rewriting.following import (
+    FROZEN,
+    Flagged,
+    flagged,
+    follow,
+    outwards,
+    refuse_apart,
+)
+from prunus.errors import InputError
 from prunus.graph.call import module_path
 from prunus.graph.decisions import DECIDED, decided
-from prunus.graph.flags import flag_place
 from prunus.graph.guard import Guard
 
 
@@ -51,7 +58,7 @@ def copied(graph: fx.Graph) -> fx.Graph:
     return made
 
 
-class CompactGraph(fx.GraphModule):
+class CompactGraph(StandIn, fx.GraphModule):
     """Graphs that stand in for a module of the user's, with the plain attributes of that one.
 
     Each is one pass through the module's code. A call takes the first one that holds for its
@@ -60,17 +67,11 @@ class CompactGraph(fx.GraphModule):
 
     Attributes:
         passes: all of them; the graph of the first one is this module's ``graph``.
-        stands_for: the class of the module, for messages.
-        methods: other methods of that class, which a graph does not have.
-        fixed: attributes that the code of that class reads: a graph holds what they were.
         gradient: a parameter whose gradient is not the module's own: such a graph answers, and
             refuses a backward pass.
     """
 
     passes: tuple[GraphPass, ...] = ()
-    stands_for: str = ""
-    methods: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
     gradient: str = ""
 
     def __str__(self) -> str:
@@ -116,36 +117,26 @@ class CompactGraph(fx.GraphModule):
         Those of modules that were frozen in eval mode when this graph took their place stay so.
         """
         super().train(mode)
-        changed = False
-        for node, place in _flagged(self):
-            wanted = mode and not node.meta.get(FROZEN, False)
-            if node.args[place] is not wanted:
-                node.args = (*node.args[:place], wanted, *node.args[place + 1 :])
-                changed = True
-        if changed:
-            self.recompile()
+        self._follow()
         return self
 
-    def __getattr__(self, name: str) -> Any:
-        if name in self.methods:
-            raise MissingError(
-                f"{self.stands_for}.{name} is not there: the compact model is a graph of its "
-                "forward alone. Call it on the dense model, or prune with a scope that leaves "
-                "out what made a graph necessary (prunus.units shows the units)"
-            )
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            kind = self.stands_for or "model"
-            raise AttributeError(f"the graph of this {kind} has no attribute {name!r}") from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.fixed and not (name in vars(self) and same_plain(vars(self)[name], value)):
-            raise InputError(
-                f"{self.stands_for}.{name} cannot be set: the compact model is a graph, which has "
-                "what it was. Set it in the dense model, and make that smaller again"
-            )
-        super().__setattr__(name, value)
+    def _follow(self) -> bool:
+        """Let operators be in the mode of the parts they came from; whether any was in another."""
+        known = vars(self).setdefault("_followed", {})  # copies of the tables share their graphs
+        if "parts" not in known:
+            known["parts"] = parts_of(self)
+        modes = [self.training, *(part.training for part in known["parts"].values())]
+        if known.get("modes") == modes:
+            return False
+        flags = _flagged(self)
+        separate = any(p.training is not None for p in self.passes)
+        if flags or separate:
+            refuse_apart(self, known["parts"], separate=separate)
+        changed = follow(flags, self, known["parts"])
+        known["modes"] = modes
+        if changed:
+            self.recompile()
+        return changed
 
     def __copy__(self) -> CompactGraph:
         made = object.__new__(type(self))
@@ -162,8 +153,8 @@ class CompactGraph(fx.GraphModule):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch copies its own old class
             made = super().__deepcopy__(memo)
-        for key, value in vars(self).items():
-            if key not in vars(made) and (type(value) in PLAIN or key in ("methods", "fixed")):
+        for key, value in told(self).items():
+            if key not in vars(made) and key not in _OF_A_COPY:
                 vars(made)[key] = copy.deepcopy(value, memo)
         own = vars(self).get("forward")
         if isinstance(own, MethodType):  # of a copy that is traced
@@ -174,7 +165,13 @@ class CompactGraph(fx.GraphModule):
         if self.passes:
             passes = [replace(p, graph=copied(p.graph)) for p in self.passes]
             made.take_passes(passes, copy.deepcopy(_Holder(self), memo).root)
+        for path, part in parts_of(self).items():
+            vars(put_part(made, path)).update(copy.deepcopy(told(part), memo))
         return made
+
+
+_OF_A_COPY = ("passes", "forward", "_followed")
+"""What a copy of a graph makes anew."""
 
 
 class _Holder(nn.Module):
@@ -206,6 +203,8 @@ def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that takes the pass which holds for a call."""
 
     def forward(self: CompactGraph, *args: Any, **kwargs: Any) -> Any:
+        if self._follow():  # this very function was compiled anew
+            return type(self).forward(self, *args, **kwargs)
         problem = ""
         for number, one in enumerate(self.passes):
             if one.training is not None and one.training is not self.training:
@@ -290,48 +289,6 @@ def _refusal(module: CompactGraph, problem: str) -> str:
 _REMEDY = "Give an example of every kind of call when you prune or compact: example=[first, second]"
 
 
-PLAIN = (int, float, bool, str, type(None))
-"""Attributes that enclosing code may ask a replaced module for."""
-
-
-FROZEN = "frozen"
-"""Key of a node's ``meta``: its module was in eval mode inside one that trains."""
-
-
-def describe_as(graph: CompactGraph, original: nn.Module) -> CompactGraph:
-    """Let a graph know whose place it takes, and what of that it lacks."""
-    kind = type(original)
-    own = {n for n in dir(kind) if not n.startswith("_") and callable(getattr(kind, n, None))}
-    vars(graph)["stands_for"] = kind.__name__
-    kept = (*graph._modules, *graph._parameters, *graph._buffers, "training")
-    vars(graph)["fixed"] = tuple(sorted(_read_by(kind) & set(vars(original)) - set(kept)))
-    vars(graph)["methods"] = tuple(sorted(own - set(dir(nn.Module)) - set(dir(CompactGraph))))
-    return graph
-
-
-def same_plain(one: Any, other: Any) -> bool:
-    """Whether two plain attributes are the same."""
-    return type(one) is type(other) and type(one) in PLAIN and one == other
-
-
-def _read_by(kind: type) -> set[str]:
-    """Public names of attributes that the code of a class reads after it was built."""
-    found: set[str] = set()
-    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        for name, value in vars(base).items():
-            function = inspect.unwrap(getattr(value, "fget", None) or value)
-            code = None if name == "__init__" else getattr(function, "__code__", None)
-            found |= _names_in(code)
-    return {name for name in found if not name.startswith("_")}
-
-
-def _names_in(code: Any) -> set[str]:
-    """Names in a function's code and in those inside of it."""
-    if not isinstance(code, CodeType):
-        return set()
-    return set(code.co_names).union(*map(_names_in, code.co_consts))
-
-
 def eval_alone(graph: CompactGraph) -> CompactGraph:
     """Let passes of both modes hold in eval mode alone."""
     passes = [replace(p, training=False) if p.training is None else p for p in graph.passes]
@@ -353,24 +310,14 @@ def take_mode_of_operators(graph: nn.Module, original: nn.Module) -> None:
         }
         for node, _ in _flagged(graph):
             path = module_path(node)
-            earlier = next((within[p] for p in _outwards(path) if p in within), None)
+            earlier = next((within[p] for p in outwards(path) if p in within), None)
             inner = modules.get(path, original)
             frozen = original.training and not inner.training
             node.meta[FROZEN] = frozen if earlier is None else next(earlier, False)
     graph.train(original.training)
 
 
-def _outwards(path: str) -> Iterator[str]:
-    """A path and those of all that encloses it."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
-
-
-def _flagged(module: fx.GraphModule) -> list[tuple[fx.Node, int]]:
+def _flagged(module: fx.GraphModule) -> Flagged:
     """Operators with a flag that ``train()`` switches, and its place."""
     passes = module.passes if isinstance(module, CompactGraph) else ()
-    graphs = [p.graph for p in passes if p.training is not False] or [module.graph]
-    found = [(node, flag_place(node)) for graph in graphs for node in graph.nodes]
-    return [(node, place) for node, place in found if place is not None]
+    return flagged([p.graph for p in passes if p.training is not False] or [module.graph])

@@ -17,7 +17,8 @@ from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
 from prunus.compaction.cut import IndexCut, same_indices
 from prunus.compaction.rewriting.alike import Traces
-from prunus.compaction.rewriting.compact_graph import CompactGraph, describe_as, eval_alone
+from prunus.compaction.rewriting.compact_graph import CompactGraph, eval_alone
+from prunus.compaction.rewriting.describing import describe_as
 from prunus.compaction.rewriting.rewrite import rewrite
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze

@@ -14,7 +14,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from prunus._common.modules import canonical_names, drop_caches, joined, take_mode
 from prunus._common.narrow_list import NarrowList
 from prunus._common.torch_internals import pre_hooks, refresh_flat_weights, without_fast_path
-from prunus.compaction.rewriting.compact_graph import PLAIN, take_mode_of_operators
+from prunus.compaction.rewriting.compact_graph import CompactGraph, take_mode_of_operators
+from prunus.compaction.rewriting.describing import take_attributes
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.limits import Limits
 from prunus.compaction.slicing.parameters import shrink
@@ -143,17 +144,8 @@ def adopt(graph: nn.Module, original: nn.Module) -> None:
 
 
 def plain_attributes(graph: nn.Module, original: nn.Module) -> None:
-    """Numbers, words, flags and lists of them that code may ask a replaced module for."""
-    for key, value in vars(original).items():
-        if key not in vars(graph) and _is_plain(value):
-            vars(graph)[key] = value  # a graph refuses to be told what its code reads
+    """What code may ask a replaced module for."""
+    if isinstance(graph, CompactGraph):
+        take_attributes(graph, original)
     if isinstance(original, nn.MultiheadAttention):
         without_fast_path(graph)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return all(map(_is_plain, value))
-    if type(value) is dict:
-        return all(_is_plain(part) for pair in value.items() for part in pair)
-    return type(value) in PLAIN

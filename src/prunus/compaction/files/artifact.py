@@ -281,6 +281,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     attributes = changes(model, manifest["attributes"])
     attributes += narrow(model, manifest.get("heads", {}), absent)
     attributes += widened(model, manifest.get("norms", {}), absent)
+    inside = tuple(f"{name}." for name in graphs)
+    attributes = [a for a in attributes if not a.module.startswith(inside)]  # of no effect there
     limits = Limits.from_plain(model, manifest.get("limits", {}), absent)
     narrowed(model, gone)
     for name, graph in {**graphs, **dropped}.items():

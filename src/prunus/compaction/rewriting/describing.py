@@ -33,6 +33,7 @@ def describe_as(graph: CompactGraph, original: nn.Module) -> CompactGraph:
             vars(part)["followed"] = not path.startswith(tuple(older))
             sizes = any(name.startswith(f"{path}.") for name in smaller)
             take_attributes(part, module, sizes=not sizes)
+            vars(part).pop("_before_pruning", None)  # of sizes that the part does not know
     return graph
 
 

@@ -130,6 +130,23 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("prunus.report.page.PICTURES", {})
 
 
+@pytest.fixture
+def costs() -> None:
+    """For a test that looks at what ``no_costs`` leaves out."""
+
+
+@pytest.fixture
+def no_costs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks over folders count and draw nothing: both take longer than to prune a small model."""
+    from prunus.blocks.costs import Costs
+
+    if "costs" in request.fixturenames:
+        return
+    nothing = Costs(0, 0, None, None, 0)
+    monkeypatch.setattr("prunus.blocks.side_by_side.costs_of", lambda folder, batch: nothing)
+    monkeypatch.setattr("prunus.blocks.side_by_side.picture_of", lambda result: b"")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of the sparse kernels run on every instruction set."""
     if "instructions" in metafunc.fixturenames:

@@ -18,6 +18,8 @@ from prunus.blocks.depth import TRIES
 from prunus.errors import InputError
 from test_block_structure import FAMILIES, GROUPED, batches, loss_without, model_of, passed_over
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 DATA, HELD = batches(3, 0), batches(2, 1)
 DEEP = 6
 

@@ -21,6 +21,8 @@ from prunus.errors import InputError
 from test_block_structure import batches, model_of
 from test_llm_folders import words
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 WIDTH, LEFT = 32, 24
 NARROW = {"structure": {"hidden": 0.25}}
 FITTED = {**NARROW, "repair": {"steps": 0, "fit": True}}

@@ -23,6 +23,8 @@ from test_block_structure import FAMILIES, GROUPED, batches, model_of
 from test_llm_folders import batches_of
 from test_llm_folders import model_of as coder_of
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3": ("Qwen3Config", GROUPED),
     "Mistral": ("MistralConfig", {**GROUPED, "sliding_window": 4}),

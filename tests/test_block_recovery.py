@@ -22,6 +22,8 @@ from prunus.cli.main import cli
 from prunus.errors import InputError
 from test_block_structure import batches, model_of
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 STEPS = {"steps": 12, "rate": 3e-3, "every": 4}
 
 

@@ -20,6 +20,8 @@ from prunus.blocks.units import Kind, kept_of, taken
 from prunus.cli.main import cli
 from prunus.errors import InputError, RunError
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 SIZE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4}  # fmt: skip
 GROUPED = {**SIZE, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1,

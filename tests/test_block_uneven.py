@@ -22,6 +22,8 @@ from prunus.cli.main import cli
 from prunus.errors import InputError
 from test_block_structure import FAMILIES, batches, model_of
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 RATES = {"structure": {"neuron": 0.3, "head": 0.5}, "rates": {"name": "progression", "slope": 0.8}}
 
 
@@ -51,6 +53,7 @@ def dense_folder(place: Path, family: str = "Llama") -> Path:
     return place
 
 
+@pytest.mark.usefixtures("costs")
 @pytest.mark.parametrize("family", ["Llama", "Gemma3", "Phi3", "Qwen2"])
 def test_blocks_lose_by_a_rule_and_prunus_opens_the_folder(family: str, tmp_path: Path) -> None:
     model = model_of(family)
@@ -200,6 +203,7 @@ def test_the_model_is_as_it_was_if_a_guarded_walk_ends_badly(
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
+@pytest.mark.usefixtures("costs")
 @pytest.mark.parametrize(("family", "recipe"), [
     ("Llama", {"structure": {"neuron": 0.25, "head": 0.5}}), ("Llama", RATES),
     ("Mixtral", {"structure": {"expert": 0.5}}), ("GPT2", {"structure": "neuron"}),

@@ -26,6 +26,8 @@ from prunus.blocks.shards import Shards, write_shard
 from prunus.cli.main import cli
 from prunus.errors import InputError, RunError
 
+pytestmark = pytest.mark.usefixtures("no_costs")
+
 SIZE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4}  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -215,6 +217,7 @@ def words(tmp_path: Path) -> Path:
     return tmp_path / "dense"
 
 
+@pytest.mark.usefixtures("costs")
 def test_the_command_goes_from_folder_and_text_to_a_folder(tmp_path: Path) -> None:
     dense = words(tmp_path)
     keys = ["text.windows=4", "text.length=16", "text.held=2", "solver=wanda"]

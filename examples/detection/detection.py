@@ -318,14 +318,13 @@ def chosen(scores: Tensor, boxes: Tensor) -> Found:
     best, order = scores.sigmoid()[rows, classes].sort(descending=True, stable=True)
     boxes = boxes[rows[order]].clamp_min(0).minimum(torch.tensor([WIDTH, HEIGHT] * 2))
     classes = classes[order]
-    apart = classes[:, None] * 2.0 * WIDTH  # so that classes never meet
-    same = (overlap((boxes + apart)[:, None], (boxes + apart)[None]) > OVERLAP).numpy()
+    apart = boxes + classes[:, None] * 2.0 * WIDTH  # so that classes never meet
+    gone = torch.zeros(len(best), dtype=torch.bool)
     keep: list[int] = []
-    gone = np.zeros(len(best), dtype=bool)
-    for i in range(len(best)):
-        if len(keep) < TOP and not gone[i]:
-            keep.append(i)
-            gone |= same[i]
+    while len(keep) < TOP and not gone.all():
+        keep.append(int((~gone).int().argmax()))  # the best that is left
+        gone |= overlap(apart[keep[-1]], apart) > OVERLAP
+        gone[keep[-1]] = True
     return Found(boxes[keep], classes[keep], best[keep])
 
 

@@ -28,7 +28,7 @@ from prunus.blocks.judge import Judge
 from prunus.blocks.narrowed import narrow_for, narrowed
 from prunus.blocks.recipe import BLOCK, HIDDEN, BlockRecipe, BlockResult
 from prunus.blocks.recovery import recover, room_for_learning
-from prunus.blocks.side_by_side import side_by_side
+from prunus.blocks.side_by_side import compared, side_by_side
 from prunus.blocks.sizes import Sizes, structure_of
 from prunus.blocks.source import Source
 from prunus.blocks.structuring import Structuring
@@ -174,8 +174,7 @@ def _recovered(
         return side_by_side(result, folder, held, chosen)
     said = json.loads((result.folder / REPORT).read_text(encoding="utf-8"))
     if "recovered" not in said and "unrecovered" not in said:
-        before = side_by_side(result, folder, held, chosen).comparison
-        said = json.loads((result.folder / REPORT).read_text(encoding="utf-8"))
+        before = compared(folder, result.folder, held)
         plain = None if before is None else before.to_dict()
         write_json(result.folder / REPORT, {**said, "unrecovered": plain})
     with disk_errors(result.folder):

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunus._common.files import write_atomically, write_json
 from prunus.blocks.costs import costs_of
-from prunus.blocks.evaluate import Estimate, accuracy, compare, questions_of
+from prunus.blocks.evaluate import Comparison, Estimate, accuracy, compare, questions_of
 from prunus.blocks.folder import REPORT, Folder, skeleton
 from prunus.blocks.given_text import given_text, tokenizer_of
 from prunus.blocks.recipe import BlockRecipe, BlockResult
@@ -38,23 +38,32 @@ def side_by_side(
     """
     out = result.folder
     assert out is not None
-    noted: dict[str, Any] = {}
-    if held:
-        with tempfile.TemporaryDirectory(dir=out) as place:
-            sides = [Folder(one, out) for one in (folder, out)]
-            for side in sides:
-                side.scratch = Path(place)
-            found = compare(sides[0], sides[1], held)
-        if found is not None:
-            noted["comparison"] = found.to_dict()
-            result = dataclasses.replace(result, comparison=found)
+    found = compared(folder, out, held)
     costs = {n: costs_of(p, chosen[0]).to_dict() for n, p in (("dense", folder), ("small", out))}
-    noted |= {"costs": costs, "no_gain": no_gain(result)}
+    result = dataclasses.replace(result, comparison=found, costs=costs)
+    noted = {} if found is None else {"comparison": found.to_dict()}
     said = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    write_json(out / REPORT, {**said, **noted})
+    write_json(out / REPORT, {**said, **noted, "costs": costs, "no_gain": no_gain(result)})
     with contextlib.suppress(ModuleNotFoundError):  # without the extra that draws
         write_atomically(out / PICTURE, picture_of(result))
-    return dataclasses.replace(result, costs=costs)
+    return result
+
+
+def compared(folder: Path, out: Path, held: Sequence[Any]) -> Comparison | None:
+    """What two models of folders say of the same text; ``None`` without one that can be compared.
+
+    Args:
+        folder: the dense model's.
+        out: the smaller one's.
+        held: batches.
+    """
+    if not held:
+        return None
+    with tempfile.TemporaryDirectory(dir=out) as place:
+        sides = [Folder(one, out) for one in (folder, out)]
+        for side in sides:
+            side.scratch = Path(place)
+        return compare(sides[0], sides[1], held)
 
 
 def no_gain(result: BlockResult) -> str | None:

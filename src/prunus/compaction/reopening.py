@@ -230,12 +230,20 @@ def _with(config: Any, settings: Settings) -> Any:
         return None
 
 
+_DRAWS = frozenset({"normal_", "uniform_", "trunc_normal_"})
+"""By name: libraries put functions of their own in the place of torch's while they initialize."""
+
+
 class WeightsOnMeta(TorchFunctionMode):
-    """What is only allocated, as weights are before they are drawn, takes no memory."""
+    """What is only allocated, as weights are before they are drawn, takes no memory nor draws."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.empty:
             return func(*args, **{**(kwargs or {}), "device": "meta"})
+        if getattr(func, "__name__", "") in _DRAWS:
+            drawn = args[0] if args else (kwargs or {})["tensor"]
+            if drawn.is_meta:  # it holds no values, and torch would draw them operator by operator
+                return drawn
         return func(*args, **(kwargs or {}))
 
 

@@ -386,8 +386,8 @@ def _of_class(rows: NDArray[np.float64]) -> float | None:
     sure = np.maximum.accumulate(sure[:, ::-1], axis=1)[:, ::-1]
     sure = np.concatenate([sure, np.zeros((10, 1))], axis=1)
     wanted = np.linspace(0, 1, 101)
-    each = [s[np.searchsorted(h / total, wanted)].mean() for h, s in zip(hits, sure, strict=True)]
-    return float(np.mean(each))
+    each = [s[np.searchsorted(h / total, wanted)] for h, s in zip(hits, sure, strict=True)]
+    return float(np.mean(np.mean(each, axis=1)))
 
 
 def matches(

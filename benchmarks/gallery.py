@@ -1,11 +1,12 @@
 """The gallery: every field of use as one command, its figures, pictures and page.
 
-    python benchmarks/gallery.py --data $PRUNUS_DATA --out runs/gallery      (two hours)
+    python benchmarks/gallery.py --data $PRUNUS_DATA --out runs/gallery      (a day)
     python benchmarks/gallery.py --data $PRUNUS_DATA --out runs/gallery --only spoken_digits
     python benchmarks/gallery.py --page                                      (docs/gallery.md again)
 
-Each row is ``prunus run`` in a process of its own, in a folder of its own: rows that are finished
-are not run again. What the page shows is kept in ``gallery.jsonl``.
+Each row (``gallery_rows.py``) is ``prunus run`` in a process of its own, in a folder of its own:
+rows that are finished are not run again. What the page shows is kept in ``gallery.jsonl``; what
+both networks say to some examples is written when the row is.
 """
 
 from __future__ import annotations
@@ -17,79 +18,15 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gallery_examples import shown
+from gallery_rows import ROWS, Row
 
 HERE = Path(__file__).parent
 ROWS_FILE, PAGE = HERE / "gallery.jsonl", HERE.parent / "docs" / "gallery.md"
 PICTURES = PAGE.parent / "gallery"
-FIXED = ("guard=null", "deploy=null", "compact=none")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A command of the gallery: what it is, the recipe and its changes."""
-
-    name: str
-    title: str
-    words: tuple[str, ...]
-    part: str = "field"
-
-
-def _retrained(share: float) -> Row:
-    words = ("cifar10_channels", f"task.part={share:g}", "dense=0", "target={max_macs: 0.5}",
-             "rounds=1", "schedule=one_shot", "retrain=315it", *FIXED[:2])  # fmt: skip
-    return Row(f"part_{share:g}", f"{share:.0%} of the training images", words, "data")
-
-
-def _language(name: str, title: str, *changes: str) -> Row:
-    words = ("shakespeare", "task.weights=runs/gallery/shakespeare/dense.safetensors", "dense=0",
-             "criterion=magnitude", "retrain=400it", *FIXED, *changes)  # fmt: skip
-    return Row(name, title, words, "language")
-
-
-ROWS = (
-    Row("cifar10_weights", "Images: CIFAR-10, ResNet-20, single weights", ("cifar10_weights",)),
-    Row("cifar10_channels", "Images: CIFAR-10, ResNet-20, channels", ("cifar10_channels",)),
-    Row("reviews_lstm", "Text: movie reviews, bidirectional LSTM, units", ("reviews_lstm",)),
-    Row("reviews_transformer", "Text: movie reviews, transformer, heads and neurons",
-        ("reviews_transformer",)),
-    Row("reviews_width", "Text: movie reviews, transformer, its hidden width too",
-        ("reviews_transformer", "structure.hidden=true")),
-    Row("spoken_digits", "Speech: spoken digits, convolutions and GRU", ("spoken_digits",)),
-    Row("shakespeare", "Language: Shakespeare, transformer, heads and neurons", ("shakespeare",)),
-    Row("detection", "Medicine: blood cells, a detector of three scales, 30 % of the macs",
-        ("detection",)),
-    Row("detection_half", "Medicine: the same, half of the macs",
-        ("detection_half", "task.weights=runs/gallery/detection/dense.safetensors", "dense=0")),
-    Row("driving", "Driving: steering by PilotNet, half of its latency", ("driving",)),
-    Row("driving_gru", "Driving: with a GRU over time, channels and units", ("driving_gru",)),
-    Row("translation", "Translation: a transformer, heads, neurons and hidden width, half the macs",
-        ("translation",)),
-    Row("translation_zeros", "Translation: a transformer, 80 % of its weights zero",
-        ("translation_zeros",)),
-    Row("translation_gru", "Translation: a GRU with attention, states and hidden width",
-        ("translation_gru",)),
-    Row("two_senses", "Two senses: a written and a spoken digit, two towers under one budget",
-        ("two_senses",)),
-    Row("spoken_sequences", "Speech: spoken sequences, a recurrent stream",
-        ("spoken_sequences",)),
-    Row("sequences_conformer", "Speech: spoken sequences, a Conformer-like stream",
-        ("sequences_conformer",)),
-    Row("edge_keywords", "The edge: spoken digits, depthwise-separable, int8", ("edge_keywords",)),
-    Row("edge_images", "The edge: CIFAR-10, ResNet-8, int8", ("edge_images",)),
-    Row("edge_anomalies", "The edge: strange sounds, an autoencoder, int8", ("edge_anomalies",)),
-    _language("shakespeare_dense", "next to nothing removed (0.1 %)", "structure=weight",
-              "target=0.001", "rounds=1", "schedule=one_shot"),
-    _language("shakespeare_one_shot", "one cut, half of the weights", "structure=weight",
-              "target=0.5", "rounds=1", "schedule=one_shot"),
-    _language("shakespeare_gradual", "gradual, half of the weights", "structure=weight",
-              "target=0.5", "schedule=cubic", "rounds=null"),
-    _language("shakespeare_two_four", "2:4 in one cut", "structure=2:4", "allocation=uniform",
-              "target=null", "rounds=1", "schedule=one_shot"),
-    *(_retrained(share) for share in (0.03, 0.1, 0.3, 1.0)),
-)  # fmt: skip
 
 
 def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
@@ -116,6 +53,7 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
         "sparsity": [r for r in rounds if r["verdict"] != "rejected"][-1]["sparsity"],
         "before": result["cost_before"], "after": result["cost_after"],
         "compaction": result["compaction"], "deployment": _served(result["deployment"]),
+        "controls": result.get("controls"), **examples(row, folder, data),
         "rounds": [{k: r[k] for k in ("sparsity", "metric", "train_metric", "verdict")}
                    for r in rounds],
         "dense_s": rounds[0]["seconds"], "seconds": sum(r["seconds"] for r in rounds),
@@ -123,6 +61,20 @@ def run(row: Row, data: Path, out: Path) -> dict[str, Any]:
         "environment": about["environment"],
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count(),
     }  # fmt: skip
+
+
+def examples(row: Row, folder: Path, data: Path) -> dict[str, str]:
+    """What both networks say to some examples: the text, or the picture's name."""
+    if row.part != "field":
+        return {}
+    os.environ["PRUNUS_DATA"] = str(data)
+    found = shown(folder)
+    if not found.picture:
+        return {"said": found.text}
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    file = PICTURES / f"{row.name}_examples.{found.ending}"
+    file.write_bytes(found.picture)
+    return {"picture": file.name}
 
 
 def _served(made: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -134,7 +86,8 @@ def _served(made: dict[str, Any] | None) -> dict[str, Any] | None:
     dense = [r for r in made["rows"] if r["model"] == "dense" and r["exact"] and r["latency"]]
     ms = {b: t["median_ms"] for b, t in own["latency"].items()}
     best = {b: min(r["latency"][b]["median_ms"] for r in dense) for b in ms}
-    there = next((r["bytes"] for r in dense if r["runtime"] == made["runtime"]), None)
+    own_name = made["runtime"].removesuffix("_int8")  # which is set beside float32
+    there = next((r["bytes"] for r in dense if r["runtime"] == own_name), None)
     return {"runtime": made["runtime"], "ms": ms, "dense_ms": best, "gains": made["gains"],
             "bytes": own["bytes"], "dense_bytes": there, "metric": own["metric"],
             "error": own["error"]}  # fmt: skip

@@ -6,11 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunus._common.pictures import FAINT, INK, SERIES, WARM, as_png, figure_of
-from prunus.progressive.picture import metric_against_sparsity
-from prunus.progressive.result import Round
-
-Rows = Sequence[tuple[Any, dict[str, Any]]]
+from gallery_pictures import Rows, draw_gaps, draw_rounds, draw_shares, gap
 
 HEAD = """# Gallery
 
@@ -21,7 +17,8 @@ nearest to your problem: its task and its recipes are a folder of [`examples`](.
 by name inside a checkout; [your own](#your-own-model-and-data) is a copy of both.
 
 `PRUNUS_DATA` (or `--data`) names the folder that holds `cifar10`, `movie-reviews`, `speech-digits`
-and `shakespeare`; what each must contain is said in the task's file and in the error message.
+and so on; what each must contain is said in the page of its example and in the error message. A row
+that is in [`gallery_rows.py`](../benchmarks/gallery_rows.py) and not here was not run to its end.
 """
 OWN = """
 ## Your own model and data
@@ -42,18 +39,19 @@ def write(rows: Rows, page: Path, pictures: Path) -> None:
     fields = [(r, f) for r, f in rows if r.part == "field"]
     parts = [HEAD, _machine(rows), _table(fields)]
     for row, found in fields:
-        picture = pictures / f"{row.name}.png"
-        _draw_rounds(found, picture)
-        parts.append(_section(row, found, f"{pictures.name}/{picture.name}"))
+        draw_rounds(found, pictures / f"{row.name}.png")
+        parts.append(_section(row, found, pictures.name))
+    seeds = [(r, f) for r, f in rows if r.part == "seed"]
+    if seeds:
+        parts.append(_seeds(fields, seeds))
     language = [(r, f) for r, f in rows if r.part == "language"]
     if language:
         parts.append(_language(language))
-    _draw_gaps(fields, pictures / "gap.png")
+    draw_gaps(fields, pictures / "gap.png")
     parts.append(_gaps(fields, f"{pictures.name}/gap.png"))
     shares = [(r, f) for r, f in rows if r.part == "data"]
     if shares:
-        _draw_shares(shares, pictures / "data.png")
-        parts.append(_data(shares, f"{pictures.name}/data.png"))
+        parts.append(_data(shares, pictures))
     parts.append(OWN)
     page.write_text("\n".join(parts))
 
@@ -68,25 +66,43 @@ def _machine(rows: Rows) -> str:
         "for latency, by\n\n    python benchmarks/gallery.py --data $PRUNUS_DATA\n\n"
         "Latency is per pass of one and of sixteen items, of the artifact against the dense\n"
         "network in its own fastest runtime, both in float32. The interval is that of the change\n"
-        "from dense to pruned over the test items (95 %, bootstrap). The last column is the wall\n"
-        "time of all rounds, judging included and the last building of artifacts not, against\n"
-        "that of training the dense network. Rows trained on one thread shared the machine with\n"
-        "another process.\n"
+        "from dense to pruned over the test items (95 %, bootstrap). The last column but one is\n"
+        "the wall time of all rounds, judging included and the last building of artifacts not,\n"
+        "against that of training the dense network; the last is what the run took: processor\n"
+        "time of rows of one thread, which shared the machine with other processes, so that\n"
+        "their latencies say little, and wall time of the others.\n"
     )
 
 
+def _digits(found: dict[str, Any]) -> tuple[int, int]:
+    """By what a metric is multiplied, and the digits behind its point."""
+    return {"accuracy": (100, 1), "BLEU": (1, 1)}.get(found["metric_name"], (1, 3))
+
+
 def _points(found: dict[str, Any], value: float) -> str:
-    return f"{100 * value:.1f} %" if found["metric_name"] == "accuracy" else f"{value:.3f}"
+    scale, digits = _digits(found)
+    unit = " %" if found["metric_name"] == "accuracy" else ""
+    return f"{scale * value:.{digits}f}{unit}"
+
+
+def _spread(found: dict[str, Any], values: Sequence[float]) -> str:
+    """A change and its interval."""
+    scale, digits = _digits(found)
+    return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*(scale * v for v in values), d=digits)
+
+
+def _tested(found: dict[str, Any]) -> str:
+    """The pruned network on test items, with its interval."""
+    scale, digits = _digits(found)
+    low, high = (f"{scale * v:.{digits}f}" for v in found["tested"]["interval"])
+    return f"{_points(found, found['tested']['metric'])} ({low} to {high})"
 
 
 def _change(found: dict[str, Any]) -> str:
     tested = found["tested"]
     if not tested or not tested["change"]:
         return "–"
-    scale, digits = (100, 1) if found["metric_name"] == "accuracy" else (1, 3)
-    return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(
-        *(scale * v for v in tested["change"]), d=digits
-    )
+    return _spread(found, tested["change"])
 
 
 def _left(found: dict[str, Any], key: str) -> str:
@@ -113,20 +129,21 @@ def _bytes(found: dict[str, Any]) -> str:
 def _table(fields: Rows) -> str:
     head = ("row", "dense, test", "pruned, test", "change", "weights removed", "params left",
             "macs left", "artifact", "fastest runtime; faster at batch 1, 16",
-            "run ÷ dense training")  # fmt: skip
+            "run ÷ dense training", "took")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row, f in fields:
         cells = (
             f"[{row.title}](#{row.name})", _points(f, f["tested"]["dense"]),
-            _points(f, f["tested"]["metric"]), _change(f), f"{f['sparsity']:.3f}",
+            _tested(f), _change(f), f"{f['sparsity']:.3f}",
             _left(f, "params"), _left(f, "macs"), _bytes(f), _speed(f),
-            f"{f['seconds'] / f['dense_s']:.1f}",
+            "–" if "dense=0" in f["words"] else f"{f['seconds'] / f['dense_s']:.1f}",
+            f"{_minutes(f):.0f} min",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _section(row: Any, f: dict[str, Any], picture: str) -> str:
+def _section(row: Any, f: dict[str, Any], pictures: str) -> str:
     small = f["compaction"]
     proof = (
         "The weights that are zero are still stored and multiplied: this row says how many weights "
@@ -140,18 +157,64 @@ def _section(row: Any, f: dict[str, Any], picture: str) -> str:
         f" In {made['runtime']} its validation metric is {_points(f, made['metric'])}."
     )  # fmt: skip
     return (
-        f"## {row.name}\n\n{row.title}.\n\n    prunus run {' '.join(_quoted(row.words))}\n\n"
-        f"![{f['metric_name']} against what is removed]({picture})\n\n"
+        f"## {row.name}\n\n{row.title}.\n\n    prunus run {' '.join(_quoted(f['words']))}\n\n"
+        f"![{f['metric_name']} against what is removed]({pictures}/{row.name}.png)\n\n"
         f"Validation: dense {_points(f, f['dense'])}, pruned {_points(f, f['metric'])}; ended: "
-        f"{f['why']}. {proof}{served} {_took(f)}, {f['dense_s'] / f['seconds']:.0%} of its rounds' "
-        "time for dense training.\n"
+        f"{f['why']}. {proof}{served} {_took(f)}{_dense_part(f)}.\n"
+        f"{_controls(f)}{_examples(f, pictures)}"
     )
+
+
+def _minutes(f: dict[str, Any]) -> float:
+    seconds = f["wall_s"] if f["threads"] > 1 else f["processor_s"] or f["wall_s"]
+    return float(seconds) / 60
 
 
 def _took(f: dict[str, Any]) -> str:
     if f["threads"] > 1:
-        return f"The whole run took {f['wall_s'] / 60:.0f} minutes on {f['threads']} threads"
-    return f"The whole run took {f['processor_s'] / 60:.0f} minutes of one processor core"
+        return f"The whole run took {_minutes(f):.0f} minutes on {f['threads']} threads"
+    of = "of one processor core" if f["processor_s"] else "by the clock, on a shared core"
+    return f"The whole run took {_minutes(f):.0f} minutes {of}"
+
+
+def _dense_part(f: dict[str, Any]) -> str:
+    if "dense=0" in f["words"]:
+        return ", beside the dense network's, which was trained before"
+    return f", {f['dense_s'] / f['seconds']:.0%} of its rounds' time for dense training"
+
+
+def _controls(f: dict[str, Any]) -> str:
+    """What the same training gives without this pruning."""
+    if not f.get("controls"):
+        return "\nIts controls were not trained.\n"
+    lines = ["\n| control, on the test items | steps | it | pruned minus it |", "|---|---|---|---|"]
+    for arm in f["controls"]["arms"]:
+        change = "–" if arm["change"] is None else _spread(f, arm["change"])
+        name = arm["name"].replace("_", " ")
+        lines.append(f"| {name} | {arm['steps']:,} | {_points(f, arm['metric'])} | {change} |")
+    return "\n".join(lines) + "\n"
+
+
+def _examples(f: dict[str, Any], pictures: str) -> str:
+    """What both networks say to some examples, where that was kept."""
+    if f.get("picture"):
+        return f"\n![what the dense and the pruned network say]({pictures}/{f['picture']})\n"
+    said = [f"    {line}".rstrip() for line in f.get("said", "").strip().splitlines()]
+    return "\n" + "\n".join(said) + "\n" if said else ""
+
+
+def _seeds(fields: Rows, seeds: Rows) -> str:
+    """Every field again from other seeds."""
+    lines = ["## The same from other seeds\n",
+             "| row | seed | dense, test | pruned, test | change | macs left |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    again = {row.field for row, _ in seeds}
+    every = [(row, f, row.name, "0") for row, f in fields if row.name in again]
+    every += [(row, f, row.field, row.title.removeprefix("seed ")) for row, f in seeds]
+    for _, f, name, seed in sorted(every, key=lambda one: one[2:]):
+        lines.append(f"| {name} | {seed} | {_points(f, f['tested']['dense'])} | {_tested(f)} | "
+                     f"{_change(f)} | {_left(f, 'macs')} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def _quoted(words: Sequence[str]) -> list[str]:
@@ -169,7 +232,7 @@ def _language(rows: Rows) -> str:
              "| | dense, bits per character, validation | pruned | change on test | command |",
              "|---|---|---|---|---|"]  # fmt: skip
     for row, f in rows:
-        words = " ".join(_quoted(row.words))
+        words = " ".join(_quoted(f["words"]))
         lines.append(f"| {row.title} | {f['dense']:.3f} | {f['metric']:.3f} | {_change(f)} | "
                      f"`prunus run {words}` |")  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -178,71 +241,34 @@ def _language(rows: Rows) -> str:
 def _gaps(fields: Rows, picture: str) -> str:
     lines = ["## Does pruning generalize better?\n",
              "The gap between the metric on training and on validation data, of every accepted "
-             "round (for bits per\ncharacter validation minus training):\n",
+             "round, in the metric's own\nunits; above zero training data are answered better:\n",
              f"![gap against what is removed]({picture})\n",
              "| row | dense | pruned |", "|---|---|---|"]  # fmt: skip
     for row, f in fields:
-        gaps = [g for _, g in _gap(f)]
+        gaps = [g for _, g in gap(f)]
         lines.append(f"| {row.name} | {_points(f, gaps[0])} | {_points(f, gaps[-1])} |")
-    fell = sum(points[-1][1] < points[0][1] for points in (_gap(f) for _, f in fields))
+    fell = sum(points[-1][1] < points[0][1] for points in (gap(f) for _, f in fields))
     lines.append(f"\nThe gap became smaller in {fell} of {len(fields)} rows.")
     return "\n".join(lines) + "\n"
 
 
-def _gap(f: dict[str, Any]) -> list[tuple[float, float]]:
-    sign = 1 if f["metric_name"] == "accuracy" else -1
-    good = [r for r in f["rounds"] if r["verdict"] != "rejected"]
-    return [(r["sparsity"], sign * (r["train_metric"] - r["metric"])) for r in good]
-
-
-def _data(shares: Rows, picture: str) -> str:
+def _data(shares: Rows, pictures: Path) -> str:
+    """What a part of the training data gives, field by field."""
     lines = ["## How much data does retraining need?\n",
-             "ResNet-20 with its given weights, half of the macs taken out in one cut, 315 steps\n"
-             "of retraining on a part of the 15,000 training images:\n",
-             f"![metric against the part of the data]({picture})\n",
-             "| images | validation | test | on training data |", "|---|---|---|---|"]  # fmt: skip
-    for row, f in shares:
-        values = (f["metric"], f["tested"]["metric"], f["rounds"][-1]["train_metric"])
-        cells = " | ".join(_points(f, v) for v in values)
-        lines.append(f"| {row.title.split(' ')[0]} | {cells} |")
-    words = " ".join(_quoted(shares[0][0].words))
-    return "\n".join(lines) + f"\n\n    prunus run {words}\n"
-
-
-def _draw_rounds(f: dict[str, Any], path: Path) -> None:
-    rounds = [
-        Round(index=i, step=0, progress=0.0, requested=0.0, achieved=r["sparsity"],
-              metric=r["metric"], verdict=r["verdict"], train_metric=r["train_metric"])
-        for i, r in enumerate(f["rounds"])
-    ]  # fmt: skip
-    path.write_bytes(as_png(metric_against_sparsity(rounds, f["metric_name"])))
-
-
-def _draw_gaps(fields: Rows, path: Path) -> None:
-    figure, axes = figure_of(6.4, 3.6)
-    for row, f in fields:
-        points = _gap(f)
-        scale = 1 if f["metric_name"] == "accuracy" else 1 / f["dense"]
-        axes.plot([x for x, _ in points], [scale * y for _, y in points], "o-", markersize=4,
-                  label=row.name)  # fmt: skip
-    axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set_xlabel("sparsity")
-    axes.set_ylabel("training − validation")
-    axes.legend(frameon=False, fontsize=8)
-    path.write_bytes(as_png(figure))
-
-
-def _draw_shares(shares: Rows, path: Path) -> None:
-    figure, axes = figure_of(6.4, 3.6)
-    x = [float(row.name.removeprefix("part_")) for row, _ in shares]
-    axes.plot(x, [f["rounds"][-1]["train_metric"] for _, f in shares], "o-", color=FAINT,
-              label="training")  # fmt: skip
-    axes.plot(x, [f["metric"] for _, f in shares], "o-", color=SERIES, label="validation")
-    axes.plot(x, [f["tested"]["metric"] for _, f in shares], "s-", color=WARM, label="test")
-    axes.set_xscale("log")
-    axes.set_xticks(x, [f"{v:.0%}" for v in x])
-    axes.minorticks_off()
-    axes.set_xlabel("part of the training images used to retrain")
-    axes.set_ylabel("accuracy")
-    axes.legend(frameon=False, fontsize=9)
-    path.write_bytes(as_png(figure))
+             "The trained network of each field, cut once and retrained for as many steps on a\n"
+             "part of its training data:\n"]  # fmt: skip
+    for field in dict.fromkeys(row.field for row, _ in shares):
+        own = [(row, f) for row, f in shares if row.field == field]
+        picture = pictures / f"data_{field}.png"
+        draw_shares(own, picture)
+        words = " ".join(_quoted(own[0][1]["words"]))
+        lines += [f"### {field}, by the part of its data\n", f"    prunus run {words}\n",
+                  f"![metric against the part of the data]({pictures.name}/{picture.name})\n",
+                  "| part | validation | test | on training data | gap | macs left |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        for row, f in own:
+            values = (f["metric"], f["tested"]["metric"], f["rounds"][-1]["train_metric"])
+            cells = " | ".join(_points(f, v) for v in (*values, gap(f)[-1][1]))
+            lines.append(f"| {row.title} | {cells} | {_left(f, 'macs')} |")
+        lines.append("")
+    return "\n".join(lines)

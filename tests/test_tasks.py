@@ -6,6 +6,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prunus._common.metrics import MetricEstimate, bootstrap, number
+from prunus._common.nested import tensors_of
 from prunus.cli.main import cli
 from prunus.errors import InputError
 from prunus.recipe.schema import Recipe
@@ -97,7 +99,7 @@ def test_files_that_are_no_tasks_are_not_listed_as_tasks() -> None:
 
 
 def make(name: str, **changes: Any) -> Task:
-    return find_task(Spec(name=name, **SMALL[name], **changes))
+    return find_task(Spec(name=name, **{**SMALL[name], **changes}))
 
 
 CORE = ("spoken_digits", "reviews_transformer", "cifar10_weights")
@@ -204,6 +206,42 @@ def test_a_part_of_the_training_images_leaves_validation_as_it_is(place: Path) -
     whole, half = make("cifar10"), make("cifar10", part=0.5)
     assert len(half.train.classes) == round(len(whole.train.classes) / 2)  # type: ignore[attr-defined]
     assert len(next(iter(half.validation))[1]) == len(next(iter(whole.validation))[1])
+
+
+def trained_on(task: Task) -> set[Any]:
+    """What a task learns from, as far as it can be told apart."""
+    if hasattr(task.train, "by_speaker"):  # which are joined anew each time
+        found = [one for said in task.train.by_speaker.values() for one in said]
+        return {one.sound.tobytes() for one in found}
+    if hasattr(task.train, "heard"):
+        return {tuple(row.flatten().tolist()) for row in task.train.heard[0]}
+    assert task.train_sample is not None
+    first = [b["english"] if isinstance(b, dict) else b[0] for b in task.train_sample]
+    rows = [row for batch in first for row in batch]
+    return {row if isinstance(row, str) else tuple(row.flatten().tolist()) for row in rows}
+
+
+@pytest.mark.parametrize("name", each_of(MAKERS))
+def test_a_part_of_the_data_trains_from_given_weights_and_nothing_else_changes(
+    name: str, place: Path, tmp_path: Path
+) -> None:
+    whole, file = make(name), tmp_path / "dense.safetensors"
+    save_file({n: t.contiguous() for n, t in whole.model().state_dict().items()}, file)
+    half = make(name, part=0.5, weights=str(file))
+    seen, more = trained_on(half), trained_on(whole)
+    assert seen < more or (name == "shakespeare" and seen <= more)  # it repeats itself
+    assert len(seen) >= len(more) // 3
+    given = load_file(file)
+    assert all(torch.equal(t, given[n]) for n, t in half.model().named_parameters())
+    pairs = zip(flat(half.validation), flat(whole.validation), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match=f"part is {wrong}"):
+            make(name, part=wrong)
+
+
+def flat(batches: Iterable[Any]) -> list[torch.Tensor]:
+    return [t for batch in batches for t in tensors_of(batch)]
 
 
 def test_crops_are_windows_of_the_padded_image_perhaps_flipped() -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from prunus import Scores
 from prunus.errors import InputError
-from prunus.tasks._files import find_folder, load_weights, open_zip
+from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Task
 
 HEIGHT, WIDTH = 192, 256
@@ -41,6 +42,7 @@ def detection(
     batch: int = 16,
     rate: float = 0.002,
     width: int = 12,
+    part: float = 1.0,
 ) -> Task:
     """Blood cells: boxes of red cells, white cells and platelets; AdamW.
 
@@ -48,25 +50,25 @@ def detection(
     ``*/JPEGImages``, ``*/Annotations``, and ``*/ImageSets/Main/train.txt``, ``val.txt`` and
     ``test.txt``. Boxes without an area are left out. The metric is the mean average precision of
     COCO (0.50:0.95, by pycocotools); its items are the classes in each image, so that
-    ``guard.worst_class`` holds each class. ``width`` is that of the first convolution;
-    ``weights`` is a file to start from (the ``dense.safetensors`` of a run).
+    ``guard.worst_class`` holds each class. ``width`` is that of the first convolution; ``part`` of
+    the training images train; ``weights`` is a file to start from (the ``dense.safetensors`` of a
+    run).
 
     Source: Tian et al. 2019, arXiv:1904.01355; Feng et al. 2021, arXiv:2108.07755 (who learns
     what); Lin et al. 2014, arXiv:1405.0312 (the metric).
     """
     place = find_folder("detection", folder, "blood-cells", "bccd.zip")
     names, parts = read(place / "bccd.zip")
-    train = parts["train"]
+    train = parts["train"].of(some("detection", len(parts["train"].pixels), part))
 
     def plain(cells: Cells) -> Plain:
         return Plain(cells, names, size=24)
 
     def model() -> nn.Module:
-        made = Detector(len(names), width)
-        return made if weights is None else load_weights("detection", made, weights)
+        return Detector(len(names), width)
 
     return Task(
-        model=model,
+        model=started("detection", model, weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02),
         loss=loss,
         metric=precision,
@@ -75,7 +77,7 @@ def detection(
         test=plain(parts["test"]),
         example=scaled(train.pixels[:2]),
         calibration=list(Moved(train, size=batch, still=True))[:8],
-        train_sample=plain(train.first(72)),
+        train_sample=plain(train.of(torch.arange(min(72, len(train.pixels))))),
         metric_name="mean average precision",
     )
 
@@ -466,9 +468,9 @@ class Cells:
     boxes: Tensor
     classes: Tensor
 
-    def first(self, count: int) -> Cells:
+    def of(self, rows: Tensor) -> Cells:
         """Some of them."""
-        return Cells(self.pixels[:count], self.boxes[:count], self.classes[:count])
+        return Cells(self.pixels[rows], self.boxes[rows], self.classes[rows])
 
 
 class Plain:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunus import Scores
 from prunus.errors import InputError
 from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Batches, Task
 
 HEIGHT, WIDTH = 66, 200
@@ -41,9 +42,11 @@ PARTS: dict[str, Callable[[int], bool]] = {
 def driving(
     *,
     folder: Path | None = None,
+    weights: Path | None = None,
     network: Literal["pilotnet", "recurrent"] = "pilotnet",
     batch: int = 32,
     rate: float = 0.001,
+    part: float = 1.0,
 ) -> Task:
     """Driving: steering (-1 to 1) and speed from one camera, by a convolutional network; AdamW.
 
@@ -54,7 +57,8 @@ def driving(
     the middle. (The set's last fifth in time is one accident and a car that stands, of which
     nothing can be learned: ``figures.py`` has the numbers.) The metric is the mean
     absolute error of the steering; its classes are the cameras, so that ``guard.worst_class``
-    holds each of them.
+    holds each of them. ``part`` of the blocks that train do; ``weights`` is a file to start from
+    (the ``dense.safetensors`` of a run).
 
     Source: Bojarski et al. 2016, arXiv:1604.07316.
     """
@@ -71,15 +75,18 @@ def driving(
                 f"which none are for {name}: {4 * BLOCK} or more are needed"
             )
 
+    every = some_blocks(drive.starts("train", steps, every=1), part)
+    parts["train"] = some_blocks(parts["train"], part)
+
     def seen(name: str) -> Batches:
         return Batches(*drive.seen(parts[name], steps), size=96 // steps, shuffle=False)
 
     return Task(
-        model=NETWORKS[network],
+        model=started("driving", NETWORKS[network], weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05),
         loss=loss,
         metric=errors,
-        train=Driven(drive, drive.starts("train", steps, every=1), steps=steps, size=batch),
+        train=Driven(drive, every, steps=steps, size=batch),
         validation=seen("validation"),
         test=seen("test"),
         example=drive.seen(parts["train"], steps)[0][:2],
@@ -87,6 +94,12 @@ def driving(
         train_sample=seen("train"),
         metric_name="mean absolute error",
     )
+
+
+def some_blocks(starts: Tensor, part: float) -> Tensor:
+    """The first moments that lie in ``part`` of the blocks: neighbors are nearly the same."""
+    blocks = (starts // BLOCK).unique()
+    return starts[torch.isin(starts // BLOCK, blocks[some("driving", len(blocks), part)])]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from prunus import Scores
 from prunus.errors import InputError
 from prunus.methods.catalog import module_at
 from prunus.tasks._files import find_folder
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Task, by_class
 
 SOUNDS = module_at(Path(__file__).parents[1] / "spoken_digits/spoken_digits.py")
@@ -28,9 +29,11 @@ DAMAGES = ("whole", "hum", "clicks", "dropouts", "noise")
 def edge(
     *,
     folder: Path | None = None,
+    weights: Path | None = None,
     network: Literal["keywords", "images", "anomalies"] = "keywords",
     batch: int = 64,
     rate: float = 0.003,
+    part: float = 1.0,
 ) -> Task:
     """The edge: one of three networks of the size of MLPerf Tiny's, whose data lies in ``folder``.
 
@@ -38,7 +41,9 @@ def edge(
     convolutions. ``images``: CIFAR-10 (``cifar10/train.zip`` and ``test.zip``), by a ResNet-8.
     ``anomalies``: an autoencoder that learns the recordings, and finds those strange that hum,
     click, drop out or hiss, by how badly it repeats them; its metric is the area under the
-    receiver's curve. Without ``folder`` the data is looked for in ``$PRUNUS_DATA``.
+    receiver's curve. Without ``folder`` the data is looked for in ``$PRUNUS_DATA``. ``part`` of
+    the training data trains; ``weights`` is a file to start from (the ``dense.safetensors`` of a
+    run).
 
     Source: Banbury et al. 2021, arXiv:2106.07597; Zhang et al. 2017, arXiv:1711.07128.
     """
@@ -49,39 +54,41 @@ def edge(
     if network == "images":
         where = place("cifar10", "train.zip and test.zip")
         made: Task = IMAGES.cifar10(
-            folder=where, weights=None, blocks=1, batch=batch, rate=10 * rate
+            folder=where, weights=None, blocks=1, batch=batch, rate=10 * rate, part=part
         )
-        return replace(made, metric=by_class)
+        return replace(made, model=started("edge", made.model, weights), metric=by_class)
     if network not in ("keywords", "anomalies"):
         raise InputError(f"task edge: network is '{network}'; use keywords, images or anomalies")
     where = place("speech-digits", "recordings.zip")
     if network == "keywords":
-        made = SOUNDS.spoken_digits(folder=where, batch=batch, rate=rate)
-        return replace(made, model=Keywords, metric=by_class)
+        made = SOUNDS.spoken_digits(folder=where, batch=batch, rate=rate, part=part)
+        return replace(made, model=started("edge", Keywords, weights), metric=by_class)
     features, _, index = SOUNDS.read(where / "recordings.zip")
     parts = {
         "training": features[index >= 8],
         "validation": features[(index >= 5) & (index < 8)],
         "test": features[index < 5],
     }
-    for name, part in parts.items():
-        if not len(part):
+    for name, held in parts.items():
+        if not len(held):
             raise InputError(
                 f"task edge: '{where}' has no recordings for {name}: index 0 to 4 tests, 5 to 7 "
                 "validates, the rest trains"
             )
-    sounds = {name: Sounds(part) for name, part in parts.items()}
+    training = parts["training"]
+    parts["training"] = training = training[some("edge", len(training), part)]
+    sounds = {name: Sounds(held) for name, held in parts.items()}
     return Task(
-        model=Autoencoder,
+        model=started("edge", Autoencoder, weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate / 3),
         loss=repeated,
         metric=told_apart,
-        train=Windows(parts["training"], size=8 * batch),
+        train=Windows(training, size=8 * batch),
         validation=sounds["validation"],
         test=sounds["test"],
-        example=windows(parts["training"][:1]).flatten(0, 1)[:2],
-        calibration=list(Windows(parts["training"], size=8 * batch))[:8],
-        train_sample=Sounds(parts["training"][::4]),
+        example=windows(training[:1]).flatten(0, 1)[:2],
+        calibration=list(Windows(training, size=8 * batch))[:8],
+        train_sample=Sounds(training[::4]),
         metric_name="area under the curve",
     )
 

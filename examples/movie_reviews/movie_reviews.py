@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunus.errors import InputError
 from prunus.methods.catalog import from_file
 from prunus.tasks._files import find_folder, read_text
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Batches, Task, classification_loss, hits
 
 Layer = from_file(Path(__file__).parents[1] / "transformer.py", "Layer")
@@ -22,16 +23,19 @@ LENGTH = 48
 def movie_reviews(
     *,
     folder: Path | None = None,
+    weights: Path | None = None,
     network: Literal["lstm", "transformer"] = "lstm",
     vocabulary: int = 6000,
     batch: int = 64,
     rate: float = 0.001,
+    part: float = 1.0,
 ) -> Task:
     """Movie reviews: sentence polarity by a bidirectional LSTM or a transformer; AdamW.
 
     ``rt-polarity.pos`` and ``rt-polarity.neg`` (latin-1, .gz or not), a sentence a line, in
     ``folder`` or ``$PRUNUS_DATA/movie-reviews``. A tenth validates, a tenth tests, drawn with a
-    fixed seed. Byte-pair encoding is trained on the rest with ``tokenizers``.
+    fixed seed. Byte-pair encoding is trained on the rest with ``tokenizers``; ``part`` of the rest
+    trains the network. ``weights`` is a file to start from (the ``dense.safetensors`` of a run).
 
     Source: Pang & Lee 2005, arXiv:cs/0506075.
     """
@@ -40,17 +44,16 @@ def movie_reviews(
         raise InputError(f"task movie_reviews: network is '{network}'; use {' or '.join(networks)}")
     place = find_folder("movie_reviews", folder, "movie-reviews", "rt-polarity.pos and .neg")
     sentences, classes = read(place)
-    order = torch.randperm(len(sentences), generator=torch.Generator().manual_seed(0))
-    tenth = max(1, len(order) // 10)
-    train, validation, test = order[: -2 * tenth], order[-2 * tenth : -tenth], order[-tenth:]
+    train, validation, test = split(len(sentences))
     tokens = encode(sentences, [sentences[i] for i in train.tolist()], vocabulary)
     size = int(tokens.max()) + 1
+    train = train[some("movie_reviews", len(train), part)]
 
     def batches(chosen: Tensor, *, shuffle: bool = False) -> Batches:
         return Batches(tokens[chosen], classes[chosen], size=batch, shuffle=shuffle)
 
     return Task(
-        model=lambda: networks[network](size),
+        model=started("movie_reviews", lambda: networks[network](size), weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05),
         loss=classification_loss,
         metric=hits,
@@ -61,6 +64,13 @@ def movie_reviews(
         calibration=list(batches(train[:1024])),
         train_sample=batches(train[:1000]),
     )
+
+
+def split(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which sentences train, validate and test."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    tenth = max(1, count // 10)
+    return order[: -2 * tenth], order[-2 * tenth : -tenth], order[-tenth:]
 
 
 class LSTM(nn.Module):

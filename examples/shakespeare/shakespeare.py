@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.methods.catalog import from_file
-from prunus.tasks._files import find_folder, load_weights, read_text
+from prunus.tasks._files import find_folder, read_text
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Batches, Task
 
 Layer = from_file(Path(__file__).parents[1] / "transformer.py", "Layer")
@@ -29,13 +30,15 @@ def shakespeare(
     batch: int = 16,
     steps: int = 100,
     rate: float = 0.002,
+    part: float = 1.0,
 ) -> Task:
     """Shakespeare: bits per character of a transformer (2.1 million parameters); AdamW.
 
     ``input.txt`` (.gz or not) in ``folder`` or ``$PRUNUS_DATA/shakespeare``: the first nine
     tenths train, ``steps`` batches of random places being an "epoch"; of the last tenth one half
-    validates, the other tests. ``weights`` is a file to start from (the ``dense.safetensors`` of a
-    run). The metric is judged over whole windows of ``length`` characters.
+    validates, the other tests; of the first, the first ``part`` trains. ``weights`` is a file to
+    start from (the ``dense.safetensors`` of a run). The metric is judged over whole windows of
+    ``length`` characters.
 
     Source: Karpathy 2015, tiny Shakespeare.
     """
@@ -45,32 +48,38 @@ def shakespeare(
     number = {c: i for i, c in enumerate(letters)}
     codes = torch.tensor([number[c] for c in text])
     first, second = len(codes) * 9 // 10, len(codes) * 95 // 100
+    seen = codes[: len(some("shakespeare", first, part))]
     if second - first <= length or width % heads:
         raise InputError(
             f"task shakespeare: length {length} and width {width} of {heads} heads: a twentieth of "
             f"the text ({second - first} characters) must be longer, and heads divide the width"
         )
 
+    if len(seen) <= length:
+        raise InputError(
+            f"task shakespeare: part {part} of the text is {len(seen)} characters; length {length} "
+            "and one more are needed"
+        )
+
     def model() -> nn.Module:
-        made = Transformer(len(letters), length, layers, width, heads)
-        return made if weights is None else load_weights("shakespeare", made, weights)
+        return Transformer(len(letters), length, layers, width, heads)
 
     def windows(part: Tensor, most: int) -> Batches:
         return Batches(*cut(part, length, most), size=batch, shuffle=False)
 
     return Task(
-        model=model,
+        model=started("shakespeare", model, weights),
         optimizer=lambda parameters: torch.optim.AdamW(
             parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05
         ),
         loss=loss,
         metric=bits,
-        train=Places(codes[:first], length, size=batch, steps=steps),
+        train=Places(seen, length, size=batch, steps=steps),
         validation=windows(codes[first:second], 300),
         test=windows(codes[second:], 10_000),
         example=codes[: 2 * length].view(2, length),
-        calibration=list(windows(codes[:first], 8 * batch)),
-        train_sample=windows(codes[:first], 200),
+        calibration=list(windows(seen, 8 * batch)),
+        train_sample=windows(seen, 200),
         metric_name="bits per character",
     )
 

@@ -16,18 +16,27 @@ from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Batches, Task, classification_loss, hits
 
 RATE, WINDOW, HOP, BANDS, FRAMES = 8000, 256, 80, 40, 100
 """Samples a second, of a window and between windows; mel bands; frames of an example (1 s)."""
 
 
-def spoken_digits(*, folder: Path | None = None, batch: int = 32, rate: float = 0.002) -> Task:
+def spoken_digits(
+    *,
+    folder: Path | None = None,
+    weights: Path | None = None,
+    batch: int = 32,
+    rate: float = 0.002,
+    part: float = 1.0,
+) -> Task:
     """Spoken digits: log-mel features, a convolutional-recurrent network; AdamW.
 
     ``recordings.zip`` in ``folder`` or ``$PRUNUS_DATA/speech-digits`` holds
     ``<digit>_<speaker>_<index>.wav``. Index 0 to 4 tests (the set's own split), 5 to 7 validates,
-    the rest trains, shifted in time and with bands and moments blanked out.
+    the rest trains, shifted in time and with bands and moments blanked out; ``part`` of it.
+    ``weights`` is a file to start from (the ``dense.safetensors`` of a run).
 
     Source: Jackson et al. 2018, Free Spoken Digit Dataset.
     """
@@ -35,26 +44,27 @@ def spoken_digits(*, folder: Path | None = None, batch: int = 32, rate: float = 
     features, classes, index = read(place / "recordings.zip")
     test, validation = index < 5, (index >= 5) & (index < 8)
     train = index >= 8
+    seen = train.nonzero()[:, 0][some("spoken_digits", int(train.sum()), part)]
     if not all(bool(part.any()) for part in (test, validation, train)):
         raise InputError(
             f"task spoken_digits: '{place}' needs recordings with index 0 to 4 (test), 5 to 7 "
             "(validation) and above"
         )
 
-    def plain(part: Tensor) -> Batches:
-        return Batches(features[part], classes[part], size=100, shuffle=False)
+    def plain(chosen: Tensor) -> Batches:
+        return Batches(features[chosen], classes[chosen], size=100, shuffle=False)
 
     return Task(
-        model=SpeechNet,
+        model=started("spoken_digits", SpeechNet, weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01),
         loss=classification_loss,
         metric=hits,
-        train=Blanked(features[train], classes[train], size=batch),
+        train=Blanked(features[seen], classes[seen], size=batch),
         validation=plain(validation),
         test=plain(test),
         example=features[:2],
-        calibration=list(Batches(features[train], classes[train], size=batch, shuffle=False)),
-        train_sample=plain(train),
+        calibration=list(Batches(features[seen], classes[seen], size=batch, shuffle=False)),
+        train_sample=plain(seen),
     )
 
 

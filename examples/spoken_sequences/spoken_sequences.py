@@ -14,6 +14,7 @@ from prunus import Scores
 from prunus.errors import InputError
 from prunus.methods.catalog import module_at
 from prunus.tasks._files import find_folder
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Task
 
 SOUNDS = module_at(Path(__file__).parents[1] / "spoken_digits/spoken_digits.py")
@@ -29,17 +30,21 @@ Batch = dict[str, Tensor]
 def spoken_sequences(
     *,
     folder: Path | None = None,
+    weights: Path | None = None,
     network: Literal["recurrent", "conformer"] = "recurrent",
     batch: int = 8,
     rate: float = 0.002,
     sequences: int = 720,
+    part: float = 1.0,
 ) -> Task:
     """Spoken sequences: one to five digits of a speaker, by a stream with a state; AdamW.
 
     ``recordings.zip`` in ``folder`` or ``$PRUNUS_DATA/speech-digits``. Recordings of a speaker are
     joined with silence between them: those of index 8 and above, anew in every epoch, to
     ``sequences`` that train; 5 to 7 to 150 that validate, 0 to 4 to 300 that test. The metric is
-    the word error rate of the whole set: (wrong + missing + added digits) ÷ digits.
+    the word error rate of the whole set: (wrong + missing + added digits) ÷ digits. ``part`` of
+    the training recordings train, joined to as many sequences; ``weights`` is a file to start from
+    (the ``dense.safetensors`` of a run).
 
     Source: Jackson et al. 2018, Free Spoken Digit Dataset.
     """
@@ -55,6 +60,8 @@ def spoken_sequences(
         "validation": [one for one in every if 5 <= one.index < 8],
         "test": [one for one in every if one.index < 5],
     }
+    kept = some("spoken_sequences", len(parts["train"]), part).tolist()
+    parts["train"] = [parts["train"][i] for i in kept]
     for name, found in parts.items():
         if not found:
             raise InputError(
@@ -67,7 +74,7 @@ def spoken_sequences(
 
     training = joined("train", sequences)
     return Task(
-        model=makers[network],
+        model=started("spoken_sequences", makers[network], weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01),
         loss=loss,
         metric=errors,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from prunus.errors import InputError
 from prunus.methods.catalog import module_at
-from prunus.tasks._files import find_folder, load_weights
+from prunus.tasks._files import find_folder
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Task
 
 HERE = Path(__file__).parent
@@ -35,29 +36,26 @@ def translation(
 
     ``train``, ``val`` and ``test_2016_flickr``, each ``.en`` and ``.de`` (UTF-8, .gz or not, line
     by line), in ``folder`` or ``$PRUNUS_DATA/multi30k``. ``weights`` is a file to start from (the
-    ``dense.safetensors`` of a run). ``part`` of the training pairs train.
+    ``dense.safetensors`` of a run). ``part`` of the training pairs train; the vocabulary is that
+    of all of them, so that weights fit whatever the part.
 
     Source: Elliott et al. 2016, Multi30K, arXiv:1605.00459.
     """
     makers = {"transformer": transformer, "gru": gru}
     if network not in makers:
         raise InputError(f"task translation: network is '{network}'; use {' or '.join(makers)}")
-    if not 0 < part <= 1 or width % 32:
-        raise InputError(
-            f"task translation: part is {part} and width {width}; part must be above 0 and at most "
-            "1, and width a multiple of 32"
-        )
+    if width % 32:
+        raise InputError(f"task translation: width is {width}; it must be a multiple of 32")
     bleu.counter()  # or its package is missed only after training
     place = find_folder("translation", folder, "multi30k", "train.en, train.de and so on")
     pairs = {name: text.read(place, name) for name in text.PARTS}
-    count = max(1, round(part * len(pairs["train"][0])))
+    count = len(some("translation", len(pairs["train"][0]), part))
     train = tuple(side[:count] for side in pairs["train"])
-    tokenizer = text.vocabulary_of([*train[0], *train[1]], vocabulary)
+    tokenizer = text.vocabulary_of([*pairs["train"][0], *pairs["train"][1]], vocabulary)
     tokens = tokenizer.get_vocab_size()
 
     def model() -> nn.Module:
-        made: nn.Module = makers[network](tokens, width)
-        return made if weights is None else load_weights("translation", made, weights)
+        return makers[network](tokens, width)
 
     def batches(chosen: Any, *, size: int = 128, shuffle: bool = False) -> Any:
         return text.PairBatches(chosen, tokenizer, size=size, shuffle=shuffle)
@@ -68,7 +66,7 @@ def translation(
     training = batches(train, size=batch, shuffle=True)
     first = training.batch(range(min(2, count)))
     return Task(
-        model=model,
+        model=started("translation", model, weights),
         optimizer=lambda parameters: torch.optim.AdamW(
             parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01
         ),

@@ -14,6 +14,7 @@ from prunus import Scores
 from prunus.errors import InputError
 from prunus.methods.catalog import module_at
 from prunus.tasks._files import find_folder
+from prunus.tasks._part import some, started
 from prunus.tasks.base import Task
 from prunus.tasks.mnist import HOLDS
 from prunus.tasks.mnist import read as read_images
@@ -27,7 +28,13 @@ Batch = dict[str, Any]
 
 
 def two_senses(
-    *, folder: Path | None = None, batch: int = 64, rate: float = 0.002, images: int = 12_000
+    *,
+    folder: Path | None = None,
+    weights: Path | None = None,
+    batch: int = 64,
+    rate: float = 0.002,
+    images: int = 12_000,
+    part: float = 1.0,
 ) -> Task:
     """Two senses: is the written digit the spoken one? Two towers, three heads; AdamW.
 
@@ -35,6 +42,8 @@ def two_senses(
     ``$PRUNUS_DATA``. Recordings of index 8 and above train, each with three of the first ``images``
     images an epoch, one in two the same digit, one in ten without its image, one in ten without its
     sound. Index 5 to 7 with held-out training images validate, 0 to 4 with the test images test.
+    ``part`` of the training recordings and images train; ``weights`` is a file to start from (the
+    ``dense.safetensors`` of a run).
 
     Source: MNIST, LeCun et al. 1998; Free Spoken Digit Dataset, Jackson et al. 2018.
     """
@@ -46,29 +55,32 @@ def two_senses(
     unseen, unseen_digits = read_images(place("mnist", HOLDS), "test")
     heard, said, index = SOUNDS.read(place("speech-digits", "recordings.zip") / "recordings.zip")
     held = len(seen) - len(seen) // 6
-    count = min(images, held)
+    count = len(some("two_senses", min(images, held), part))
+    training = (index >= 8).nonzero()[:, 0]
+    training = training[some("two_senses", len(training), part)]
+    of_part = torch.zeros_like(index, dtype=torch.bool).scatter_(0, training, True)
     parts = {
-        "train": (index >= 8, seen[:count], seen_digits[:count]),
+        "train": (of_part, seen[:count], seen_digits[:count]),
         "validation": ((index >= 5) & (index < 8), seen[held:], seen_digits[held:]),
         "test": (index < 5, unseen, unseen_digits),
     }
-    for name, (part, _, digits) in parts.items():
-        if not bool(part.any()) or len(digits.unique()) < 2:
+    for name, (chosen, _, digits) in parts.items():
+        if not bool(chosen.any()) or len(digits.unique()) < 2:
             raise InputError(
                 f"task two_senses: nothing is left for {name}: recordings need index 0 to 4 "
                 "(test), 5 to 7 (validation) and above, and images at least two digits"
             )
 
     def pairs(name: str, *, seed: int | None = None, per_sound: int = 3) -> Pairs:
-        part, pictures, digits = parts[name]
+        chosen, pictures, digits = parts[name]
         return Pairs(
-            (pictures, digits), (heard[part], said[part]),
+            (pictures, digits), (heard[chosen], said[chosen]),
             size=batch, per_sound=per_sound, seed=seed,
         )  # fmt: skip
 
     first = next(iter(pairs("train", seed=0)))
     return Task(
-        model=TwoSenses,
+        model=started("two_senses", TwoSenses, weights),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01),
         loss=loss,
         metric=right,

@@ -136,15 +136,17 @@ def costs() -> None:
 
 
 @pytest.fixture
-def no_costs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_costs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Walks over folders count and draw nothing: both take longer than to prune a small model."""
     from prunus.blocks.costs import Costs
 
-    if "costs" in request.fixturenames:
-        return
     nothing = Costs(0, 0, None, None, 0)
-    monkeypatch.setattr("prunus.blocks.side_by_side.costs_of", lambda folder, batch: nothing)
-    monkeypatch.setattr("prunus.blocks.side_by_side.picture_of", lambda result: b"")
+    with pytest.MonkeyPatch.context() as patched:  # its own: tests undo theirs
+        if "costs" not in request.fixturenames:
+            where = "prunus.blocks.side_by_side"
+            patched.setattr(f"{where}.costs_of", lambda folder, batch: nothing)
+            patched.setattr(f"{where}.picture_of", lambda result: b"")
+        yield
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -28,7 +28,7 @@ def folder_of(place: Path, family: str = "Llama", **more: Any) -> Path:
     """A tiny model in a folder."""
     library = helpers.transformers()
     torch.manual_seed(0)
-    config = getattr(library, f"{family}Config")(**{**SIZE, **more})
+    config = getattr(library, f"{family}Config")(**SIZE, **more)
     getattr(library, f"{family}ForCausalLM")(config).save_pretrained(place)
     return place
 
@@ -89,7 +89,7 @@ def test_a_token_is_written_behind_the_same_text_each_time(tmp_path: Path) -> No
 
 
 def test_both_models_are_timed_in_each_runtime_and_int8_and_int4_are_judged(tmp_path: Path) -> None:
-    dense = folder_of(tmp_path / "dense", num_hidden_layers=1)  # exported six times
+    dense = folder_of(tmp_path / "dense")
     chosen, held = texts(1, 0), texts(2, 1)
     found = prunus.prune_blocks(dense, {"structure": {"neuron": 0.25, "head": 0.5}}, chosen,
                                 held=held, out=tmp_path / "s")  # fmt: skip

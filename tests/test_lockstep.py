@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import prunus
 from prunus._common.as_written import as_written
 from prunus._common.lockstep import walking
-from prunus.methods.repairs import _affine
+from prunus.methods.repairs import RepairContext, _affine
 
 
 class Net(nn.Module):
@@ -233,3 +233,57 @@ def test_two_threads_inside_code_as_it_was_written_leave_torchs_stance_as_it_was
         other.join()
         assert not compiled(torch.ones(1))
     assert compiled(torch.ones(1))
+
+
+class Ways(nn.Module):
+    """Each batch goes its own way: some meet the layers in another order, or one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.late = (nn.Sequential(nn.Linear(8, 8)) for _ in range(4))
+
+    def forward(self, x: Tensor, way: str) -> Tensor:
+        for name in way:
+            x = self.get_submodule("late" if name == "l" else name)(x).tanh()
+        return x
+
+
+WAYS = ["abc", "acb", "bcac", "bl"]
+
+
+@pytest.mark.parametrize(
+    "repair", ["least_squares", {"name": "reconstruct", "blocks": ["?", "late"], "steps": 4}]
+)
+def test_batches_that_meet_layers_in_another_order_count_whole(
+    repair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    whole = Ways()
+    batches = [{"x": torch.randn(16, 8), "way": way} for way in WAYS]
+    found = []
+    for held in (0, 2**30):  # one after the other, and side by side where that is as good
+        masked = copy.deepcopy(whole)
+        with torch.no_grad():
+            for parameter in masked.parameters():
+                parameter.mul_(torch.rand(parameter.shape, generator=torch.Generator()) > 0.5)
+        before = copy.deepcopy(masked)
+        monkeypatch.setattr(_affine, "MOST_HELD", held)
+        prunus.repair(masked, batches, repair=repair, reference=whole)
+        assert not torch.equal(masked.late[0].weight, before.late[0].weight)  # the first skips it
+        found.append(masked.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_every_call_of_a_layer_counts_wherever_its_batch_meets_it() -> None:
+    whole = Ways()
+    masked = copy.deepcopy(whole)
+    context = RepairContext(
+        masked, whole, {}, lambda: [((), {"x": torch.ones(2, 8), "way": w}) for w in WAYS]
+    )
+    counts: dict[str, int] = {}
+    masked.a[0].weight.data.zero_()
+    masked.b[0].bias.data.zero_()
+    _affine.layer_by_layer(context, lambda place, m: counts.update({place.name: int(m.count)}))
+    assert counts["a.0"] == 2 * 3
+    assert counts["c.0"] == 2 * 4
+    assert counts["b.0"] == 2 * 4

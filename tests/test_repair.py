@@ -202,7 +202,7 @@ def test_a_layer_that_is_called_twice_is_fitted_to_both_calls() -> None:
 
     torch.manual_seed(0)
     model, x = Twice(), torch.randn(8, 4)
-    place, _ = places(model, ((x,), {}))
+    place, _ = places(model, [((x,), {})])
     assert (place.name, place.calls) == ("shared", 2)
     seen: list[Tensor] = []
     watch(model, place, [((x,), {})], lambda read, _: seen.append(read))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus._common.as_written import looked_into
+from prunus._common.distributed import gather
 from prunus._common.inputs import Inputs
 from prunus._common.modules import evaluating, held
 from prunus._common.torch_internals import AnyConv
@@ -29,33 +30,82 @@ class Place:
     Attributes:
         name: of the module.
         module: the layer.
-        calls: of it in one pass.
-        size: numbers that it reads in one pass.
+        calls: of it in one pass, at most.
+        size: numbers that it reads in one pass, at most.
+        strays: whether some pass calls it behind a layer that others call later.
     """
 
     name: str
     module: nn.Module
     calls: int
     size: int = 0
+    strays: bool = False
 
 
-def places(model: nn.Module, inputs: Inputs) -> list[Place]:
-    """The layers that compute ``W x + b``, in the order in which a pass calls them.
+def places(model: nn.Module, passes: Iterable[Inputs]) -> list[Place]:
+    """The layers that compute ``W x + b``, in the order in which passes call them.
 
-    Layers whose weight is computed from other parameters are left out.
+    Layers whose weight is computed from other parameters are left out. Passes may go ways of their
+    own: a layer that one alone calls comes behind the one that it calls before. All ranks of a
+    training get the same layers in the same order.
+
+    >>> model = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+    >>> model.forward = lambda x, first, then: model[then](model[first](x))
+    >>> x = torch.ones(1, 1)
+    >>> [(p.name, p.strays) for p in places(model, [((x, *"ab"), {}), ((x, *"ba"), {})])]
+    [('a', True), ('b', False)]
     """
-    order: dict[str, list[int]] = {}
+    every: list[dict[str, list[int]]] = []
     names = {m: n for n, m in model.named_modules() if is_affine(m)}
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        order.setdefault(names[module], []).append(read_by(args, kwargs).numel())
+        every[-1].setdefault(names[module], []).append(read_by(args, kwargs).numel())
 
     with contextlib.ExitStack() as hooks:
         for module in names:
             hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         with evaluating(model), torch.no_grad():
-            looked_into(model, inputs)
-    return [Place(n, model.get_submodule(n), len(s), sum(s)) for n, s in order.items()]
+            for inputs in passes:
+                every.append({})
+                looked_into(model, inputs)
+    every = [one for rank in gather(every) for one in rank]
+    order = _one_order(every)
+    strays = {n for one in every for n in _strays([n for n in one if n in order], order)}
+    found = {n: [one[n] for one in every if n in one] for n in order}
+    return [
+        Place(n, model.get_submodule(n), max(map(len, s)), max(map(sum, s)), n in strays)
+        for n, s in found.items()
+    ]
+
+
+def _one_order(ways: Iterable[Iterable[str]]) -> list[str]:
+    """All names, each behind the one before it on the first way that has it.
+
+    >>> _one_order(["ad", "abd", "cb"])
+    ['c', 'a', 'b', 'd']
+    """
+    order: list[str] = []
+    for way in ways:
+        at = 0
+        for name in way:
+            if name not in order:
+                order.insert(at, name)
+            at = order.index(name) + 1
+    return order
+
+
+def _strays(way: Iterable[str], order: Sequence[str]) -> Iterator[str]:
+    """The names on a way that come behind one which is later in the order.
+
+    >>> list(_strays("acbd", "abcd"))
+    ['b']
+    """
+    last = -1
+    for name in way:
+        at = order.index(name)
+        if at < last:
+            yield name
+        last = max(at, last)
 
 
 def read_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

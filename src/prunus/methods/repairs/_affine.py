@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -57,6 +57,7 @@ def layer_by_layer(
     context: RepairContext,
     fit: Callable[[Place, Moments], None],
     wanted: Callable[[nn.Module], bool] = lambda module: True,
+    order: Sequence[Place] = (),
 ) -> None:
     """Fit each layer on what those before it, fitted already, give it.
 
@@ -64,6 +65,7 @@ def layer_by_layer(
         context: with a reference.
         fit: changes a layer, by what it reads and what it should give.
         wanted: which layers are fitted at all.
+        order: the layers as the batches meet them, where that is known.
 
     Raises:
         InputError: if the reference is missing or has other shapes.
@@ -81,7 +83,7 @@ def layer_by_layer(
         raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     chosen = []
-    for place in places(model, passes[0]):
+    for place in order or places(model, passes):
         twin, weight = twins.get(plain[place.name]), place.module.get_parameter("weight")
         if twin is None or twin.get_parameter("weight").shape != weight.shape:
             raise InputError(
@@ -103,7 +105,7 @@ def _fits(place: Place, passes: int) -> bool:
     """Whether passes may wait at a layer, all of the model and all of the reference."""
     held = place.size * place.module.get_parameter("weight").element_size() * passes
     few = 2 * passes * torch.get_num_threads() <= MOST_THREADS
-    return place.calls == 1 and few and 2 * LIVE * held <= MOST_HELD
+    return place.calls == 1 and not place.strays and few and 2 * LIVE * held <= MOST_HELD
 
 
 def _side_by_side(
@@ -146,7 +148,7 @@ def _from_the_start(
                 context.model,
                 place,
                 [inputs],
-                lambda x, y: _add(found, place.module, x, y, next(left)),  # noqa: B023
+                lambda x, y: _add(found, place.module, x, y, next(left, None)),  # noqa: B023
                 averaging(norms, momentum=0.0),
             )
         yield place, _over_ranks(found)
@@ -168,8 +170,10 @@ def _over_ranks(found: Moments) -> Moments:
     return found
 
 
-def _add(found: Moments, module: nn.Module, x: Tensor, y: Tensor, wanted: Tensor) -> None:
+def _add(found: Moments, module: nn.Module, x: Tensor, y: Tensor, wanted: Tensor | None) -> None:
     """What one call tells: unfolded a few items at a time."""
+    if wanted is None or wanted.shape != y.shape:  # the reference goes another way with these data
+        return
     found.gap += ((y.double() - wanted.double()) ** 2).sum().cpu()
     found.size += (wanted.double() ** 2).sum().cpu()
     every = max(1, -(-(wanted.numel() // len(kernel_rows(module))) // MOST_POSITIONS))

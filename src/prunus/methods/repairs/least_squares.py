@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -58,6 +58,7 @@ def fit_layers(
     ridge: float = 1e-4,
     steps: int = 100,
     wanted: Callable[[nn.Module], bool] = lambda module: True,
+    order: Sequence[Place] = (),
 ) -> None:
     """Fit layers, in the order of the pass, on what those before them give.
 
@@ -66,6 +67,7 @@ def fit_layers(
         ridge: as :func:`least_squares`.
         steps: likewise.
         wanted: which layers.
+        order: the layers as batches meet them, where that is known.
     """
 
     def fit(place: Place, moments: Moments) -> None:
@@ -76,7 +78,7 @@ def fit_layers(
         fitted = conjugate_gradients(moments.xx, moments.xy, present, mask, ridge, steps)
         _write(place, fitted.flatten(0, 1))
 
-    layer_by_layer(context, fit, wanted)
+    layer_by_layer(context, fit, wanted, order)
 
 
 def conjugate_gradients(

@@ -56,19 +56,22 @@ def reconstruct(
     arXiv:2510.14444.
     """
     names = _in_order(context, blocks_of(context.model, blocks))
-    order = [place.name for place in places(context.model, next(iter(context.passes())))]
+    met = places(context.model, context.passes())
+    order = [place.name for place in met]
     fitted: set[str] = set()
     for name in (*names, ""):
         layers = _layers_before(order, name, names) - fitted
         own = {context.model.get_submodule(layer) for layer in layers}
-        fit_layers(context, wanted=own.__contains__)
+        fit_layers(context, wanted=own.__contains__, order=met)
         fitted |= layers
         if name:
             assert context.reference is not None
             there = module_paths(context.reference)[module_names(context.model)[name]]
-            wanted = [given for _, given in _calls(context, context.reference, there)]
-            read = [inputs for inputs, _ in _calls(context, context.model, name)]
-            _fit(context, name, list(zip(read, wanted, strict=True)), steps, rate)
+            wanted = [*_calls(context, context.reference, there)]
+            read = [*_calls(context, context.model, name)]
+            both = [(a[0], b[1]) for a, b in zip(read, wanted, strict=True) if a and b]
+            if both:  # data may take another way through the reference
+                _fit(context, name, both, steps, rate)
     batch_norm(context)
 
 
@@ -119,21 +122,23 @@ def blocks_of(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _in_order(context: RepairContext, names: Sequence[str]) -> list[str]:
-    """In the order in which a pass runs them; those that do not run are left out."""
+    """In the order in which passes run them; those that do not run are left out."""
     order: list[str] = []
-    inputs = next(iter(context.passes()))
     with contextlib.ExitStack() as hooks:
         for name in names:
             module = context.model.get_submodule(name)
             hook = module.register_forward_hook(lambda *_, name=name: order.append(name))
             hooks.callback(hook.remove)
         with evaluating(context.model), torch.no_grad():
-            looked_into(context.model, inputs)
+            for inputs in context.passes():
+                looked_into(context.model, inputs)
     return list(dict.fromkeys(order))
 
 
-def _calls(context: RepairContext, model: nn.Module, name: str) -> Iterator[tuple[Inputs, Tensor]]:
-    """What a block reads and gives, of the first call in each pass."""
+def _calls(
+    context: RepairContext, model: nn.Module, name: str
+) -> Iterator[tuple[Inputs, Tensor] | None]:
+    """What a block reads and gives, of the first call in each pass; ``None``: it is not called."""
     found: list[tuple[Inputs, Tensor]] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -147,8 +152,7 @@ def _calls(context: RepairContext, model: nn.Module, name: str) -> Iterator[tupl
             for inputs in context.passes():
                 with contextlib.suppress(FarEnough):
                     looked_into(model, inputs)
-                if found:  # some inputs may take another way
-                    yield found.pop()
+                yield found.pop() if found else None
     finally:
         hook.remove()
 

@@ -16,8 +16,17 @@ from torch import Tensor, nn
 
 from prunus._common.inputs import arguments, by_name, every_example
 from prunus._common.modules import canonical_names, detached_copy, named_tensors, shared_copy
-from prunus._common.nested import leaves_of, map_tensors, own_containers, tensors_of, with_tensors
+from prunus._common.nested import (
+    in_form,
+    leaves_of,
+    map_tensors,
+    own_containers,
+    plain,
+    tensors_of,
+    with_tensors,
+)
 from prunus._common.random_inputs import random_inputs
+from prunus.errors import InputError
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -149,6 +158,22 @@ def test_modules_and_circles_are_leaves() -> None:
     circle.append(circle)
     assert len(tensors_of([nn.Linear(1, 1), circle])) == 1
     assert map_tensors(lambda t: t, circle) is circle
+
+
+@pytest.mark.parametrize("walk", [
+    tensors_of, own_containers, plain, lambda value: map_tensors(Tensor.clone, value),
+    lambda value: in_form(value, [1] * 10_000),
+])  # fmt: skip
+def test_what_refers_to_each_other_in_many_ways_is_refused_in_bounded_time(
+    walk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunus._common.nested.MOST", 1000)
+    web = [SimpleNamespace(own=torch.ones(1)) for _ in range(12)]  # 12! ways from each to each
+    for one in web:
+        one.others = [other for other in web if other is not one]
+    with pytest.raises(InputError, match="more than 1,000 lists, mappings and objects"):
+        walk(web[0])
+    walk([torch.ones(1)] * 2000)  # many in one are not many ways
 
 
 def test_what_other_packages_return_is_looked_into() -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.torch_internals import pytree
+from prunus.errors import InputError
 
 Parts = list[tuple[str, Any]]
 
@@ -46,6 +47,41 @@ _LEAVES = (
 )
 
 
+MOST = 100_000
+"""Containers of a value; objects that all refer to each other would have any number of ways."""
+
+
+class _Way:
+    """The way into a value: what it is in, and how many containers were opened in all."""
+
+    __slots__ = ("around", "opened")
+
+    def __init__(self, around: tuple[int, ...] = (), opened: list[int] | None = None) -> None:
+        self.around = around
+        self.opened = [0] if opened is None else opened
+
+    def into(self, value: Any) -> tuple[Parts, Rebuild] | None:
+        """The parts of a value; ``None`` for a leaf, and for what it is in itself.
+
+        Raises:
+            InputError: after more containers than any batch or answer has.
+        """
+        taken = None if id(value) in self.around else _taken_apart(value)
+        if taken is not None:
+            self.opened[0] += 1
+            if self.opened[0] > MOST:
+                raise InputError(
+                    f"a value of more than {MOST:,} lists, mappings and objects, one of them a "
+                    f"{type(value).__name__}: what refers to each other in many ways is no batch "
+                    "and no answer; give, and return, what is needed of it"
+                )
+        return taken
+
+    def behind(self, value: Any) -> _Way:
+        """The way to the parts of a value."""
+        return _Way((*self.around, id(value)), self.opened)
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors of a nested value, in order.
 
@@ -58,23 +94,23 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [leaf for _, leaf in leaves_of(value) if isinstance(leaf, Tensor)]
 
 
-def leaves_of(
-    value: Any, path: str = "", _outer: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Any]]:
+def leaves_of(value: Any, path: str = "", _way: _Way | None = None) -> Iterator[tuple[str, Any]]:
     """Whatever is not made of parts, and where it lies; inside itself, a value counts as such.
 
     >>> list(leaves_of({"state": [1, (2, None)]}))
     [("['state'][0]", 1), ("['state'][1][0]", 2), ("['state'][1][1]", None)]
     """
-    taken = None if id(value) in _outer else _taken_apart(value)
+    way = _Way() if _way is None else _way
+    taken = way.into(value)
     if taken is None:
         yield path, value
         return
+    behind = way.behind(value)
     for key, part in taken[0]:
-        yield from leaves_of(part, path + key, (*_outer, id(value)))
+        yield from leaves_of(part, path + key, behind)
 
 
-def map_tensors(function: Callable[[Tensor], Any], value: Any, _outer: tuple[int, ...] = ()) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], value: Any, _way: _Way | None = None) -> Any:
     """The same nested value with another in place of every tensor.
 
     >>> map_tensors(lambda t: t.shape, {"a": (torch.ones(1, 2), 3)})
@@ -82,11 +118,12 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any, _outer: tuple[int
     """
     if isinstance(value, Tensor):
         return function(value)
-    taken = None if id(value) in _outer else _taken_apart(value)
+    way = _Way() if _way is None else _way
+    taken = way.into(value)
     if taken is None:
         return value
-    parts, rebuild = taken
-    made = [map_tensors(function, part, (*_outer, id(value))) for _, part in parts]
+    (parts, rebuild), behind = taken, way.behind(value)
+    made = [map_tensors(function, part, behind) for _, part in parts]
     if all(new is old for new, (_, old) in zip(made, parts, strict=True)):
         return value  # as it is: not everything can be made anew
     return rebuild(made)
@@ -109,7 +146,7 @@ def with_tensors(value: Any, tensors: Iterable[Tensor]) -> Any:
     return map_tensors(lambda _: next(left), value)
 
 
-def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
+def own_containers(value: Any, _way: _Way | None = None) -> Any:
     """The same tensors and values in lists, mappings and objects of their own.
 
     Whoever is given them may take things out, or put others in: a ``forward`` that pops the keys
@@ -119,11 +156,12 @@ def own_containers(value: Any, _outer: tuple[int, ...] = ()) -> Any:
     >>> own_containers(batch)["more"].pop(), batch["more"]
     (2, [1, 2])
     """
-    taken = None if id(value) in _outer else _taken_apart(value)
+    way = _Way() if _way is None else _way
+    taken = way.into(value)
     if taken is None:
         return value
-    parts, rebuild = taken
-    made = [own_containers(part, (*_outer, id(value))) for _, part in parts]
+    (parts, rebuild), behind = taken, way.behind(value)
+    made = [own_containers(part, behind) for _, part in parts]
     changed = any(new is not old for new, (_, old) in zip(made, parts, strict=True))
     holds = not isinstance(value, tuple) and any(isinstance(part, Tensor) for part in made)
     if not (changed or holds or isinstance(value, (MutableSequence, MutableMapping))):
@@ -143,15 +181,15 @@ def plain(value: Any) -> Any:
     >>> plain([types.SimpleNamespace(a=1, b=(2,)), 3])
     [{'a': 1, 'b': (2,)}, 3]
     """
-    return _plain(value, ())
+    return _plain(value, _Way())
 
 
-def _plain(value: Any, outer: tuple[int, ...]) -> Any:
-    taken = None if id(value) in outer else _taken_apart(value)
+def _plain(value: Any, way: _Way) -> Any:
+    taken = way.into(value)
     if taken is None:
         return value
-    parts, rebuild = taken
-    made = [_plain(part, (*outer, id(value))) for _, part in parts]
+    (parts, rebuild), behind = taken, way.behind(value)
+    made = [_plain(part, behind) for _, part in parts]
     if not _is_plain(value):
         if isinstance(value, (list, tuple)):
             return tuple(made)
@@ -175,16 +213,16 @@ def in_form(form: Any, leaves: Iterable[Any]) -> Any:
     >>> in_form(types.SimpleNamespace(a=None, b=(None,)), [1, 2])
     namespace(a=1, b=(2,))
     """
-    return _in_form(form, iter(leaves), ())
+    return _in_form(form, iter(leaves), _Way())
 
 
-def _in_form(form: Any, leaves: Iterator[Any], outer: tuple[int, ...]) -> Any:
-    taken = None if id(form) in outer else _taken_apart(form)
+def _in_form(form: Any, leaves: Iterator[Any], way: _Way) -> Any:
+    taken = way.into(form)
     if taken is None:
         leaf = next(leaves)
         return form if isinstance(form, CONSTANTS) else leaf
-    parts, rebuild = taken
-    return rebuild([_in_form(part, leaves, (*outer, id(form))) for _, part in parts])
+    (parts, rebuild), behind = taken, way.behind(form)
+    return rebuild([_in_form(part, leaves, behind) for _, part in parts])
 
 
 CONSTANTS = (Enum, type, FunctionType, torch.Size, set, frozenset, range, slice)

@@ -92,14 +92,16 @@ def speech_digits(folder: Path) -> None:
                 archive.writestr(f"recordings/{digit}_nobody_{index}.wav", out.getvalue())
 
 
-def mnist(folder: Path) -> None:
+def mnist(folder: Path, side: int = 28) -> None:
     """Each digit a bar in a row of its own."""
     source = np.random.default_rng(0)
     for part, count in (("train", 180), ("t10k", 40)):
         digits = (np.arange(count) % 10).astype(np.uint8)
-        images = source.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+        images = source.integers(0, 60, (count, side, side), dtype=np.uint8)
         for image, digit in zip(images, digits, strict=True):
             image[2 * digit + 2 : 2 * digit + 5] += 150
+        for file in folder.glob(f"{part}-*"):  # perhaps a link to somebody's data
+            file.unlink()
         for kind, values in (("images-idx3", images), ("labels-idx1", digits)):
             sizes = b"".join(n.to_bytes(4, "big") for n in values.shape)
             text = b"\0\0\x08" + bytes([values.ndim]) + sizes + values.tobytes()

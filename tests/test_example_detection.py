@@ -169,6 +169,26 @@ def empty_list(name: str, content: bytes) -> bytes:
     return b"\n" if name.endswith("val.txt") else content
 
 
+def not_utf_8(name: str, content: bytes) -> bytes:
+    return b"\xff" + content if name.endswith("train.txt") else content
+
+
+def twice(name: str, content: bytes) -> bytes:
+    return content + b"\n" + content if name.endswith("train.txt") else content
+
+
+def nameless(name: str, content: bytes) -> bytes:
+    return content.replace(b"<name>", b"<was>").replace(b"</name>", b"</was>")
+
+
+def no_boxes(name: str, content: bytes) -> bytes:
+    return b"<annotation/>" if name.endswith(".xml") else content
+
+
+def cut_off(name: str, content: bytes) -> bytes:
+    return content[: len(content) // 2] if name.endswith(".jpg") else content
+
+
 def no_image(name: str, content: bytes) -> bytes:
     return b"no image" if name.endswith(".jpg") else content
 
@@ -179,7 +199,12 @@ def no_image(name: str, content: bytes) -> bytes:
     (without_an_image, r"\.xml has no image: there is no .*\.jpg"),
     (outside, r"the box .* is outside the image"),
     (no_number, r"a box is .*: four numbers are needed"),
-    (no_image, r"\.jpg cannot be read"),
+    (no_image, r"\.jpg cannot be read: it is no image"),
+    (cut_off, r"\.jpg cannot be read: .*truncated"),
+    (not_utf_8, r"'ImageSets/Main/train\.txt': 'utf-8' codec"),
+    (twice, "is listed twice: an image belongs to one of train, val and test"),
+    (nameless, r"\.xml: the box .* has no name"),
+    (no_boxes, "no annotation of train has a box"),
 ])  # fmt: skip
 def test_bad_data_ends_before_training_in_one_line(
     change: Callable[[str, bytes], bytes | None], words: str, place: Path

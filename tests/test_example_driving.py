@@ -140,6 +140,8 @@ def other(**values: str) -> Callable[[list[dict[str, str]]], list[dict[str, str]
     (lambda rows: rows[:60], "the car drives in .* moments"),
     (other(steering="hard left"), "line 6: could not convert"),
     (other(steering="3"), "line 6: camera is '.*', steering 3.0"),
+    (other(steering="nan"), "line 6: camera is '.*', steering nan"),
+    (lambda rows: [row | {"camera": None} for row in rows], "line 2: camera is ''"),
     (other(camera="roof"), "line 6: camera is 'roof'"),
     (other(image="images/none.jpg"), "line 6: .*none.jpg"),
 ])  # fmt: skip
@@ -147,6 +149,25 @@ def test_bad_logs_end_before_training_in_one_line(
     change: Callable[[list[dict[str, str]]], list[dict[str, str]]], words: str, place: Path
 ) -> None:
     rewritten(place / "driving.zip", change)
+    with pytest.raises(InputError, match=words) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda log: log.replace(b"steering", b"wheel", 1), "has no column 'steering'; it has image, "),
+    (lambda log: log + b"\nimages/left.jpg,left", "line .* is too short"),
+    (lambda log: log + b"\n" + b"x" * 200_000, "line .*: field larger than field limit"),
+    (lambda log: log + b"\n\xff", "log.csv: 'utf-8' codec"),
+    (lambda log: b"", "the log has no moments"),
+])  # fmt: skip
+def test_a_log_that_is_no_table_ends_before_training_in_one_line(
+    change: Callable[[bytes], bytes], words: str, place: Path
+) -> None:
+    with zipfile.ZipFile(place / "driving.zip") as archive:
+        log = change(archive.read("log.csv"))
+    with zipfile.ZipFile(place / "driving.zip", "w") as archive:
+        archive.writestr("log.csv", log)
     with pytest.raises(InputError, match=words) as raised:
         make()
     assert "\n" not in str(raised.value)

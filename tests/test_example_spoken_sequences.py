@@ -159,18 +159,26 @@ def test_the_error_rate_counts_digits_of_the_whole_set() -> None:
 
 
 def test_bad_recordings_end_before_training_in_one_line(place: Path) -> None:
-    def write(rate: int = 8000, *, name: str = "1_me_9.wav", channels: int = 1) -> None:
+    def write(
+        rate: int = 8000, *, name: str = "1_me_9.wav", channels: int = 1, samples: int = 800,
+        value: float = 0, end: int | None = None,
+    ) -> None:  # fmt: skip
         sound = io.BytesIO()
-        shape = (800,) if channels == 1 else (800, channels)
-        wavfile.write(sound, rate, torch.zeros(shape, dtype=torch.int16).numpy())
+        shape = (samples,) if channels == 1 else (samples, channels)
+        kind = torch.int16 if value == 0 else torch.float32
+        wavfile.write(sound, rate, torch.full(shape, value, dtype=kind).numpy())
         (place / "recordings.zip").unlink(missing_ok=True)
         with zipfile.ZipFile(place / "recordings.zip", "w") as archive:
-            archive.writestr(name, sound.getvalue())
+            archive.writestr(name, sound.getvalue()[:end])
 
     for settings, match in (
         ({"rate": 16000}, "task spoken_sequences: '1_me_9.wav' has 16000 Hz"),
         ({"channels": 2}, r"shape \(800, 2\)"),
-        ({"name": "one.wav"}, "one.wav"),
+        ({"name": "one.wav"}, "'one.wav' in .* is no <digit>_<speaker>_<index>.wav"),
+        ({"name": "1_me_-9.wav"}, "is no <digit>_<speaker>_<index>.wav"),
+        ({"samples": 0}, "is empty"),
+        ({"value": float("nan")}, "holds samples that are no numbers"),
+        ({"end": 900}, "Reached EOF prematurely"),
         ({}, "has no recording for validation"),
     ):
         write(**settings)  # type: ignore[arg-type]

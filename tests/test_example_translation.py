@@ -127,6 +127,13 @@ def test_counts_of_sentences_make_the_bleu_of_the_whole() -> None:
     assert "tok:13a" in bleu.signature(said, people)
 
 
+def test_a_line_ends_with_a_line_feed_and_nothing_else(place: Path) -> None:
+    for name, sentence in (("train.de", "Ein\u2028Hund\x85 läuft.\r\n"), ("train.en", "A dog.\n")):
+        (place / f"{name}.gz").unlink(missing_ok=True)
+        (place / name).write_bytes((sentence * 3).encode())
+    assert text.read(place, "train")[1] == ["Ein\u2028Hund\x85 läuft."] * 3
+
+
 @pytest.mark.usefixtures("place")
 def test_padding_changes_nothing_that_a_transformer_says() -> None:
     task = make()

@@ -129,3 +129,5 @@ def test_bad_data_ends_before_training_in_one_line(place: Path) -> None:
                 archive.writestr(n, s)
         file.write_bytes(out.getvalue())
         refused(match)
+    mnist(place / "mnist", side=20)
+    refused("images of mnist are 20×20; 28×28 are needed")

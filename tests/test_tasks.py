@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from prunus._common.metrics import MetricEstimate, bootstrap, number
@@ -173,7 +175,15 @@ def test_damaged_archives_and_wrong_sounds_are_refused(tmp_path: Path) -> None:
         make("cifar10", folder=str(tmp_path))
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         archive.writestr("train/cat/1.jpg", b"no image")
-    with pytest.raises(InputError, match=r"train/cat/1\.jpg"):
+    with pytest.raises(InputError, match=r"train/cat/1\.jpg' in .* cannot be read: it is no image"):
+        make("cifar10", folder=str(tmp_path))
+    sizes = [io.BytesIO() for _ in range(2)]
+    for out, side in zip(sizes, (32, 8), strict=True):
+        Image.new("RGB", (side, side)).save(out, "PNG")
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number, out in enumerate(sizes):
+            archive.writestr(f"train/cat/{number}.png", out.getvalue())
+    with pytest.raises(InputError, match=r"1\.png' .* is 8×8, and the first image 32×32"):
         make("cifar10", folder=str(tmp_path))
     with zipfile.ZipFile(tmp_path / "recordings.zip", "w") as archive:
         archive.writestr("1_me_0.wav", b"RIFFnothing")
@@ -264,6 +274,8 @@ def test_the_bands_of_a_tone_are_loudest_where_it_is() -> None:
     # mel(300) = 402 of mel(4000) = 2146 in 41 steps: the center of band 7 (from 0) is the nearest
     assert loudest[0] in (6, 7)
     assert loudest == sorted(set(loudest))
+    byte = np.rint(127.5 + 100 * np.sin(2 * np.pi * 300 * time)).astype(np.uint8)
+    assert abs(SPEECH.as_wave(byte).mean()) < 0.01  # silence is in the middle of bytes
     short = log_mel(np.sin(2 * np.pi * 300 * time[:1000]))
     assert short.shape == (BANDS, FRAMES)
 

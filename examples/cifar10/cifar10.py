@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import InputError
-from prunus.tasks._files import find_folder, load_weights, open_zip
+from prunus.tasks._files import find_folder, load_weights, open_zip, read_image
 from prunus.tasks.base import Batches, Task, classification_loss, hits
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,6 +43,8 @@ def cifar10(
     place = find_folder("cifar10", folder, "cifar10", "train.zip and test.zip")
     images, classes, names = read(place / "train.zip")
     others, other_classes, _ = read(place / "test.zip", names)
+    if len(others) < 2:
+        raise InputError(f"task cifar10: '{place / 'test.zip'}' holds one image; two are needed")
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
     chosen = order[: max(1, round(part * len(order)))].sort().values
     seen = order[: len(chosen)]  # what it learns from, in a random order
@@ -173,17 +174,22 @@ def read(path: Path, known: list[str] | None = None) -> tuple[Tensor, Tensor, li
     Raises:
         InputError: if the archive is missing, holds no images, or other classes than ``known``.
     """
-    from PIL import Image, UnidentifiedImageError
-
     pixels, folders = [], []
     with open_zip("cifar10", path) as archive:
         files = sorted(n for n in archive.namelist() if n.lower().endswith((".jpg", ".png")))
-        try:
-            for name in files:
-                pixels.append(np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")))
+        for name in files:
+            where = f"task cifar10: '{name}' in '{path}'"
+            try:
+                content = archive.read(name)
                 folders.append(name.split("/")[-2])
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile, IndexError) as error:
-            raise InputError(f"task cifar10: '{name}' in '{path}': {error}") from None
+            except IndexError:
+                raise InputError(f"{where}: a folder above it must name its class") from None
+            except zipfile.BadZipFile as error:
+                raise InputError(f"{where}: {error}") from None
+            pixels.append(np.asarray(read_image(where, content)))
+            if pixels[-1].shape != pixels[0].shape:
+                sizes = ["×".join(map(str, p.shape[1::-1])) for p in (pixels[-1], pixels[0])]
+                raise InputError(f"{where} is {sizes[0]}, and the first image {sizes[1]}")
     names = sorted(set(folders)) if known is None else known
     strange = sorted(set(folders) - set(names))
     if not pixels or strange:

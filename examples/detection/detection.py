@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunus import Scores
 from prunus.errors import InputError
-from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks._files import find_folder, open_zip, read_image
 from prunus.tasks._part import some, started
 from prunus.tasks.base import Task
 
@@ -550,22 +550,34 @@ def read(path: Path) -> tuple[list[str], dict[str, Cells]]:
             image is not there or cannot be read, or a box is outside its image.
     """
     parts = {}
+    known: set[str] = set()
     with open_zip("detection", path) as archive:
         inside = archive.namelist()
         for part in ("train", "val", "test"):
             end = f"ImageSets/Main/{part}.txt"
             lists = [n for n in inside if n.endswith(end)]
-            ids = archive.read(lists[0]).decode().split() if lists else []
+            try:
+                ids = archive.read(lists[0]).decode().split() if lists else []
+            except (UnicodeDecodeError, zipfile.BadZipFile) as error:
+                raise InputError(f"task detection: '{path}': '{end}': {error}") from None
             if not ids:
                 what = f"'{end}' is empty" if lists else f"it has no '{end}'"
                 raise InputError(
                     f"task detection: '{path}': {what}: a name of an image in each line"
                 )
+            twice = {one for one in ids if ids.count(one) > 1} or set(ids) & known
+            if twice:
+                raise InputError(
+                    f"task detection: '{path}': {min(twice)} is listed twice: an image belongs to "
+                    "one of train, val and test"
+                )
+            known.update(ids)
             root = lists[0].removesuffix(end)
             parts[part] = [_image(archive, path, root, one) for one in ids]
+    empty = [part for part, images in parts.items() if not any(boxes for _, boxes in images)]
+    if empty:
+        raise InputError(f"task detection: '{path}': no annotation of {empty[0]} has a box")
     names = sorted({name for part in parts.values() for _, boxes in part for name, _ in boxes})
-    if not names:
-        raise InputError(f"task detection: '{path}': no annotation has a box")
     return names, {part: _together(images, names) for part, images in parts.items()}
 
 
@@ -585,7 +597,7 @@ def _image(
     archive: zipfile.ZipFile, path: Path, root: str, name: str
 ) -> tuple[NDArray[np.uint8], Boxes]:
     """The pixels of one image at the network's size, and its boxes there."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     where = f"task detection: '{path}': {name}"
     try:
@@ -593,12 +605,13 @@ def _image(
     except (KeyError, ElementTree.ParseError, zipfile.BadZipFile) as error:
         raise InputError(f"{where}.xml: {error}") from None
     try:
-        image = Image.open(io.BytesIO(archive.read(f"{root}JPEGImages/{name}.jpg")))
-        pixels = image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+        content = archive.read(f"{root}JPEGImages/{name}.jpg")
     except KeyError:
         raise InputError(f"{where}.xml has no image: there is no {name}.jpg") from None
-    except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
         raise InputError(f"{where}.jpg cannot be read: {error}") from None
+    image = read_image(f"{where}.jpg", content)
+    pixels = image.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
     boxes: Boxes = []
     for thing in tree.iter("object"):
         sides = [thing.findtext(f"bndbox/{k}", "") for k in ("xmin", "ymin", "xmax", "ymax")]
@@ -609,6 +622,8 @@ def _image(
         wide, high = image.size
         if not (0 <= box[0] <= box[2] <= wide and 0 <= box[1] <= box[3] <= high):
             raise InputError(f"{where}.xml: the box {box} is outside the image, {wide}×{high}")
+        if not thing.findtext("name"):
+            raise InputError(f"{where}.xml: the box {box} has no name")
         if box[0] < box[2] and box[1] < box[3]:
             scale = np.array([WIDTH / wide, HEIGHT / high] * 2)
             boxes.append((thing.findtext("name", ""), (box * scale).tolist()))

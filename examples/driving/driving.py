@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunus import Scores
 from prunus.errors import InputError
-from prunus.tasks._files import find_folder, open_zip
+from prunus.tasks._files import find_folder, open_zip, read_image
 from prunus.tasks._part import some, started
 from prunus.tasks.base import Batches, Task
 
@@ -28,6 +28,7 @@ FASTEST = 30.0
 """Speeds are given as shares of it."""
 STANDS = 1.0
 """Below this speed a car stands; then one picture goes with every angle of the wheel."""
+COLUMNS = ("image", "camera", "steering", "speed")
 STEPS = 8
 """Moments that a network with a memory sees in a row."""
 BLOCK = 16
@@ -295,8 +296,6 @@ def read(path: Path) -> Drive:
         InputError: if the archive or its log is missing or damaged, a number is out of range, an
             image is not there or of another size, or a moment lacks a camera.
     """
-    from PIL import Image, UnidentifiedImageError
-
     with open_zip("driving", path) as archive:
         rows = _log(archive, path)
         moments: list[dict[str, Tensor]] = []
@@ -306,11 +305,10 @@ def read(path: Path) -> Drive:
             try:
                 camera, name = row["camera"], row["image"]
                 steering, speed = float(row["steering"]), float(row["speed"])
-                image = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+                content = archive.read(name)
             except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
                 raise InputError(f"{where}: {error}") from None
-            except (UnidentifiedImageError, OSError) as error:
-                raise InputError(f"{where}: '{name}' cannot be read: {error}") from None
+            image = read_image(f"{where}: '{name}'", content)
             if camera not in CAMERAS or not -1 <= steering <= 1 or not 0 <= speed < 1e3:
                 raise InputError(
                     f"{where}: camera is '{camera}', steering {steering}, speed {speed}; they are "
@@ -338,4 +336,20 @@ def _log(archive: zipfile.ZipFile, path: Path) -> list[dict[str, str]]:
         raise InputError(f"task driving: '{path}' holds no log.csv") from None
     except (UnicodeError, zipfile.BadZipFile) as error:
         raise InputError(f"task driving: '{path}': log.csv: {error}") from None
-    return list(csv.DictReader(io.StringIO(text)))
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        rows, names = list(reader), reader.fieldnames or ()
+    except csv.Error as error:
+        raise InputError(
+            f"task driving: '{path}': log.csv, line {reader.line_num}: {error}"
+        ) from None
+    lacking = [name for name in COLUMNS if name not in names]
+    if rows and lacking:
+        raise InputError(
+            f"task driving: '{path}': log.csv has no column '{lacking[0]}'; it has "
+            f"{', '.join(names)}, and {', '.join(COLUMNS)} are needed"
+        )
+    for line, row in enumerate(rows, 2):
+        if any(row[name] is None for name in COLUMNS):
+            raise InputError(f"task driving: '{path}': log.csv, line {line} is too short")
+    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,20 +157,41 @@ def recordings(task: str, path: Path) -> list[Recording]:
     found = []
     with open_zip(task, path) as archive:
         for name in sorted(n for n in archive.namelist() if n.endswith(".wav")):
+            where = f"task {task}: '{name}' in '{path}'"
             try:
-                rate, sound = wavfile.read(io.BytesIO(archive.read(name)))
                 digit, speaker, index = Path(name).stem.split("_")
-                found.append(Recording(int(digit), speaker, int(index), sound))
+                numbers = int(digit), int(index)
+            except ValueError:
+                numbers = -1, -1
+            if not 0 <= numbers[0] <= 9 or numbers[1] < 0:
+                raise InputError(f"{where} is no <digit>_<speaker>_<index>.wav")
+            try:
+                rate, sound = _whole(archive.read(name))
             except (ValueError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"task {task}: '{name}' in '{path}': {error}") from None
-            if rate != RATE or sound.ndim != 1 or not 0 <= found[-1].digit <= 9:
+                raise InputError(f"{where}: {error}") from None
+            if rate != RATE or sound.ndim != 1:
                 raise InputError(
                     f"task {task}: '{name}' has {rate} Hz and shape {sound.shape}; "
-                    f"{RATE} Hz, one channel and a digit first in its name are needed"
+                    f"{RATE} Hz and one channel are needed"
                 )
+            if not len(sound) or not np.isfinite(sound).all():
+                what = "holds samples that are no numbers" if len(sound) else "is empty"
+                raise InputError(f"{where} {what}")
+            found.append(Recording(numbers[0], speaker, numbers[1], sound))
     if not found:
         raise InputError(f"task {task}: '{path}' holds no .wav")
     return found
+
+
+def _whole(content: bytes) -> tuple[int, NDArray[np.int16]]:
+    """Rate and samples of a file; one that was cut off is refused, which scipy only mentions."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        rate, sound = wavfile.read(io.BytesIO(content))
+    cut = [str(one.message) for one in said if "EOF" in str(one.message)]
+    if cut:
+        raise ValueError(cut[0])
+    return rate, sound
 
 
 def log_mel(sound: NDArray[np.int16]) -> Tensor:
@@ -189,6 +211,8 @@ def log_mel(sound: NDArray[np.int16]) -> Tensor:
 
 def as_wave(sound: NDArray[np.int16]) -> NDArray[np.float64]:
     """Samples from -1 to 1."""
+    if sound.dtype.kind == "u":  # silence is in the middle of bytes
+        return sound.astype(np.float64) / 127.5 - 1
     scale = 1.0 if sound.dtype.kind == "f" else float(np.iinfo(sound.dtype).max)
     return sound.astype(np.float64) / scale
 

@@ -29,7 +29,7 @@ def read(folder: Path, part: str) -> Pairs:
         InputError: if a file is missing or no UTF-8, is empty, or the two differ in lines.
     """
     files = [folder / f"{PARTS[part]}.{language}" for language in ("en", "de")]
-    english, german = (read_text("translation", file).splitlines() for file in files)
+    english, german = (_lines(read_text("translation", file)) for file in files)
     if len(english) != len(german):
         raise InputError(
             f"task translation: '{files[0]}' has {len(english)} lines and '{files[1].name}' "
@@ -43,6 +43,11 @@ def read(folder: Path, part: str) -> Pairs:
     if not pairs:
         raise InputError(f"task translation: '{files[0]}' holds no sentence")
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines end with a line feed alone: other characters that end lines may stand in a sentence."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def vocabulary_of(sentences: Sequence[str], size: int) -> Any:

@@ -53,6 +53,10 @@ def two_senses(
 
     seen, seen_digits = read_images(place("mnist", HOLDS), "train")
     unseen, unseen_digits = read_images(place("mnist", HOLDS), "test")
+    for given in (seen, unseen):
+        if given.shape[1:] != (1, 28, 28):
+            sides = "×".join(map(str, given.shape[2:]))
+            raise InputError(f"task two_senses: images of mnist are {sides}; 28×28 are needed")
     heard, said, index = SOUNDS.read(place("speech-digits", "recordings.zip") / "recordings.zip")
     held = len(seen) - len(seen) // 6
     count = len(some("two_senses", min(images, held), part))

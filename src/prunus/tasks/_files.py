@@ -7,6 +7,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -69,6 +70,26 @@ def read_text(task: str, path: Path, encoding: str = "utf-8") -> str:
         raise InputError(f"task {task}: there is no '{zipped}' or '{path.name}'") from None
     except (OSError, EOFError, UnicodeError) as error:
         raise InputError(f"task {task}: '{path}' cannot be read: {error}") from None
+
+
+def read_image(where: str, content: bytes) -> Any:
+    """An image in red, green and blue.
+
+    Args:
+        where: it lies, for messages.
+        content: of its file.
+
+    Raises:
+        InputError: if it is none, or damaged.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except UnidentifiedImageError:
+        raise InputError(f"{where} cannot be read: it is no image") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where} cannot be read: {error}") from None
 
 
 def load_weights(task: str, model: nn.Module, path: Path) -> nn.Module:

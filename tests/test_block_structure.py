@@ -394,6 +394,24 @@ def test_as_many_experts_stay_as_a_token_goes_to() -> None:
     assert small.config.num_local_experts == 2
 
 
+def test_a_block_that_has_something_excluded_does_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "Llama", ("LlamaConfig", {**GROUPED, "num_hidden_layers": 4}))
+    data = batches(1, 0)
+    for depth in ("single", "span", "best"):
+        recipe = {"structure": {"block": 0.5}, "depth": depth}
+        gone = {n for n, r in prunus.prune_blocks(model_of("Llama"), recipe, data).rates.items()
+                if r == 1}  # fmt: skip
+        kept = min(gone)
+        for pattern in (kept, f"{kept}.mlp.up_proj.weight"):
+            found = prunus.prune_blocks(model_of("Llama"), {**recipe, "exclude": [pattern]}, data)
+            assert found.rates[kept] < 1
+            assert sum(rate == 1 for rate in found.rates.values()) == 2
+    for every in (["*.self_attn.*"], ["model.layers.1.*", "model.layers.2.*"]):
+        recipe = {"structure": {"block": 0.5}, "depth": "span", "exclude": every}
+        with pytest.raises(InputError, match="exclude"):
+            prunus.prune_blocks(model_of("Llama"), recipe, data)
+
+
 def test_fewer_blocks_of_one_list_are_refused_where_the_configuration_means_another() -> None:
     library = helpers.transformers()
     config = library.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=3,

@@ -22,6 +22,7 @@ from prunus.blocks.job import Job
 from prunus.blocks.judge import Judge
 from prunus.blocks.looking import missed
 from prunus.blocks.recipe import BLOCK, SINGLE, SPAN, BlockRecipe
+from prunus.blocks.solving import excluded
 from prunus.blocks.source import Part, Source
 from prunus.blocks.walk import Passage, passage_of, passed_stacks, stacks_of
 from prunus.compaction.reopening import built, is_pretrained
@@ -81,7 +82,7 @@ def shallower(
     By the loss of the next token on the calibration data, which choose, without them. Where the
     model gives none, single blocks are missed by one minus the cosine between what they read and
     give. With a guard, what costs too much on the held-out data stays: of single blocks the next
-    ones are tried, of a span the half of it.
+    ones are tried, of a span the half of it. A block that holds something excluded stays.
 
     Args:
         source: has the model.
@@ -124,9 +125,10 @@ def _singly(
     """Blocks one after the other, each by what the loss is without it and those before it."""
     gone: list[str] = []
     loss = 0.0
-    for _ in range(_count(passage, how)):
+    free = _free(source, how, passage)
+    for _ in range(_count(passage, how, free)):
         without = missed(_job(source, how, calibration, gone))
-        left = sorted((n for n in passage.blocks if n not in gone), key=without.__getitem__)
+        left = sorted((n for n in free if n not in gone), key=without.__getitem__)
         whys, costly = [], 0
         for name in left:
             more = costly < TRIES  # to see what can be said builds a model
@@ -152,7 +154,7 @@ def _span(
     bound: Bound,
 ) -> tuple[float, list[str]]:
     """Blocks next to each other, by what the loss is without all of them."""
-    count = _count(passage, how)
+    count = _count(passage, how, _free(source, how, passage))
     while count:
         loss, gone = _of_length(source, how, calibration, passage, count)
         if bound.allows(gone):
@@ -172,11 +174,13 @@ def _of_length(
     without = missed(_job(source, how, calibration, []), count)
     if any(map(math.isnan, without.values())):
         raise InputError("depth: spans go by the loss, and the model gives none: depth: single")
-    whys = []
+    whys, free = [], _free(source, how, passage)
     for name in sorted(without, key=without.__getitem__):
         start = passage.blocks.index(name)
         gone = passage.blocks[start : start + count]
-        why = _unsaid(source, passage, gone, calibration)
+        stays = next((n for n in gone if n not in free), None)
+        why = (f"exclude keeps {stays}, which every span of {count} has: depth: single"
+               if stays else _unsaid(source, passage, gone, calibration))  # fmt: skip
         if not why:
             return without[name], gone
         whys.append(why)
@@ -203,7 +207,7 @@ def refuse_depth(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -
     """
     with preserve_rng(), evaluating(source.model), torch.no_grad():
         passage = _passage(source, how, calibration)
-        _count(passage, how)
+        _count(passage, how, _free(source, how, passage))
         why = _unsaid(source, passage, passage.blocks[-1:], calibration)
     if why:
         raise InputError(f"structure: block: {why}")
@@ -216,7 +220,8 @@ def count_of(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> in
         InputError: if none can.
     """
     with preserve_rng(), evaluating(source.model), torch.no_grad():
-        return _count(_passage(source, how, calibration), how)
+        passage = _passage(source, how, calibration)
+        return _count(passage, how, _free(source, how, passage))
 
 
 def _passage(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> Passage:
@@ -235,13 +240,21 @@ def _passage(source: Source, how: BlockRecipe, calibration: Sequence[Any]) -> Pa
     return passages[0]
 
 
-def _count(passage: Passage, how: BlockRecipe) -> int:
+def _free(source: Source, how: BlockRecipe, passage: Passage) -> list[str]:
+    """Blocks that hold nothing that is excluded."""
+    whole = excluded(source.model, how)
+    return [b for b in passage.blocks if not any(n.startswith(f"{b}.") for n in whole)]
+
+
+def _count(passage: Passage, how: BlockRecipe, free: Sequence[str]) -> int:
     count = round(how.parts[BLOCK] * len(passage.blocks))
-    most = len(passage.blocks) - FEWEST
+    most = min(len(passage.blocks) - FEWEST, len(free))
     if not 0 < count <= most:
+        kept = len(passage.blocks) - len(free)
         raise InputError(
             f"structure: block: {count} of {len(passage.blocks)} would go at "
-            f"{how.parts['block']:g}; 1 to {most} can"
+            f"{how.parts['block']:g}; {f'1 to {most} can' if most else 'none can'}"
+            + (f" ({kept} hold what exclude names)" if kept else "")
         )
     return count
 

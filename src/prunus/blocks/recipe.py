@@ -98,7 +98,7 @@ class BlockRecipe(Frozen):
         guard: what it may cost; needs held-out data.
         blocks: the name of the list of blocks; by default the one with most parameters, and
             others that have a tenth of those.
-        exclude: patterns of matrices that stay whole.
+        exclude: patterns of matrices that stay whole; so does a block that has one of them.
         seed: of noise in the model, and of the windows of text.
         text: how text becomes batches: ``{windows: 128, length: 512, held: 16, clean: []}``.
     """

@@ -17,9 +17,9 @@ import helpers
 import prunus
 from prunus.blocks import judge, lessons, recovery
 from prunus.blocks.lessons import Lesson
-from prunus.blocks.lora import grow, merge
 from prunus.cli.main import cli
 from prunus.errors import InputError
+from prunus.pruning.low_rank import grow, linear_layers, merge
 from test_block_structure import batches, model_of
 
 pytestmark = pytest.mark.usefixtures("no_costs")
@@ -196,7 +196,8 @@ def test_a_low_rank_begins_as_nothing_and_becomes_part_of_the_weights() -> None:
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[:, ::2] = 0
         before = model(**batch).logits
-    names = grow(model, ["model.layers.0"], 2, 0)
+    first = [n for n in linear_layers(model) if n.startswith("model.layers.0.")]
+    names = grow(model, first, 2, 0)
     assert [n for n, p in model.named_parameters() if p.requires_grad] == sorted(
         names, key=names.index
     )

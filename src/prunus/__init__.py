@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prunus.progressive.scan import Scan as Scan
     from prunus.progressive.scan import scan as scan
     from prunus.pruning.enforce import enforce as enforce
+    from prunus.pruning.low_rank import low_rank as low_rank
     from prunus.recipe.schema import Recipe as Recipe
     from prunus.tasks.base import Batches as Batches
     from prunus.tasks.base import Task as Task
@@ -75,6 +76,7 @@ _HOMES = {
     "Batches": "tasks.base",
     "Scores": "_common.scores",
     "enforce": "pruning.enforce",
+    "low_rank": "pruning.low_rank",
     "PrunusError": "errors",
     "InputError": "errors",
     "RunError": "errors",

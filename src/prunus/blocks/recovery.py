@@ -16,13 +16,13 @@ from prunus._common.rng import preserve_rng, seed
 from prunus.blocks.arrangement import written
 from prunus.blocks.folder import REPORT, skeleton
 from prunus.blocks.lessons import Lesson
-from prunus.blocks.lora import grow, merge, stays
 from prunus.blocks.opening import free_memory, opened
 from prunus.blocks.recipe import BlockRecipe, BlockRecovery
 from prunus.blocks.shards import Shards, write_shard
 from prunus.blocks.walk import stacks_of
 from prunus.compaction.files.pretrained import FILE, is_folder
 from prunus.errors import InputError, RunError
+from prunus.pruning.low_rank import grow, linear_layers, merge, stays
 
 PLACE = ".prunus-recovery"
 """The folder of a recovery that is not through, within the model's."""
@@ -153,9 +153,10 @@ def _learners(
     learner: nn.Module, blocks: Sequence[str], asked: BlockRecovery, number: int
 ) -> tuple[list[str], list[tuple[nn.Parameter, Tensor]]]:
     """The parameters that learn, and those with zeros that stay."""
-    if asked.lora is not None:
-        return grow(learner, blocks, asked.lora, number), []
     inside = tuple(f"{name}." for name in blocks)
+    if asked.lora is not None:
+        layers = [n for n in linear_layers(learner) if f"{n}.".startswith(inside)]
+        return grow(learner, layers, asked.lora, number), []
     names: list[str] = []
     masks: list[tuple[nn.Parameter, Tensor]] = []
     for name, parameter in learner.named_parameters():

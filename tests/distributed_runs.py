@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import prunus
+import tagging
 from prunus._common.files import tensors_digest
 from prunus._common.timing import interleaved
 from prunus.deployment import judge
@@ -256,6 +257,26 @@ def by_figure() -> float | None:
     rows = torch.tensor([[1, 2], [0, 6], [3, 4]])[rank() :: size()]
     own = prunus.Scores(rows, figure=lambda r: r[:, 0].sum() / r[:, 1].sum())
     return mean_of(scored(lambda model: own, net(), "evaluate"), "evaluate")
+
+
+def tagged() -> dict[str, Any]:
+    """Batches that are dictionaries, a loss inside the model, tuples, a figure of the whole set."""
+    shares = [tagging.part(whole, rank(), size()) for whole in (tagging.TRAIN, tagging.HELD)]
+
+    def train(model: nn.Module, run: prunus.progressive.phase.Run) -> None:
+        ddp = DistributedDataParallel(model) if size() > 1 else model
+        own = tagging.optimizer(ddp)
+        run.attach(own)
+        for batch in run.batches(shares[0]):
+            own.zero_grad()
+            tagging.loss(ddp, batch).backward()
+            own.step()
+
+    result = prunus.prune(
+        tagging.network(), tagging.RECIPE, train=train, calibration=shares[0], loss=tagging.loss,
+        evaluate=lambda m: tagging.errors(m, shares[1]), example=tagging.EXAMPLE,
+    )  # fmt: skip
+    return outcome(result)
 
 
 def own_loop(view: bool) -> dict[str, Any]:
@@ -500,6 +521,7 @@ def main(place: Path) -> dict[str, Any]:
     found["regrows"] = [go("regrows", 2, lambda r=r: whole(r, None)) for r in (sparse, trades)]
     found["by_calibration"] = [go("by_calibration", n, by_calibration) for n in (1, 2)]
     found["by_figure"] = [go("by_figure", n, by_figure) for n in (1, 2)]
+    found["tagged"] = [go("tagged", n, tagged) for n in (1, 2)]
     found["own_loop"] = [go("own_loop", 2, lambda v=v: own_loop(v)) for v in (False, True)]
     found["shrinks_and_grows"] = go("shrinks_and_grows", 2, shrinks_and_grows)
     found["limited"] = go("limited", 2, limited)

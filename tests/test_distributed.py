@@ -56,6 +56,16 @@ def test_a_figure_of_counts_is_that_of_the_items_of_all_ranks(seen: dict[str, An
     assert [same(ranks) for ranks in seen["by_figure"]] == [pytest.approx(1 / 3)] * 2
 
 
+def test_dicts_tuples_and_a_loss_inside_the_model_are_pruned_as_in_one_process(
+    seen: dict[str, Any],
+) -> None:
+    alone, together = (same(ranks) for ranks in seen["tagged"])
+    for key in ("masks", "verdicts", "params"):
+        assert together[key] == alone[key], key
+    assert together["metrics"] == pytest.approx(alone["metrics"], abs=1e-9)
+    assert together["metrics"][-1] < 0.5
+
+
 def test_all_ranks_grow_the_same_weights_from_gradients_of_all(seen: dict[str, Any]) -> None:
     for regrown in seen["regrows"]:
         assert same(regrown)["verdicts"] == ["dense", "accepted"]

@@ -17,10 +17,11 @@ from torch import Tensor
 from example_runs import whole_and_resumed
 from fresh import Pythons
 from prunus.errors import InputError
+from prunus.methods.catalog import module_at
 from prunus.recipe.specs import Spec
 from prunus.tasks.base import Task
 from prunus.tasks.find import find_task
-from stand_ins import blood_cells, example
+from stand_ins import EXAMPLES, blood_cells, example
 
 pytest.importorskip("pycocotools")
 
@@ -117,6 +118,32 @@ def test_boxes_move_with_what_is_in_them() -> None:
         bright = (seen[0].mean(0) > seen[0].mean(0).amax() - 0.5).nonzero()
         low, high = bright.amin(0).flip(0), bright.amax(0).flip(0) + 1
         assert torch.allclose(moved[0, 0], torch.cat([low, high]).float(), atol=2.5)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_change_of_several_runs_is_bootstrapped_over_images_and_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figures = module_at(EXAMPLES / "detection/figures.py")
+    monkeypatch.setattr(figures, "DRAWS", 60)
+    held = make().validation
+    cells, names = held.cells, held.names  # type: ignore[attr-defined]
+    pairs = list(zip(cells.boxes, cells.classes, strict=True))
+    source = torch.Generator().manual_seed(1)
+    every = [
+        DETECTION.matched([found_near(b, c, source) for b, c in pairs], cells, names)
+        for _ in range(3)
+    ]
+    same = [{"dense": every[0], "pruned": every[0]}] * 2
+    assert "change +0.0000 (+0.0000 to +0.0000" in figures.together(same, len(pairs), None)
+    runs = [{"dense": every[0], "pruned": one} for one in every[1:]]
+    change = sum(one.mean - every[0].mean for one in every[1:]) / 2
+    low, high = figures.interval([(r["dense"].items, r["pruned"].items) for r in runs], len(pairs))
+    assert low < change < high
+    said = figures.together(runs, len(pairs), aim=-high + 1e-6)
+    assert f"2 runs: change {change:+.4f}" in said
+    assert said.endswith("is met")
+    assert figures.together(runs, len(pairs), aim=-high - 1e-6).endswith("is missed")
 
 
 def test_each_box_is_learned_by_points_inside_it_and_empty_images_by_none() -> None:

@@ -1,14 +1,17 @@
 """What a run's detectors are worth in use: precision, counts and sensitivity of each class.
 
-    python examples/detection/figures.py runs/detection-1a2b3c4d [boxes.png]
+    python examples/detection/figures.py runs/detection-1a2b3c4d --picture boxes.png
+    python examples/detection/figures.py runs/seed_0 runs/seed_1 runs/seed_2 --aim 0.01
 
 compares the run's dense and pruned network on the test images (paired bootstrap over images), and
-draws what both find in some of them.
+draws what both find in some of them. Of several runs, which differ in their seed, the mean change
+is bootstrapped over images and runs; the aim is a loss that the interval must reach.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +50,23 @@ def of_images(rows: Tensor, images: Tensor, count: int) -> float:
     )
 
 
-def interval(dense: Tensor, pruned: Tensor, count: int) -> tuple[float, float]:
-    """95 % of the changes from dense to pruned, over choices of as many images."""
+def interval(pairs: Sequence[tuple[Tensor, Tensor]], count: int) -> tuple[float, float]:
+    """95 % of the mean changes from dense to pruned, over choices of as many images and runs.
+
+    Args:
+        pairs: of each run the rows of its dense and of its pruned network.
+        count: images.
+    """
     source = torch.Generator().manual_seed(0)
     changes = []
     for _ in range(DRAWS):
         images = torch.randint(count, (count,), generator=source)
-        changes.append(of_images(pruned, images, count) - of_images(dense, images, count))
+        runs = torch.randint(len(pairs), (len(pairs),), generator=source).tolist()
+        each = {
+            run: of_images(pairs[run][1], images, count) - of_images(pairs[run][0], images, count)
+            for run in set(runs)
+        }
+        changes.append(float(np.mean([each[run] for run in runs])))
     low, high = np.quantile(changes, [0.025, 0.975])
     return float(low), float(high)
 
@@ -123,23 +136,49 @@ def draw(cells: Any, found: dict[str, list[Any]], names: list[str], sure: dict[s
     return page
 
 
-@torch.no_grad()
-def main(folder: Path, picture: Path | None) -> None:
-    """Print it all, and draw."""
-    task, models = both(folder)
-    held, test = task.validation, task.test
-    names, cells = test.names, test.cells  # type: ignore[union-attr]
-    sure = {n: surest(detection.found_in(m, held), held.cells, names) for n, m in models.items()}  # type: ignore[attr-defined]
+def judged(task: Task, models: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The scores of both networks on the test images, and what they find there."""
+    test: Any = task.test
     found = {name: detection.found_in(model, test) for name, model in models.items()}
-    scores = {name: detection.matched(one, cells, names) for name, one in found.items()}
-    count = len(cells.pixels)
-    low, high = interval(scores["dense"].items, scores["pruned"].items, count)
+    return {n: detection.matched(one, test.cells, test.names) for n, one in found.items()}, found
+
+
+def said(scores: dict[str, Any], count: int) -> str:
+    """The change of a run, and what it makes of each class."""
+    low, high = interval([(scores["dense"].items, scores["pruned"].items)], count)
     change = scores["pruned"].mean - scores["dense"].mean
-    print(f"{count} test images, {int((cells.classes >= 0).sum())} boxes")
+    lines = []
     for name, one in scores.items():
         each = ", ".join(f"{n} {v:.3f}" for n, v in one.by_group().items())
-        print(f"mAP {name} {one.mean:.4f}: {each}")
-    print(f"change {change:+.4f} ({low:+.4f} to {high:+.4f}, paired bootstrap over images)")
+        lines.append(f"mAP {name} {one.mean:.4f}: {each}")
+    return "\n".join(
+        [*lines, f"change {change:+.4f} ({low:+.4f} to {high:+.4f}, paired bootstrap over images)"]
+    )
+
+
+def together(every: Sequence[dict[str, Any]], count: int, aim: float | None) -> str:
+    """The mean change of several runs, and whether an aim is met: its interval reaches it."""
+    pairs = [(s["dense"].items, s["pruned"].items) for s in every]
+    low, high = interval(pairs, count)
+    change = float(np.mean([s["pruned"].mean - s["dense"].mean for s in every]))
+    line = (
+        f"{len(every)} runs: change {change:+.4f} ({low:+.4f} to {high:+.4f}, paired bootstrap "
+        "over images and runs)"
+    )
+    if aim is None:
+        return line
+    met = "met" if high >= -aim else "missed"
+    return f"{line}; the aim, a loss of at most {aim:g}, is {met}"
+
+
+def counts(
+    task: Task, models: dict[str, nn.Module], found: dict[str, list[Any]]
+) -> dict[str, Sure]:
+    """Print cells counted and sensitivity of each class; the scores from which on boxes count."""
+    held: Any = task.validation
+    test: Any = task.test
+    names, cells = test.names, test.cells
+    sure = {n: surest(detection.found_in(m, held), held.cells, names) for n, m in models.items()}
     truth = torch.stack([(cells.classes == c).sum(1) for c in range(len(names))], 1)
     print(f"cells there are: {dict(zip(names, truth.sum(0).tolist(), strict=True))}")
     for name, one in found.items():
@@ -151,11 +190,35 @@ def main(folder: Path, picture: Path | None) -> None:
                 f"{name:7} {kind:10} counted {int(number[:, c].sum()):5}, off by {off[c]:.2f} an "
                 f"image; sensitivity {share[c]:.3f} (scores above {sure[name][kind]:.2f})"
             )
+    return sure
+
+
+@torch.no_grad()
+def main(folders: Sequence[Path], picture: Path | None, aim: float | None) -> None:
+    """Print it all, and draw."""
+    every = []
+    for folder in folders:
+        task, models = both(folder)
+        test: Any = task.test
+        count = len(test.cells.pixels)
+        print(f"{folder}: {count} test images, {int((test.cells.classes >= 0).sum())} boxes")
+        scores, found = judged(task, models)
+        print(said(scores, count))
+        every.append(scores)
+        if len(folders) == 1 or picture is not None:
+            sure = counts(task, models, found)
+    if len(every) > 1:
+        print(together(every, count, aim))
     if picture is not None:
-        draw(cells, found, names, sure).save(picture)
+        draw(test.cells, found, test.names, sure).save(picture)
         print(f"wrote {picture}")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--aim", type=float, help="a loss of mAP, 0 to 1")
+    chosen = parser.parse_args()
+    main(chosen.folders, chosen.picture, chosen.aim)

@@ -32,7 +32,8 @@ from prunus.tasks._files import load_weights
 from prunus.tasks.base import Task
 from prunus.tasks.find import task_of
 
-RUNTIMES = ("onnxruntime", "onnxruntime_int8", "openvino", "openvino_int8", "mnn", "executorch")
+RUNTIMES = ("onnxruntime", "onnxruntime_int8", "openvino", "openvino_int8", "mnn", "executorch",
+            "executorch_int8")  # fmt: skip
 HEAD = ("runtime", "model", "kB", "ms", "error", "metric", "planned arena, kB")
 
 

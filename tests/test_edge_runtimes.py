@@ -94,11 +94,47 @@ def test_an_operator_that_is_lacking_is_said(name: str, tmp_path: Path) -> None:
         find(name).build(BuildRequest(Strange().eval(), torch.ones(2, 2), tmp_path))
 
 
-@pytest.mark.parametrize("name", ["executorch", "mnn"])
+@pytest.mark.parametrize("name", ["executorch", "executorch_int8", "mnn"])
 def test_half_precision_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
     needs(name)
     order: Any = BuildRequest(nn.Linear(4, 4).half(), torch.randn(2, 4).half(), tmp_path)
     assert "call model.float()" in str(find(name).refuses(order))
+
+
+def test_executorch_in_int8_is_a_quarter_of_the_file_and_answers_nearly_as_eager(
+    tmp_path: Path,
+) -> None:
+    needs("executorch_int8")
+    model, example = pruned("cnn", small=True)
+    wide = nn.Sequential(
+        model.get_submodule("first"),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.LazyLinear(256),
+        nn.ReLU(),
+        nn.Linear(256, 256),
+    ).eval()
+    wide(example)
+    inputs = [torch.randn(5, *example.shape[1:]) for _ in range(4)]
+    found = {}
+    for name in ("executorch", "executorch_int8"):
+        place = tmp_path / name
+        place.mkdir()
+        order = BuildRequest(wide, example, place, calibration=inputs)
+        assert find(name).refuses(order) is None
+        session = find(name).build(order)
+        found[name] = (place / "model.pte").stat().st_size
+        far = error(session.compute([inputs[0]]), [wide(inputs[0])], how="norm")
+        assert far < (1e-5 if name == "executorch" else 0.1)
+        assert name == "executorch" or far > 0
+    assert found["executorch_int8"] < 0.4 * found["executorch"]
+
+
+def test_executorch_in_int8_asks_for_calibration_before_any_work(tmp_path: Path) -> None:
+    needs("executorch_int8")
+    order = BuildRequest(nn.Linear(4, 4), torch.ones(2, 4), tmp_path)
+    assert "pass calibration" in str(find("executorch_int8").refuses(order))
 
 
 def right_count(model: nn.Module, example: Tensor) -> int:

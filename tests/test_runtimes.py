@@ -148,6 +148,8 @@ REFUSED = {  # what int8 cannot gain on, or an engine not express, and says so
     ("cnn", "torchao_int8"): "it quantizes linear layers",
     ("lstm", "torchao_int8"): "it quantizes linear layers",
     ("gru", "torchao_int8"): "it quantizes linear layers",
+    ("lstm", "executorch_int8"): "LSTMs would stay as they are",
+    ("gru", "executorch_int8"): "GRUs would stay as they are",
     ("decoder", "mnn"): "MNN does not convert this model: it has no IsNaN",
 }  # fmt: skip
 

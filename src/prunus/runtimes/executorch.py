@@ -44,7 +44,15 @@ def build(order: BuildRequest) -> Session:
     Raises:
         InputError: if torch.export cannot trace the model, or ExecuTorch lacks an operator.
     """
-    made = _single(order)
+    return written(order, single(order))
+
+
+def written(order: BuildRequest, made: Single) -> Session:
+    """Lower a program, write ``model.pte``, and open it.
+
+    Raises:
+        InputError: if ExecuTorch lacks an operator.
+    """
     path = order.folder / FILE
     content, arena = _lowered(made.program)
     path.write_bytes(content)
@@ -70,7 +78,12 @@ class Single:
     notes: tuple[str, ...]
 
 
-def _single(order: BuildRequest) -> Single:
+def single(order: BuildRequest) -> Single:
+    """The program of a model for one input, or for the example's batch where the model fixes it.
+
+    Raises:
+        InputError: if torch.export cannot trace the model.
+    """
     batch = batch_of(order)
     with analysis_mode(order.model), torch.no_grad():
         subject = flat(order)

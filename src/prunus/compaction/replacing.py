@@ -26,6 +26,7 @@ from prunus.compaction.rewriting.submodules import (
     whole_graph,
     within,
 )
+from prunus.compaction.rewriting.types_followed import follow_types
 from prunus.compaction.slicing.attention import narrowings
 from prunus.compaction.slicing.attributes import Attribute, standard
 from prunus.compaction.slicing.surgery import Surgery
@@ -206,7 +207,9 @@ def closed_graph(case: Case) -> CompactGraph:
         RunError: if its code changes what it is called with.
     """
     refuse_writing(case.model, case.cut.analysis.passes)
-    graph = describe_as(case.rewritten.module, case.model)
+    rewritten, passes = case.rewritten, case.cut.analysis.passes
+    follow_types(rewritten.module, case.model, passes, rewritten.nodes, Traces())
+    graph = describe_as(rewritten.module, case.model)
     modes = Modes.of(case.model, case.examples[0])
     trained = any(p.training for p in graph.passes)
     return eval_alone(graph) if modes.problem or (modes.numbers and not trained) else graph

@@ -19,7 +19,8 @@ fields, a deque a list, any other mapping and a class of ``register_dataclass`` 
 
 **Reading is not running.** A document may come from anyone: operators are looked up among torch's
 registered ATen overloads (without ``from_file``, which opens files) and in ``_FUNCTIONS``, names
-in generated code are identifiers or in a schema, nothing is allocated.
+in generated code are identifiers or in a schema, nothing is allocated. ``prunus.float_type`` is the
+type of a weight or input, where the code took one from there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common import torch_internals as internals
+from prunus._common.float_types import float_type
 from prunus._common.modules import Named, named_tensors
 from prunus.compaction.files.document import fields_of, name_of, of_kind, wrong
 from prunus.compaction.files.guards import guard_from, plain_guard
@@ -54,6 +56,7 @@ _ARITHMETIC = "add sub mul truediv floordiv mod eq ne lt le gt ge getitem"
 _FUNCTIONS: dict[str, Any] = {
     **{f"operator.{name}": getattr(operator, name) for name in _ARITHMETIC.split()},
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_min", "sym_max")},
+    "prunus.float_type": float_type,
     "prims.convert_element_type.default": torch.ops.prims.convert_element_type.default,
 }
 _ARITY = {"placeholder": 0, "get_attr": 0, "call_function": 2, "output": 1}  # without a schema

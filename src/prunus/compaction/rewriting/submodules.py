@@ -20,6 +20,7 @@ from prunus.compaction.rewriting.alike import Traces
 from prunus.compaction.rewriting.compact_graph import CompactGraph, eval_alone
 from prunus.compaction.rewriting.describing import describe_as
 from prunus.compaction.rewriting.rewrite import rewrite
+from prunus.compaction.rewriting.types_followed import follow_types
 from prunus.errors import RunError
 from prunus.graph.analysis import Analysis, analyze
 from prunus.graph.labels import Fixed, Value
@@ -176,7 +177,9 @@ def _graph(
     ends = [c.ends for c in wanted] if within_model else None
     passes = apart(module, traced)
     analysis = analyze(module, None, hidden=hidden, open_ends=ends, traced=passes, kept=kept)
-    graph = describe_as(rewrite(known_cut(analysis, kept), tensors).module, module)
+    rewritten = rewrite(known_cut(analysis, kept), tensors)
+    follow_types(rewritten.module, module, passes, rewritten.nodes, traces)
+    graph = describe_as(rewritten.module, module)
     return eval_alone(graph) if modes.problem else graph
 
 

@@ -134,14 +134,18 @@ def steering(run: Pair) -> Shown:
 
 def sentences(run: Pair) -> Shown:
     """Translations beside people's."""
-    figures = module("translation", "figures")
-    said = [figures.said(run.task, m, beams=1) for m in (run.dense, run.pruned)]
-    english, german = said[0][1:]
-    rows = range(0, len(english), max(1, len(english) // SHOWN))
+    decoding, test = module("translation", "decoding"), run.task.test
+    count = len(test.sources)  # type: ignore[union-attr]
+    batch = test.batch(range(0, count, max(1, count // SHOWN)))  # type: ignore[union-attr]
+    said = [
+        decoding.texts(test.tokenizer, decoding.greedy(m, batch["source"]))  # type: ignore[union-attr]
+        for m in (run.dense, run.pruned)
+    ]
+    rows = zip(batch["english"], batch["german"], *said, strict=True)
+    names = ("", "  people  ", "  dense   ", "  pruned  ")
     lines = [
-        line for i in rows for line in
-        (english[i], f"  people  {german[i]}", f"  dense   {said[0][0][i]}",
-         f"  pruned  {said[1][0][i]}", "")
+        line for row in rows
+        for line in (*(n + text for n, text in zip(names, row, strict=True)), "")
     ]  # fmt: skip
     return Shown("\n".join(lines))
 

@@ -87,6 +87,8 @@ ROWS = (
            "guard=null"),
     _field("driving", "Driving: steering by PilotNet, half of its latency"),
     _field("driving_gru", "Driving: with a GRU over time, channels and units"),
+    Row("translation_dense", "half of the recipe's epochs", ("translation_zeros",
+        "dense.length=5ep", "retrain=1it", "target=0.001", *ONE_CUT[:3]), "dense"),
     _field("translation",
            "Translation: a transformer, heads, neurons and hidden width, half the macs"),
     _field("translation_zeros", "Translation: a transformer, 80 % of its weights zero"),

@@ -54,6 +54,7 @@ def make(**changes: Any) -> Task:
     return find_task(Spec(name="detection", width=4, batch=4, **changes))
 
 
+@pytest.mark.zoo
 @pytest.mark.usefixtures("no_pictures", "place")
 def test_a_run_is_cut_served_and_goes_on_after_a_kill(tmp_path: Path, python: Pythons) -> None:
     words = ["task.width=8", "task.batch=4", "dense.length=4it", "retrain=3it", "guard=null",

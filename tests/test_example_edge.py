@@ -41,11 +41,9 @@ def make(network: str, **changes: Any) -> Task:
     return find_task(Spec(name="edge", network=network, batch=8, **changes))
 
 
-ZOO = [pytest.param(name, marks=pytest.mark.zoo) for name in ("images", "anomalies")]
-
-
+@pytest.mark.zoo
 @pytest.mark.usefixtures("no_pictures", "place")
-@pytest.mark.parametrize("network", ["keywords", *ZOO])
+@pytest.mark.parametrize("network", ["keywords", "images", "anomalies"])
 def test_a_run_is_cut_served_in_int8_and_goes_on_after_a_kill(
     network: str, tmp_path: Path, python: Pythons
 ) -> None:

@@ -48,10 +48,9 @@ def make(**changes: Any) -> Task:
     return find_task(Spec(name="spoken_sequences", **{**SMALL, **changes}))
 
 
+@pytest.mark.zoo
 @pytest.mark.usefixtures("no_pictures", "place")
-@pytest.mark.parametrize(
-    "row", ["spoken_sequences", pytest.param("sequences_conformer", marks=pytest.mark.zoo)]
-)
+@pytest.mark.parametrize("row", ["spoken_sequences", "sequences_conformer"])
 def test_a_run_is_cut_served_and_goes_on_after_a_kill(
     row: str, tmp_path: Path, python: Pythons
 ) -> None:

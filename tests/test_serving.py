@@ -202,13 +202,20 @@ def test_rounds_compare_although_the_machines_speed_wavers(monkeypatch: pytest.M
     assert found[0] > found[1] > found[2]
 
 
-def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not() -> None:
+def test_auto_takes_what_runs_here_and_is_not_stopped_by_what_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def uncompiled(*_: Any, **__: Any) -> Any:  # it takes longer than all others together
+        raise prunus.RunError("there is no compiler")
+
+    monkeypatch.setattr("prunus.runtimes.torch_compile.build", uncompiled)
     names, _ = candidates("auto", quantized=False)
     quick = [n for n in names if not find(n).FACTS.slow and "cpu" in find(n).FACTS.devices]
     quick.remove("sparse")  # which takes weights of which it finds that their zeros pay
     result = go({"deploy": "auto", "rounds": 1, "retrain": "2it"})
     assert [set(r.latency) for r in result.rounds] == [set(quick)] * 2
     assert result.deployment.row("semi_structured").refused
+    assert "no compiler" in result.deployment.row("torch_compile").refused
     assert result.deployment.runtime in names
 
 

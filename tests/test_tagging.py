@@ -64,11 +64,21 @@ def by_own_loop() -> prunus.Pruner:
     return pruner
 
 
-@pytest.mark.parametrize("door", [by_task, by_function])
+DOORS: dict[str, Callable[[Path], prunus.Result]] = {"task": by_task, "function": by_function}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, prunus.Result]:
+    """Of the doors that train by themselves; the tests only read them."""
+    place = tmp_path_factory.mktemp("doors")
+    return {name: door(place / name) for name, door in DOORS.items()}
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_a_model_of_dicts_tuples_and_its_own_loss_is_pruned_and_made_smaller(
-    door: Callable[[Path], prunus.Result], tmp_path: Path
+    door: str, results: dict[str, prunus.Result]
 ) -> None:
-    result = door(tmp_path / "run")
+    result = results[door]
     first, last = result.rounds[0], result.rounds[-1]
     assert first.metric is not None
     assert last.metric == errors(result.model.eval(), HELD).mean < 0.5
@@ -85,8 +95,8 @@ def test_a_model_of_dicts_tuples_and_its_own_loss_is_pruned_and_made_smaller(
     assert torch.allclose(served(batch["tokens"], batch["lengths"])[0].double(), scores, atol=1e-6)
 
 
-def test_every_door_takes_the_same_units(tmp_path: Path) -> None:
-    task, function = by_task(tmp_path / "task"), by_function(tmp_path / "function")
+def test_every_door_takes_the_same_units(results: dict[str, prunus.Result]) -> None:
+    task, function = results["task"], results["function"]
     assert [r.metric for r in task.rounds] == [r.metric for r in function.rounds]
     assert all(torch.equal(task.masks[n], m) for n, m in function.masks.items())
     own = by_own_loop()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import prunus
 from helpers import pruned_both
@@ -115,6 +116,12 @@ def rescaled_each_time(net: Net, h: Tensor) -> Tensor:
     return h + nn.functional.linear(h, scaled) * net.b(h)
 
 
+def checkpointed(net: Net, h: Tensor) -> Tensor:
+    """Computed again in the backward pass, from what the weights are by then."""
+    inner: Tensor = checkpoint(net.b, h, use_reentrant=False)
+    return h + inner.tanh()
+
+
 def straight_through(net: Net, h: Tensor) -> Tensor:
     return h + StraightThrough.apply(net.b(h) * 3)
 
@@ -158,7 +165,7 @@ class Wrapped(nn.Module):
 
 KEPT = [
     under_no_grad, decorated, enabled_inside, switched_by_hand, detached, moving_average,
-    data_alone, a_number_leaves_torch, in_place, rescaled_once, rescaled_each_time,
+    data_alone, a_number_leaves_torch, in_place, rescaled_once, rescaled_each_time, checkpointed,
 ]  # fmt: skip
 OWN = [straight_through, reversed_gradient, hooked]
 

@@ -249,15 +249,27 @@ def passed(
         if gate.wide:
             stack.enter_context(Double())
         seed(0)  # numpy's and Python's chance too
-        prefix = "" if caller is model else "model."
+        prefix = "model." if caller is model else "model.model."
         values = {prefix + k: v for k, v in own.items()}
-        return then(tensors_of(functional_call(caller, values, args, kwargs)))
+        found: T = functional_call(_Then(caller, then), values, args, kwargs)
+        return found
 
 
 def dense(tensor: Tensor) -> Tensor:
     """A tensor with its values, in memory and strided."""
     tensor = held(tensor)
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+class _Then(nn.Module):
+    """What becomes of answers while the values are in place: a checkpoint computes them again."""
+
+    def __init__(self, model: nn.Module, then: Callable[[list[Tensor]], Any]) -> None:
+        super().__init__()
+        self.model, self.then = model, then
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.then(tensors_of(self.model(*args, **kwargs)))
 
 
 class _Repeated(nn.Module):

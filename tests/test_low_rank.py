@@ -117,6 +117,8 @@ def test_masks_that_are_enforced_hold_and_one_step_is_a_step_along_two_direction
 
 @pytest.mark.parametrize(("model", "words", "said"), [
     (nn.Conv2d(1, 1, 1), {}, "has no linear layer"),
+    (nn.Linear(2, 2).to(torch.float8_e4m3fn), {}, "has no linear layer"),
+    (nn.Linear(2, 2), {"include": 3}, "include is int 3"),
     (nn.Linear(2, 2), {"rank": 0}, "rank is 0"),
     (nn.Linear(2, 2), {"seed": -1}, "seed is -1"),
     (nn.Linear(2, 2), {"include": ["fc"]}, "matches no parameter"),

@@ -242,6 +242,13 @@ def an_enforcement(draw: Any, model: Any, example: Any) -> Any:
     stop()
 
 
+def a_low_rank(draw: Any, model: Any, example: Any) -> Any:
+    masks = MASKS[draw(st.sampled_from([*MASKS]))]
+    more = odd_settings(draw, masks=masks, include=None, seed=0)
+    with prunus.low_rank(model, draw(st.sampled_from([1, 3, 0, "a", None])), **more) as numbers:
+        assert numbers
+
+
 def a_pruner(draw: Any, model: Any, example: Any) -> Any:
     recipe = RECIPES[draw(st.sampled_from([*RECIPES]))]
     more = odd_settings(draw, optimizer=optimizers(model), steps=4, evaluate=None, calibration=None)
@@ -314,7 +321,7 @@ def a_task(draw: Any, model: Any, example: Any) -> Any:
 
 CALLS = (
     some_batches, a_repair, a_lesson, a_sweep, a_task,
-    a_scan, some_blocks,
+    a_scan, some_blocks, a_low_rank,
     lambda draw, model, example: prunus.Scores(draw(ODD), draw(ODD), draw(ODD)),
     a_prune, a_compact, a_measurement, an_enforcement, a_pruner, a_file, a_deployment,
     lambda draw, model, example: prunus.units(model, example),
@@ -557,8 +564,8 @@ def test_one_pattern_need_not_be_in_a_list() -> None:
 def test_every_public_function_is_among_the_calls() -> None:
     functions = {n for n in prunus.__all__ if inspect.isfunction(getattr(prunus, n))}
     assert functions == {
-        "compact", "deploy", "distill", "enforce", "load", "measure", "prune", "prune_blocks",
-        "repair", "resume", "save", "scan", "units",
+        "compact", "deploy", "distill", "enforce", "load", "low_rank", "measure", "prune",
+        "prune_blocks", "repair", "resume", "save", "scan", "units",
     }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from prunus._common.given import given_model
-from prunus._common.kinds import given_number
+from prunus._common.given import given_model, refuse_inference
+from prunus._common.kinds import given_number, kind_of
 from prunus._common.modules import joined
 from prunus._common.names import each_meant, plain_names
 from prunus.errors import InputError
@@ -55,6 +55,8 @@ class LowRank(nn.Module):
         return weight + (change if mask is None else change * mask)
 
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of weights that can be added to."""
 MANY = 0.05
 """Zeros, as a part of a matrix, from which on they are no chance."""
 
@@ -70,7 +72,7 @@ def low_rank(
     model: nn.Module,
     rank: int = 8,
     *,
-    include: Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
     masks: Masks | None = None,
     seed: int = 0,
 ) -> Iterator[list[nn.Parameter]]:
@@ -127,10 +129,11 @@ def low_rank(
 
 
 def _learners(
-    model: nn.Module, include: Sequence[str] | None, *, rank: int, seed: int
+    model: nn.Module, include: str | Sequence[str] | None, *, rank: int, seed: int
 ) -> list[str]:
     """Names of the linear layers that are to learn."""
     given_model(model, "low_rank", values=True, code=True)
+    refuse_inference(model, "low_rank")
     given_number(rank, "rank", least=1, whole=True)
     given_number(seed, "seed", least=0, whole=True)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
@@ -140,7 +143,10 @@ def _learners(
         )
     meant = None
     if include is not None:
-        found = each_meant(include, plain_names(model), "include: … matches no parameter")
+        patterns = [include] if isinstance(include, str) else include
+        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+            raise InputError(f"include is {kind_of(include)}: give one or more patterns of names")
+        found = each_meant(patterns, plain_names(model), "include: … matches no parameter")
         meant = {name for names in found.values() for name in names}
     used = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     linear = linear_layers(model)
@@ -164,6 +170,7 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [
         name for name, module in model.named_modules()
         if type(module) is nn.Linear and not parametrize.is_parametrized(module)
+        and module.weight.dtype in FLOATS
     ]  # fmt: skip
 
 

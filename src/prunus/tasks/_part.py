@@ -25,8 +25,9 @@ def some(task: str, count: int, part: float) -> Tensor:
     Raises:
         InputError: if there is no such part.
 
-    >>> some("mine", 10, 0.3).tolist()
-    [2, 4, 8]
+    >>> few, more = some("mine", 10, 0.3).tolist(), some("mine", 10, 0.6).tolist()
+    >>> len(few), set(few) < set(more), more == sorted(more)
+    (3, True, True)
     """
     if not 0 < part <= 1:
         raise InputError(f"task {task}: part is {part}; it must be above 0 and at most 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.graph_part import GraphPart
+from prunus._common.former_module import FormerModule
 from prunus._common.inputs import Inputs
 from prunus._common.nested import map_tensors, own_containers, tensors_of
 from prunus._common.torch_internals import AnyBatchNorm, AnyConv
@@ -245,7 +245,7 @@ def _watched(twin: nn.Module, graphs: Mapping[str, nn.Module]) -> list[str]:
         stack.pop()
 
     for name, module in twin.named_modules():
-        if not _within_any(name, graphs) and not isinstance(module, GraphPart):
+        if not _within_any(name, graphs) and not isinstance(module, FormerModule):
             module.register_forward_pre_hook(partial(enter, name))
             module.register_forward_hook(leave)
     return stack
@@ -260,7 +260,7 @@ def _own_code(case: Case, broken: list[str], tried: Container[str]) -> str | Non
 def _patched_modules(case: Case, graphs: Mapping[str, nn.Module]) -> list[str]:
     """Every module whose own code had a literal that changed; a graph has its own no more."""
     every = case.model.named_modules()
-    there = {name for name, module in every if name and not isinstance(module, GraphPart)}
+    there = {name for name, module in every if name and not isinstance(module, FormerModule)}
     paths = dict.fromkeys(module_path(patch.node) for patch in case.rewritten.patches)
     return [p for p in paths if p in there and not _within_any(p, graphs)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from prunus._common.graph_part import GraphPart
+from prunus._common.former_module import FormerModule
 from prunus._common.modules import Named, put_attribute
 from prunus.errors import InputError
 
@@ -56,7 +56,7 @@ def modules_entered(model: nn.Module) -> Iterator[Stack]:
 
     with contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
-            if not isinstance(module, (torch.jit.ScriptModule, GraphPart)):  # takes no hooks
+            if not isinstance(module, (torch.jit.ScriptModule, FormerModule)):  # takes no hooks
                 first = module.register_forward_pre_hook(partial(enter, name), prepend=True)
                 last = module.register_forward_hook(leave, always_call=True)
                 hooks.callback(first.remove)

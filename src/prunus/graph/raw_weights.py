@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.graph_part import GraphPart
+from prunus._common.former_module import FormerModule
 from prunus._common.layers import Layer, layers_of
 from prunus._common.torch_internals import (
     TorchDispatchMode,
@@ -257,4 +257,4 @@ def _seen(
 
 
 def _of_a_graph(module: nn.Module) -> bool:
-    return type(module) is nn.Module or isinstance(module, GraphPart)
+    return type(module) is nn.Module or isinstance(module, FormerModule)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from prunus._common.graph_part import GraphPart
+from prunus._common.former_module import FormerModule
 from prunus._common.layers import Layer, layers_of
 from prunus._common.modules import held
 from prunus._common.names import each_meant, meant, plain_name, plain_names
@@ -198,7 +198,7 @@ def execution_order(model: nn.Module, layers: Sequence[Layer], run: object = Non
         return list(layers)
     position: dict[str, int] = {}
     hooks = []
-    without_hooks = (torch.jit.ScriptModule, GraphPart)
+    without_hooks = (torch.jit.ScriptModule, FormerModule)
     for name in {la.module for la in layers}:
         if isinstance(model.get_submodule(name), without_hooks):
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus._common.graph_part import PLAIN, StandIn, parts_of, put_part, told
+from prunus._common.former_module import PLAIN, StandIn, parts_of, put_part, told
 from prunus._common.read_only import read_only
 from prunus.compaction.files.document import fields_of, name_of, of_kind, wrong
 from prunus.errors import InputError
@@ -16,7 +16,7 @@ from prunus.errors import InputError
 def plain_parts(graph: nn.Module) -> dict[str, Any]:
     """Of each module its class and attributes; names that its code reads and methods once.
 
-    >>> from prunus._common.graph_part import put_part
+    >>> from prunus._common.former_module import put_part
     >>> root = StandIn()
     >>> vars(put_part(root, "a")).update(stands_for="Linear", fixed=frozenset(["scale"]), scale=2.0)
     >>> plain_parts(root)["modules"]["a"]

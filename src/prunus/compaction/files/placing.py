@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.graph_part import PLAIN
+from prunus._common.former_module import PLAIN
 from prunus._common.modules import canonical_names, held, joined
 from prunus._common.names import inner_key
 from prunus._common.narrow_list import NarrowList

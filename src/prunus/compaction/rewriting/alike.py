@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunus._common.graph_part import PLAIN
+from prunus._common.former_module import PLAIN
 from prunus._common.inputs import Inputs
 from prunus._common.modules import canonical_names, named_tensors, put_attribute
 from prunus._common.nested import tensors_of

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from prunus._common.graph_part import StandIn, parts_of, put_part, told
+from prunus._common.former_module import StandIn, parts_of, put_part, told
 from prunus._common.modules import put_attribute
 from prunus._common.nested import in_form, tensors_of
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus._common.graph_part import PLAIN, StandIn, put_part
+from prunus._common.former_module import PLAIN, StandIn, put_part
 from prunus._common.modules import joined
 from prunus._common.read_only import ReadOnlyDict, ReadOnlyList, read_only
 from prunus.compaction.rewriting.compact_graph import CompactGraph

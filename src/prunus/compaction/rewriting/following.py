@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import fx, nn
 
-from prunus._common.graph_part import GraphPart
+from prunus._common.former_module import FormerModule
 from prunus.errors import InputError
 from prunus.graph.call import module_path
 from prunus.graph.flags import flag_place
@@ -24,7 +24,7 @@ def flagged(graphs: Iterable[fx.Graph]) -> Flagged:
     return [(node, place) for node, place in found if place is not None]
 
 
-def follow(flags: Flagged, root: nn.Module, parts: Mapping[str, GraphPart]) -> bool:
+def follow(flags: Flagged, root: nn.Module, parts: Mapping[str, FormerModule]) -> bool:
     """Give operators the mode of the innermost part that they came from.
 
     One that was frozen in eval mode when its graph was made stays so.
@@ -43,7 +43,7 @@ def follow(flags: Flagged, root: nn.Module, parts: Mapping[str, GraphPart]) -> b
     return changed
 
 
-def refuse_apart(root: nn.Module, parts: Mapping[str, GraphPart], *, separate: bool) -> None:
+def refuse_apart(root: nn.Module, parts: Mapping[str, FormerModule], *, separate: bool) -> None:
     """No part of a graph is in a mode that the graph cannot follow.
 
     Args:

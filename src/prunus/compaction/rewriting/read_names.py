@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from prunus._common.graph_part import StandIn
+from prunus._common.former_module import StandIn
 
 
 def names_read(model: nn.Module) -> frozenset[str]:

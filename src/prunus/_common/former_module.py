@@ -44,12 +44,12 @@ class StandIn(nn.Module):
         if name in self.fixed and not held and not same:
             raise _cannot_be_set(self, name)
         module = vars(self)["_modules"].get(name)
-        if isinstance(module, GraphPart) and module is not value:
+        if isinstance(module, FormerModule) and module is not value:
             raise _cannot_be_set(self, name)
         super().__setattr__(name, value)
 
 
-class GraphPart(StandIn):
+class FormerModule(StandIn):
     """A module inside of a model that became a graph. It does not run: the graph does.
 
     Its tensors are those that the graph computes with, and a graph follows its mode.
@@ -72,7 +72,7 @@ class GraphPart(StandIn):
         return own[key] if isinstance(key, str) else list(own.values())[key]
 
     def _get_name(self) -> str:
-        return f"GraphPart[{self.stands_for}]"
+        return f"FormerModule[{self.stands_for}]"
 
     def _refuse_hook(self, *_: Any, **__: Any) -> NoReturn:
         raise InputError(
@@ -87,25 +87,25 @@ class GraphPart(StandIn):
     register_backward_hook = _refuse_hook
 
 
-def put_part(root: nn.Module, path: str) -> GraphPart:
+def put_part(root: nn.Module, path: str) -> FormerModule:
     """The part of a graph at a path; a bare module that stands there becomes one.
 
     >>> root = nn.Module()
-    >>> put_part(root, "a.b") is root.a.b, type(root.a) is GraphPart
+    >>> put_part(root, "a.b") is root.a.b, type(root.a) is FormerModule
     (True, True)
     """
     for key in path.split("."):
         bare = root._modules.get(key)
-        if not isinstance(bare, GraphPart):
+        if not isinstance(bare, FormerModule):
             root.add_module(key, _as_part(bare))
         root = root.get_submodule(key)
-    assert isinstance(root, GraphPart)
+    assert isinstance(root, FormerModule)
     return root
 
 
-def _as_part(bare: nn.Module | None) -> GraphPart:
+def _as_part(bare: nn.Module | None) -> FormerModule:
     """A part with what a bare module holds."""
-    made = GraphPart()
+    made = FormerModule()
     for table in _TABLES if bare is not None else ():
         vars(made)[table] = vars(bare)[table]
     return made
@@ -114,9 +114,9 @@ def _as_part(bare: nn.Module | None) -> GraphPart:
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
-def parts_of(root: nn.Module) -> dict[str, GraphPart]:
+def parts_of(root: nn.Module) -> dict[str, FormerModule]:
     """The parts of a graph by their paths."""
-    return {n: m for n, m in root.named_modules() if isinstance(m, GraphPart)}
+    return {n: m for n, m in root.named_modules() if isinstance(m, FormerModule)}
 
 
 def told(module: nn.Module) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def told(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if key not in own}
 
 
-def _named(part: GraphPart) -> str:
+def _named(part: FormerModule) -> str:
     return f"this {part.stands_for or 'module'}"
 
 

@@ -467,18 +467,27 @@ def taught() -> dict[str, Any]:
     masks = {n: p.abs() > p.abs().median() for n, p in small.named_parameters() if p.dim() > 1}
     model = DistributedDataParallel(small) if size() > 1 else small
     optimizer = torch.optim.SGD(model.parameters(), 0.3)
-    prunus.enforce(small, masks, optimizer)
-    losses = []
-    for batch in data().tensors[0].split(24):
-        optimizer.zero_grad()
-        own = batch[rank() :: size()]
-        part = prunus.distill(model, dense, own, weight=1.0, top=3)
-        part.backward()
-        optimizer.step()
-        losses.append(mean_over_ranks(part))
+    stop = prunus.enforce(small, masks, optimizer)
+
+    def lessons(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+        losses = []
+        for batch in data().tensors[0].split(24):
+            optimizer.zero_grad()
+            own = batch[rank() :: size()]
+            part = prunus.distill(model, dense, own, weight=1.0, top=3)
+            part.backward()
+            optimizer.step()
+            losses.append(mean_over_ranks(part))
+        return losses
+
+    losses = lessons(model, optimizer)
+    stop()
+    with prunus.low_rank(small, 2, masks=masks) as numbers:  # and again, by few numbers
+        model = DistributedDataParallel(small) if size() > 1 else small
+        losses += lessons(model, torch.optim.SGD(numbers, 0.3))
     state = small.state_dict()
     gone = all(bool((state[n][~mask] == 0).all()) for n, mask in masks.items())
-    last = prunus.distill(model, dense, data().tensors[0], weight=1.0, top=3, hidden=["2"])
+    last = prunus.distill(small, dense, data().tensors[0], weight=1.0, top=3, hidden=["2"])
     return {"losses": losses, "zeros": gone, "last": last.item(), "weights": digest(state),
             "values": state["3.weight"].flatten().tolist()}  # fmt: skip
 

@@ -51,6 +51,19 @@ def trainer(model: Any, callback: Any, steps: int = 40) -> Any:
 SETTINGS = {"weight": 1.0, "top": TOP, "hidden": ["model.layers.*"], "temperature": 1.0}
 
 
+def test_few_numbers_learn_in_a_trainer_and_zeros_stay() -> None:
+    from prunus.hf import TeacherCallback
+
+    model, masks, dense = cut({"structure": "2:4"})
+    before, names = divergence(model, dense), list(model.state_dict())
+    with prunus.low_rank(model, 4, include=["model.layers.*"], masks=masks):
+        trainer(model, TeacherCallback(dense, SETTINGS))
+    assert divergence(model, dense) < 0.9 * before
+    assert list(model.state_dict()) == names
+    for name, mask in masks.items():
+        assert bool((model.get_parameter(name)[~mask] == 0).all()), name
+
+
 @pytest.mark.parametrize("recipe", [{"structure": "2:4"}, {"structure": {"head": 0.5}}])
 def test_what_a_walk_leaves_learns_in_a_trainer_and_its_zeros_stay(recipe: dict[str, Any]) -> None:
     from prunus.hf import TeacherCallback

@@ -19,6 +19,8 @@ by name inside a checkout; [your own](#your-own-model-and-data) is a copy of bot
 `PRUNUS_DATA` (or `--data`) names the folder that holds `cifar10`, `movie-reviews`, `speech-digits`
 and so on; what each must contain is said in the page of its example and in the error message. A row
 that is in [`gallery_rows.py`](../benchmarks/gallery_rows.py) and not here was not run to its end.
+Every task of the examples takes `task.part`, of its training data, and `task.weights`, a file to
+start from: the `dense.safetensors` of a run.
 """
 OWN = """
 ## Your own model and data

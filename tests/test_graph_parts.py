@@ -81,6 +81,7 @@ def small(
 
 WRITES: dict[str, Callable[[Any], Any]] = {
     r"Encoder\.scale cannot be set": lambda m: setattr(m.encoder, "scale", 2.0),
+    r"scale cannot be set": lambda m: delattr(m.encoder, "scale"),
     r"Encoder\.factor cannot be set": lambda m: setattr(m.encoder, "factor", 2.0),
     r"Encoder\.gain cannot be set": lambda m: setattr(m.encoder, "gain", 3.0),
     r"Encoder\._shift cannot be set": lambda m: setattr(m.encoder, "_shift", 3.0),

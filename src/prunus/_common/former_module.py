@@ -48,6 +48,11 @@ class StandIn(nn.Module):
             raise _cannot_be_set(self, name)
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name in self.fixed and name in vars(self):
+            raise _cannot_be_set(self, name)
+        super().__delattr__(name)
+
 
 class FormerModule(StandIn):
     """A module inside of a model that became a graph. It does not run: the graph does.

@@ -8,7 +8,7 @@ import functools
 import inspect
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from prunus._common.code_objects import codes_in
 from prunus._common.rng import words
 from prunus._common.torch_internals import drop_workers
 
@@ -170,18 +171,11 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    for name in _names(function.__code__):
+    for name in (n for code in codes_in(function.__code__) for n in code.co_names):
         value = function.__globals__.get(name)
         helper = isinstance(value, FunctionType) and value.__globals__ is function.__globals__
         if helper or isinstance(value, _SOURCES) or hasattr(type(value), "__iter__"):
             yield value
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 _LIBRARIES = ("torch", "numpy", "builtins", "random", "collections", "transformers", "accelerate")

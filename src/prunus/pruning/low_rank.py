@@ -118,7 +118,7 @@ def low_rank(
         names = grow(model, layers, rank, seed, kept)
         own = dict(model.named_parameters())
         yield [own[name] for name in names]
-    except BaseException:
+    except BaseException:  # of the caller's loop, a stop too: the weights are as they were
         merge(model, layers, keep=False)
         raise
     else:

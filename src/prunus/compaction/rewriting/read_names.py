@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
+from prunus._common.code_objects import codes_in
 from prunus._common.former_module import StandIn
 
 
@@ -41,7 +42,7 @@ def _read_by(value: Any, seen: set[Any]) -> set[str]:
     if not isinstance(function, FunctionType) or function in seen:
         return set()
     seen.add(function)
-    found = set(_words(function.__code__))
+    found = set(_words(function))
     for name in found & function.__globals__.keys():
         called = function.__globals__[name]
         if isinstance(called, FunctionType) and not str(called.__module__).startswith("torch"):
@@ -49,11 +50,8 @@ def _read_by(value: Any, seen: set[Any]) -> set[str]:
     return found
 
 
-def _words(code: CodeType) -> Iterator[str]:
-    """Names in code, words in quotes, and the same in functions inside of it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _words(constant)
-        elif isinstance(constant, str) and constant.isidentifier():
-            yield constant
+def _words(function: FunctionType) -> Iterator[str]:
+    """Names in a function's code, and words in quotes."""
+    for code in codes_in(function.__code__):
+        yield from code.co_names
+        yield from (c for c in code.co_consts if isinstance(c, str) and c.isidentifier())

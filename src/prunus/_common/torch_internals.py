@@ -334,10 +334,11 @@ def onnx_program(
 
     table, newer = dict(operators), hasattr(_building, "_determine_output_number")
     if not newer:  # torch 2.6 gives every BatchNormalization the outputs of training
-        # A lambda, since the exporter passes over functions whose annotations it does not know.
+        # A lambda, since the exporter passes over functions whose annotations it does not know, and
+        # over those whose arguments are not called as ATen's.
         table[torch.ops.aten._native_batch_norm_legit_no_training.default] = (
-            lambda input, weight, bias, mean, variance, momentum, eps: _onnx_batch_norm(
-                input, weight, bias, mean, variance, eps
+            lambda input, weight, bias, running_mean, running_var, momentum, eps: (
+                _onnx_batch_norm(input, weight, bias, running_mean, running_var, eps)
             )
         )
     # and passes LSTMs of an open batch size to a kernel that asks for their size

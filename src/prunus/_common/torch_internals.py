@@ -337,8 +337,8 @@ def onnx_program(
         # A lambda, since the exporter passes over functions whose annotations it does not know, and
         # over those whose arguments are not called as ATen's.
         table[torch.ops.aten._native_batch_norm_legit_no_training.default] = (
-            lambda input, weight, bias, running_mean, running_var, momentum, eps: (
-                _onnx_batch_norm(input, weight, bias, running_mean, running_var, eps)
+            lambda input, weight, bias, running_mean, running_var, momentum, eps: _onnx_batch_norm(
+                input, weight, bias, running_mean, running_var, eps
             )
         )
     # and passes LSTMs of an open batch size to a kernel that asks for their size

@@ -28,8 +28,8 @@ def announce(code: Mapping[str, str]) -> None:
     """Say which files run, on standard error, and remember them: this user runs them.
 
     Args:
-        code: SHA-256 by file, as :func:`prunus.recipe.resolve.code_that_runs` gives it. What a file
-            imports in turn is not part of its digest.
+        code: SHA-256 by file, as :func:`prunus.recipe.resolve.code_that_runs` gives it: of files
+            that are named, and of what these run in turn.
     """
     for file, sha in code.items():
         click.echo(f"runs code from {file} (sha256 {sha[:12]})", err=True)
@@ -62,11 +62,13 @@ def ask_file(name: str) -> None:
     Raises:
         InputError: if the answer is no, or nobody is there to give one.
     """
-    from prunus.methods.catalog import digest, own_file
+    from prunus._common.own_files import beside, digest
+    from prunus.methods.catalog import own_file
 
     file = own_file(name)
     if file is not None and Path(file).is_file():
-        ask({file: digest(Path(file))})
+        others = {str(path): digest(path) for path in beside(Path(file)).values()}
+        ask({file: digest(Path(file)), **others})
 
 
 def _at_a_terminal() -> bool:

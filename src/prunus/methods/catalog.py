@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import ast
 import functools
-import hashlib
 import importlib
-import importlib.util
-import inspect
 import keyword
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from prunus._common import examples
+from prunus._common.own_code import from_file
+from prunus._common.own_code import module_at as module_at  # copies of tasks in runs ask here
 from prunus.errors import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parent.parent
@@ -212,46 +209,3 @@ def find(axis: str, name: str) -> Callable[..., Any]:
     found = getattr(importlib.import_module(f"prunus.{_place(axis)}.{function}"), function)
     assert callable(found)
     return found  # type: ignore[no-any-return]
-
-
-def from_file(path: Path, function: str) -> Callable[..., Any]:
-    """A function of a user's own Python file, run under a name of its own.
-
-    Raises:
-        InputError: if the file is missing, fails, or lacks the function.
-    """
-    module = module_at(path)
-    found = getattr(module, function, None)
-    if not callable(found):
-        have = [n for n, v in vars(module).items() if inspect.isfunction(v)]
-        raise InputError(f"'{path}' has no function '{function}'; {did_you_mean(function, have)}")
-    return found  # type: ignore[no-any-return]
-
-
-def module_at(path: Path) -> ModuleType:
-    """A Python file as a module with a name of its own, run once while it stays the same.
-
-    Raises:
-        InputError: if the file is missing or fails.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no file '{path}' (looked in {Path.cwd()})")
-    module_name = f"prunus_user_{path.stem}_{digest(path)[:8]}"
-    place, known = path.resolve(), sys.modules.get(module_name)
-    if known is None or known.__file__ != str(place):  # a copy may read what lies beside it
-        spec = importlib.util.spec_from_file_location(module_name, place)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # the user's file runs
-            del sys.modules[module_name]
-            raise InputError(f"'{path}' fails: {type(error).__name__}: {error}") from error
-    return sys.modules[module_name]
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

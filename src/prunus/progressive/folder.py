@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,9 @@ from prunus._common.distributed import on_rank_zero
 from prunus._common.environment import describe
 from prunus._common.files import is_temporary, refuse_links, remove_temporaries
 from prunus._common.kinds import given_path
+from prunus._common.own_files import BESIDE, beside, digests
 from prunus.compaction.files.artifact import save
 from prunus.errors import InputError
-from prunus.methods.catalog import digest as file_digest
 from prunus.methods.catalog import find, own_file
 from prunus.progressive.contents import checked
 from prunus.progressive.engine import PruningEngine
@@ -52,7 +53,7 @@ def identity(engine: PruningEngine) -> dict[str, Any]:
     if task is not None and not own_file(task.name):
         module = inspect.getsourcefile(find("tasks", recipe.located(task).name))
         if module is not None:
-            code[task.name] = file_digest(Path(module))
+            code |= digests(task.name, Path(module))
     return {
         "recipe": recipe.digest(),
         "code": code,
@@ -87,8 +88,13 @@ go on. A test holds them together; who changes such a task takes its line out.""
 
 
 def _since_renamed(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """An earlier identity, with the present digest of a task that only imports anew."""
+    """An earlier identity, with the present digest of a task that only imports anew.
+
+    Earlier ones know nothing of what a file runs in turn.
+    """
     code = dict(theirs.get("code", {}))
+    if not any(BESIDE in name for name in code):
+        code |= {name: sha for name, sha in own["code"].items() if BESIDE in name}
     same = {name: own["code"][name] for name in code.keys() & own["code"].keys() & FORMER.keys()
             if code[name] in FORMER[name]}  # fmt: skip
     return {**theirs, "code": {**code, **same}}
@@ -176,12 +182,16 @@ def _write_identity(folder: Path, own: Mapping[str, Any], recipe: bytes, of: Rec
 
 
 def _keep(file: Path, folder: Path) -> None:
-    """Copy a file of code into the folder, which may be moved to where the file is not."""
+    """Copy a file of code, and what it runs in turn, into the folder, which may be moved to where
+    they are not."""
+    others = beside(file)
     data = file.read_bytes()
-    place = folder / copy_of(file, files.digest(data))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(place.parent, re.escape(place.name))
-    files.write_atomically(place, data)
+    copy = folder / copy_of(file, files.digest(data), others)
+    for path, place in {file: copy, **{p: copy.parent / r for r, p in others.items()}}.items():
+        place = Path(os.path.normpath(place))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(place.parent, re.escape(place.name))
+        files.write_atomically(place, data if path == file else path.read_bytes())
 
 
 DENSE = "dense.safetensors"

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunus._common import examples
+from prunus._common.own_files import BESIDE, digest
 from prunus.errors import InputError
-from prunus.methods.catalog import digest, names, own_file
+from prunus.methods.catalog import names, own_file
 from prunus.recipe.fields import AXIS, RecipeFields
 
 CODE = "code"
@@ -150,12 +151,18 @@ class _Run:
             return None
         was, sha = Path(self.places[name]), self.digests.get(name, "")
         original = self._moved_along(was)
+        others = self._others(name)
         for place in (original, was, Path(name).absolute()):
-            if place.is_file() and digest(place) == sha:
+            if _same(place, sha, others):
                 return place
-        copy = self.folder / copy_of(was, sha)
+        copy = self.folder / copy_of(was, sha, others)
         at_home = str(self.folder) == self.was and original.is_file()
         return original if at_home or not copy.is_file() else copy
+
+    def _others(self, name: str) -> dict[str, str]:
+        """Digests of what a file runs in turn, by paths seen from it."""
+        every = ((key.partition(BESIDE), sha) for key, sha in self.digests.items())
+        return {path: sha for (of, _, path), sha in every if of == name and path}
 
     def path(self, text: str) -> Path:
         """What a setting says: where it was, seen from the folder or by itself."""
@@ -169,9 +176,26 @@ class _Run:
         return Path(os.path.normpath(self.folder / os.path.relpath(was, self.was)))
 
 
-def copy_of(file: Path, sha: str) -> Path:
-    """Where a run's folder has a copy of a file, seen from the folder."""
-    return Path(CODE, sha[:12], file.name)
+def copy_of(file: Path, sha: str, others: Iterable[str] = ()) -> Path:
+    """Where a run's folder has a copy of a file, seen from the folder.
+
+    Args:
+        file: where it lay.
+        sha: its digest.
+        others: paths, seen from it, of what it runs in turn; they lie beside the copy alike.
+
+    >>> copy_of(Path("/project/code/task.py"), "0123456789abcdef", ["net.py", "../common/data.py"])
+    PosixPath('code/0123456789ab/code/task.py')
+    """
+    up = max((Path(other).parts.count("..") for other in others), default=0)
+    above = [part for part in file.parent.parts[1:] if part != ".."]
+    return Path(CODE, sha[:12], *above[max(0, len(above) - up) :], file.name)
+
+
+def _same(place: Path, sha: str, others: Mapping[str, str]) -> bool:
+    """Whether a file has these bytes, and so has what it runs in turn."""
+    own = {place: sha, **{place.parent / path: other for path, other in others.items()}}
+    return all(path.is_file() and digest(path) == wanted for path, wanted in own.items())
 
 
 def code_files(recipe: RecipeFields) -> dict[str, Path]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from prunus._common.own_files import beside, digest, digests
 from prunus.errors import InputError
 from prunus.methods import catalog as folder
 from prunus.methods.signals import needed
@@ -92,9 +93,12 @@ def bind(axis: str, spec: Spec) -> Callable[..., Any]:
 
 
 def code_digests(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of every file of a user's own that the recipe names, by the name."""
-    files = code_files(recipe).items()
-    return {name: folder.digest(path) for name, path in files if folder.own_file(name)}
+    """SHA-256 of every file of a user's own that the recipe names, by the name, and of what these
+    run in turn."""
+    found: dict[str, str] = {}
+    for name, path in code_files(recipe).items():
+        found |= digests(name, path) if folder.own_file(name) else {}
+    return found
 
 
 def code_that_runs(recipe: Recipe) -> dict[str, str]:
@@ -102,8 +106,9 @@ def code_that_runs(recipe: Recipe) -> dict[str, str]:
     here, found = Path.cwd(), {}
     for name, path in code_files(recipe).items():
         if folder.own_file(name) or path == recipe.path_of(name):  # a run's copy of an example
-            near = path.is_relative_to(here)
-            found[str(path.relative_to(here) if near else path)] = folder.digest(path)
+            for file in (path, *beside(path).values()):
+                near = file.is_relative_to(here)
+                found[str(file.relative_to(here) if near else file)] = digest(file)
     return found
 
 
@@ -128,7 +133,7 @@ def teacher_file(recipe: Recipe) -> Path | None:
 def teacher_digest(recipe: Recipe) -> str | None:
     """SHA-256 of that file."""
     place = teacher_file(recipe)
-    return None if place is None else folder.digest(place)
+    return None if place is None else digest(place)
 
 
 def folder_name(recipe: Recipe) -> str:

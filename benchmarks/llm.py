@@ -47,7 +47,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     },
     **{
         f"alps + repair, {name}": {
-            "solver": {"name": "alps", "steps": 60}, "repair": {"steps": 64}, **pattern
+            "solver": {"name": "alps", "steps": 60}, "repair": {"steps": 32}, **pattern
         }
         for name, pattern in (
             ("50 %", {"target": 0.5}), ("2:4", {"structure": "2:4"}),
@@ -56,14 +56,14 @@ ROWS: dict[str, dict[str, Any] | None] = {
     },
     "neurons, 25 % of the blocks": {"structure": {"neuron": 0.354}},
     "neurons + repair, 25 % of the blocks": {
-        "structure": {"neuron": 0.354}, "repair": {"steps": 64},
+        "structure": {"neuron": 0.354}, "repair": {"steps": 32},
     },
     "neurons and blocks + repair, 25 % of the blocks": {
-        "structure": {"neuron": 0.19, "block": 0.12}, "repair": {"steps": 64},
+        "structure": {"neuron": 0.19, "block": 0.12}, "repair": {"steps": 32},
     },
     "hidden width 512": {"structure": {"hidden": 0.2}},
     "hidden width 512 + repair": {
-        "structure": {"hidden": 0.2}, "repair": {"fit": True, "steps": 64},
+        "structure": {"hidden": 0.2}, "repair": {"fit": True, "steps": 32},
     },
 }  # fmt: skip
 """Neurons are 71 % of the parameters of Gemma 3 270M's blocks; 2 of its 18 blocks are 11 %."""

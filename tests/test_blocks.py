@@ -573,7 +573,7 @@ def test_masks_go_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None
     )
     block, way = nn.Linear(2, 2, device="meta"), Way([], [])
     masks = {"weight": torch.ones(2, 1, dtype=torch.bool)}
-    mend(block, block, (way, way), [], masks, how=BlockRepair())
+    mend(block, block, (way, way), [], masks, how=BlockRepair(rate=1e-3))
     assert seen == [torch.device("meta")]
 
 

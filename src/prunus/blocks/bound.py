@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
-from prunus.blocks.job import Job, share_of
+from prunus.blocks.allowance import allowed, comparable
+from prunus.blocks.job import Job
 from prunus.blocks.looking import lost
-from prunus.blocks.recipe import BLOCK, BlockRecipe
-from prunus.errors import InputError
+from prunus.blocks.recipe import BlockRecipe
 
 
 class Bound:
@@ -37,15 +36,10 @@ class Bound:
         guard = self.how.guard
         if guard is None or not gone:
             return True
-        if guard.max_loss is not None and self._dense is None:
-            self._dense = lost(self.walk(()))[0]
-            if math.isnan(self._dense):
-                raise InputError(
-                    "guard: max_loss: the model gives no logits of tokens for the held-out data: "
-                    "give loss, or max_error"
-                )
+        may = allowed(self.how, spent=0)
+        if may is not None and self._dense is None:
+            self._dense = comparable(self.how, lost(self.walk(()))[0])
         loss, worst = lost(self.walk(gone))
         if guard.max_error is not None and worst > guard.max_error:
             return False
-        share = share_of(self.how, self.how.parts[BLOCK])
-        return self._dense is None or loss - self._dense <= (guard.max_loss or 0.0) * share
+        return may is None or self._dense is None or loss - self._dense <= may

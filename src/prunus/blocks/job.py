@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus._common.files import write_json
+from prunus.blocks.allowance import allowed, comparable
 from prunus.blocks.choosing import solving_of
 from prunus.blocks.fewer import PassedOver
 from prunus.blocks.fitting import Way
@@ -20,13 +21,13 @@ from prunus.blocks.flow import Flow
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.judge import Judge
 from prunus.blocks.mending import kept_for, mend
-from prunus.blocks.recipe import BLOCK, BlockRecipe, BlockResult
+from prunus.blocks.recipe import BlockRecipe, BlockResult
 from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import outliers
 from prunus.blocks.source import Source
 from prunus.blocks.streams import Progress, Stream, file_of, gap
 from prunus.blocks.walk import given_by, passage_of, passed_stacks, stacks_of
-from prunus.errors import InputError, RunError
+from prunus.errors import RunError
 from prunus.methods.block_rates import MOST, facts_of
 from prunus.recipe.resolve import bind
 
@@ -168,10 +169,9 @@ class Job:
         errors = [self.at.errors[blocks[i]] for i in part if blocks[i] not in self.gone]
         if guard.max_error is not None and max(errors, default=0.0) > guard.max_error:
             return False
-        if guard.max_loss is None or held is None or self.at.loss is None:
+        may = allowed(self.how, self.at.spent)
+        if may is None or held is None or self.at.loss is None:
             return True
-        first = share_of(self.how, len(self.gone) / sum(map(len, self.stacks)))
-        may = guard.max_loss * (first + (1 - first) * self.at.spent)
         return self.judged(held, part[-1]) - self.at.loss[0] <= may
 
     def _block(self, streams: dict[str, Stream], i: int, rate: float, *, whole: bool) -> None:
@@ -282,12 +282,7 @@ class Job:
             loss = self.judged(Stream("held", self.held), None)
             self.source = walked
             self.at.loss = (loss, loss)
-            guard = self.how.guard
-            if guard is not None and guard.max_loss is not None and math.isnan(loss):
-                raise InputError(
-                    "guard: max_loss: the model gives no logits of tokens for the held-out data: "
-                    "give loss, or max_error"
-                )
+            comparable(self.how, loss)
         if self.facts:
             stream = Stream("survey", self.calibration)
             for blocks in self.stacks:
@@ -359,20 +354,3 @@ class Job:
         if name in self.gone:
             return 0
         return sum(p.numel() for p in self.model.get_submodule(name).parameters() if p.dim() > 1)
-
-
-def share_of(how: BlockRecipe, gone: float) -> float:
-    """What blocks that go as a whole may use of ``max_loss``: their share of all that goes.
-
-    Args:
-        how: the recipe.
-        gone: the part of the blocks that goes.
-
-    >>> from prunus.blocks.recipe import block_recipe
-    >>> share_of(block_recipe({"structure": {"block": 0.2}}), 0.2)
-    1.0
-    >>> share_of(block_recipe({"structure": {"block": 0.2, "neuron": 0.25}}), 0.2)
-    0.5
-    """
-    inside = (1 - gone) * how.asked if set(how.parts) != {BLOCK} else 0.0
-    return gone / (gone + inside) if gone else 0.0

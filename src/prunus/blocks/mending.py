@@ -14,10 +14,14 @@ from prunus._common.activations import FarEnough
 from prunus.blocks.fitting import Way, fit
 from prunus.blocks.recipe import BlockRepair
 from prunus.blocks.walk import given_by
-from prunus.methods.repairs._descent import descend
+from prunus.methods.repairs._descent import aside, descend
 
 Pair = tuple[Tensor, Tensor]
 """What a block gives, and what it should."""
+PART = 5e-3
+"""The rate, as a part of the root mean square of what stays of a tensor."""
+LEAST = 1e-3
+"""The least that ‖y_t‖² counts for, as a part of its mean."""
 
 
 def mend(
@@ -122,12 +126,42 @@ def _toward(
     batches: int,
     how: BlockRepair,
 ) -> None:
-    """min Σ‖f(x) − y‖² / Σ‖y‖² over what stays of a module, by Adam, a batch each step."""
+    """min mean_t ‖f(x)_t − y_t‖² / ‖y_t‖² over what stays of a module, by Adam, a batch each step.
+
+    Each place t counts as every other: the next block's norm divides by its length, and a few (the
+    first one of a sequence) may be a hundred times as long as the others.
+    """
     own = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
     masks = {n: masks[n].to(p.device) for n, p in own.items() if n in masks}
+    learned, judging = aside(batches)
 
-    def loss(step: int) -> Tensor:
-        answer, wanted = pair(step % batches)
-        return (answer - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
+    def loss(batch: int) -> Tensor:
+        return apart(*pair(batch))
 
-    descend(own, masks, loss, steps=how.steps, rate=how.rate)
+    descend(own, masks, lambda step: loss(learned[step % len(learned)]),
+            error=lambda: sum(float(loss(batch)) for batch in judging), steps=how.steps,
+            rates=_rates(own, how.rate))  # fmt: skip
+
+
+def apart(answer: Tensor, wanted: Tensor) -> Tensor:
+    """The mean over places of ‖a_t − y_t‖² / ‖y_t‖², features in the last dimension.
+
+    A place that is shorter than a thousandth of the mean counts as if it were that long.
+
+    >>> float(apart(torch.tensor([[2.0], [110.0]]), torch.tensor([[1.0], [100.0]])))
+    0.505...
+    """
+    exact = wanted if wanted.dtype == torch.float64 else wanted.float()
+    size = exact.square().sum(-1)
+    least = (LEAST * size.mean()).clamp(min=1e-12)
+    return ((answer - exact).square().sum(-1) / size.clamp(min=least)).mean()
+
+
+def _rates(own: Mapping[str, Tensor], rate: float | None) -> dict[str, float]:
+    """Of each tensor: the one that is asked for, or a part of the tensor's size."""
+    if rate is not None:
+        return dict.fromkeys(own, rate)
+    sizes = {n: float(p.detach()[p.detach() != 0].double().square().mean().sqrt())
+             for n, p in own.items() if bool(p.detach().any())}  # fmt: skip
+    least = min(sizes.values(), default=1.0)  # of what is zero as yet, such as biases
+    return {name: PART * sizes.get(name, least) for name in own}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prunus
-from prunus._common.own_code import PREFIX, module_at
+from prunus._common.own_code import PREFIX, VARIABLE, module_at
 from prunus._common.own_files import beside
 from prunus.cli.main import cli
 from prunus.errors import InputError
@@ -70,12 +71,15 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _modules() -> Iterator[None]:
-    before = set(sys.modules)
+def _modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(VARIABLE, "{}")
     yield
-    for name in set(sys.modules) - before:
-        if name.startswith(PREFIX):
-            del sys.modules[name]
+    _forget_own_modules()
+
+
+def _forget_own_modules() -> None:
+    for name in [name for name in sys.modules if name.startswith(PREFIX)]:
+        del sys.modules[name]
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -157,6 +161,43 @@ def test_two_projects_keep_files_of_one_name_apart(tmp_path: Path) -> None:
     assert "net" not in sys.modules
 
 
+@pytest.mark.parametrize("package", [False, True])
+def test_two_projects_keep_packages_of_one_name_apart_and_an_edit_inside_runs(
+    tmp_path: Path, package: bool
+) -> None:
+    def project(name: str, size: int) -> Path:
+        more = {"models/__init__.py": ""} if package else {}
+        files = {"main.py": "from models.net import SIZE\n", "models/net.py": f"SIZE = {size}\n"}
+        return written(tmp_path / name, files | more) / "main.py"
+
+    assert [module_at(project(n, size)).SIZE for n, size in (("a", 1), ("b", 22))] == [1, 22]
+    assert module_at(project("a", 333)).SIZE == 333
+
+
+def test_an_edit_changes_nothing_in_files_that_run_already(tmp_path: Path) -> None:
+    main = "import net\n\ndef size():\n    from net import SIZE\n    return SIZE\n"
+    made = module_at(written(tmp_path, {"main.py": main, "net.py": "SIZE = 1\n"}) / "main.py")
+    (tmp_path / "net.py").write_text("SIZE = 22\n")
+    assert made.size() == 1
+
+
+def test_another_process_unpickles_what_own_files_define_unless_they_were_edited(
+    tmp_path: Path,
+) -> None:
+    folder = written(tmp_path, {
+        "main.py": "from models.data import Set\n", "tools.py": "SIZE = 7\n",
+        "models/data.py": "class Set:\n    def __len__(self):\n        from tools import SIZE\n"
+                          "        return SIZE\n",
+    })  # fmt: skip
+    sent = pickle.dumps(module_at(folder / "main.py").Set())
+    _forget_own_modules()  # as in a worker that was spawned
+    assert len(pickle.loads(sent)) == 7
+    _forget_own_modules()
+    (folder / "tools.py").write_text("SIZE = 8\n")
+    with pytest.raises(ImportError, match="edited while it was at work"):
+        pickle.loads(sent)
+
+
 def test_a_file_that_changed_runs_again_with_what_imports_it(tmp_path: Path) -> None:
     folder = written(tmp_path, {"main.py": "from net import SIZE\n", "net.py": "SIZE = 1\n"})
     first = module_at(folder / "main.py")
@@ -220,6 +261,39 @@ def test_what_is_missing_or_fails_beside_says_where(tmp_path: Path) -> None:
     assert module_at(folder / "fails.py").broken.x == 1
 
 
+def test_importlib_looks_where_python_does_and_the_error_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = project / "code/task.py"
+    late = TASK.replace("import data ", "import importlib; data = importlib.import_module('data') ")
+    for text in (late, "import importlib\nimportlib.import_module('data')\n"):
+        task.write_text(text)
+        with pytest.raises(InputError, match=r"add .* to PYTHONPATH"):
+            task_of(Recipe.load(project / "try.yaml"))
+    task.write_text(late)
+    monkeypatch.syspath_prepend(str(project / "code"))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    assert task_of(Recipe.load(project / "try.yaml")).metric_name == "accuracy"
+
+
+def test_an_error_in_training_names_the_line_of_the_users_own_file(project: Path) -> None:
+    task = project / "code/task.py"
+    task.write_text(TASK.replace("model(batch[0])", "model(batch[0].T)"))
+    done = CliRunner().invoke(cli, ["run", str(project / "try.yaml"), "--folder", f"{project}/run"])
+    assert "(task.py, line 15); --debug shows the traceback" in done.output
+
+
+def test_what_init_wrote_is_not_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "known"))
+    monkeypatch.setenv("HOME", str(tmp_path / "known"))
+    monkeypatch.delenv("PRUNUS_TRUST", raising=False)
+    for words in (["init", str(tmp_path)], ["units", f"{tmp_path}/task.py:task"]):
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("text", [
     "A = Path(__file__).with_name('other.py')",
     "B = (Path(__file__).parent / 'sub' / 'other.py').resolve()",
@@ -269,8 +343,7 @@ def test_every_file_that_runs_was_told(
         assert "ImportError" in str(error) or "AttributeError" in str(error)  # noqa: PT017
     finally:
         del builtins.prunus_ran  # type: ignore[attr-defined]
-        for name in [n for n in sys.modules if n.startswith(PREFIX)]:
-            del sys.modules[name]
+        _forget_own_modules()
     told = {str(p) for p in beside(folder / "main.py").values()} | {str(folder / "main.py")}
     assert set(ran) <= told
     assert len(ran) == len(set(ran))

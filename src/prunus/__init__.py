@@ -127,4 +127,19 @@ class _ShortNames(Loader):
         sys.modules[module.__name__] = importlib.import_module(_MODULES[short])
 
 
+class _OwnFiles:
+    """Finds a user's own files by the names under which they run, in processes started since."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not name.startswith("prunus_user_"):
+            return None
+        from prunus._common.own_code import spec_of
+
+        return spec_of(name, path)
+
+
 sys.meta_path.append(_ShortNames)
+sys.meta_path.insert(0, _OwnFiles)  # before what looks in the folders of packages

@@ -4,6 +4,9 @@ A file is run under a name of its own that no other file has. It imports what li
 when it is run as a script; these run under such names too, so that two projects in one process, or
 a project and a run's copy of it, keep their ``net.py`` apart. Where Python finds the same file by
 itself, it is the module that Python has.
+
+Processes that this one starts (a loader's workers) find these names too: which file a name stands
+for is in an environment variable, which they inherit.
 """
 
 from __future__ import annotations
@@ -12,19 +15,24 @@ import builtins
 import importlib
 import importlib.util
 import inspect
+import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prunus._common.own_files import PACKAGE, imported_from, joint_digest, place_of
+from prunus._common.own_files import PACKAGE, imported_from, place_digest, place_of
 from prunus.errors import InputError, did_you_mean
 
 PREFIX = "prunus_user_"
+VARIABLE = "PRUNUS_OWN_CODE"
+"""Of the environment: for each name the file, and the folder beside which it imports."""
 
 
 def from_file(path: Path, function: str) -> Callable[..., Any]:
@@ -53,9 +61,17 @@ def module_at(path: Path) -> ModuleType:
         raise InputError(f"there is no file '{path}' (looked in {Path.cwd()})")
     place = path.resolve()
     try:
-        return _private(place, place.parent)
+        return _private(place, _Beside(place.parent))
     except Exception as error:  # the user's file runs
         raise InputError(f"'{path}' fails: {_said(error, place)}") from error
+
+
+def where(error: BaseException) -> str:
+    """Where an error was raised: the last line of a user's own file on the way, if there is one."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [one for one in frames if str(one[0].f_globals.get("__name__")).startswith(PREFIX)]
+    frame, line = (own or frames)[-1]
+    return f"{Path(frame.f_code.co_filename).name}, line {line}"
 
 
 def _said(error: Exception, place: Path) -> str:
@@ -66,43 +82,128 @@ def _said(error: Exception, place: Path) -> str:
     if last is not None and last.filename != str(place) and _is_beside(last.filename, place):
         text += f" ('{last.filename}', line {last.lineno})"
     if isinstance(error, ModuleNotFoundError) and error.name:
-        text += (
-            f"; what lies beside '{place.name}' can be imported, and what is installed: put it "
-            f"there, install it, or name its folder in PYTHONPATH"
-        )
+        text += f"; {_missing(error.name.partition('.')[0], place)}"
     return text
+
+
+def _missing(name: str, place: Path) -> str:
+    if not name.startswith(PREFIX) and imported_from(place.parent, name) is not None:
+        return (
+            "import statements look beside the file, but importlib, torch.load and pickle where "
+            f"Python does: add '{place.parent}' to PYTHONPATH"
+        )
+    return (
+        f"what lies beside '{place.name}' can be imported, and what is installed: put it "
+        "there, install it, or name its folder in PYTHONPATH"
+    )
 
 
 def _is_beside(file: str, place: Path) -> bool:
     return Path(file).is_relative_to(place.parent)
 
 
-def _private(place: Path, home: Path) -> ModuleType:
+@dataclass(frozen=True)
+class _Beside:
+    """What files that are run together find beside them.
+
+    Attributes:
+        home: the folder.
+        modules: what was found, by the name that imports it; an edit changes nothing in files
+            that run already.
+    """
+
+    home: Path
+    modules: dict[str, ModuleType] = field(default_factory=dict)
+
+    def module(self, name: str) -> ModuleType | None:
+        """What an import of a name means; ``None``: what Python finds."""
+        if name not in self.modules:
+            place = imported_from(self.home, name)
+            if place is None or _is_pythons(name, place):
+                return None
+            self.modules[name] = _private(place, self)
+        return self.modules[name]
+
+
+def _private(place: Path, beside: _Beside) -> ModuleType:
     """What a file, a package or a folder runs as, under a name of its own."""
-    stem = place.parent.name if place.name == PACKAGE else place.stem
-    sha = "folder" if place.is_dir() else joint_digest(place)[:8]
-    name = f"{PREFIX}{stem}_{sha}"
-    known = sys.modules.get(name)
-    if known is not None and _place(known) == str(place):  # a copy may read what lies beside it
+    name = _name(place, beside.home)
+    if (known := sys.modules.get(name)) is not None:
         return known
-    return _run(name, place, home)
+    _tell(name, place, beside.home)
+    return _run(name, place, beside)
 
 
-def _place(module: ModuleType) -> str:
-    return module.__file__ or str(next(iter(module.__path__)))
+def _tell(name: str, place: Path, home: Path) -> None:
+    """Lets processes that are started from here find what a name stands for."""
+    told = json.loads(os.environ.get(VARIABLE, "{}"))
+    os.environ[VARIABLE] = json.dumps({**told, name: [str(place), str(home)]})
 
 
-def _run(name: str, place: Path, home: Path) -> ModuleType:
+def spec_of(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """What a name of a user's own file means, for Python's own import.
+
+    Python asks where another process unpickles what such a file defines.
+
+    Args:
+        name: that begins with ``PREFIX``.
+        path: the folders of the package that it is a part of.
+
+    Raises:
+        ImportError: if the file was edited since.
+    """
+    package, _, last = name.rpartition(".")
+    if package:
+        beside = _beside(sys.modules[package])
+        places = (place_of(Path(folder), last) for folder in path or ())
+        place = next((one for one in places if one is not None), None)
+        return None if place is None or beside is None else _spec(name, place, beside)
+    told = json.loads(os.environ.get(VARIABLE, "{}")).get(name)
+    if told is None:
+        return None
+    place, home = map(Path, told)
+    if not place.exists() or _name(place, home) != name:
+        raise ImportError(
+            f"'{place}', or what it imports, was edited while it was at work: start again",
+            name=name,
+        )
+    return _spec(name, place, _Beside(home))
+
+
+def home_of(name: str) -> Path | None:
+    """The folder of a file that runs, if what an import of this name would mean lies there."""
+    own = [module for key, module in list(sys.modules.items()) if key.startswith(PREFIX)]
+    homes = {found.home for module in own if (found := _beside(module)) is not None}
+    return next((home for home in sorted(homes) if name and imported_from(home, name)), None)
+
+
+def _name(place: Path, home: Path) -> str:
+    stem = place.parent.name if place.name == PACKAGE else place.stem
+    return f"{PREFIX}{stem}_{place_digest(place, home)[:8]}"
+
+
+def _beside(module: ModuleType) -> _Beside | None:
+    spec = module.__spec__
+    return None if spec is None else spec.loader_state
+
+
+def _spec(name: str, place: Path, beside: _Beside) -> ModuleSpec:
     if place.is_dir():
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = [str(place)]
     else:
         made = importlib.util.spec_from_file_location(
-            name, place, loader=_Loader(name, place, home),
+            name, place, loader=_Loader(name, place, beside),
             submodule_search_locations=[str(place.parent)] if place.name == PACKAGE else None,
         )  # fmt: skip
         assert made is not None
         spec = made
+    spec.loader_state = beside
+    return spec
+
+
+def _run(name: str, place: Path, beside: _Beside) -> ModuleType:
+    spec = _spec(name, place, beside)
     module = importlib.util.module_from_spec(spec)
     former = sys.modules.get(name)
     sys.modules[name] = module
@@ -121,19 +222,19 @@ def _run(name: str, place: Path, home: Path) -> ModuleType:
 class _Loader(SourceFileLoader):
     """Runs a file whose imports look beside it first."""
 
-    def __init__(self, name: str, place: Path, home: Path) -> None:
+    def __init__(self, name: str, place: Path, beside: _Beside) -> None:
         super().__init__(name, str(place))
-        self.home = home
+        self.beside = beside
 
     def exec_module(self, module: ModuleType) -> None:
         """Run it."""
-        own = {**vars(builtins), "__import__": partial(_import, self.home)}
+        own = {**vars(builtins), "__import__": partial(_import, self.beside)}
         module.__dict__["__builtins__"] = own
         super().exec_module(module)
 
 
 def _import(
-    home: Path,
+    beside: _Beside,
     name: str,
     globals: Mapping[str, Any] | None = None,
     locals: Mapping[str, Any] | None = None,
@@ -142,22 +243,22 @@ def _import(
 ) -> ModuleType:
     """As Python's own ``__import__``, which is asked for all that does not lie beside."""
     parts = name.split(".") if name else []
+    top: ModuleType | None
     if level:
         package = str((globals or {}).get("__package__") or "")
         if not package.startswith(PREFIX):
             return builtins.__import__(name, globals, locals, fromlist or (), level)
         top = sys.modules[package.rsplit(".", level - 1)[0] if level > 1 else package]
     else:
-        place = imported_from(home, parts[0])
-        if place is None or _is_pythons(parts[0], place):
+        top, parts = beside.module(parts[0]), parts[1:]
+        if top is None:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
-        top, parts = _private(place, home), parts[1:]
     last = top
     for part in parts:
-        last = _inside(last, part, home)
+        last = _inside(last, part, beside)
     for one in _wanted(last, fromlist or ()):
         if not hasattr(last, one) and _has(last, one):
-            _inside(last, one, home)
+            _inside(last, one, beside)
     return last if fromlist or level else top
 
 
@@ -181,7 +282,7 @@ def _has(module: ModuleType, name: str) -> bool:
     return any(place_of(Path(folder), name) is not None for folder in folders)
 
 
-def _inside(package: ModuleType, name: str, home: Path) -> ModuleType:
+def _inside(package: ModuleType, name: str, beside: _Beside) -> ModuleType:
     """A module of a package, run once."""
     full = f"{package.__name__}.{name}"
     if (known := sys.modules.get(full)) is not None:
@@ -190,6 +291,6 @@ def _inside(package: ModuleType, name: str, home: Path) -> ModuleType:
     place = next((p for f in folders if (p := place_of(f, name)) is not None), None)
     if place is None:
         raise ModuleNotFoundError(f"No module named '{full}'", name=full)
-    module = _run(full, place, home)
+    module = _run(full, place, beside)
     setattr(package, name, module)
     return module

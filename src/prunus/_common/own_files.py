@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,15 +31,21 @@ def beside(path: Path) -> dict[str, Path]:
     Of a package every file counts: what it imports may depend on names that only running tells.
     """
     start = path.resolve()
-    found: set[Path] = {start}
-    queue = [(start, start.parent)]
+    found = _reached([start], start.parent)
+    return {Path(os.path.relpath(p, start.parent)).as_posix(): p for p in sorted(found - {start})}
+
+
+def _reached(starts: Sequence[Path], home: Path) -> set[Path]:
+    """Files, and all that they run."""
+    found = set(starts)
+    queue = [(start, home) for start in starts]
     while queue:
         file, home = queue.pop()
         for other, its_home in _named(file, home):
             if other not in found:
                 found.add(other)
                 queue.append((other, its_home))
-    return {Path(os.path.relpath(p, start.parent)).as_posix(): p for p in sorted(found - {start})}
+    return found
 
 
 BESIDE = " > "
@@ -53,10 +58,20 @@ def digests(name: str, path: Path) -> dict[str, str]:
     return {name: digest(path), **others}
 
 
-def joint_digest(path: Path) -> str:
-    """Of a file, and of what it runs in turn if there is such; it changes with any of them."""
-    own = digests("", path)
-    return hashlib.sha256(json.dumps(own).encode()).hexdigest() if len(own) > 1 else own[""]
+def place_digest(place: Path, home: Path) -> str:
+    """Of where a module, a package or a folder lies and of all code that it can run.
+
+    Two projects have different ones, and so has one project after an edit.
+
+    Args:
+        place: as :func:`place_of` gives it.
+        home: beside which folder it imports.
+    """
+    folder = place if place.is_dir() else place.parent if place.name == PACKAGE else None
+    starts = [place] if folder is None else sorted(folder.rglob(f"*{MODULE}"))
+    reached = sorted(_reached([start.resolve() for start in starts], home))
+    told = [str(place), *(f"{path}{BESIDE}{digest(path)}" for path in reached)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def place_of(folder: Path, name: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable
 
+from prunus._common.own_code import home_of
 from prunus.errors import InputError
 
 
@@ -59,7 +60,17 @@ def lacking(error: ModuleNotFoundError) -> str:
     "No module named 'mine'"
     """
     module = (error.name or "").partition(".")[0]
-    return _how(*_OPTIONAL[module]) if module in _OPTIONAL else str(error)
+    if module in _OPTIONAL:
+        return _how(*_OPTIONAL[module])
+    folder = home_of(module)
+    return (
+        str(error)
+        if folder is None
+        else (
+            f"{error}: '{module}' lies in '{folder}', where import statements of your files look; "
+            "importlib, torch.load and pickle look where Python does: add that folder to PYTHONPATH"
+        )
+    )
 
 
 _OPTIONAL = {

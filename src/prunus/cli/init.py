@@ -28,10 +28,13 @@ def init(folder: Path, example: str | None) -> None:
       prunus init my_project && prunus run my_project
       prunus init --from movie_reviews my_project
     """
+    from prunus._common.own_files import digest
     from prunus.cli.copying import copy_example
     from prunus.cli.template import write_template
+    from prunus.cli.trust import remember
 
     written = write_template(folder) if example is None else copy_example(example, folder)
+    remember({str(path): digest(path) for path in written if path.suffix == ".py"})
     for path in written:
         click.echo(f"wrote {path}")
     recipes = [path for path in written if path.suffix == ".yaml"]

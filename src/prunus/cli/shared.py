@@ -9,11 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from prunus._common.own_code import where
 from prunus._common.packages import lacking
 from prunus._common.tables import Table
 from prunus.errors import InputError, PrunusError
@@ -83,8 +83,7 @@ def says_errors(command: Command) -> Command:
         except Exception as error:  # a fault of ours or of the user's code: one line, no traceback
             if debug:
                 raise
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(where.filename).name}, line {where.lineno}"
+            place = where(error)
             click.echo(
                 f"Error: {type(error).__name__}: {error} ({place}); --debug shows the traceback",
                 err=True,

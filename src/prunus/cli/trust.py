@@ -47,12 +47,12 @@ def ask(code: Mapping[str, str]) -> None:
     if not new or trusted:
         announce(code)
         return
-    for file, sha in new.items():
-        says = f"{file} (sha256 {sha[:12]}) is code that you have not run or confirmed before"
-        if not _at_a_terminal():
-            raise InputError(f"{says}: read it, then add --trust, or set PRUNUS_TRUST=1")
-        if not click.confirm(f"{says}. Run it?", err=True):
-            raise InputError(f"{file} was not run")
+    files = [f"{file} (sha256 {sha[:12]})" for file, sha in new.items()]
+    says = f"{', '.join(files)}: code that you have not run or confirmed before"
+    if not _at_a_terminal():
+        raise InputError(f"{says}. Read it, then add --trust, or set PRUNUS_TRUST=1")
+    if not click.confirm(f"{says}. Run {'it' if len(new) == 1 else 'them'}?", err=True):
+        raise InputError(f"{', '.join(new)}: not run")
     announce(code)
 
 

@@ -73,6 +73,8 @@ def command(*words: str) -> Result:
         (["structure={name: subset, neurons: {'0': [99]}}"], "0 to 15"),
         (["structure={name: layer, modules: [nothing]}"], "nothing"),
         (["criterion=missing.py:mine"], "missing.py"),
+        (["structure=[channel, head]"], "one name, or a mapping: a name and its settings"),
+        (["guard=0.5"], "a mapping with keys of better, max_drop"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_is_written(

@@ -74,6 +74,44 @@ def test_rounds_are_progressive_where_no_schedule_is_named() -> None:
     assert prunus.Recipe(rounds=4).to_dict() == {"version": 1, "rounds": 4}
 
 
+def test_epochs_of_accumulated_gradients_are_passes_over_the_data_or_a_note_says_how_many() -> None:
+    loader = [torch.randn(2, 4) for _ in range(6)]
+    lengths = []
+
+    def prune(**how: int) -> prunus.Result:
+        def train(model: nn.Module, run: Run) -> None:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            lengths.append(run.steps_of(loader, **how))
+            run.attach(optimizer, torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=0.1, total_steps=1 + lengths[-1]))  # fmt: skip
+            for i, batch in enumerate(run.batches(loader)):
+                model(batch).sum().backward()
+                if i % 3 == 2:
+                    optimizer.step()
+
+        recipe = {"target": 0.5, "rounds": 1, "retrain": "2ep"}
+        return prunus.prune(nn.Linear(4, 3), recipe, train=train)
+
+    told, right = prune(), prune(steps_per_epoch=2)
+    assert ([r.rounds[-1].step for r in (told, right)], lengths) == ([12, 4], [12, 4])
+    assert "counted as 6 optimizer steps and had 2" in told.notes[0]
+    assert right.notes == ()
+
+
+def test_a_length_in_epochs_that_is_asked_for_too_early_says_what_to_ask() -> None:
+    def train(model: nn.Module, run: Run) -> None:
+        run.steps  # noqa: B018
+
+    with pytest.raises(InputError, match=r"run.steps_of\(loader\)"):
+        prunus.prune(nn.Linear(4, 3), {"rounds": 1, "retrain": "2ep"}, train=train)
+
+
+def test_a_round_is_one_line() -> None:
+    said = "<Round 1: sparsity 0.5000 (requested 0.5000), not judged>"
+    made = prunus.prune(nn.Linear(4, 2), {"target": 0.5, "rounds": 1}).rounds[-1]
+    assert repr(made) == said
+
+
 def test_a_rejection_halves_the_step_and_starts_from_the_last_accepted_round() -> None:
     rows = judged((0.25, "accepted"), (0.5, "rejected"))
     assert following(rows) == 0.375

@@ -57,6 +57,7 @@ class LoopCallback:
 
     Attributes:
         pruner: the :class:`prunus.Pruner`, from the beginning of the training on.
+        notes: after it, of a model that became smaller, how it is saved and opened again.
 
     Raises:
         InputError: for what cannot be pruned in a loop of someone else's, with the reason.
@@ -90,6 +91,11 @@ class LoopCallback:
         self._steps = ExitStack()
         self._saved: Any = None
         self._watch: Any = None
+
+    def __repr__(self) -> str:
+        """The pruner, and what to know of the model that it leaves."""
+        notes = "".join(f"\nnote: {text}" for text in self.notes)
+        return f"<{type(self).__name__}: {self.pruner or 'its training has not begun'}{notes}>"
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle gets: there is none of a training at work."""

@@ -13,7 +13,7 @@ from prunus._common import loaders
 from prunus._common import rng as randomness
 from prunus._common.distributed import gather, on_rank_zero
 from prunus._common.given import given_batches, length_of
-from prunus._common.kinds import kind_of
+from prunus._common.kinds import given_number, kind_of
 from prunus.errors import InputError, RunError
 from prunus.progressive.engine import PruningEngine
 from prunus.pruning.optimizers import AnyOptimizer
@@ -47,6 +47,7 @@ class Run:
         self._engine, self._length, self._gradual = engine, length, gradual
         self._rate, self._seed = rate, data_seed
         self._steps: int | None = None
+        self._counted: int | None = None  # optimizer steps in an epoch, as train says
         self._base: list[float] = []
         self._others: dict[str, Any] = {}
         self._rng: dict[str, Any] | None = None
@@ -62,6 +63,7 @@ class Run:
         self.on_loader: Callable[[Any], None] = lambda loader: None
         self.on_first_batch: Callable[[int, Any], None] = lambda epoch, batch: None
         self.on_boundary: Callable[[Run], None] = lambda run: None
+        self.on_epoch: Callable[[int], None] = lambda taken: None
         self.on_step: Callable[[Run], None] = lambda run: None
         self.must_stop: Callable[[], bool] = lambda: False
         self.loss: Loss | None = None
@@ -76,8 +78,27 @@ class Run:
             InputError: if the recipe counts epochs and no loader was iterated yet.
         """
         if self._steps is None:
+            if self._length.unit == "ep" and self.per_epoch is None:
+                raise InputError(
+                    f"'{self._length}' is in epochs, and the steps in one are known from the "
+                    "first batch of run.batches(loader) on: before that, for a scheduler, take "
+                    "run.steps_of(loader); of a loader without a len() give steps_per_epoch=…"
+                )
             self._steps = self._length.steps(per_epoch=self.per_epoch)
         return self._steps
+
+    def steps_of(self, loader: Iterable[Any], *, steps_per_epoch: int | None = None) -> int:
+        """Optimizer steps of this phase with a loader, for a scheduler, before anything trains.
+
+        Args:
+            loader: that :meth:`batches` will iterate.
+            steps_per_epoch: as there.
+        """
+        if steps_per_epoch is not None:
+            given_number(steps_per_epoch, "steps_per_epoch", least=1, whole=True)
+            self._counted = steps_per_epoch
+        self.per_epoch, self._steps = self._counted or length_of(loader) or self.per_epoch, None
+        return self.steps
 
     @property
     def progress(self) -> float:
@@ -142,18 +163,25 @@ class Run:
         self.taught += 1
         return self.teaching(model, batch, loss)
 
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def batches(
+        self, loader: Iterable[Batch], *, steps_per_epoch: int | None = None
+    ) -> Iterator[Batch]:
         """The loader's batches, epoch after epoch, until ``steps`` optimizer steps are taken.
 
         The order of an epoch depends on the recipe's seed and the epoch alone, whatever the
         model does with random numbers: generators that the loader, its sampler or its dataset
         hold are seeded for each epoch, persistent workers begin anew.
+
+        Args:
+            loader: of the training data.
+            steps_per_epoch: optimizer steps in an epoch, where they are not its batches: with
+                gradients accumulated over k of them, ``len(loader) // k``.
         """
         if self.optimizer is None:
             raise InputError("call run.attach(optimizer) before run.batches(loader)")
         if not isinstance(loader, Iterator):
             given_batches(loader, "the training loader")
-        self.per_epoch = length_of(loader) or self.per_epoch
+        self.steps_of(loader, steps_per_epoch=steps_per_epoch)
         if self.done == 0:
             dense = self.round == 0
             self._engine.begin(self.steps, self.per_epoch, gradual=self._gradual, dense=dense)
@@ -186,6 +214,8 @@ class Run:
                     "train took no optimizer step in a whole epoch: call optimizer.step() on the "
                     "optimizer given to run.attach"
                 )
+            if resume_at == 0:
+                self.on_epoch(self.done - before)
             resume_at = 0
             self.epoch += 1
 

@@ -16,7 +16,7 @@ from prunus._common.tables import Table, page
 from prunus.types import Kept, Masks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Round:
     """One prune–restore–retrain–judge cycle; round 0 is the dense model.
 
@@ -57,6 +57,13 @@ class Round:
     target: str = "sparsity"
     latency: Mapping[str, float] = field(default_factory=dict)
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        judged = "" if self.metric is None else f", metric {metric(self.metric)}"
+        return (
+            f"<Round {self.index}: {self.counted} {metric(self.achieved)} (requested "
+            f"{metric(self.requested)}){judged}, {self.verdict}>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that journals and ``--json`` have for them."""

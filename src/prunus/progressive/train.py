@@ -183,7 +183,17 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
 
     if back is not None and run.saved is None and duration.parse(back).value == 0:
         at.blobs["rewind"] = at.blobs["start"]
-    run.on_step, run.on_boundary = on_step, on_boundary
+
+    def on_epoch(taken: int) -> None:
+        if length_of(job, at).unit == "ep" and run.per_epoch and 3 * taken <= 2 * run.per_epoch:
+            remember(
+                job, at,
+                f"an epoch was counted as {run.per_epoch} optimizer steps and had {taken}, so that "
+                "lengths in epochs are more passes over the data than they say: with accumulated "
+                "gradients write run.batches(loader, steps_per_epoch=…)",
+            )  # fmt: skip
+
+    run.on_epoch, run.on_step, run.on_boundary = on_epoch, on_step, on_boundary
     run.must_stop = lambda: limit.reached(at.step + run.done, run.per_epoch)
 
 

@@ -221,11 +221,22 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             lines.append(f"  {where}: there is no such key; {hint}")
             continue
         message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] == "dict_type":
+            message = "give a mapping"
+        if item["type"] == "model_type":
+            message = _wanted(_fields(model, [str(part) for part in item["loc"]]))
         got = item.get("input")
         short = f" (got {got!r:.60})" if item["type"] != "value_error" and "input" in item else ""
         lines += [f"  {where}: {m}{short}" if where else f"  {m}" for m in message.split("\n")]
     more = [f"  … and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return [*dict.fromkeys(lines), *more]
+
+
+def _wanted(keys: Sequence[str]) -> str:
+    """What is wanted where a value is no mapping."""
+    if list(keys) == ["name"]:
+        return "give one name, or a mapping: a name and its settings"
+    return f"give a mapping with keys of {', '.join(keys)}"
 
 
 def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:

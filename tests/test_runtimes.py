@@ -716,6 +716,22 @@ def test_a_loss_that_never_calls_the_model_gives_no_calibration() -> None:
         inputs_of(nn.Linear(1, 1), lambda model, batch: batch, [torch.ones(1)])
 
 
+def test_a_packed_sequence_is_refused_in_words_that_name_it() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.r = nn.GRU(4, 3, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return nn.utils.rnn.pad_packed_sequence(self.r(packed)[0], batch_first=True)[0]
+
+    with pytest.raises(InputError, match="packed sequences, which export does not follow"):
+        prunus.deploy(
+            Packed(), example=(torch.randn(2, 5, 4), torch.tensor([5, 3])), runtime="torch_export"
+        )
+
+
 def test_a_mix_of_unnamed_and_named_arguments_is_refused() -> None:
     class Star(nn.Module):
         def forward(self, *given: Tensor, scale: float = 1.0) -> Tensor:

@@ -60,7 +60,7 @@ def _judged(engine: PruningEngine, rounds: Sequence[Round]) -> str:
     trains = duration.parse(engine.recipe.dense.length).value > 0
     if not rounds or baseline(engine.recipe.guard, rounds, trained=trains) == rounds[0].metric:
         return ""
-    return "round 0 was no trained model, so the guard judged against the best round accepted"
+    return "pruned rounds are better than round 0 by far, so the guard judged against the best one"
 
 
 def stays_dense(engine: PruningEngine) -> str:

@@ -126,7 +126,7 @@ that came so, and one that the recipe itself has trained (too short, then)."""
 
 
 NOT_TRAINED = (
-    "round 0 ({0} {1:.4g}) was no trained model: round {3}, though pruned, has {2:.4g}; from here "
+    "round 0 ({0} {1:.4g}) was not fully trained: round {3}, though pruned, has {2:.4g}; from here "
     "on the guard judges against the best round accepted. Give it a trained model, or train one: "
     "dense: 10ep"
 )

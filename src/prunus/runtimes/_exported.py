@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from prunus.runtimes import BuildRequest
 from prunus.runtimes._arguments import batched, open_dims, variants
 from prunus.runtimes._flat import Flat, flat
 from prunus.runtimes._pools import Plain
-from prunus.runtimes._recurrent import Whole, in_torch
+from prunus.runtimes._recurrent import Whole, in_torch, packs
 from prunus.runtimes._sizes import Sizes
 
 
@@ -71,9 +72,22 @@ def export_freely(order: BuildRequest) -> Exported:
                 return made
         program = export(subject.model, subject.args, subject.kwargs)
     if isinstance(program, Exception):
-        raise InputError(f"torch.export cannot trace it: {first_line(program)}") from program
+        raise untraceable(program, subject) from program
     notes = () if batch is None else (f"for a batch of {batch} only: the model fixes it",)
     return Exported(_unplaced(program), False, Sizes(), notes, subject.names)
+
+
+def untraceable(error: Exception, subject: Flat) -> InputError:
+    """What to say where export fails; its words for a packed sequence are those of a size."""
+    packed = False
+    with contextlib.suppress(Exception), torch.no_grad():
+        packed = packs(subject.model, subject.args, subject.kwargs)
+    hint = (
+        "; its recurrent layers get packed sequences, which export does not follow: give a model "
+        "whose forward does not pack (one sequence at a time needs no padding), or take "
+        "runtime='eager'"
+    )
+    return InputError(f"torch.export cannot trace it: {first_line(error)}{hint if packed else ''}")
 
 
 def _unplaced(program: ExportedProgram) -> ExportedProgram:

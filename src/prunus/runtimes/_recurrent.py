@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from prunus._common.instead import Instead
@@ -43,6 +43,23 @@ class Whole(Instead):
         if func not in _TAKEN or not _is_plain(args):
             return None
         return getattr(torch.ops.prunus_steps, _TAKEN[func])(args[0], *_listed(args[1:]))
+
+
+def packs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a recurrent layer of a model gets a packed sequence; one pass is run."""
+    found: list[bool] = []
+
+    def look(layer: nn.Module, given: tuple[Any, ...]) -> None:
+        found.append(isinstance(given[0], nn.utils.rnn.PackedSequence))
+
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(found)
 
 
 def _is_plain(args: tuple[Any, ...]) -> bool:

@@ -21,7 +21,7 @@ from prunus.errors import InputError, first_line
 from prunus.graph.exporting import export
 from prunus.graph.trace import analysis_mode
 from prunus.runtimes import Answers, BuildRequest, Compute, Facts, Session
-from prunus.runtimes._exported import batch_of
+from prunus.runtimes._exported import batch_of, untraceable
 from prunus.runtimes._flat import Flat, flat
 from prunus.runtimes._silent import silent
 
@@ -122,7 +122,7 @@ def _program(subject: Flat, values: Sequence[Tensor]) -> ExportedProgram:
     named = dict(zip(subject.kwargs, values[count:], strict=True))
     program = export(subject.model, tuple(values[:count]), named)
     if isinstance(program, Exception):
-        raise InputError(f"torch.export cannot trace it: {first_line(program)}") from program
+        raise untraceable(program, subject) from program
     return program
 
 

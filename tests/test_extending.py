@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,25 @@ def test_a_users_own_criterion_is_named_in_a_recipe() -> None:
     recipe = quick(criterion={"name": "my/own.py:first", "slope": 3.0}, allocation="uniform")
     result = prunus.prune(tiny_task(), recipe)
     assert result.masks["0.weight"].all(dim=0).tolist() == [True] * 4 + [False] * 4
+
+
+def test_the_file_of_the_page_on_own_methods_prunes_with_each_of_them() -> None:
+    page = (Path(__file__).parents[1] / "docs/own_methods.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    Path("mine.py").write_text(text)
+    names = {"criterion": "saliency", "schedule": "staircase", "restore": "halfway_back"}
+    for more in ({"allocation": "mine.py:by_root"}, {"structure": "mine.py:columns"}):
+        recipe = quick(**{key: f"mine.py:{name}" for key, name in names.items()}, **more)
+        assert prunus.prune(tiny_task(), recipe).sparsity > 0
+    signals = Path(prunus.__file__).parent / "methods/signals"
+    named = {p.stem for p in signals.glob("[a-z]*.py")}
+    assert named == set(re.findall(r"`(\w+)`", page)) & named
+
+
+def test_a_restore_that_reads_a_state_without_declaring_it_is_told_how() -> None:
+    Path("own.py").write_text("def back(state, masks, memory):\n    return memory.start()\n")
+    with pytest.raises(InputError, match="write RECALLS = 'start' beside the function"):
+        prunus.prune(tiny_task(), quick(restore="own.py:back"))
 
 
 def test_a_copy_of_a_users_file_reads_what_lies_beside_the_copy() -> None:

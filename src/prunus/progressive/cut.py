@@ -105,7 +105,16 @@ def restore(job: RunContext, at: RunState) -> None:
     engine = job.engine
 
     def remembered(name: str) -> Callable[[], State]:
-        return lambda: unblob(job.journal.fetch(at.blobs[name]))
+        def state() -> State:
+            if name not in at.blobs:
+                says = "REWINDS_TO = '1ep'" if name == "rewind" else f"RECALLS = '{name}'"
+                raise InputError(
+                    f"restore {engine.recipe.restore.name}: memory.{name}() is kept only for a "
+                    f"file that declares it: write {says} beside the function (docs/own_methods.md)"
+                )
+            return unblob(job.journal.fetch(at.blobs[name]))
+
+        return state
 
     memory = Memory(
         start=remembered("start"),

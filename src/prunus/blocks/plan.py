@@ -143,6 +143,9 @@ def plan_of(folder: Path, how: BlockRecipe) -> Plan:
             batch = min(tokens, 2048)
             passes = 10.0 if how.repair.apart else 6.0  # those of the dense block as well, by part
             work += passes * weights * batch * how.repair.steps + 2.0 * weights * tokens
+            if how.repair.steps:  # nine looks at an eighth; gradients, Adam's two, and the best
+                work += 9 / 8 * passes / 3 * weights * tokens
+                extra = max(extra, 16 * every)
             extra += 4 * every if how.repair.apart or how.repair.fit else 0
             if how.repair.fit:  # about four inputs, half of a pass each, of both models
                 work += 8.0 * weights * tokens + 4.0 * sum(n * n for n in sides) * tokens

@@ -46,6 +46,12 @@ ROWS: dict[str, dict[str, Any] | None] = {
         for solver in ("magnitude", "wanda", "ria", "sparsegpt", "alps")
     },
     **{
+        f"sparsegpt + repair, {name}": {"repair": {"steps": 32}, **pattern}
+        for name, pattern in (
+            ("50 %", {"target": 0.5}), ("2:4", {"structure": "2:4"}), ("70 %", {"target": 0.7}),
+        )
+    },
+    **{
         f"alps + repair, {name}": {
             "solver": {"name": "alps", "steps": 60}, "repair": {"steps": 32}, **pattern
         }

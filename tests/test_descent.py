@@ -105,7 +105,7 @@ def test_the_rate_rises_soon_and_falls_toward_zero(steps: int) -> None:
 
 
 def test_a_place_that_is_long_does_not_outweigh_the_others() -> None:
-    """The first one of a sequence may be a hundred times as long as others, as Gemma's is."""
+    """The first one of a sequence may be ten times as long as others and more, as Gemma's is."""
     dense, cut = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         dense.weight.copy_(torch.tensor([[1.0, 1.0], [3.0, 0.0]]))

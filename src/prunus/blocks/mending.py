@@ -129,7 +129,7 @@ def _toward(
     """min mean_t ‖f(x)_t − y_t‖² / ‖y_t‖² over what stays of a module, by Adam, a batch each step.
 
     Each place t counts as every other: the next block's norm divides by its length, and a few (the
-    first one of a sequence) may be a hundred times as long as the others.
+    first one of a sequence) may be ten times as long as the others and more.
     """
     own = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
     masks = {n: masks[n].to(p.device) for n, p in own.items() if n in masks}

@@ -17,6 +17,7 @@ from helpers import quick, tiny_task
 from prunus.cli.main import cli
 from prunus.errors import InputError
 from prunus.methods.catalog import from_file
+from prunus.recipe.schema import Recipe
 
 CRITERION = '''"""Late inputs matter least."""
 
@@ -95,6 +96,27 @@ def test_a_restore_that_reads_a_state_without_declaring_it_is_told_how() -> None
     Path("own.py").write_text("def back(state, masks, memory):\n    return memory.start()\n")
     with pytest.raises(InputError, match="write RECALLS = 'start' beside the function"):
         prunus.prune(tiny_task(), quick(restore="own.py:back"))
+
+
+@pytest.mark.parametrize(("key", "code", "says"), [
+    ("schedule", "f(p):\n return p", "called with progress, start, target"),
+    ("schedule", "f(p, start, target):\n return None", "the sparsity that is due"),
+    ("allocation", "f(u, cost, t, limits):\n return None", "the units that each group keeps"),
+    ("allocation", "f(u, cost, t, limits):\n return {}", "nothing for 0.weight"),
+    ("allocation", "f(u, cost, t, limits):\n return {g: g.units / 3 for g in u}", "whole number"),
+    ("restore", "f(state, masks, memory):\n return None", "prunus.types.State"),
+])  # fmt: skip
+def test_what_a_method_of_ones_own_takes_and_gives_is_looked_at(
+    key: str, code: str, says: str
+) -> None:
+    Path("own.py").write_text(f"def {code}\n")
+    with pytest.raises(InputError, match=f"own.py:f.*{says}"):
+        prunus.prune(tiny_task(), quick(dense="1it", retrain="1it", **{key: "own.py:f"}))
+
+
+def test_a_file_without_the_name_of_its_function_is_refused_as_that() -> None:
+    with pytest.raises(InputError, match=r"name the function as well: own\.py:function"):
+        Recipe.load({"criterion": "own.py"})
 
 
 def test_a_copy_of_a_users_file_reads_what_lies_beside_the_copy() -> None:

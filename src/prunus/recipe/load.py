@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,10 @@ def unknown_methods(recipe: RecipeFields) -> list[str]:
     problems = []
     for field, spec in recipe.specs().items():
         axis = AXIS[field]
-        if not is_own(spec.name) and spec.name not in names(axis):
+        name = attrgetter(field)(recipe).name  # as it is written
+        if own_file(name) == name:
+            problems.append(f"  {field}: name the function as well: {name}:function")
+        elif not is_own(spec.name) and spec.name not in names(axis):
             problems.append(f"  {field}: there is no '{spec.name}'; {meant(axis, spec.name)}")
     if recipe.task is not None:
         name = recipe.located(recipe.task).name

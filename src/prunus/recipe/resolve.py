@@ -21,6 +21,7 @@ from prunus.methods.signals import needed
 from prunus.recipe.code_files import code_files
 from prunus.recipe.fields import AXIS
 from prunus.recipe.load import explain
+from prunus.recipe.own_results import watched
 from prunus.recipe.schema import Recipe
 from prunus.recipe.specs import Spec
 from prunus.types import Allocation, Criterion, Rate, Repair, Restore
@@ -89,7 +90,8 @@ def bind(axis: str, spec: Spec) -> Callable[..., Any]:
         lines = "; ".join(line.strip() for line in explain(error, model))
         raise InputError(f"{spec.name}: {lines}") from None
     given = {name: getattr(checked, name) for name in fields}
-    return functools.partial(function, **given) if given else function
+    made = functools.partial(function, **given) if given else function
+    return watched(axis, spec.name, made) if folder.is_own(spec.name) else made
 
 
 def code_digests(recipe: Recipe) -> dict[str, str]:

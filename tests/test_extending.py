@@ -114,6 +114,17 @@ def test_what_a_method_of_ones_own_takes_and_gives_is_looked_at(
         prunus.prune(tiny_task(), quick(dense="1it", retrain="1it", **{key: "own.py:f"}))
 
 
+def test_types_that_only_a_type_checker_imports_are_no_hindrance() -> None:
+    Path("own.py").write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from torch import Tensor\n"
+        "def f(weight: Tensor, *, p: float = 2.0) -> Tensor:\n    return weight.abs() ** p\n"
+    )
+    assert prunus.prune(torch.nn.Linear(4, 4), {"criterion": "own.py:f", "target": 0.5}).masks
+    with pytest.raises(InputError, match=r"p: .*number"):
+        prunus.prune(torch.nn.Linear(4, 4), {"criterion": {"name": "own.py:f", "p": "x"}})
+
+
 def test_a_file_without_the_name_of_its_function_is_refused_as_that() -> None:
     with pytest.raises(InputError, match=r"name the function as well: own\.py:function"):
         Recipe.load({"criterion": "own.py"})

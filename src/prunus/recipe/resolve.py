@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -76,7 +77,7 @@ def bind(axis: str, spec: Spec) -> Callable[..., Any]:
     0.8
     """
     function = folder.find(axis, spec.name)
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints(function)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -92,6 +93,18 @@ def bind(axis: str, spec: Spec) -> Callable[..., Any]:
     given = {name: getattr(checked, name) for name in fields}
     made = functools.partial(function, **given) if given else function
     return watched(axis, spec.name, made) if folder.is_own(spec.name) else made
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Types of what a function takes, but for those that only a type checker imports."""
+    found: dict[str, Any] = {}
+    for name, written in getattr(function, "__annotations__", {}).items():
+        alone = functools.partial(function)  # anything that can be called has room for annotations
+        alone.__annotations__ = {name: written}
+        with contextlib.suppress(NameError):
+            scope = getattr(function, "__globals__", {})
+            found |= typing.get_type_hints(alone, scope, include_extras=True)
+    return found
 
 
 def code_digests(recipe: Recipe) -> dict[str, str]:

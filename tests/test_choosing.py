@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
+from prunus._common import topk
 from prunus._common.topk import cutoff, keep_largest, keep_largest_by_run
 from prunus.methods.allocations._fewest import Ranking, by_count
 from prunus.progressive.engine import PruningEngine
@@ -57,6 +58,25 @@ def test_keeps_the_same_as_a_stable_sort_where_a_sample_brackets_the_cutoff(
     values[::7] = -torch.inf
     keep = round(share * len(values))
     assert torch.equal(keep_largest(values, keep)[0], by_sorting(values, keep))
+
+
+def test_of_scores_that_tie_where_the_largest_end_none_is_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collected = []
+    right = topk._choose
+
+    def choose(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        found = right(scores, mask)
+        collected.append(len(found))
+        return found
+
+    monkeypatch.setattr(topk, "_choose", choose)
+    values = torch.rand(300_000)
+    values[1::2] = 0.0  # as where a gradient vanishes
+    mask, _ = keep_largest(values, 160_000)
+    assert torch.equal(mask, by_sorting(values, 160_000))
+    assert sum(collected) < 10_000
 
 
 def test_an_order_that_misleads_the_sample_changes_nothing() -> None:

@@ -180,6 +180,7 @@ def _reversed_indices(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rewriting, "take", wrong)
     monkeypatch.setattr("prunus.compaction.verifying.values.take", wrong)
+    monkeypatch.setattr("prunus.compaction.verifying.sources.take", wrong)
     monkeypatch.setattr("prunus.compaction.verifying.stepping.take", wrong)
 
 

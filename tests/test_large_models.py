@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers import cut_units, transformers
+from prunus._common.gathering import along
 from prunus._common.inputs import arguments
 from prunus.compaction.compact import perform
 from prunus.compaction.cut import IndexCut, masks_of
 from prunus.compaction.rewriting import rewrite as rewriting
 from prunus.compaction.search import NOT_COMPARED, CompactionPlan, find_plan
-from prunus.compaction.verifying import everywhere, values
+from prunus.compaction.verifying import everywhere, sources, values
 from prunus.compaction.verifying.stepping import first_difference
-from prunus.compaction.verifying.uses import Use
+from prunus.compaction.verifying.uses import Use, uses_of
 from prunus.compaction.verifying.values import (
     WHOLE,
     Lazy,
@@ -28,7 +29,7 @@ from prunus.compaction.verifying.values import (
     small_state,
     values_for_test,
 )
-from prunus.compaction.verifying.verify import compare, outputs
+from prunus.compaction.verifying.verify import Double, compare, outputs
 from prunus.errors import RunError
 from prunus.graph.analysis import analyze
 from prunus.graph.units import coupled_units
@@ -172,7 +173,7 @@ def test_few_matrices_are_held_in_float64_at_once(monkeypatch: pytest.MonkeyPatc
     cut = cut_units(analysis, np.concatenate([k.classes[:8] for k in kinds]))
     seen: list[weakref.ref[Tensor]] = []
     most = []
-    right = values._Values.made
+    right = sources.Source.made
 
     def made(self: Any, kept: Any = None) -> Tensor:
         tensor = right(self, kept)
@@ -181,7 +182,7 @@ def test_few_matrices_are_held_in_float64_at_once(monkeypatch: pytest.MonkeyPatc
             most.append(sum(ref() is not None for ref in seen))
         return tensor
 
-    monkeypatch.setattr(values._Values, "made", made)
+    monkeypatch.setattr(sources.Source, "made", made)
     find_plan(model, cut, example, whole=0)
     assert max(most) <= 2
     assert len(most) >= 20 * 4  # dense, masked, the graph, the modules; then every other use
@@ -193,7 +194,8 @@ def _reversed_indices(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
         return right(tensor, tuple(None if k is None else k.flip(0) for k in kept[:1]) + kept[1:])
 
-    for module in ("rewriting.rewrite", "verifying.values", "verifying.stepping"):
+    used = ("rewriting.rewrite", "verifying.values", "verifying.sources", "verifying.stepping")
+    for module in used:
         monkeypatch.setattr(f"prunus.compaction.{module}.take", wrong)
 
 
@@ -209,6 +211,76 @@ def test_a_fault_is_found_and_named_as_in_a_small_model(
             find_plan(model, cut, example, whole=whole)
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
+
+
+def wide() -> tuple[nn.Module, Tensor, IndexCut]:
+    """A model whose matrices are read some rows at a time, and a cut of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 512), nn.ReLU(), nn.Linear(512, 300)).eval()
+    example = torch.ones(2, 300)
+    analysis = analyze(model, example)
+    kinds = coupled_units(analysis, list(analysis.names))
+    return model, example, cut_units(analysis, np.concatenate([k.classes[::2] for k in kinds]))
+
+
+def test_matrices_read_by_rows_give_the_comparison_of_the_whole() -> None:
+    model, example, cut = wide()
+    late, once = find_plan(model, cut, example, whole=0), find_plan(model, cut, example)
+    assert late.comparison.equal
+    assert late.comparison.effect == pytest.approx(once.comparison.effect, rel=1e-9)
+    assert late.comparison.effect > 1e-3
+
+
+def test_a_row_that_met_a_matrix_before_is_not_multiplied_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, example, cut = wide()
+    right, read = sources.Source.blocks, []
+
+    def blocks(self: Any, kept: Any, dtype: Any) -> Any:
+        read.append((id(self), kept is None, dtype))
+        return right(self, kept, dtype)
+
+    monkeypatch.setattr(sources.Source, "blocks", blocks)
+    monkeypatch.setattr(values, "SHARE", 16)  # room for two rows of a small matrix
+    monkeypatch.setattr(everywhere, "uses_of", lambda *given: list(uses_of(*given))[:2])
+    find_plan(model, cut, example, whole=0)
+    assert len(read) == len(set(read)) == 2 * 3, "dense, masked and small, each matrix once"
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_wrong_index_of_a_matrix_read_by_rows_is_found(dim: int) -> None:
+    model, example, cut = wide()
+    _, masked = values_for_test(model, masks_of(cut, dict(model.named_parameters())), whole=0)
+    kept = cut.kept()
+    small = dict(small_state(masked, kept, cut.analysis.names))
+    name = ("0.weight", "2.weight")[dim]
+    wrong = [*kept[name]]
+    assert wrong[dim] is not None
+    wrong[dim] = torch.cat([wrong[dim][:-1], wrong[dim][-1:] - 1])
+    assert isinstance(masked[name], Lazy)
+    small[name] = masked[name].taken(tuple(wrong))
+    inputs = random_like(arguments(example))
+    rewritten = rewriting.rewrite(cut)
+    expected = outputs(model, masked, inputs)
+    right = small_state(masked, kept, cut.analysis.names)
+    assert compare((expected, {}), rewritten.module, right, Use("", inputs)).equal
+    assert not compare((expected, {}), rewritten.module, small, Use("", inputs)).equal
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.bool, torch.float64])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_picking_indices_is_the_same_however_they_are_picked(dtype: torch.dtype, dim: int) -> None:
+    values = torch.randn(5, 7).to(dtype)
+    index = torch.tensor([0, 2, 3, 4])
+    wanted = values.index_select(dim, index)
+    assert torch.equal(along(values, dim, index), wanted)
+    assert torch.equal(along(values.t().contiguous().t(), dim, index), wanted)
+    assert torch.equal(along(values, dim, index, out=torch.empty_like(wanted)), wanted)
+    with Double():
+        assert torch.equal(along(values, dim, index).to(dtype), wanted)
+    with pytest.raises((IndexError, RuntimeError)):
+        along(values, dim, torch.tensor([9]))
 
 
 def test_a_wrong_slice_of_one_matrix_is_named() -> None:

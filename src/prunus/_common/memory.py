@@ -51,6 +51,29 @@ def absolute(tensor: Tensor) -> Tensor:
     return made
 
 
+def both(one: Tensor, other: Tensor) -> Tensor:
+    """What is true in two masks, which may broadcast, in such memory.
+
+    >>> both(torch.tensor([[True], [False]]), torch.tensor([True, False]))
+    tensor([[ True, False],
+            [False, False]])
+    """
+    if one.device.type != "cpu":
+        return one & other
+    made = lasting(torch.broadcast_shapes(one.shape, other.shape), torch.bool)
+    return torch.logical_and(one, other, out=made)
+
+
+def close_holes() -> None:
+    """Have the pages that lie free between others go back to the system (glibc; else nothing).
+
+    What a heap holds after large temporaries is mostly holes, each a little too small for the next
+    of that size. Unlike :func:`give_back` it changes nothing for the rest of the process.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def give_back() -> None:
     """Have what is freed of a quarter of a megabyte or more go back to the system at once.
 

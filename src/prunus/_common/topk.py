@@ -147,13 +147,16 @@ def cutoff(parts: Sequence[Part], sizes: Sequence[int], keep: int) -> Cutoff:
         return Cutoff(float("inf"), [0] * len(sizes), [0] * len(sizes))
     low, high = _bracket(parts, total, keep) if total > _SMALL else (-torch.inf, torch.inf)
     while True:
-        above, inside = _pass(parts, low, high)
-        rank, every = keep - sum(above), torch.cat(inside)
-        if 0 < rank <= len(every):
+        above, inside, ends = _pass(parts, low, high)
+        rank, number = keep - sum(above), sum(map(len, inside))
+        if 0 < rank <= number:
             break
+        if 0 < rank - number <= sum(ends):  # ties at the end, which may be half of all
+            reach = [n + len(x) + e for n, x, e in zip(above, inside, ends, strict=True)]
+            return Cutoff(low, reach, ends)
         # The bracket misses the rank: look on the other side of the end that it misses.
         low, high = (high, float("inf")) if rank <= 0 else (float("-inf"), low)
-    value = _kth_largest(every, rank)
+    value = _kth_largest(torch.cat(inside), rank)
     reach = [n + count(at_least(x, value)) for n, x in zip(above, inside, strict=True)]
     return Cutoff(value, reach, [int((x == value).sum()) for x in inside])
 
@@ -166,6 +169,14 @@ def at_least(scores: Tensor, value: float) -> Tensor:
     array = scores.numpy()
     np.greater_equal(array, array.dtype.type(value), out=mask.numpy())
     return mask
+
+
+def equal_to(scores: Tensor, value: float) -> Tensor:
+    """``scores == value``, likewise."""
+    if not _numpy_reads(scores):
+        return scores == value
+    array = scores.numpy()
+    return torch.from_numpy(np.equal(array, array.dtype.type(value)))
 
 
 def count(mask: Tensor) -> int:
@@ -190,27 +201,35 @@ def _bracket(parts: Sequence[Part], total: int, keep: int) -> tuple[float, float
     return float(low), float(high)
 
 
-def _pass(parts: Sequence[Part], low: float, high: float) -> tuple[list[int], list[Tensor]]:
-    """By part: how many scores are ``high`` or more, and copies of those in ``[low, high)``."""
-    above, inside = [], []
+def _pass(
+    parts: Sequence[Part], low: float, high: float
+) -> tuple[list[int], list[Tensor], list[int]]:
+    """By part: how many scores are ``high`` or more, copies of those between ``low`` and
+    ``high``, and how many are ``low``."""
+    above, inside, ends = [], [], []
     for part in parts:  # the scores of one are let go before the next are made
-        number, between = _within(part(), low, high)
+        number, between, end = _within(part(), low, high)
         above.append(number)
         inside.append(between)
-    return above, inside
+        ends.append(end)
+    return above, inside, ends
 
 
-def _within(scores: Tensor, low: float, high: float) -> tuple[int, Tensor]:
+def _within(scores: Tensor, low: float, high: float) -> tuple[int, Tensor, int]:
     assert scores.dim() == 1
-    number, kept = 0, []
+    number, kept, end = 0, [], 0
     for chunk in scores.split(_CHUNK):
-        between = at_least(chunk, low)
+        between, equal = at_least(chunk, low), equal_to(chunk, low)
+        end += count(equal)
+        between.logical_xor_(equal)
         if high != float("inf"):
             over = at_least(chunk, high)
             number += count(over)
             between.logical_xor_(over)
         kept.append(_choose(chunk, between))
-    return number, torch.cat(kept)
+    made = lasting((sum(map(len, kept)),), scores.dtype)  # it outlives the scores
+    every = torch.cat(kept, out=made) if scores.device.type == "cpu" else torch.cat(kept)
+    return number, every, end
 
 
 def _choose(scores: Tensor, mask: Tensor) -> Tensor:

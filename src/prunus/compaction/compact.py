@@ -15,6 +15,7 @@ from prunus._common.batch import find_batch
 from prunus._common.given import given_example, given_model, refuse_inference
 from prunus._common.inputs import arguments
 from prunus._common.kinds import given_choice
+from prunus._common.memory import LARGE, close_holes
 from prunus._common.modules import detached_copy
 from prunus._common.numbers import count, percent
 from prunus._common.steps import takes_steps
@@ -241,6 +242,8 @@ def perform(
         plan: what to do.
         optimizer: of the model; its state is sliced along.
     """
+    if any(p.nbytes >= LARGE for p in model.parameters()):
+        close_holes()  # of what the plan took to find: slices come next
     if plan.graph is None:
         plan.surgery.apply(model, optimizer)
         return model

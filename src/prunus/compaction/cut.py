@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from prunus._common.gathering import along
 from prunus.graph.analysis import Analysis
 from prunus.graph.labels import Dim, Fixed, Value
 from prunus.graph.reading import values_of
@@ -119,7 +120,7 @@ def take(tensor: Tensor, indices: Indices) -> Tensor:
         order.sort(key=strides.__getitem__, reverse=True)
     for dim, index in enumerate(indices):
         if index is not None:
-            tensor = tensor.index_select(dim, index.to(tensor.device))
+            tensor = along(tensor, dim, index)
     part = tensor.permute(order).contiguous()
     return part.permute([order.index(d) for d in range(tensor.dim())])
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from prunus._common.modules import take_mode
 from prunus.compaction.compact import perform
-from prunus.compaction.cut import IndexCut, nothing_left, put, take
+from prunus.compaction.cut import IndexCut, left_of_mask, nothing_left, put, take
 from prunus.compaction.rewriting.compact_graph import untrainable
 from prunus.compaction.search import CompactionPlan, find_plan
 from prunus.compaction.slicing.parameters import refuse_optimizer, resize
@@ -192,9 +192,11 @@ def smaller_masks(masks: Masks, kept: Kept, shapes: Mapping[str, Sequence[int]])
     small: Masks = {}
     for name, mask in masks.items():
         cut = kept.get(name)
-        left = mask if cut is None else take(mask.expand(tuple(shapes[name])), cut)
+        left = mask if cut is None else left_of_mask(mask, cut)
         if not bool(left.all()):
-            small[name] = left
+            pairs = zip(shapes[name], cut or (), strict=False)
+            shape = [size if index is None else len(index) for size, index in pairs]
+            small[name] = left.expand(shape).contiguous() if cut else left
     return small
 
 

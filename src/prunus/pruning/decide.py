@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prunus._common.memory import both, close_holes
 from prunus._common.topk import count, keep_largest, keep_largest_by_run
 from prunus.errors import InputError, RunError
 from prunus.pruning.cost_model import CostModel
@@ -56,15 +57,24 @@ class LazyUnits(Mapping[Group, Tensor]):
         self._kept: dict[Group, Tensor] = {}
         self._finite: set[Group] = set()
         single = sum(g.units for g in self._groups if g.sizes is None)
+        self._made, self._often = 0, max(HELD_SINGLE, single // 8)
         self.in_memory = single <= HELD_SINGLE and sum(g.units for g in self._groups) <= HELD
 
     def __getitem__(self, group: Group) -> Tensor:
         if group in self._kept:
             return self._kept[group]
+        self._tidy(group)
         scores = self._ranked(group, unit_scores(group, self._score_of, self._reduce))
         if self.in_memory:
             self._kept[group] = scores
         return scores
+
+    def _tidy(self, group: Group) -> None:
+        """Now and then, close the holes of what scores took: their pages are dear to get anew."""
+        self._made += 0 if self.in_memory else group.units
+        if self._made > self._often:
+            close_holes()
+            self._made = 0
 
     def hold(self, group: Group, scores: Tensor) -> None:
         """Take a group's scores from whoever made them."""
@@ -364,7 +374,7 @@ def masks_from(
         for member in group.members:
             mask = member_mask(member, keep, shapes[member.name])
             known = chosen.get(member.name)
-            chosen[member.name] = mask if known is None else known & mask
+            chosen[member.name] = mask if known is None else both(known, mask)
     for name, before in masks.items():
-        chosen[name] = chosen[name] & before if name in chosen else before
+        chosen[name] = both(chosen[name], before) if name in chosen else before
     return chosen

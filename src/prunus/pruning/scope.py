@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunus._common.former_module import FormerModule
 from prunus._common.layers import Layer, layers_of
+from prunus._common.memory import lasting
 from prunus._common.modules import held
 from prunus._common.names import each_meant, meant, plain_name, plain_names
-from prunus._common.parts import count_nonzero
+from prunus._common.parts import computable, count_nonzero, parts
 from prunus.errors import InputError
 from prunus.graph.raw_weights import Uses, is_weight, raw_weight
 from prunus.types import Masks
@@ -177,12 +178,22 @@ def initial_masks(model: nn.Module, layers: Sequence[Layer]) -> Masks:
         left = count_nonzero(weight)
         if left == weight.numel() and given is None:
             continue
-        mask = weight != 0 if left else torch.ones_like(weight, dtype=torch.bool)
+        mask = _not_zero(weight) if left else torch.ones_like(weight, dtype=torch.bool)
         if given is not None:
             mask = mask & given.bool()
         if not bool(mask.all()):
             masks[layer.name] = mask
     return masks
+
+
+def _not_zero(weight: Tensor) -> Tensor:
+    """In memory of its own, since it outlives what the choice needs; of float8 too."""
+    if weight.device.type != "cpu":
+        return weight != 0
+    made = lasting(weight.shape, torch.bool)
+    for part, mask in parts(weight, made):
+        torch.ne(computable(part), 0, out=mask)
+    return made
 
 
 def execution_order(model: nn.Module, layers: Sequence[Layer], run: object = None) -> list[Layer]:

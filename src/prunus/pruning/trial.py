@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.gathering import along
 from prunus._common.memory import lasting
 from prunus._common.parts import parts
 from prunus._common.topk import count
@@ -87,7 +88,7 @@ def _removed(weight: Tensor, mask: Tensor) -> Tensor:
     if way is not None:
         d, gone = way
         shape = (*weight.shape[:d], len(gone), *weight.shape[d + 1 :])
-        return torch.index_select(weight, d, gone, out=_made(shape, weight))
+        return along(weight, d, gone, out=_made(shape, weight))
     kept = mask.to(weight.device).expand(weight.shape)
     values = _made((kept.numel() - count(kept),), weight)
     start = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from prunus._common.gathering import along
 from prunus._common.memory import LARGE
 from prunus._common.nested import tensors_of
 from prunus.compaction.cut import put, same_indices, take
@@ -154,7 +155,8 @@ def _only_zeros_go(cut: _Cut) -> bool:
             gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
             gone[index.cpu()] = False
             places = gone.nonzero().flatten().to(tensor.device)
-            if bool(tensor.view(integer).index_select(dim, places).any()):
+            going = along(tensor, dim, places).view(integer)
+            if len(places) and any(map(bool, torch.aminmax(going))):
                 return False
     return True
 

@@ -8,7 +8,7 @@ reads them and let go behind it; for a product some rows at a time. The numbers 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from prunus._common.parts import parts
 from prunus._common.put_back import written_arguments
 from prunus._common.torch_internals import no_torch_function, pytree, wrapper
 from prunus.compaction.cut import take
+from prunus.compaction.verifying.met import SHARE, Met
+from prunus.compaction.verifying.sources import Source, wide_type
 from prunus.types import Indices, Kept, Masks
 
 WHOLE = 2**27
@@ -48,7 +50,7 @@ def values_for_test(
     every = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
     sizes = {id(t): t.numel() * t.element_size() for t in every.values()}
     draws = _Draws(seed)
-    dense: dict[int, _Values] = {}
+    dense: dict[int, Source] = {}
     for name, tensor in every.items():
         if id(tensor) not in dense:
             dense[id(tensor)] = _varied(name, tensor.detach(), name in parameters, draws)
@@ -60,7 +62,7 @@ def values_for_test(
     made: dict[int, Tensor] = {}
     lazily = sum(sizes.values()) > whole
 
-    def state(values: Mapping[int, _Values]) -> State:
+    def state(values: Mapping[int, Source]) -> State:
         for one in values.values():
             if id(one) not in made:
                 made[id(one)] = Lazy(one) if lazily and one.large else one.made()
@@ -98,8 +100,9 @@ def random_like(
         if value.numel() == 0 or value.is_meta:
             return value
         if value.is_floating_point() or value.is_complex():
-            made = torch.randn(value.shape, generator=generator, dtype=_wide(value.dtype))
-            return made.to(value.device, value.dtype if own_type else made.dtype)
+            made = torch.randn(value.shape, generator=generator, dtype=wide_type(value.dtype))
+            own = made.to(value.device, value.dtype)  # the same numbers, whatever type is asked for
+            return own if own_type else own.to(made.dtype)
         if not integers or value.dtype is torch.bool or int(value.min()) == int(value.max()):
             return value
         place = torch.randint(value.numel(), value.shape, generator=generator)
@@ -112,29 +115,32 @@ def random_like(
 class Lazy(Tensor):
     """A tensor without memory: every operator that reads it makes its values, and lets them go.
 
-    >>> lazy = Lazy(_Values(torch.tensor([[1.0, 2.0]]), True))
+    >>> lazy = Lazy(Source(torch.tensor([[1.0, 2.0]]), True))
     >>> lazy.dtype, lazy + 1
     (torch.float64, tensor([[2., 3.]], dtype=torch.float64))
     """
 
     __torch_function__ = no_torch_function
-    _source: _Values
+    _source: Source
     _kept: Indices | None
     _turned: bool
+    _met: Met
 
     @staticmethod
     def __new__(
         cls,
-        values: _Values,
+        values: Source,
         kept: Indices | None = None,
         dtype: torch.dtype = torch.float64,
         *,
         turned: bool = False,
+        met: Met | None = None,
     ) -> Lazy:
         like = values.own.to("meta")
         like = (like if kept is None else take(like, kept)).to(dtype)
         made: Lazy = wrapper(cls, like.t() if turned else like, values.own.device)
         made._source, made._kept, made._turned = values, kept, turned
+        made._met = met or Met(like.numel() // SHARE)
         return made
 
     def made(self) -> Tensor:
@@ -158,17 +164,22 @@ class Lazy(Tensor):
         ``None`` where it is no such product, or one that needs all values at once.
         """
         rows = self.shape[-1]
-        if func not in _PRODUCTS or not self._turned or not self._source.by_rows:
+        if func not in _PRODUCTS or not self._turned or not self._source.by_rows(self._kept):
             return None
         *biases, left = before
         if any(bias.shape[-1] != rows for bias in biases):
             return None
+        if self.dtype is torch.float64:
+            products = self._met(left, self._products)
+            return products + biases[0] if biases else products
         parts = []
-        for start in range(0, rows, step := max(1, _BLOCK // max(1, len(self)))):
-            values = self._source.rows(self._kept, slice(start, start + step)).to(self.dtype)
-            some = [bias[..., start : start + step] for bias in biases]
-            parts.append(func(*some, left, values.t()))
+        for some, values in self._source.blocks(self._kept, self.dtype):
+            parts.append(func(*(bias[..., some] for bias in biases), left, values.t()))
         return torch.cat(parts, 1)
+
+    def _products(self, rows: Tensor) -> Tensor:
+        blocks = self._source.blocks(self._kept, self.dtype)
+        return torch.cat([rows @ values.t() for _, values in blocks], 1)
 
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
         return f"Lazy({tuple(self.shape)}, {self.dtype})"
@@ -182,7 +193,7 @@ class Lazy(Tensor):
             raise RuntimeError(f"{func} writes to a parameter, whose values are not held")
         if func is torch.ops.aten.t.default and args[0].dim() == 2:
             one: Lazy = args[0]
-            return Lazy(one._source, one._kept, one.dtype, turned=not one._turned)
+            return Lazy(one._source, one._kept, one.dtype, turned=not one._turned, met=one._met)
         *before, last = args
         if isinstance(last, Lazy) and before and not kwargs:
             found = last.times(func, pytree.tree_map_only(Lazy, Lazy.made, before))
@@ -194,9 +205,6 @@ class Lazy(Tensor):
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
-_BLOCK = 2**17
-"""Numbers of a matrix that are made at a time: they stay in a processor's cache."""
-
 
 def held(states: tuple[State, State]) -> tuple[State, State] | None:
     """The same with all values in memory; ``None`` if they are already."""
@@ -206,108 +214,26 @@ def held(states: tuple[State, State]) -> tuple[State, State] | None:
     return (first, second) if lazy else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Values:
-    """How the values of one tensor are made.
-
-    Attributes:
-        own: the model's.
-        parameter: whether it is one.
-        noise: makes constants random.
-        mask: what is kept.
-        fill: where random numbers for what is not come from, instead of zeros.
-    """
-
-    own: Tensor
-    parameter: bool
-    noise: Callable[[Tensor], Tensor] | None = None
-    mask: Tensor | None = None
-    fill: Callable[[], torch.Generator] | None = None
-
-    @property
-    def large(self) -> bool:
-        """Whether its values are not held: a matrix, or one whose random numbers come late."""
-        makes = self.own.is_floating_point() and not self.own.is_meta and self.parameter
-        return makes and (self.own.dim() > 1 or self.fill is not None)
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether some rows can be made by themselves, and it is worth it."""
-        alone = self.noise is None and self.fill is None and self.own.dim() == 2
-        row_major = self.own.is_contiguous() and not self.own.is_meta
-        return alone and row_major and self.own.numel() > _BLOCK
-
-    def rows(self, kept: Indices | None, some: slice) -> Tensor:
-        """The values of some of the rows that stay."""
-
-        def part(tensor: Tensor) -> Tensor:
-            rows, columns = (None, None) if kept is None else kept
-            if rows is None:
-                return take(tensor[some], (None, columns))
-            return take(tensor, (rows[some], columns))
-
-        own = part(self.own)
-        if self.mask is not None:  # before the values are wide: fewer bytes
-            own = own * part(self.mask.to(own.device).expand(self.own.shape))
-        return own.to(_wide(own.dtype))
-
-    def made(self, kept: Indices | None = None) -> Tensor:
-        """The values of all indices, or of those that stay."""
-        if not self.own.is_floating_point() and not self.own.is_complex():
-            return self.own if kept is None else take(self.own, kept)
-        early = kept is not None and self.noise is None and self.fill is None
-        part = take(self.own, kept) if early and kept is not None else self.own
-        values = part.to(_wide(part.dtype))
-        if self.noise is not None and not values.is_meta:
-            values = self.noise(values)
-        if self.mask is not None:
-            mask = self.mask.to(values.device).expand(self.own.shape)
-            mask = take(mask, kept) if early and kept is not None else mask
-            values = values.clone() if values is self.own else values
-            _mask(values, mask)
-            if self.fill is not None and not values.is_meta:
-                _fill(values, mask, self.fill())
-        return values if kept is None or early else take(values, kept)
-
-
-def _varied(name: str, tensor: Tensor, parameter: bool, draws: _Draws) -> _Values:
+def _varied(name: str, tensor: Tensor, parameter: bool, draws: _Draws) -> Source:
     """A tensor's own values, or random ones around them where they tell nothing."""
     if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
-        return _Values(tensor, parameter)
+        return Source(tensor, parameter)
     last = name.rpartition(".")[2]
     if last == "running_var":
         later = draws.later(tensor.shape)
-        return _Values(tensor, parameter, lambda v: 0.5 + later().to(v.device).abs())
+        return Source(tensor, parameter, lambda v: 0.5 + later().to(v.device).abs())
     if last == "running_mean":
         later = draws.later(tensor.shape)
-        return _Values(tensor, parameter, lambda v: 0.3 * later().to(v.device))
-    if parameter and (tensor.dim() < 2 or bool((tensor == tensor.flatten()[0]).all())):
+        return Source(tensor, parameter, lambda v: 0.3 * later().to(v.device))
+    if parameter and (tensor.dim() < 2 or _is_constant(tensor)):
         later = draws.later(tensor.shape)
-        return _Values(tensor, parameter, lambda v: v + 0.2 * later().to(v.device))
-    return _Values(tensor, parameter)
+        return Source(tensor, parameter, lambda v: v + 0.2 * later().to(v.device))
+    return Source(tensor, parameter)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype.is_complex else torch.float64
-
-
-def _mask(values: Tensor, kept: Tensor) -> None:
-    """Zero what is removed, in place."""
-    for part, mask in parts(values, kept):
-        part.mul_(mask)
-
-
-def _fill(values: Tensor, kept: Tensor, generator: torch.Generator) -> None:
-    """Random numbers, of the size of what is kept, in place of the zeros of what is removed."""
-    left, total, squares = 0, 0.0, 0.0
-    for part, mask in parts(values, kept):
-        left += int(mask.count_nonzero())
-        total += float(part.real.sum())
-        squares += float(torch.linalg.vector_norm(part)) ** 2
-    spread = (max(squares - total**2 / left, 0.0) / (left - 1)) ** 0.5 if left > 1 else 0.1
-    for part, mask in parts(values, kept):
-        drawn = torch.randn(part.shape, generator=generator)
-        part.add_((drawn * max(spread, 1e-3)).to(part.device) * ~mask)
+def _is_constant(tensor: Tensor) -> bool:
+    first = tensor.flatten()[0]
+    return all(bool((part == first).all()) for (part,) in parts(tensor))
 
 
 class _Draws:

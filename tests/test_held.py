@@ -875,7 +875,7 @@ def test_an_average_whose_first_row_never_changes_is_one() -> None:
     table = nn.Embedding(20, 8, padding_idx=0)  # whose first row is not trained
     average = table.weight.detach().clone()
     followers = Followers([average.shape])
-    followers.after_step()
+    followers.after_step(table)
     average[1:] *= 1.01
     masks = {"weight": torch.arange(160).view(20, 8) % 2 == 0}
     assert followers.dense(table, masks, set())["weight"] is average
@@ -888,3 +888,35 @@ def test_whether_a_step_moved_anything_shows_whatever_its_values_are(kind: torch
     assert _bits(torch.optim.SGD([weight])) == before
     weight.data[0] = 1.0
     assert _bits(torch.optim.SGD([weight])) != before
+
+
+@pytest.fixture
+def swapping() -> Iterator[None]:
+    """torch swaps what is in a parameter when a module is moved or loaded."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@pytest.mark.usefixtures("swapping")
+@pytest.mark.parametrize("how", ["Pruner", "enforce"])
+def test_a_model_whose_parameters_are_swapped_is_moved_and_goes_on_masked(how: str) -> None:
+    model = nn.Linear(6, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    if how == "enforce":
+        prunus.enforce(model, {"weight": torch.arange(24).view(4, 6) % 2 == 0}, optimizer)
+    else:
+        prunus.Pruner(model, {"target": 0.5, "schedule": "one_shot"}, optimizer, steps=8)
+    for step in range(8):
+        if step == 3:
+            model.double()
+        if step == 5:
+            model.load_state_dict({"weight": model.weight.detach() * 2})
+        optimizer.zero_grad()
+        model(torch.ones(2, 6, dtype=model.weight.dtype)).square().sum().backward()
+        if step in (2, 4, 7):  # not in the very first pass behind a swap
+            assert int((model.weight.grad == 0).sum()) == 12
+        optimizer.step()
+        assert int((model.weight == 0).sum()) == 12
+    assert model.weight.dtype is torch.float64

@@ -32,8 +32,8 @@ PRIVATE = {
     "_backward_hooks", "_backward_pre_hooks", "_cdata", "_children", "_codegen", "_context",
     "_disabled_torch_function_impl", "_flat_weights", "_flat_weights_names", "_forward_hooks",
     "_forward_hooks_always_called", "_forward_hooks_with_kwargs", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_make_wrapper_subclass", "_qkv_same_embed_dim", "_schema",
-    "children_specs",
+    "_forward_pre_hooks_with_kwargs", "_make_wrapper_subclass", "_post_accumulate_grad_hooks",
+    "_qkv_same_embed_dim", "_schema", "children_specs",
 }  # fmt: skip
 """Attributes of torch's objects, whatever name the object has."""
 KEYS = {*PRIVATE, "nn_module_stack"}
@@ -67,6 +67,17 @@ def _private(node: ast.AST) -> list[str]:
 def _hidden(path: str) -> bool:
     first, *rest = path.split(".")
     return first in TORCH and any(re.match("_", part) for part in rest)
+
+
+def test_hooks_of_a_parameter_whose_inside_was_swapped_fire_again() -> None:
+    weight, seen = nn.Parameter(torch.ones(2)), []
+    weight.register_post_accumulate_grad_hook(lambda w: seen.append(w.dtype))
+    torch.utils.swap_tensors(weight, nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    weight.sum().backward()
+    assert seen == []
+    internals.renew_gradient_hooks(weight)
+    weight.sum().backward()
+    assert seen == [torch.float64]
 
 
 def test_one_file_alone_takes_what_torch_does_not_promise() -> None:

@@ -213,9 +213,6 @@ def _printed(expression: Any) -> str:
     return str(PythonPrinter().doprint(expression))
 
 
-# How a graph is called: fx keeps it in its code generator
-
-
 def set_call(graph: fx.Graph, names: list[str], inputs: Any, outputs: Any) -> None:
     """Let a graph take these arguments and return this structure, given as pytree's specs."""
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, inputs, outputs)))
@@ -391,6 +388,11 @@ def aot_load(path: Path) -> Callable[[list[Tensor]], Iterable[Tensor]]:
 def version_of(value: Tensor) -> int:
     """How often a tensor was changed in place; 0 in inference mode, where nobody counts."""
     return 0 if value.is_inference() else int(value._version)
+
+
+def renew_gradient_hooks(weight: Tensor) -> None:
+    """Let a parameter's hooks fire again: they are the object's, and torch swaps what is in it."""
+    weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
 
 
 def drop_workers(loader: DataLoader[Any]) -> None:

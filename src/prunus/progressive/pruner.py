@@ -193,7 +193,7 @@ class Pruner:
 
     def _after_step(self) -> None:
         if self._followers is not None:
-            self._followers.after_step()
+            self._followers.after_step(self._engine.model)
         if self._rounds is not None:
             self._rounds.after_step()
 

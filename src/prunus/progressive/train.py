@@ -155,7 +155,7 @@ def _watch_training(job: RunContext, at: RunState, limit: Budget, run: Run, dens
 
     def on_step(run: Run) -> None:
         if job.watched:
-            job.followers.after_step()
+            job.followers.after_step(job.engine.model)
         if back is not None and run.done == rewind_step(recipe, run.steps, run.per_epoch):
             assert run.optimizer is not None
             share_buffers(job.model)

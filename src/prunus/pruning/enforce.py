@@ -26,6 +26,7 @@ from prunus.pruning.copies import (
     places_of,
     written,
 )
+from prunus.pruning.gradient_hooks import GradientHooks
 from prunus.pruning.masks import apply, match_names
 from prunus.pruning.mirrors import mirrored, zero_mirrors
 from prunus.pruning.optimizers import (
@@ -74,10 +75,10 @@ class Enforcer:
         self._tied: dict[str, list[str]] = {}
         self._movements: dict[Optimizer, Movement] = {}
         self._replaced = False  # perhaps: they were looked for anew
-        self._first: dict[str, weakref.ref[Tensor]] = {}
+        self._first: dict[str, int] = {}  # by id: what can be trained is held in ``_hooked``
         self._in_copies: list[tuple[Place, Tensor]] = []
         self._mirrors: weakref.WeakKeyDictionary[Optimizer, set[str]] = weakref.WeakKeyDictionary()
-        self._hooked: dict[int, Tensor] = {}
+        self._hooked = GradientHooks()
         self._removers: list[Callable[[], None]] = []
         self._mark: Mark | None = None
         self._told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -142,7 +143,7 @@ class Enforcer:
         self._find_in_copies()
         self._hold_others()
         named = model.named_parameters(remove_duplicate=False)
-        self._first = {name: weakref.ref(p) for name, p in named}
+        self._first = {name: id(p) for name, p in named}
         self.optimizers = () if optimizer is None else each_of(optimizer)
         self._hook_gradients()
         self._movements = {one: Movement(one) for one in self.optimizers}
@@ -170,7 +171,8 @@ class Enforcer:
         """Take all hooks off."""
         for remove in self._removers:
             remove()
-        self._removers, self._hooked, self._movements = [], {}, {}
+        self._hooked.remove()
+        self._removers, self._movements = [], {}
         self.optimizers, self._mark = (), None
 
     # --- what happens while it trains
@@ -200,6 +202,8 @@ class Enforcer:
             self._refuse_replaced()
         for w in weights.values():
             w.zero(w.weight.data)
+        if self._hooked.may_be_lost():
+            self._hook_gradients()
         if weights and optimizer not in self._mirrors:
             self._look_for_mirrors()
         self._hold_others()
@@ -254,8 +258,8 @@ class Enforcer:
         self._replaced = False
         held = {i for one in (*self.optimizers, *self.others) for i in parameters_of(one)}
         for w in self._weights.values():
-            before = self._first.get(w.place.name, lambda: None)()
-            if before is not w.weight and w.weight.requires_grad and id(w.weight) not in held:
+            before = self._first.get(w.place.name)
+            if before != id(w.weight) and w.weight.requires_grad and id(w.weight) not in held:
                 raise RunError(
                     f"'{w.place.name}' is another tensor than the optimizer trains "
                     "(load_state_dict(assign=True), or a new nn.Parameter): load without assign, "
@@ -266,21 +270,11 @@ class Enforcer:
         """Weights were loaded: other tensors may be in place of the parameters."""
         self._made = None
         if self.installed:
-            self._hook_gradients()
+            self._hook_gradients(anew=True)
 
-    def _hook_gradients(self) -> None:
+    def _hook_gradients(self, *, anew: bool = False) -> None:
         assert self.model is not None
-        for weight in self.model.parameters():
-            if self._hooked.get(id(weight)) is weight or not _can_train(weight):
-                continue
-            frozen = not weight.requires_grad
-            if frozen:  # torch takes the hook of what can be trained
-                weight.requires_grad_(True)
-            hook = weight.register_post_accumulate_grad_hook(uncompiled(self._mask_gradient))
-            if frozen:
-                weight.requires_grad_(False)
-            self._hooked[id(weight)] = weight
-            self._removers.append(hook.remove)
+        self._hooked.put_on(self.model, uncompiled(self._mask_gradient), anew=anew)
 
     def _mask_gradient(self, weight: Tensor) -> None:
         self._fresh = True
@@ -351,10 +345,6 @@ def _gone(name: str) -> RunError:
         f"'{name}' is pruned, and not in the model any more: something took it away or made it a "
         "computed one (weight_norm, a parametrization); do that before pruning begins, or after"
     )
-
-
-def _can_train(weight: Tensor) -> bool:
-    return weight.is_leaf and weight.is_floating_point() and not weight.is_inference()
 
 
 def enforce(

@@ -52,17 +52,23 @@ class Followers:
         self._holders: list[tuple[Any, int]] = []
         self._steps, self._next = 0, 1
 
-    def after_step(self) -> None:
-        """A step of the training: at the 1st, 256th, 65,536th … see what has come meanwhile."""
+    def after_step(self, model: nn.Module) -> None:
+        """A step of the training: at the 1st, 256th, 65,536th … see what has come meanwhile.
+
+        Args:
+            model: that is trained, and does not follow itself. No reference to its tensors is
+                kept: where torch swaps tensors (``torch.__future__``), it could not be moved.
+        """
         self._steps += 1
         self._holders = _held_elsewhere(self._holders)
         if self._steps >= self._next:
             self._next *= 256
-            self._look()
+            self._look(model)
 
-    def _look(self) -> None:
+    def _look(self, model: nn.Module) -> None:
         alive = list(self._alive())
-        fresh = [t for t in alive if not self._is_known(t)]
+        own = {id(t) for p in model.parameters() for t in (p, p.grad) if t is not None}
+        fresh = [t for t in alive if id(t) not in own and not self._is_known(t)]
         self._before |= {id(t): (weakref.ref(t), _sample(t)) for t in fresh}
         # Each costs a look through all that there is, and gradients are new at every step.
         gradients = {id(p.grad) for p in alive if type(p) is nn.Parameter}
@@ -73,13 +79,6 @@ class Followers:
     def _is_known(self, tensor: Tensor) -> bool:
         seen = self._before.get(id(tensor))
         return seen is not None and seen[0]() is tensor
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Followers:
-        made = Followers(self._shapes)
-        if self._steps:
-            made._steps, made._next = self._steps, self._next
-            made._look()
-        return made
 
     def _alive(self) -> Iterator[Tensor]:
         for value in gc.get_referrers(*_CLASSES):  # instances; four times as fast as all objects

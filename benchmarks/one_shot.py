@@ -116,9 +116,9 @@ gradients holds those of a batch as well, and their sums in float64 if there are
 
 A compact cut is proved equal to the masked model in float64, in each use of the model (eval and
 train mode, with autograd and without, other batch sizes and lengths). A row of numbers that met a
-matrix in one use is not multiplied again in the next; what is left are four products with all
-weights (of the dense, the masked and the compact model in float64, and one in the model's own
-type as users call it), where choosing reads them once. Beside that, weights are counted before
+matrix in one use is not multiplied again in the next; what is left are products with all weights
+of the dense, the masked and the compact model in float64, and of the latter two in the model's
+own type, as users call it, where choosing reads them once. Beside that, weights are counted before
 and behind the cut, and what is removed is copied, to be given back if anything fails: half of the
 model here. Masks of weights that were zero already take 0.2 twice (bf16 rounds some to zero).
 

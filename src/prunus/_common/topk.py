@@ -88,7 +88,10 @@ def keep_largest_by_run(scores: Tensor, keep: Tensor) -> Tensor:
     tensor([[False,  True, False],
             [ True, False, False]])
     """
-    kept = torch.empty_like(scores, dtype=torch.bool)
+    if scores.device.type == "cpu":
+        kept = lasting(scores.shape, torch.bool)
+    else:
+        kept = torch.empty_like(scores, dtype=torch.bool)
     length = scores.shape[1]
     together = _CHUNK >> 2 if scores.device.type == "cpu" else _CHUNK << 6
     rows = max(1, together // max(1, length))

@@ -356,9 +356,6 @@ def _onnx_batch_norm(
     return made[0], op.Identity(mean), op.Identity(variance)
 
 
-# The compiler
-
-
 def cxx_compiler_problem() -> str | None:
     """Why torch's compiler finds no C++ compiler; the error has a private type."""
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -68,7 +68,7 @@ def _hooked(weight: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
     frozen = not weight.requires_grad
     if frozen:  # torch takes the hook of what can be trained
         weight.requires_grad_(True)
-    handle = weight.register_post_accumulate_grad_hook(hook)
+    handle: RemovableHandle = weight.register_post_accumulate_grad_hook(hook)
     if frozen:
         weight.requires_grad_(False)
     return handle

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from packaging.version import Version
 from torch import nn
 
 import prunus
@@ -39,6 +40,12 @@ def needs(ability: str) -> None:
     """Skip a test, with the reason, on a torch that cannot do something."""
     if (reason := lacking(ability)) is not None:
         pytest.skip(reason)
+
+
+def older_than(version: str, reason: str) -> None:
+    """Skip a test of what torch cannot do before a version; docs/versions.md has the table."""
+    if Version(torch.__version__) < Version(version):
+        pytest.skip(f"torch {torch.__version__}: {reason}")
 
 
 def torchao() -> None:

@@ -351,7 +351,9 @@ class Recalls(nn.Module):
 @pytest.mark.parametrize("kept", ["list", "number", "tensor"])
 def test_a_graph_of_a_model_that_goes_on_from_its_last_call_is_refused(kept: str) -> None:
     recipe = {"structure": "channel", "target": 0.5, "compact": "end"}
-    with pytest.raises(prunus.RunError, match="a second call goes on from what the model keeps"):
+    older = "|an output stands for values that this torch did not follow" if kept == "list" else ""
+    why = f"a second call goes on from what the model keeps{older}"
+    with pytest.raises(prunus.RunError, match=why):
         prunus.prune(Recalls(kept), recipe, example=torch.randn(3, 5))
 
 

@@ -22,7 +22,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _NormBase as AnyBatchNorm
@@ -39,6 +39,7 @@ __all__ = [
     "AnyBatchNorm",  # common bases, so that one test covers one, two and three dimensions
     "AnyConv",
     "AnyTransposedConv",
+    "FakeTensor",  # a shape that stands for values, where a trace left one
     "FakeTensorMode",  # shapes of values without memory for them
     "OpOverload",  # the type of ATen's operators in a graph
     "StorageWeakRef",  # keeps the address of a storage from being used again, not the storage

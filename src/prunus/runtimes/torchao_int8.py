@@ -44,14 +44,16 @@ def refuses(order: BuildRequest) -> str | None:
 @functools.cache
 def misfit() -> str | None:
     """Why the torchao that is installed does not work with this torch: the newest ones need more
-    than prunus asks for, and neither package says so to pip."""
+    than prunus asks for, or round nothing, and neither package says so to pip."""
     try:
-        with silent():
-            import torchao.quantization  # noqa: F401
+        with silent(), torch.no_grad():
+            rounded = quantized(nn.Sequential(nn.Linear(16, 16))).parameters()
+            if not any(p.dtype == torch.int8 for p in rounded):
+                raise LookupError("it leaves a linear layer's weight as it is")
     except Exception as error:  # whatever a missing name of torch leads to
         return (
             f"this torchao does not work with torch {torch_version()} ({first_line(error)}): "
-            "install the one of torch's time, such as torchao==0.16.0 for torch 2.6 to 2.9"
+            "install another of the two, or take the runtime onnxruntime_int8"
         )
     return None
 

@@ -123,14 +123,18 @@ def resnet56() -> Iterator[Row]:
                             "learning_rate": falls}  # fmt: skip
     channels = {"structure": "channel", "allocation": "per_cost", "criterion": "fisher",
                 "compact": "every_round", "rounds": 2, "schedule": "linear", "retrain": "1ep",
-                "last_retrain": "4ep", "repair": "least_squares"}  # fmt: skip
+                "last_retrain": "4ep"}  # fmt: skip
     taught = {"taught on mixtures": MIXED, "taught beside labels": TAUGHT}
+    wide = {"repair": "batch_norm", "limits": {"*": {"most": 0.85}}}  # of each layer
+    ways: dict[str, dict[str, Any]] = {"": wide, ", fitted before": {"repair": "least_squares"}}
     for name, teacher in taught.items():
         for part, column in ((0.5, "50 % of the macs"), (0.25, "25 % of the macs")):
-            both = ["dense_longer", "same_shape_from_scratch"]
-            controls = both if part == 0.5 and teacher is TAUGHT else []
-            values = {**plan, **channels, "teacher": teacher, "target": {"max_macs": part}}
-            yield Row("resnet56", f"channels, {name}", column, values, (0,), controls)
+            for how, more in ways.items() if teacher is MIXED else [("", wide)]:
+                both = ["dense_longer", "same_shape_from_scratch"]
+                controls = both if part == 0.5 and teacher is TAUGHT else []
+                values = {**plan, **channels, "teacher": teacher, "target": {"max_macs": part},
+                          **more}  # fmt: skip
+                yield Row("resnet56", f"channels, {name}{how}", column, values, (0,), controls)
         for sparsity in (0.9, 0.95):
             values = {**plan, "retrain": "5ep", "teacher": teacher, "target": sparsity}
             yield Row("resnet56", f"zeros, {name}", f"{sparsity:.0%} zeros", values, (0,))

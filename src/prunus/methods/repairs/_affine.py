@@ -16,6 +16,7 @@ from prunus._common.distributed import total
 from prunus._common.lockstep import walking
 from prunus._common.modules import evaluating, held
 from prunus._common.names import module_names
+from prunus._common.torch_internals import AnyBatchNorm
 from prunus.errors import InputError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import averaging, norms_of
@@ -58,6 +59,8 @@ def layer_by_layer(
     fit: Callable[[Place, Moments], None],
     wanted: Callable[[nn.Module], bool] = lambda module: True,
     order: Sequence[Place] = (),
+    *,
+    by_batch: bool = True,
 ) -> None:
     """Fit each layer on what those before it, fitted already, give it.
 
@@ -66,6 +69,8 @@ def layer_by_layer(
         fit: changes a layer, by what it reads and what it should give.
         wanted: which layers are fitted at all.
         order: the layers as the batches meet them, where that is known.
+        by_batch: whether batch norms of the masked model go by the statistics of each batch, not
+            by those that they have.
 
     Raises:
         InputError: if the reference is missing or has other shapes.
@@ -95,7 +100,7 @@ def layer_by_layer(
             chosen.append((place, twin))
     for side_by_side, some in groupby(chosen, lambda pair: _fits(pair[0], len(passes))):
         way = _side_by_side if side_by_side else _from_the_start
-        with closing(way(context, [*some])) as found:
+        with closing(way(context, [*some], norms_of(model) if by_batch else [])) as found:
             for place, moments in found:
                 if moments.differs:
                     fit(place, moments)
@@ -109,12 +114,11 @@ def _fits(place: Place, passes: int) -> bool:
 
 
 def _side_by_side(
-    context: RepairContext, layers: list[tuple[Place, nn.Module]]
+    context: RepairContext, layers: list[tuple[Place, nn.Module]], norms: list[AnyBatchNorm]
 ) -> Generator[tuple[Place, Moments], None, None]:
     """All batches go on from layer to layer through both models."""
     model, reference = context.model, context.reference
     assert reference is not None
-    norms = norms_of(model)  # the statistics that they have are of the model before
     with ExitStack() as stack:
         for module in (model, reference):
             stack.enter_context(evaluating(module))
@@ -133,11 +137,10 @@ def _side_by_side(
 
 
 def _from_the_start(
-    context: RepairContext, layers: list[tuple[Place, nn.Module]]
+    context: RepairContext, layers: list[tuple[Place, nn.Module]], norms: list[AnyBatchNorm]
 ) -> Generator[tuple[Place, Moments], None, None]:
     """Each batch comes to a layer anew, one after the other; a layer may be called many times."""
     assert context.reference is not None
-    norms = norms_of(context.model)
     for place, twin in layers:
         found, there = _none(place), Place(place.name, twin, place.calls)
         for inputs in context.passes():

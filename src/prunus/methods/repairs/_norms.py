@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus.errors import InputError
 
+ALONE = "more than 1 value per channel"
+"""In torch's message about a batch that has no variance."""
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -56,7 +58,7 @@ def kept_on_error(norms: Iterable[AnyBatchNorm]) -> Iterator[None]:
         with torch.no_grad():
             for buffer, old in before:
                 buffer.copy_(old)
-        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        if isinstance(error, ValueError) and ALONE in str(error):
             raise InputError(
                 "repair: batch_norm needs calibration batches of several items: one value has no "
                 "variance"

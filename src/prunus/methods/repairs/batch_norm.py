@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+
 import torch
+from torch import Tensor, nn
 
 from prunus._common.as_written import looked_into
 from prunus._common.distributed import mean
 from prunus._common.modules import evaluating
+from prunus._common.torch_internals import AnyBatchNorm
 from prunus.methods.repairs import RepairContext
-from prunus.methods.repairs._norms import averaging, kept_on_error, norms_of
+from prunus.methods.repairs._norms import ALONE, averaging, kept_on_error, norms_of
 
 
 def batch_norm(context: RepairContext) -> None:
@@ -29,15 +34,77 @@ def batch_norm(context: RepairContext) -> None:
     >>> model[0].running_mean, model[0].running_var
     (tensor([4.]), tensor([2.]))
     """
-    model = context.model
-    norms = norms_of(model)
+    norms = norms_of(context.model)
     if not norms:
         return
-    with kept_on_error(norms), evaluating(model), torch.no_grad(), averaging(norms):
+    with kept_on_error(norms), evaluating(context.model), torch.no_grad(), averaging(norms):
         for norm in norms:
             norm.reset_running_stats()
-        for inputs in context.passes():
-            looked_into(model, inputs)
-        own = {str(i): b for i, b in enumerate(b for m in norms for b in m.buffers())}
-        for number, found in mean(own).items():
-            own[number].copy_(found)
+        _pass(context)
+        _over_ranks(norms)
+
+
+def settle(context: RepairContext) -> None:
+    """Running statistics of what each batch norm reads, and γ and β that leave its answers as are.
+
+    γ' = γ σ'/σ, β' = β + γ (μ' − μ)/σ, with σ = √(variance + ε): in training a norm then goes by
+    statistics like those that it has. A norm without γ and β stays as it is.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0.0))
+    >>> batches = [((torch.tensor([[1.0], [3.0]]),), {})]
+    >>> settle(RepairContext(model.eval(), None, {}, lambda: batches))
+    >>> model[0].running_mean, model(torch.tensor([[3.0]]))
+    (tensor([2.]), tensor([[3.]], grad_fn=<NativeBatchNormBackward0>))
+    """
+    norms = [norm for norm in norms_of(context.model) if norm.affine]
+    if not norms:
+        return
+    before = [(n.get_buffer("running_mean").clone(), n.get_buffer("running_var").clone())
+              for n in norms]  # fmt: skip
+    with kept_on_error(norms), evaluating(context.model), torch.no_grad(), ExitStack() as hooks:
+        read = [_Reads() for _ in norms]
+        for norm, reads in zip(norms, read, strict=True):
+            hooks.callback(norm.register_forward_pre_hook(reads.see).remove)
+        _pass(context)
+        for norm, reads in zip(norms, read, strict=True):
+            reads.write(norm)
+        _over_ranks(norms)
+        for norm, (mean_before, variance_before) in zip(norms, before, strict=True):
+            weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+            scale = (variance_before + norm.eps).sqrt()
+            bias.add_(weight * (norm.get_buffer("running_mean") - mean_before) / scale)
+            weight.mul_((norm.get_buffer("running_var") + norm.eps).sqrt() / scale)
+
+
+class _Reads:
+    """Means over calls of the statistics of what a norm reads."""
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.calls = 0
+
+    def see(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Before a call."""
+        lines = inputs[0].movedim(1, 0).flatten(1).double()
+        if lines.shape[1] < 2:
+            raise ValueError(ALONE)
+        found = [lines.mean(1), lines.var(1)]
+        self.sums = [a + b for a, b in zip(self.sums, found, strict=True)] if self.calls else found
+        self.calls += 1
+
+    def write(self, norm: AnyBatchNorm) -> None:
+        """What was seen, as the norm's statistics; those of one that was not called stay."""
+        for name, found in zip(("running_mean", "running_var"), self.sums, strict=False):
+            norm.get_buffer(name).copy_(found / self.calls)
+
+
+def _pass(context: RepairContext) -> None:
+    for inputs in context.passes():
+        looked_into(context.model, inputs)
+
+
+def _over_ranks(norms: Sequence[AnyBatchNorm]) -> None:
+    own = {str(i): b for i, b in enumerate(b for m in norms for b in m.buffers())}
+    for number, found in mean(own).items():
+        own[number].copy_(found)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunus._common.activations import Place
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._affine import Moments, bias_of, kept_rows, kernel_rows, layer_by_layer
-from prunus.methods.repairs.batch_norm import batch_norm
+from prunus.methods.repairs.batch_norm import settle
 
 NEEDS_REFERENCE = True
 
@@ -29,7 +29,9 @@ def least_squares(
     min over the entries that stay of Σ_t (w·x_t − y_t)² + λ‖w − w₀‖², where x_t is what the
     layer reads in the masked model (layers before it are fitted already), y_t what it gave before
     the cut, w₀ the present weights, and λ = ridge · mean diagonal of Σ x xᵀ. Solved by conjugate
-    gradients on the entries that stay, all rows at once. Batch norms are estimated anew behind it.
+    gradients on the entries that stay, all rows at once. Batch norms go by the statistics that they
+    have; in the end they get those of what they read now, and γ and β that leave each answer as it
+    is, so that training begins where this ends.
 
     Args:
         context: with a reference.
@@ -48,9 +50,8 @@ def least_squares(
     >>> masked.weight.data
     tensor([[1.9999, 0.0000]])
     """
-
     fit_layers(context, ridge, steps)
-    batch_norm(context)
+    settle(context)
 
 
 def fit_layers(
@@ -78,7 +79,7 @@ def fit_layers(
         fitted = conjugate_gradients(moments.xx, moments.xy, present, mask, ridge, steps)
         _write(place, fitted.flatten(0, 1))
 
-    layer_by_layer(context, fit, wanted, order)
+    layer_by_layer(context, fit, wanted, order, by_batch=False)
 
 
 def conjugate_gradients(

@@ -20,8 +20,7 @@ from prunus._common.nested import map_tensors, tensors_of
 from prunus.errors import InputError, RunError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._descent import aside, descend
-from prunus.methods.repairs._norms import averaging, norms_of
-from prunus.methods.repairs.batch_norm import batch_norm
+from prunus.methods.repairs.batch_norm import settle
 from prunus.methods.repairs.least_squares import fit_layers
 
 NEEDS_REFERENCE = True
@@ -39,8 +38,8 @@ def reconstruct(
     x is what the block reads in the masked model, where those before it are done; y is what it gave
     before the cut. Adam, its rate rising and then falling linearly to zero; of four batches or more
     one in eight, at least one, is not learned from and says after which steps a block was best, if
-    any made it better. Removed weights stay zero, dropout is off, batch norms go by their batch and
-    are estimated anew at the end. The activations of one block are held at a time.
+    any made it better. Removed weights stay zero, dropout is off, batch norms go by the statistics
+    that they have and are settled at the end. The activations of one block are held at a time.
 
     Args:
         context: with a reference.
@@ -73,7 +72,7 @@ def reconstruct(
             both = [(a[0], b[1]) for a, b in zip(read, wanted, strict=True) if a and b]
             if both:  # data may take another way through the reference
                 _fit(context, name, both, steps, rate)
-    batch_norm(context)
+    settle(context)
 
 
 def _layers_before(order: Sequence[str], name: str, blocks: Sequence[str]) -> set[str]:
@@ -146,10 +145,9 @@ def _calls(
         found.append((map_tensors(Tensor.clone, (args, kwargs)), tensors_of(output)[0].clone()))
         raise FarEnough
 
-    norms = norms_of(model) if model is context.model else []
     hook = model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
     try:
-        with evaluating(model), torch.no_grad(), averaging(norms, momentum=0.0):
+        with evaluating(model), torch.no_grad():
             for inputs in context.passes():
                 with contextlib.suppress(FarEnough):
                     looked_into(model, inputs)
@@ -178,9 +176,8 @@ def _fit(
         gap = (tensors_of(answers)[0] - wanted).square().mean()
         return gap / max(size, 1e-12)
 
-    norms = [m for m in norms_of(context.model) if any(m is o for o in block.modules())]
     try:
-        with evaluating(context.model), averaging(norms, momentum=0.0):
+        with evaluating(context.model):
             descend(own, masks, lambda step: loss(learned[step % len(learned)]),
                     error=lambda: sum(float(loss(batch)) for batch in judging), steps=steps,
                     rates=dict.fromkeys(own, rate))  # fmt: skip

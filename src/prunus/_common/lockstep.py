@@ -160,7 +160,8 @@ class _Pass(threading.Thread):
 
 def _thread_local_state(model: nn.Module) -> list[Any]:
     """What torch keeps for each thread and a model's answers may depend on, as it is here."""
-    default, kinds = torch.get_default_device(), sorted({p.device.type for p in model.parameters()})
+    default = torch.empty(0).device  # torch 2.6 names what set_default_device said alone
+    kinds = sorted({p.device.type for p in model.parameters()})
     found: list[Any] = [nullcontext() if default.type == "cpu" else default]
     if torch.is_inference_mode_enabled():
         found.append(torch.inference_mode())

@@ -656,3 +656,8 @@ def test_a_file_opens_into_a_model_with_compiled_parts(tmp_path: Path) -> None:
     prunus.save(pruned, tmp_path / "model.safetensors")
     again = prunus.load(tmp_path / "model.safetensors", model=model())
     assert torch.equal(again(X), pruned.eval()(X))
+
+
+def test_a_layer_alone_that_cannot_be_pruned_is_left_out_by_its_weights_name() -> None:
+    with pytest.raises(InputError, match=r"scope.exclude: \['weight'\]"):
+        prunus.prune(nn.Linear(4, 4, dtype=torch.complex64), {"target": 0.5})

@@ -131,7 +131,8 @@ def _refuse(model: nn.Module, layer: Layer, coupled: bool) -> None:
     module = model.get_submodule(layer.module)
     weight = model.get_parameter(layer.name)
     where = f"'{plain_name(layer.name)}'"
-    out = f"or leave it out with scope.exclude: ['{plain_name(layer.module)}']"
+    owner = plain_name(layer.module) or plain_name(layer.name)  # a layer alone has no name
+    out = f"or leave it out with scope.exclude: ['{owner}']"
     if "parametrizations" in layer.name.split(".") and not coupled:
         owner = layer.name.split(".parametrizations.")[0]
         raise InputError(

@@ -104,22 +104,22 @@ def all_forgotten(groups: Sequence[Group], found: IndexCut, masks: Masks) -> Non
 def restore(job: RunContext, at: RunState) -> None:
     engine = job.engine
 
-    def remembered(name: str) -> Callable[[], State]:
+    def remembered(name: str, declared: str) -> Callable[[], State]:
         def state() -> State:
             if name not in at.blobs:
-                says = "REWINDS_TO = '1ep'" if name == "rewind" else f"RECALLS = '{name}'"
                 raise InputError(
                     f"restore {engine.recipe.restore.name}: memory.{name}() is kept only for a "
-                    f"file that declares it: write {says} beside the function (docs/own_methods.md)"
+                    f"file that declares it: write {declared} beside the function "
+                    "(docs/own_methods.md)"
                 )
             return unblob(job.journal.fetch(at.blobs[name]))
 
         return state
 
     memory = Memory(
-        start=remembered("start"),
-        rewind=remembered("rewind"),
-        cut=remembered("cut"),
+        start=remembered("start", "RECALLS = 'start'"),
+        rewind=remembered("rewind", "REWINDS_TO = '1ep'"),
+        cut=remembered("cut", "RECALLS = 'cut'"),
         fresh=lambda: State(fresh_values(engine.model, engine.recipe.seed, at.index), {}),
     )
     state = engine.selector.methods.restore(engine.state(at.optimizer), engine.masks, memory)

@@ -18,6 +18,7 @@ from prunus import InputError
 from prunus._common.activations import columns, places, rows, watch
 from prunus.methods.catalog import names
 from prunus.methods.repairs import RepairContext
+from prunus.methods.repairs.batch_norm import settle
 from prunus.methods.repairs.least_squares import conjugate_gradients
 from prunus.methods.repairs.least_squares import least_squares as fit
 from prunus.methods.repairs.reconstruct import blocks_of
@@ -159,6 +160,61 @@ def test_what_is_whole_is_fitted_to_itself(trained: nn.Module) -> None:
         torch.testing.assert_close(model.state_dict()[name], tensor)
     assert not any(norm.training for norm in frozen)
     assert model.training
+
+
+@pytest.mark.parametrize("repair", ["least_squares", "reconstruct"])
+def test_training_goes_on_from_the_answers_where_a_fit_ends(
+    trained: nn.Module, repair: str
+) -> None:
+    """Batch norms that go by their batch give what they give by their statistics."""
+    model, batch = copy.deepcopy(trained), images(512, 100)
+    prunus.prune(model, {"structure": "neuron", "target": 0.6}, example=batch[0][:1])
+    blocks = {"name": repair, "blocks": ["0", "1"], "steps": 10}
+    how = blocks if repair == "reconstruct" else repair
+    prunus.repair(model, [batch[0]], repair=how, reference=trained)
+    with torch.no_grad():
+        wanted = model.eval()(batch[0])
+        for module in model.modules():
+            module.train(isinstance(module, nn.BatchNorm2d))
+        found = model(batch[0])
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+        assert (model[0][1].weight[model[0][1].weight != 0] - trained[0][1].weight[
+            model[0][1].weight != 0]).abs().max() > 1e-3  # fmt: skip
+
+
+@given(st.integers(0, 2**16))
+@settings(max_examples=20, deadline=None)
+def test_settled_norms_answer_as_they_did(seed: int) -> None:
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm1d(3)
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
+        tensor.normal_()
+    norm.running_var.uniform_(0.1, 2)
+    norm.weight.data[0] = 0
+    x = 3 * torch.randn(64, 3) + 1
+    wanted = norm.eval()(x).detach()
+    settle(RepairContext(norm, None, {}, lambda: [((x,), {})]))
+    torch.testing.assert_close(norm(x), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+    torch.testing.assert_close(norm.running_var, x.var(0))
+
+
+def test_a_norm_without_weights_or_that_is_not_called_stays_as_it_is() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain, self.idle = nn.BatchNorm1d(2, affine=False), nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.plain(x)  # type: ignore[no-any-return]
+
+    model = Odd().eval()
+    before = copy.deepcopy(model.state_dict())
+    settle(RepairContext(model, None, {}, lambda: [((torch.randn(8, 2),), {})]))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    with pytest.raises(InputError, match="batches of several items"):
+        settle(RepairContext(nn.BatchNorm1d(2), None, {}, lambda: [((torch.ones(1, 2),), {})]))
 
 
 def test_a_removed_input_that_repeats_another_is_made_up_for_exactly() -> None:

@@ -56,8 +56,8 @@ def lacking(error: ModuleNotFoundError) -> str:
 
     >>> lacking(ModuleNotFoundError("No module named 'PIL'", name="PIL"))
     "pillow is not installed: pip install pillow, or install prunus with its extra 'tasks'"
-    >>> lacking(ModuleNotFoundError("No module named 'mine'", name="mine"))
-    "No module named 'mine'"
+    >>> lacking(ModuleNotFoundError("No module named 'nowhere_1'", name="nowhere_1"))
+    "No module named 'nowhere_1'"
     """
     module = (error.name or "").partition(".")[0]
     if module in _OPTIONAL:

@@ -193,9 +193,9 @@ def smaller_masks(masks: Masks, kept: Kept, shapes: Mapping[str, Sequence[int]])
     for name, mask in masks.items():
         cut = kept.get(name)
         left = mask if cut is None else left_of_mask(mask, cut)
-        if not bool(left.all()):
-            pairs = zip(shapes[name], cut or (), strict=False)
-            shape = [size if index is None else len(index) for size, index in pairs]
+        pairs = zip(shapes[name], cut or (), strict=False)
+        shape = [size if index is None else len(index) for size, index in pairs]
+        if not bool(left.all()) and 0 not in shape:  # an entry of a list may be gone as a whole
             small[name] = left.expand(shape).contiguous() if cut else left
     return small
 

@@ -117,6 +117,8 @@ class Source:
 
     def _fill(self, values: Tensor, kept: Tensor) -> None:
         """Random numbers, of the size of what is kept, in place of the zeros of what is removed."""
+        if not values.numel():
+            return
         spread, start = _deviation((part for (part,) in parts(values)), self._left), 0
         noise = self._noise(spread, max(part.numel() for (part,) in parts(values)))
         for part, mask in parts(values, kept):

@@ -17,7 +17,8 @@ from prunus._common.pictures import COLORS, FAINT, as_png, figure_of
 from sparse import ROWS, TRAINING
 from sparse_opponents import DENSE
 
-SHOWN = ("linear_128", "blocks_4x1", "linear_16", "linear_1", "bert")
+LAYERS = ("linear_128", "blocks_4x1", "linear_16", "linear_1", "conv_1x1", "conv_3x3")
+MODELS = ("resnet50", "bert", "lstm")
 TICKS = (0.5, 1, 2, 4, 8, 16)
 
 
@@ -38,12 +39,15 @@ def main() -> None:
     first = every[0]
     lines = [x for x in every if x["threads"] == 1 and x["processor"] == first["processor"]
              and x["instructions"] == first["instructions"]]  # fmt: skip
-    figure, axes = figure_of(7, 4.2)
+    figure, axes = figure_of(8.5, 4.8)
     titles = {name: title for name, (title, *_) in ROWS.items()} | TRAINING
-    for name, color in zip(SHOWN, COLORS, strict=True):
-        points = ratios(lines, name)
-        if points:
-            axes.plot(list(points), list(points.values()), "o-", color=color, label=titles[name])
+    for names, style in ((LAYERS, "o-"), (MODELS, "s--")):
+        for name, color in zip(names, (*COLORS, "black"), strict=False):
+            points = ratios(lines, name)
+            if points:
+                axes.plot(
+                    list(points), list(points.values()), style, color=color, label=titles[name]
+                )
     axes.axhline(1, color=FAINT, linewidth=1.5)
     axes.set_yscale("log", base=2)
     axes.set_yticks(TICKS, [f"{t:g}×" for t in TICKS])
@@ -51,7 +55,7 @@ def main() -> None:
     axes.set_xlabel("zeros ÷ weights")
     axes.set_ylabel("times as fast as the fastest dense engine (float32)")
     axes.set_title(f"{first['processor']}, one thread", loc="left")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
     target.write_bytes(as_png(figure))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from prunus._common.torch_internals import exported_module
 from prunus.deployment.build import Builder
 from prunus.deployment.deploy import deploy
 from prunus.deployment.module import open_artifact
@@ -19,6 +20,7 @@ from prunus.deployment.store import keep
 from prunus.errors import InputError
 from prunus.kernels import LACKING, usable
 from prunus.runtimes import BuildRequest, _sparse_choice, _sparse_recurrent, find, sparse
+from prunus.runtimes._sparse_sites import by_place, sites
 
 if not usable():
     pytest.skip(LACKING, allow_module_level=True)
@@ -210,3 +212,20 @@ def test_recurrent_layers_give_torchs_answers_at_any_batch_size(
         with torch.inference_mode():
             one, other = found.served(x)[0], model(x)[0]
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_a_bias_that_a_file_names_is_no_bias_that_is_missing() -> None:
+    """Files of torch 2.6 name the arguments that have defaults."""
+    layer, x = nn.Linear(8, 4), torch.randn(2, 8)
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0
+    module = exported_module(torch.export.export(layer, (x,), strict=False))
+    [node] = [n for n in module.graph.nodes if n.op == "call_function" and len(n.args) == 3]
+    node.args, node.kwargs = node.args[:2], {"bias": node.args[2]}
+    by_place(module)
+    module.recompile()
+    assert len(node.args) == 3
+    assert not node.kwargs
+    [site] = sites(module)
+    assert site.bias is node.args[2]
+    torch.testing.assert_close(module(x), layer(x))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
+from prunus._common.torch_internals import schema
 from prunus.kernels.choosing import Kernel
 from prunus.kernels.prepared import Prepared
 from prunus.runtimes import Answers, Compute
@@ -63,6 +64,18 @@ def drop_idle(module: fx.GraphModule) -> None:
         if idle and node.args[2] is False:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
+
+
+def by_place(module: fx.GraphModule) -> None:
+    """Arguments by their places: a file of torch 2.6 names those with a default, biases too."""
+    for node in module.graph.nodes:
+        known = schema(node.target) if node.op == "call_function" and node.kwargs else None
+        names = [] if known is None else [a.name for a in known.arguments if not a.kwarg_only]
+        for name in names[len(node.args) :]:
+            if name not in node.kwargs:
+                break
+            node.args = (*node.args, node.kwargs[name])
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != name}
 
 
 def sites(module: fx.GraphModule) -> list[Site]:

@@ -26,7 +26,7 @@ from prunus.runtimes._exported import exported, write_pt2
 from prunus.runtimes._silent import silent
 from prunus.runtimes._sparse_choice import CACHES
 from prunus.runtimes._sparse_kinds import KINDS, AnyChoice, Kind, Shape, to_json
-from prunus.runtimes._sparse_sites import LEAST, drop_idle, finish
+from prunus.runtimes._sparse_sites import LEAST, by_place, drop_idle, finish
 from prunus.runtimes.torch_export import computing
 
 FACTS = Facts(needs=("torch",), devices=("cpu",), skips_zeros=True)
@@ -63,6 +63,7 @@ def build(order: BuildRequest) -> Session:
     """
     made = exported(order)
     module = exported_module(made.program)
+    by_place(module)
     drop_idle(module)
     found = _found(module)
     if not found:
@@ -195,6 +196,7 @@ def open_(path: Path, *, threads: int) -> Session:
 def _program(path: Path) -> fx.GraphModule:
     with silent():
         module = exported_module(torch.export.load(path))
+    by_place(module)
     drop_idle(module)
     return module
 

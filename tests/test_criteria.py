@@ -187,3 +187,37 @@ def test_densities_fall_by_equal_steps_with_depth() -> None:
     assert left({"name": "arithmetic", "slope": 0.5}, first=even, last=even) == [12, 4]
     assert left({"name": "arithmetic", "slope": -0.5}, first=even, last=even) == [4, 12]
     assert left({"name": "arithmetic", "slope": 0}, first=even, last=even) == [8, 8]
+
+
+class ByName(nn.Module):
+    """Calls every layer by the name of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.norm(input=self.first(input=x)).relu()
+        return self.last(input=read)  # type: ignore[no-any-return]
+
+
+class ByPlace(ByName):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x)).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("recipe", [
+    *({"criterion": name} for name in ("wanda", "ria", "synflow", "fisher", "snip")),
+    {"criterion": "apoz", "structure": "channel"},
+    *({"repair": name} for name in ("batch_norm", "bias_correction", "least_squares")),
+])  # fmt: skip
+def test_layers_that_are_called_by_name_are_looked_into_like_others(recipe: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    by_name, by_place = ByName(), ByPlace()
+    by_place.load_state_dict(by_name.state_dict())
+    batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(3)]
+    for model in (by_name, by_place):
+        prunus.prune(model, {"target": 0.5, **recipe}, calibration=batches, loss=loss,
+                     example=batches[0][0])  # fmt: skip
+    for name, value in by_place.state_dict().items():
+        assert torch.equal(by_name.state_dict()[name], value), name

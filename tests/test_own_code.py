@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -17,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prunus
-from prunus._common.own_code import PREFIX, VARIABLE, module_at
+from prunus._common.own_code import MOST, PREFIX, VARIABLE, module_at
 from prunus._common.own_files import beside
+from prunus._common.own_files import written as words_of
 from prunus.cli.main import cli
 from prunus.errors import InputError
 from prunus.progressive.record import Record
@@ -347,3 +349,30 @@ def test_every_file_that_runs_was_told(
     told = {str(p) for p in beside(folder / "main.py").values()} | {str(folder / "main.py")}
     assert set(ran) <= told
     assert len(ran) == len(set(ran))
+
+
+def test_a_relative_import_beyond_its_package_is_an_error_as_in_python(tmp_path: Path) -> None:
+    folder = written(tmp_path, {
+        "main.py": "import pkg\n", "net.py": "", "pkg/__init__.py": "from .. import net\n",
+    })  # fmt: skip
+    with pytest.raises(InputError, match="beyond top-level package"):
+        module_at(folder / "main.py")
+
+
+def test_what_processes_inherit_stays_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "not ours")
+    for number in range(MOST + 20):
+        file = tmp_path / f"own_{number}.py"
+        file.write_text("")
+        module_at(file)
+    told = json.loads(os.environ[VARIABLE])
+    assert len(told) == MOST
+    assert [str(file), str(tmp_path)] in told.values()
+
+
+def test_words_for_a_path_are_those_in_the_text(tmp_path: Path) -> None:
+    text = "HERE = Path(__file__).parent\nA = f(HERE / 'a.py', 1)\nB = HERE / 'none.py'\n"
+    folder = written(tmp_path, {"main.py": text, "a.py": ""})
+    assert words_of(folder / "main.py") == {"HERE / 'a.py'": folder / "a.py"}

@@ -217,6 +217,24 @@ def test_a_norm_without_weights_or_that_is_not_called_stays_as_it_is() -> None:
         settle(RepairContext(nn.BatchNorm1d(2), None, {}, lambda: [((torch.ones(1, 2),), {})]))
 
 
+def test_norms_that_share_their_scale_or_compute_it_stay_as_they_are() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.made = (nn.BatchNorm1d(2) for _ in range(3))
+            self.two.weight = self.one.weight
+            nn.utils.parametrizations.weight_norm(self.made)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.made(self.two(self.one(x)))  # type: ignore[no-any-return]
+
+    model, x = Odd().eval(), 3 * torch.randn(8, 2) + 1
+    wanted = model(x).detach()
+    settle(RepairContext(model, None, {}, lambda: [((x,), {})]))
+    torch.testing.assert_close(model(x), wanted)
+    assert model.one.weight.tolist() == [1, 1]
+
+
 def test_a_removed_input_that_repeats_another_is_made_up_for_exactly() -> None:
     whole = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 2))
     with torch.no_grad():

@@ -98,6 +98,21 @@ def test_epochs_of_accumulated_gradients_are_passes_over_the_data_or_a_note_says
     assert right.notes == ()
 
 
+def test_what_has_begun_keeps_its_length_whatever_loader_follows() -> None:
+    def train(model: nn.Module, run: Run) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.attach(optimizer)
+        for number in (6, 60):
+            for i, batch in enumerate(run.batches([torch.randn(2, 4) for _ in range(number)])):
+                model(batch).sum().backward()
+                optimizer.step()
+                if number == 6 and i == 5:
+                    break
+
+    recipe = {"target": 0.5, "rounds": 1, "retrain": "2ep"}
+    assert prunus.prune(nn.Linear(4, 3), recipe, train=train).rounds[-1].step == 12
+
+
 def test_a_length_in_epochs_that_is_asked_for_too_early_says_what_to_ask() -> None:
     def train(model: nn.Module, run: Run) -> None:
         run.steps  # noqa: B018

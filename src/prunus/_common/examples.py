@@ -6,7 +6,6 @@ beside it. A checkout is the one that Python runs prunus from, or one around the
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 INSTALLED = Path(__file__).parents[3]
@@ -21,22 +20,6 @@ def tasks() -> dict[str, Path]:
 def recipes() -> dict[str, Path]:
     """The examples' recipes by name."""
     return {p.stem: p for p in _files("*.yaml")}
-
-
-def shared(text: str) -> dict[str, Path]:
-    """Files above the examples' folders that the text of one of them names, by how it names them.
-
-    >>> shared('Layer = from_file(Path(__file__).parents[1] / "no_such_file.py", "Layer")')
-    {}
-    """
-    folder = _folder()
-    named = re.findall(r"Path\(__file__\)\.parents\[1\] / \"([\w/]+\.py)\"", text)
-    found = {} if folder is None else {name: folder / name for name in named}
-    return {
-        f'Path(__file__).parents[1] / "{name}"': path
-        for name, path in found.items()
-        if path.is_file()
-    }
 
 
 def hint() -> str:

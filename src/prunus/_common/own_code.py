@@ -33,6 +33,8 @@ from prunus.errors import InputError, did_you_mean
 PREFIX = "prunus_user_"
 VARIABLE = "PRUNUS_OWN_CODE"
 """Of the environment: for each name the file, and the folder beside which it imports."""
+MOST = 100
+"""Names that are told: the system bounds what a process inherits."""
 
 
 def from_file(path: Path, function: str) -> Callable[..., Any]:
@@ -135,9 +137,16 @@ def _private(place: Path, beside: _Beside) -> ModuleType:
 
 
 def _tell(name: str, place: Path, home: Path) -> None:
-    """Lets processes that are started from here find what a name stands for."""
-    told = json.loads(os.environ.get(VARIABLE, "{}"))
-    os.environ[VARIABLE] = json.dumps({**told, name: [str(place), str(home)]})
+    """Lets processes that are started from here find what the latest names stand for."""
+    told = [*_told().items(), (name, [str(place), str(home)])]
+    os.environ[VARIABLE] = json.dumps(dict(told[-MOST:]))
+
+
+def _told() -> dict[str, list[str]]:
+    try:
+        return dict(json.loads(os.environ.get(VARIABLE, "{}")))
+    except (ValueError, TypeError):  # not of ours
+        return {}
 
 
 def spec_of(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
@@ -158,7 +167,7 @@ def spec_of(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
         places = (place_of(Path(folder), last) for folder in path or ())
         place = next((one for one in places if one is not None), None)
         return None if place is None or beside is None else _spec(name, place, beside)
-    told = json.loads(os.environ.get(VARIABLE, "{}")).get(name)
+    told = _told().get(name)
     if told is None:
         return None
     place, home = map(Path, told)
@@ -210,7 +219,7 @@ def _run(name: str, place: Path, beside: _Beside) -> ModuleType:
     try:
         if spec.loader is not None:
             spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # a stop too: what ran in part is no module
         if former is None:
             del sys.modules[name]
         else:
@@ -248,7 +257,7 @@ def _import(
         package = str((globals or {}).get("__package__") or "")
         if not package.startswith(PREFIX):
             return builtins.__import__(name, globals, locals, fromlist or (), level)
-        top = sys.modules[package.rsplit(".", level - 1)[0] if level > 1 else package]
+        top = sys.modules[importlib.util.resolve_name("." * level, package)]
     else:
         top, parts = beside.module(parts[0]), parts[1:]
         if top is None:

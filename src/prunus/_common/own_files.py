@@ -162,13 +162,33 @@ def _text(file: Path, _time: int, _size: int) -> _Text:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _Text()
-    names = _assigned(tree, file)
-    nodes = list(ast.walk(tree))
-    paths = (_path(node, file, names) for node in nodes if isinstance(node, (ast.BinOp, ast.Call)))
     return _Text(
-        tuple(one for node in nodes for one in _imports(node)),
-        tuple(dict.fromkeys(p for p in paths if p is not None and p.suffix == MODULE)),
+        tuple(one for node in ast.walk(tree) for one in _imports(node)),
+        tuple(dict.fromkeys(path for _, path in _paths(tree, file))),
     )
+
+
+def written(file: Path) -> dict[str, Path]:
+    """The Python files that a file names by paths, by the words that stand for them in its text.
+
+    Raises:
+        SyntaxError: if it is no Python.
+    """
+    text = file.read_text(encoding="utf-8")
+    found = {
+        ast.get_source_segment(text, node): path for node, path in _paths(ast.parse(text), file)
+    }
+    return {words: path for words, path in found.items() if words and path.is_file()}
+
+
+def _paths(tree: ast.Module, file: Path) -> Iterator[tuple[ast.expr, Path]]:
+    """Expressions that give the path of another Python file."""
+    names = _assigned(tree, file)
+    for node in ast.walk(tree):
+        path = _path(node, file, names) if isinstance(node, (ast.BinOp, ast.Call)) else None
+        other = path is not None and path.suffix == MODULE and path != file
+        if path is not None and other and isinstance(node, ast.expr):
+            yield node, path
 
 
 def _imports(node: ast.AST) -> Iterator[_Import]:

@@ -264,6 +264,16 @@ def wrapper(cls: type[Any], like: Tensor, device: torch.device) -> Any:
     )
 
 
+def version_of(value: Tensor) -> int:
+    """How often a tensor was changed in place; 0 in inference mode, where nobody counts."""
+    return 0 if value.is_inference() else int(value._version)
+
+
+def renew_gradient_hooks(weight: Tensor) -> None:
+    """Let a parameter's hooks fire again: they are the object's, and torch swaps what is in it."""
+    weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
+
+
 # Modules
 
 
@@ -315,7 +325,7 @@ def load_hooks(module: nn.Module) -> list[Any]:
     return list(module._load_state_dict_post_hooks.values())
 
 
-# ONNX
+# ONNX and the compiler
 
 
 def onnx_program(
@@ -381,16 +391,6 @@ def aot_load(path: Path) -> Callable[[list[Tensor]], Iterable[Tensor]]:
     run: Callable[[list[Tensor]], Iterable[Tensor]]
     run = loader.boxed_run if hasattr(loader, "boxed_run") else loader.run  # torch 2.6 has no boxed
     return run
-
-
-def version_of(value: Tensor) -> int:
-    """How often a tensor was changed in place; 0 in inference mode, where nobody counts."""
-    return 0 if value.is_inference() else int(value._version)
-
-
-def renew_gradient_hooks(weight: Tensor) -> None:
-    """Let a parameter's hooks fire again: they are the object's, and torch swaps what is in it."""
-    weight._post_accumulate_grad_hooks = weight._post_accumulate_grad_hooks
 
 
 def drop_workers(loader: DataLoader[Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.activations import read_by
 from prunus._common.modules import evaluating, joined
 from prunus._common.rng import preserve_rng
 from prunus.blocks.hidden import Narrow
@@ -119,8 +120,8 @@ def _watching(narrow: Narrow, name: str, block: nn.Module, moments: Tensor) -> I
     given: dict[str, Tensor] = {}
 
     def hook(full: str) -> Any:
-        def given_out(module: nn.Module, args: Any, out: Tensor) -> None:
-            rows = wide(args[0]).reshape(-1, narrow.width)
+        def given_out(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+            rows = wide(read_by(args, kwargs)).reshape(-1, narrow.width)
             rows = rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-300)
             moments.add_((rows.T @ rows).cpu())
             given.pop(full, None)
@@ -138,7 +139,8 @@ def _watching(narrow: Narrow, name: str, block: nn.Module, moments: Tensor) -> I
         for inner, role in roles.items():
             if role == NORM:
                 module = block.get_submodule(inner.rpartition(".")[0])
-                stack.callback(module.register_forward_hook(hook(joined(name, inner))).remove)
+                heard = hook(joined(name, inner))
+                stack.callback(module.register_forward_hook(heard, with_kwargs=True).remove)
         stack.enter_context(listening(block, hear))
         yield
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from prunus._common import examples
+from prunus._common.own_files import written
 from prunus.cli.template import write_texts
 from prunus.errors import InputError, did_you_mean
 
@@ -49,11 +50,13 @@ def _near(name: str, known: dict[str, Path]) -> str:
 def _texts(name: str, folder: Path) -> dict[str, str]:
     """What the project's files say, by their names."""
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.py")):
+    files = sorted(folder.glob("*.py"))
+    for path in files:  # what one shares with others comes behind them
         text = path.read_text(encoding="utf-8")
-        for written, other in examples.shared(text).items():
-            text = text.replace(written, f'Path(__file__).with_name("{other.name}")')
-            found[other.name] = other.read_text(encoding="utf-8")
+        for words, other in written(path).items():
+            if other.resolve().parent != folder.resolve():
+                text = text.replace(words, f'Path(__file__).with_name("{other.name}")')
+                files += [] if other in files else [other]
         found[path.name] = text
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")

@@ -192,10 +192,12 @@ def smaller_masks(masks: Masks, kept: Kept, shapes: Mapping[str, Sequence[int]])
     small: Masks = {}
     for name, mask in masks.items():
         cut = kept.get(name)
+        if cut is not None and nothing_left(cut):  # an entry of a list that is gone
+            continue
         left = mask if cut is None else left_of_mask(mask, cut)
-        pairs = zip(shapes[name], cut or (), strict=False)
-        shape = [size if index is None else len(index) for size, index in pairs]
-        if not bool(left.all()) and 0 not in shape:  # an entry of a list may be gone as a whole
+        if not bool(left.all()):
+            pairs = zip(shapes[name], cut or (), strict=False)
+            shape = [size if index is None else len(index) for size, index in pairs]
             small[name] = left.expand(shape).contiguous() if cut else left
     return small
 

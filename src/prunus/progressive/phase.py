@@ -97,7 +97,9 @@ class Run:
         if steps_per_epoch is not None:
             given_number(steps_per_epoch, "steps_per_epoch", least=1, whole=True)
             self._counted = steps_per_epoch
-        self.per_epoch, self._steps = self._counted or length_of(loader) or self.per_epoch, None
+        self.per_epoch = self._counted or length_of(loader) or self.per_epoch
+        if self.done == 0:  # what has begun keeps its length, whatever other loader follows
+            self._steps = None
         return self.steps
 
     @property

@@ -49,11 +49,12 @@ def packs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> b
     """Whether a recurrent layer of a model gets a packed sequence; one pass is run."""
     found: list[bool] = []
 
-    def look(layer: nn.Module, given: tuple[Any, ...]) -> None:
-        found.append(isinstance(given[0], nn.utils.rnn.PackedSequence))
+    def look(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = (*args, *named.values())
+        found.append(any(isinstance(value, nn.utils.rnn.PackedSequence) for value in given))
 
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         model(*args, **kwargs)
     finally:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
+from prunus._common.activations import read_by
 from prunus._common.as_written import looked_into
 from prunus._common.distributed import mean
-from prunus._common.modules import evaluating
+from prunus._common.modules import evaluating, held
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import ALONE, averaging, kept_on_error, norms_of
@@ -48,7 +50,7 @@ def settle(context: RepairContext) -> None:
     """Running statistics of what each batch norm reads, and γ and β that leave its answers as are.
 
     γ' = γ σ'/σ, β' = β + γ (μ' − μ)/σ, with σ = √(variance + ε): in training a norm then goes by
-    statistics like those that it has. A norm without γ and β stays as it is.
+    statistics like those that it has. A norm without γ and β of its own stays as it is.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.BatchNorm1d(1, eps=0.0))
@@ -57,24 +59,46 @@ def settle(context: RepairContext) -> None:
     >>> model[0].running_mean, model(torch.tensor([[3.0]]))
     (tensor([2.]), tensor([[3.]], grad_fn=<NativeBatchNormBackward0>))
     """
-    norms = [norm for norm in norms_of(context.model) if norm.affine]
+    norms = _own(context.model)
     if not norms:
         return
-    before = [(n.get_buffer("running_mean").clone(), n.get_buffer("running_var").clone())
-              for n in norms]  # fmt: skip
+    before = [_statistics(norm) for norm in norms]
     with kept_on_error(norms), evaluating(context.model), torch.no_grad(), ExitStack() as hooks:
         read = [_Reads() for _ in norms]
         for norm, reads in zip(norms, read, strict=True):
-            hooks.callback(norm.register_forward_pre_hook(reads.see).remove)
+            hooks.callback(norm.register_forward_pre_hook(reads.see, with_kwargs=True).remove)
         _pass(context)
         for norm, reads in zip(norms, read, strict=True):
             reads.write(norm)
         _over_ranks(norms)
-        for norm, (mean_before, variance_before) in zip(norms, before, strict=True):
-            weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-            scale = (variance_before + norm.eps).sqrt()
-            bias.add_(weight * (norm.get_buffer("running_mean") - mean_before) / scale)
-            weight.mul_((norm.get_buffer("running_var") + norm.eps).sqrt() / scale)
+        for norm, former in zip(norms, before, strict=True):
+            _take_over(norm, *former, *_statistics(norm))
+
+
+def _own(model: nn.Module) -> list[AnyBatchNorm]:
+    """The norms whose γ and β are parameters, of no other module and not computed."""
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    found = []
+    for norm in norms_of(model):
+        pair = [held(norm._parameters, key) for key in ("weight", "bias")]
+        if all(p is not None and owners[id(p)] == 1 for p in pair):
+            found.append(norm)
+    return found
+
+
+def _statistics(norm: AnyBatchNorm) -> tuple[Tensor, Tensor]:
+    """Mean and variance, in float64 and not those of the norm itself."""
+    mean, variance = (norm.get_buffer(f"running_{name}") for name in ("mean", "var"))
+    return mean.to(torch.float64, copy=True), variance.to(torch.float64, copy=True)
+
+
+def _take_over(
+    norm: AnyBatchNorm, mean: Tensor, variance: Tensor, new_mean: Tensor, new_variance: Tensor
+) -> None:
+    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    scale = (variance + norm.eps).sqrt()
+    bias.copy_(bias + weight * (new_mean - mean) / scale)  # a removed γ is zero: β stays
+    weight.copy_(weight * (new_variance + norm.eps).sqrt() / scale)
 
 
 class _Reads:
@@ -84,9 +108,9 @@ class _Reads:
         self.sums: list[Tensor] = []
         self.calls = 0
 
-    def see(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def see(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         """Before a call."""
-        lines = inputs[0].movedim(1, 0).flatten(1).double()
+        lines = read_by(args, named).movedim(1, 0).flatten(1).double()
         if lines.shape[1] < 2:
             raise ValueError(ALONE)
         found = [lines.mean(1), lines.var(1)]

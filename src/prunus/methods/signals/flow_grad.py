@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.activations import read_by
 from prunus._common.inputs import arguments
 from prunus._common.modules import detached_copy, held
 from prunus._common.names import unwrapped
@@ -46,7 +47,7 @@ def flow_grad(context: SignalContext) -> Mapping[str, Tensor]:
                 parameter.zero_()
     for module in twin.modules():
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, AnyBatchNorm)):
-            module.register_forward_hook(_scale_alone)
+            module.register_forward_hook(_scale_alone, with_kwargs=True)
     args, kwargs = own_containers(map_tensors(_ones, arguments(context.example)))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -68,9 +69,9 @@ def _ones(tensor: Tensor) -> Tensor:
     return torch.ones_like(tensor, dtype=torch.float64) if tensor.is_floating_point() else tensor
 
 
-def _scale_alone(norm: nn.Module, args: tuple[Any, ...], answer: Tensor) -> Tensor:
+def _scale_alone(norm: nn.Module, args: tuple[Any, ...], kwargs: Any, answer: Tensor) -> Tensor:
     """What a norm gives, without what it takes away and divides by: of one item that is nothing."""
-    given: Tensor = args[0]
+    given = read_by(args, kwargs)
     own = held(norm._parameters, "weight")
     scale = torch.ones((), dtype=given.dtype) if own is None else own
     spread = held(norm._buffers, "running_var")

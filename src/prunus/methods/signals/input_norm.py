@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import at_once, columns, is_affine
+from prunus._common.activations import at_once, columns, is_affine, read_by
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
 from prunus._common.names import unwrapped
@@ -46,14 +46,16 @@ def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
     with ExitStack() as hooks:
         for name, module in modules.items():
 
-            def note(layer: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                given = args[0].detach()
+            def note(
+                layer: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
+            ) -> None:
+                given = read_by(args, kwargs).detach()
                 for part in given.split(at_once(layer, given, output)):
                     read = columns(layer, part).double()
                     sums[name] += read.square().sum(dim=1)
                     counts[name] += read.shape[1]
 
-            hooks.callback(module.register_forward_hook(note).remove)
+            hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         given = context.model, context.calibration, context.loss, context.seed
         with calibrating(*given) as inner:
             for batch in context.calibration:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import is_affine
+from prunus._common.activations import is_affine, read_by
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
 from prunus._common.nested import own_containers
@@ -55,14 +55,16 @@ def unit_activity(context: SignalContext) -> Mapping[Group, Tensor]:
     with ExitStack() as hooks:
         for name, module in readers.items():
 
-            def note(layer: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                given = args[0].detach()
+            def note(
+                layer: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
+            ) -> None:
+                given = read_by(args, kwargs).detach()
                 channel = given.dim() - 1 - len(getattr(layer, "kernel_size", ()))
                 rest = [d for d in range(given.dim()) if d != channel]
                 active[name] += given.count_nonzero(dim=rest).double()
                 seen[name] += given.numel() // given.shape[channel]
 
-            hooks.callback(module.register_forward_hook(note).remove)
+            hooks.callback(module.register_forward_hook(note, with_kwargs=True).remove)
         given = context.model, context.calibration, context.loss, context.seed
         with calibrating(*given) as inner:
             for batch in context.calibration:

@@ -20,7 +20,7 @@ from prunus.compaction.slicing.norms import widenings
 from prunus.compaction.slicing.parameters import slices
 from prunus.compaction.verifying.everywhere import Everywhere
 from prunus.compaction.verifying.exchange import Exchange, exchanged, exchanges
-from prunus.compaction.verifying.uses import Use, smaller
+from prunus.compaction.verifying.uses import Use
 from prunus.compaction.verifying.values import (
     Lazy,
     State,
@@ -63,6 +63,7 @@ class Case:
         slices: the smaller tensors, by identity of the model's; of a large model matrices without
             values, since all candidates are called with those of ``small``.
         rewritten: the smaller graph.
+        everywhere: the masked model's other uses.
     """
 
     model: nn.Module
@@ -77,6 +78,7 @@ class Case:
     small: State
     slices: dict[int, Tensor]
     rewritten: Rewritten
+    everywhere: Everywhere
 
     def check(self, model: nn.Module) -> Comparison:
         """Compare a candidate with the masked model in the pass that was traced."""
@@ -105,12 +107,6 @@ class Case:
             for one in exchanges(self.cut.analysis.like)
         ]
 
-    @functools.cached_property
-    def everywhere(self) -> Everywhere:
-        """The masked model's other uses."""
-        sliced = partial(small_state, kept=self.kept, names=self.cut.analysis.names)
-        return Everywhere(self.model, self.masked, self.examples, self.gate, sliced)
-
     def widenings(self) -> list[Attribute]:
         """The norms that go on counting the width that they had."""
         return widenings(self.model, self.cut, (p.node for p in self.rewritten.patches))
@@ -138,7 +134,9 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
     masks = masks_of(cut, dict(model.named_parameters()))
     states = values_for_test(model, masks, whole=whole)
     (states, inputs, gate, expected), examples = answers_of(model, cut, example, states)
-    effect = float("nan") if gate is META else _moved(model, states, inputs, gate, expected)
+    sliced = partial(small_state, kept=kept, names=cut.analysis.names)
+    everywhere = Everywhere(model, states[1], examples, gate, sliced)
+    effect = float("nan") if gate is META else _moved(everywhere, states[0], inputs, expected)
     lazily = any(isinstance(t, Lazy) for t in states[1].values())
     small = slices(model, kept, bare=lazily)
     return Case(
@@ -154,23 +152,16 @@ def case_of(model: nn.Module, cut: IndexCut, example: Any, *, whole: int) -> Cas
         small=small_state(states[1], kept, cut.analysis.names),
         slices=small,
         rewritten=rewrite(cut, _named(model, small)),
+        everywhere=everywhere,
     )
 
 
-def _moved(
-    model: nn.Module,
-    states: tuple[State, State],
-    inputs: Inputs,
-    gate: Gate,
-    expected: list[Tensor],
-) -> float:
-    """How far the masks moved the answers: on a part of a large picture, if the model takes it."""
-    for use in smaller(Use("", inputs))[:-1]:
+def _moved(masked: Everywhere, dense: State, inputs: Inputs, expected: list[Tensor]) -> float:
+    """How far the masks moved the answers: to a part of a large picture, if the model takes it."""
+    for use, gate, (answered, _) in masked.to_parts():
         with contextlib.suppress(Exception):  # of the model's code
-            dense, masked = (outputs(model, state, use.inputs, gate) for state in states)
-            if masked:
-                return difference(dense, masked)[0]
-    return difference(outputs(model, states[0], inputs, gate), expected)[0]
+            return difference(outputs(masked.model, dense, use.inputs, gate), answered)[0]
+    return difference(outputs(masked.model, dense, inputs, masked.gate), expected)[0]
 
 
 Found = tuple[tuple[State, State], Inputs, Gate, list[Tensor]]

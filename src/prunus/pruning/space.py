@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from prunus._common.distributed import WRAPPERS, refuse_sharded
 from prunus._common.given import not_taken
-from prunus._common.inputs import arguments
+from prunus._common.inputs import Inputs, arguments
 from prunus._common.layers import Layer
 from prunus._common.modules import shared_copy
 from prunus._common.names import bare, meant, unwrapped
 from prunus._common.nested import map_tensors, own_containers
 from prunus._common.numbers import percent
 from prunus._common.put_back import PutBack
+from prunus._common.smaller_inputs import parts_of
 from prunus._common.traces import without_trace
 from prunus.errors import InputError
 from prunus.graph.analysis import Analysis, analyze
@@ -215,11 +217,13 @@ def _coupled(recipe: Recipe, methods: Methods, example: Any) -> bool:
 
 def _in_scope(model: nn.Module, recipe: Recipe, example: Any, *, coupled: bool) -> list[Layer]:
     """The weights in scope, in the order of execution."""
-    run = None if example is None else functools.partial(_run, model, example)
+    inputs = None if example is None else arguments(example)
+    run = None if inputs is None else functools.partial(_run, model, inputs)
     uses = {} if run is None else used_as_weights(model, run)
     scope = recipe.scope
     found = find_layers(model, scope.include, scope.exclude, coupled=coupled, uses=uses)
-    return execution_order(model, found, run)
+    part = None if inputs is None else functools.partial(_run_part, model, inputs)
+    return execution_order(model, found, part)
 
 
 def _notes(model: nn.Module, recipe: Recipe, found: Sequence[Layer]) -> tuple[str, ...]:
@@ -303,11 +307,19 @@ def _refuse_uncoupled(recipe: Recipe) -> None:
         )
 
 
-def _run(model: nn.Module, example: Any) -> None:
+def _run_part(model: nn.Module, inputs: Inputs) -> None:
+    """Run the model on a part of a large picture, if it takes that."""
+    for part in parts_of(inputs, (4, 2)):
+        with contextlib.suppress(InputError):
+            return _run(model, part)
+    return _run(model, inputs)
+
+
+def _run(model: nn.Module, inputs: Inputs) -> None:
     inner = shared_copy(unwrapped(model))  # what the pass leaves in it goes with the copy
 
     def once(within: AbstractContextManager[Any]) -> None:
-        args, kwargs = own_containers(map_tensors(Tensor.clone, arguments(example)))
+        args, kwargs = own_containers(map_tensors(Tensor.clone, inputs))
         with analysis_mode(inner), within:
             inner(*args, **kwargs)
 
@@ -318,4 +330,4 @@ def _run(model: nn.Module, example: Any) -> None:
             except Exception:  # of code that runs under no mode of torch's
                 once(nullcontext())
         except Exception as error:  # of the model's code, which does not take this
-            raise not_taken(inner, example, error) from error
+            raise not_taken(inner, inputs, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,6 +61,13 @@ class Everywhere:
     @functools.cached_property
     def _uses(self) -> list[tuple[Use, ...]]:
         return [] if self.gate is META else list(uses_of(self.model, self.examples))
+
+    def to_parts(self) -> Iterator[Tried]:
+        """What the model answers to a part of a large picture, if it takes that."""
+        for use in self._uses[0] if self._uses else ():
+            tried = self._tried(use) if use.whole is not None else None
+            if tried is not None and tried[2][0]:
+                yield tried
 
     def _first(
         self, alternatives: Sequence[Use], *, halves: bool, slopes: bool = False

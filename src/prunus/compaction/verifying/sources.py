@@ -123,7 +123,7 @@ class Source:
         noise = self._noise(spread, max(part.numel() for (part,) in parts(values)))
         for part, mask in parts(values, kept):
             drawn = noise[start % _PERIOD :][: part.numel()].view(part.shape)
-            part.add_(drawn * ~mask)
+            torch.where(mask, part, drawn, out=part)
             start += part.numel()
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus._common.inputs import Inputs, by_name, defaults_of, positional_names
-from prunus._common.nested import map_tensors, tensors_of
+from prunus._common.nested import tensors_of
+from prunus._common.smaller_inputs import LARGE, parts_of, resized
 
 
 @dataclass(frozen=True)
@@ -90,56 +91,19 @@ _MOST_LENGTHS = 3
 
 
 def _near(size: int) -> list[int]:
-    """Other sizes that a model may take: a little more or less, or half; the cheap one first."""
+    """Other sizes that a model may take: a little more or less, or a part; the cheap one first."""
     half = size // 2
-    return [size + 1, size - 1, half] if size <= _LARGE else [half - 1, size - 1, half]
-
-
-_LARGE = 64
+    if size <= LARGE:
+        return [size + 1, size - 1, half]
+    return [*([size // 3] if size > 3 * LARGE else []), half - 1, size - 1, half]
 
 
 def smaller(use: Use) -> tuple[Use, ...]:
     """A use on a part of a large picture, where the model takes that: the pass that was traced ran
     on all of it, and a use has nothing to do with sizes."""
-    tensors = tensors_of(use.inputs)
-    sizes = {size for t in tensors for size in t.shape[1:] if size > _LARGE}
-    if not sizes or max(t.numel() for t in tensors) < _COSTLY:
-        return (use,)
-    counted = use.training  # statistics of few pixels divide by small numbers
-    parts = (2,) if counted or min(sizes) <= 2 * _LARGE else (4, 2)
-    fewer = (resized(use.inputs, _parts(sizes, part)) for part in parts)
+    most = 3 if use.training else 4  # statistics of few pixels divide by small numbers
+    fewer = parts_of(use.inputs, (most, 2))
     return *(replace(use, inputs=inputs, whole=use) for inputs in fewer), use
-
-
-def _parts(sizes: Iterable[int], part: int) -> dict[int, dict[int, int]]:
-    return {d: {size: size // part for size in sizes} for d in range(1, 8)}
-
-
-_COSTLY = 2**14
-
-
-def resized(inputs: Inputs, sizes: dict[int, dict[int, int]]) -> Inputs:
-    """Inputs whose dimensions of some sizes have other ones: cut, or repeated from the start.
-
-    Args:
-        inputs: positional and keyword arguments.
-        sizes: by dimension, from a size to another.
-
-    >>> ((made,), _) = resized(((torch.arange(3),), {}), {0: {3: 4}})
-    >>> made
-    tensor([0, 1, 2, 0])
-    """
-
-    def one(tensor: Tensor) -> Tensor:
-        for d, size in enumerate(tensor.shape):
-            new = sizes.get(d, {}).get(size)
-            if new is not None and size:
-                index = torch.arange(new, device=tensor.device) % size
-                tensor = tensor.index_select(d, index)
-        return tensor
-
-    made: Inputs = map_tensors(one, inputs)
-    return made
 
 
 _IDS, _MASK, _CACHE = "input_ids", "attention_mask", "use_cache"

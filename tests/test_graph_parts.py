@@ -50,7 +50,7 @@ class Whole(nn.Module):
         self.encoder, self.act, self.head = Encoder(), nn.GELU(), nn.Linear(32, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.act(self.encoder(x).view(-1, 32)))  # type: ignore[no-any-return]
+        return self.head(self.act(self.encoder(x).view(x.shape[0], 32)))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +143,19 @@ def test_a_part_of_a_graph_is_in_a_mode_of_its_own_or_the_call_says_that_it_cann
         assert not torch.equal(copy.deepcopy(small)(X), small(X))
         small.eval()
     assert torch.equal(small(X), small(X))
+
+
+def test_torch_func_goes_through_a_graph_as_through_the_model(small: Any) -> None:
+    many = torch.stack([X, X.flip(0), 2 * X])
+    expected = torch.stack([small(one) for one in many])
+    assert torch.allclose(torch.func.vmap(small)(many), expected)
+    parameters = {n: p.detach() for n, p in small.named_parameters()}
+
+    def loss(values: dict[str, Tensor], one: Tensor) -> Tensor:
+        return torch.func.functional_call(small, values, one).square().sum()  # type: ignore[no-any-return]
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, many)
+    weight = small.encoder.a.weight
+    small(many[2]).square().sum().backward()
+    assert torch.allclose(each["encoder.a.weight"][2], weight.grad, rtol=1e-4, atol=1e-5)
+    weight.grad = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any, NoReturn
@@ -101,7 +103,8 @@ class CompactGraph(StandIn, fx.GraphModule):
 
     def recompile(self) -> Any:
         """Compile the graphs; calls go through the guards."""
-        code = super().recompile()
+        with _sizes_asked(self.graph):
+            code = super().recompile()
         self._guard()
         return code
 
@@ -182,6 +185,21 @@ class _Holder(nn.Module):
         self.root = nn.Module()
         for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             vars(self.root)[store] = vars(graph)[store]
+
+
+def _sizes_asked(graph: fx.Graph) -> AbstractContextManager[Any]:
+    """While code is written: tensors are asked for sizes; ``vmap`` does not know the operator."""
+
+    def asked(lines: list[str]) -> list[str]:
+        return [_OF_SIZES.sub(r"torch.Tensor.\1(", line) for line in lines]
+
+    manager: AbstractContextManager[Any] = graph.on_generate_code(
+        lambda former: asked if former is None else lambda lines: asked(former(lines))
+    )
+    return manager
+
+
+_OF_SIZES = re.compile(r"torch\.ops\.aten\.sym_(size|stride|numel)\.(?:int|default)\(")
 
 
 def _has(module: nn.Module, name: str) -> bool:
@@ -266,7 +284,8 @@ def _run(module: CompactGraph, number: int, values: Sequence[Any]) -> Any:
     if number not in compiled:
         flat = copied(one.graph)
         flat.set_codegen(fx.graph.CodeGen())
-        compiled[number] = type(fx.GraphModule(module, flat)).forward
+        with _sizes_asked(flat):
+            compiled[number] = type(fx.GraphModule(module, flat)).forward
     call = call_of(one.graph)
     leaves = [leaf for value in values for leaf in pytree.tree_leaves(value)]
     if len(leaves) != sum(node.op == "placeholder" for node in one.graph.nodes):

@@ -55,8 +55,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 def layers(number: int = 12, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """Without zeros, which would be masks that were there: torch 2.6 draws some in bfloat16."""
     torch.manual_seed(0)
-    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, dtype=dtype) for _ in range(number)))
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, dtype=dtype) for _ in range(number)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[parameter == 0] = 0.01
+    return model
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import helpers
 import prunus
 from prunus.blocks.folder import SCRATCH, Folder
+from prunus.blocks.routed import Routed
 from prunus.blocks.surgeon import costs, damped, refit
 from prunus.blocks.units import Kind, kept_of, taken
 from prunus.cli.main import cli
@@ -385,6 +386,24 @@ def test_blocks_go_one_by_one_or_as_the_span_that_is_missed_least(
                         out=tmp_path / "small")  # fmt: skip
     opened: Any = type(dense).from_pretrained(tmp_path / "small")
     assert len(opened.model.layers) == 4
+
+
+def test_experts_are_heard_whether_they_are_called_by_name_or_by_place() -> None:
+    experts = model_of("Mixtral").model.layers[0].mlp.experts
+    gates, chosen = torch.randn(5, 4).softmax(-1).topk(2)
+    tokens = torch.randn(5, 32)
+    ways = [
+        ((tokens, chosen, gates), {}),
+        ((tokens,), {"top_k_weights": gates, "top_k_index": chosen}),
+    ]
+    sums = []
+    for way in ways:
+        routed = Routed(4)
+        with torch.no_grad():
+            routed.add(experts, way)
+        sums.append(routed.sums)
+    assert torch.equal(*sums)
+    assert bool(sums[0].any())
 
 
 def test_as_many_experts_stay_as_a_token_goes_to() -> None:

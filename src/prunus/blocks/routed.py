@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus._common.inputs import Inputs, by_name, positional_names
 from prunus.blocks.recipe import EXPERT
 from prunus.blocks.units import Kind
 from prunus.errors import InputError
@@ -27,12 +28,15 @@ class Routed:
         self.sums = torch.zeros(experts, dtype=torch.float64)
         self.counts = torch.zeros(experts, dtype=torch.float64)
 
-    def add(self, module: nn.Module, args: Sequence[Any]) -> None:
+    def add(self, module: nn.Module, inputs: Inputs) -> None:
         """One call of the module that holds all experts: tokens, their experts and gates.
 
         Raises:
             InputError: if it is called otherwise.
         """
+        names = positional_names(module)
+        given = by_name(names, inputs)
+        args = [given.pop(name) for name in names if name in given] + [*given.values()]
         good = len(args) == 3 and all(isinstance(a, Tensor) for a in args)
         if not good or args[1].shape != args[2].shape or args[1].is_floating_point():
             raise InputError(
@@ -70,8 +74,9 @@ def listening_to(block: nn.Module, kinds: Sequence[Kind]) -> Iterator[dict[int, 
                 owner = block.get_submodule(kind.members[0][0].rpartition(".")[0])
                 routed = found[id(kind)] = Routed(len(kind.members[0][2]))
 
-                def hook(module: nn.Module, args: Any, routed: Routed = routed) -> None:
-                    routed.add(module, args)
+                def hook(module: nn.Module, *inputs: Any, routed: Routed = routed) -> None:
+                    routed.add(module, inputs)
 
-                hooks.callback(owner.register_forward_pre_hook(hook).remove)
+                handle = owner.register_forward_pre_hook(hook, with_kwargs=True)
+                hooks.callback(handle.remove)
         yield found

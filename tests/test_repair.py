@@ -95,7 +95,11 @@ def test_each_repair_brings_answers_closer_and_leaves_zeros(trained: nn.Module, 
     if cut != "neurons":  # whose norms stay: of a channel that is zero they give another constant
         assert errors["batch_norm"] < errors["None"]
     assert errors["least_squares"] < min(errors["None"], errors["batch_norm"])
-    assert errors[str(RECONSTRUCT)] < errors["batch_norm" if cut == "weights" else "least_squares"]
+    best = errors["batch_norm" if cut == "weights" else "least_squares"]
+    if cut == "neurons":  # fitted as well as they can be: steps leave them where they are
+        assert errors[str(RECONSTRUCT)] == pytest.approx(best, rel=1e-3)
+    else:
+        assert errors[str(RECONSTRUCT)] < best
 
 
 @settings(max_examples=25, deadline=None)

@@ -221,3 +221,38 @@ def test_layers_that_are_called_by_name_are_looked_into_like_others(recipe: dict
                      example=batches[0][0])  # fmt: skip
     for name, value in by_place.state_dict().items():
         assert torch.equal(by_name.state_dict()[name], value), name
+
+
+class Sharing(nn.Module):
+    """Two layers that share a weight, called in turn or one of them twice."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.enter, self.last, self.twice = nn.Linear(4, 4), nn.Linear(4, 3), twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        again = self.first if self.twice else self.second
+        hidden = self.first(self.enter(x).relu()).relu() * 5
+        return self.last(again(hidden).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("recipe", [
+    {"criterion": "wanda"}, {"criterion": "ria"}, {"criterion": "synflow"},
+    {"criterion": "apoz", "structure": "channel"},
+])  # fmt: skip
+def test_a_weight_that_layers_share_is_judged_as_in_one_layer_called_twice(
+    recipe: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    shared, twice = Sharing(twice=False), Sharing(twice=True)
+    twice.load_state_dict(shared.state_dict())
+    batches = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(3)]
+    masks = [
+        prunus.prune(model, {"target": 0.5, **recipe}, calibration=batches, loss=loss,
+                     example=batches[0][0]).masks
+        for model in (shared, twice)
+    ]  # fmt: skip
+    assert masks[0].keys() == masks[1].keys()
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())

@@ -407,3 +407,21 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(
     wanted = ended(None)
     found = ended(tmp_path, 1 if compact == "none" else 3)
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("repair", ["bias_correction", "least_squares"])
+def test_a_bias_that_layers_share_stays_since_it_is_fitted_to_one_of_them_only(
+    repair: str,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    model[2].bias = model[0].bias
+    before = model[0].bias.tolist()
+    batches = [(torch.randn(64, 6), torch.zeros(64, dtype=torch.long)) for _ in range(2)]
+    last = model[4].weight.clone(), model[4].bias.clone()
+    prunus.prune(model, {"target": 0.5, "repair": repair}, calibration=batches,
+                 loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]))  # fmt: skip
+    assert model[0].bias.tolist() == before
+    kept = model[4].weight != 0
+    moved = not torch.equal(model[4].weight[kept], last[0][kept])
+    assert moved or not torch.equal(model[4].bias, last[1])

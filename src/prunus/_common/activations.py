@@ -120,6 +120,26 @@ def is_affine(module: nn.Module) -> bool:
     return kind and isinstance(held(module._parameters, "weight"), nn.Parameter)
 
 
+def layers_of(names: Mapping[int, str], modules: Iterable[nn.Module]) -> dict[str, list[nn.Module]]:
+    """The modules that hold each weight: some may share one.
+
+    Args:
+        names: of weights, by identity.
+        modules: with a weight each.
+
+    >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> other.weight = one.weight
+    >>> len(layers_of({id(one.weight): "weight"}, [one, other])["weight"])
+    2
+    """
+    found: dict[str, list[nn.Module]] = {}
+    for module in modules:
+        name = names.get(id(module.weight))
+        if name is not None:
+            found.setdefault(name, []).append(module)
+    return found
+
+
 def watch(
     model: nn.Module,
     place: Place,

@@ -95,8 +95,8 @@ def layer_by_layer(
                 f"'{place.name}' has another shape than in the reference: repair the masked "
                 "model, and make it smaller afterwards (a recipe's repair does so)"
             )
-        alone = owners[id(weight)] == 1  # tied ones belong to more than one layer
-        if alone and wanted(place.module):
+        own = place.module.parameters(recurse=False)  # tied ones belong to more than one layer
+        if all(owners[id(p)] == 1 for p in own) and wanted(place.module):
             chosen.append((place, twin))
     for side_by_side, some in groupby(chosen, lambda pair: _fits(pair[0], len(passes))):
         way = _side_by_side if side_by_side else _from_the_start

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import at_once, columns, is_affine, read_by
+from prunus._common.activations import at_once, columns, is_affine, layers_of, read_by
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
 from prunus._common.names import unwrapped
@@ -24,8 +24,9 @@ READS_INPUTS = True
 def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
     """√(mean of x_j²) over calibration batches, for the weights that multiply input x_j.
 
-    Of a linear layer x is its input, of a convolution each of the windows that a filter sees; the
-    model is in eval mode. One number for each column of a layer is held while batches pass.
+    Of a linear layer x is its input, of a convolution each of the windows that a filter sees, of
+    a weight that layers share what all of them read; the model is in eval mode. One number for
+    each column of a layer is held while batches pass.
 
     Raises:
         InputError: without calibration or loss, or for a parameter that is not the weight of a
@@ -38,13 +39,14 @@ def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
         )
     model = unwrapped(context.model)
     names = {id(p): n for n, p in context.parameters.items()}
-    modules = {names[id(m.weight)]: m for m in model.modules() if is_affine(m)
-               and id(m.weight) in names}  # fmt: skip
-    _refuse(set(context.parameters) - set(modules), "is no weight of a linear layer or convolution")
-    sums = {n: _zeros(m) for n, m in modules.items()}
-    counts = dict.fromkeys(modules, 0)
+    layers = layers_of(names, filter(is_affine, model.modules()))
+    _refuse(set(context.parameters) - set(layers), "is no weight of a linear layer or convolution")
+    _refuse({n for n, own in layers.items() if len(set(map(_groups, own))) > 1},
+            "is shared by layers of other groups")  # fmt: skip
+    sums = {n: _zeros(own[0]) for n, own in layers.items()}
+    counts = dict.fromkeys(layers, 0)
     with ExitStack() as hooks:
-        for name, module in modules.items():
+        for name, module in ((n, m) for n, own in layers.items() for m in own):
 
             def note(
                 layer: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
@@ -66,13 +68,16 @@ def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
         raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
     _refuse({n for n, count in seen.items() if not count}, "belongs to a layer that does not run")
     total(list(sums.values()))
-    return {n: _spread(modules[n], (sums[n] / seen[n]).sqrt()) for n in modules}
+    return {n: _spread(layers[n][0], (sums[n] / seen[n]).sqrt()) for n in layers}
 
 
 def _zeros(module: nn.Module) -> Tensor:
     weight = module.get_parameter("weight")
-    groups = getattr(module, "groups", 1)
-    return weight.new_zeros((groups, weight[0].numel()), dtype=torch.float64)
+    return weight.new_zeros((_groups(module), weight[0].numel()), dtype=torch.float64)
+
+
+def _groups(module: nn.Module) -> int:
+    return int(getattr(module, "groups", 1))
 
 
 def _spread(module: nn.Module, norms: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import is_affine, read_by
+from prunus._common.activations import is_affine, layers_of, read_by
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
 from prunus._common.nested import own_containers
@@ -39,10 +39,7 @@ def unit_activity(context: SignalContext) -> Mapping[Group, Tensor]:
             "of model and batch)"
         )
     names = {id(p): n for n, p in context.model.named_parameters()}
-    readers = {
-        names[id(m.weight)]: m for m in context.model.modules() if _reads(m)
-        if id(m.weight) in names
-    }  # fmt: skip
+    readers = layers_of(names, filter(_reads, context.model.modules()))
     for group in context.groups:
         if not _columns(group, readers):
             raise InputError(
@@ -50,10 +47,10 @@ def unit_activity(context: SignalContext) -> Mapping[Group, Tensor]:
                 "linear layer or convolution is known to read: use structure: channel, leave it "
                 "out with scope.exclude, or use another criterion"
             )
-    active = {n: _zeros(m) for n, m in readers.items()}
+    active = {n: _zeros(own[0]) for n, own in readers.items()}
     seen = dict.fromkeys(readers, 0)
     with ExitStack() as hooks:
-        for name, module in readers.items():
+        for name, module in ((n, m) for n, own in readers.items() for m in own):
 
             def note(
                 layer: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
@@ -89,7 +86,7 @@ def _zeros(module: nn.Module) -> Tensor:
     return weight.new_zeros(weight.shape[1], dtype=torch.float64)
 
 
-def _columns(group: Group, readers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def _columns(group: Group, readers: Container[str]) -> dict[str, Tensor]:
     """Of the layers that read a group: the unit of each of their inputs, −1 of others."""
     found = {}
     for member in group.members:

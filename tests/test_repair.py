@@ -18,6 +18,7 @@ from prunus import InputError
 from prunus._common.activations import columns, places, rows, watch
 from prunus.methods.catalog import names
 from prunus.methods.repairs import RepairContext
+from prunus.methods.repairs._descent import aside
 from prunus.methods.repairs.batch_norm import settle
 from prunus.methods.repairs.least_squares import conjugate_gradients
 from prunus.methods.repairs.least_squares import least_squares as fit
@@ -425,3 +426,53 @@ def test_a_bias_that_layers_share_stays_since_it_is_fitted_to_one_of_them_only(
     kept = model[4].weight != 0
     moved = not torch.equal(model[4].weight[kept], last[0][kept])
     assert moved or not torch.equal(model[4].bias, last[1])
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())  # type: ignore[no-any-return]
+
+
+class Again(nn.Module):
+    """Blocks of which one runs three times, or two that share their matrices."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.out = Residual(), Residual(), nn.Linear(6, 2)
+        self.shared = shared
+        if shared:
+            self.two.up.weight, self.two.down.weight = self.one.up.weight, self.one.down.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(1 if self.shared else 3):
+            x = self.one(x)
+        return self.out(self.two(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_learns_from_all_of_its_calls_and_not_what_it_shares(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Again(shared=shared)
+    learned: dict[str, list[str]] = {}
+
+    def noted(own: Any, masks: Any, loss: Any, **how: Any) -> None:
+        learned[next(iter(own)).split(".")[0]] = sorted(own)
+
+    monkeypatch.setattr("prunus.methods.repairs.reconstruct.descend", noted)
+    sizes: list[int] = []
+    kept = aside
+    monkeypatch.setattr("prunus.methods.repairs.reconstruct.aside",
+                        lambda number: sizes.append(number) or kept(number))  # fmt: skip
+    batches = [(torch.randn(8, 6), torch.zeros(8, dtype=torch.long)) for _ in range(4)]
+    prunus.prune(model, {"target": 0.5, "repair": "reconstruct"}, calibration=batches,
+                 loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]))  # fmt: skip
+    assert sizes == ([4, 4] if shared else [12, 4])
+    every = ["down.bias", "down.weight", "up.bias", "up.weight"]
+    wanted = [n for n in every if not shared or "bias" in n]
+    assert learned == {name: [f"{name}.{n}" for n in wanted] for name in ("one", "two")}

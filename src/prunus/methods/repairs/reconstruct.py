@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -39,7 +40,9 @@ def reconstruct(
     before the cut. Adam, its rate rising and then falling linearly to zero; of four batches or more
     one in eight, at least one, is not learned from and says after which steps a block was best, if
     any made it better. Removed weights stay zero, dropout is off, batch norms go by the statistics
-    that they have and are settled at the end. The activations of one block are held at a time.
+    that they have and are settled at the end. A block that is called several times learns from all
+    of its calls; what blocks share is fitted to none. The activations of one block are held at a
+    time.
 
     Args:
         context: with a reference.
@@ -55,7 +58,8 @@ def reconstruct(
     Source: Li et al. 2021 (BRECQ, block by block), arXiv:2102.05426; attention and MLP apart:
     arXiv:2510.14444.
     """
-    names = _in_order(context, blocks_of(context.model, blocks))
+    calls = _in_order(context, blocks_of(context.model, blocks))
+    names = list(calls)
     met = places(context.model, context.passes())
     order = [place.name for place in met]
     fitted: set[str] = set()
@@ -67,9 +71,10 @@ def reconstruct(
         if name:
             assert context.reference is not None
             there = module_paths(context.reference)[module_names(context.model)[name]]
-            wanted = [*_calls(context, context.reference, there)]
-            read = [*_calls(context, context.model, name)]
-            both = [(a[0], b[1]) for a, b in zip(read, wanted, strict=True) if a and b]
+            wanted = [*_calls(context, context.reference, there, calls[name])]
+            read = [*_calls(context, context.model, name, calls[name])]
+            both = [(a[0], b[1]) for one, other in zip(read, wanted, strict=True)
+                    for a, b in zip(one, other, strict=False)]  # fmt: skip
             if both:  # data may take another way through the reference
                 _fit(context, name, both, steps, rate)
     settle(context)
@@ -121,29 +126,36 @@ def blocks_of(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def _in_order(context: RepairContext, names: Sequence[str]) -> list[str]:
-    """In the order in which passes run them; those that do not run are left out."""
-    order: list[str] = []
+def _in_order(context: RepairContext, names: Sequence[str]) -> dict[str, int]:
+    """In the order in which passes run them, and how often one does; the rest is left out."""
+    most: dict[str, int] = {}
     with contextlib.ExitStack() as hooks:
+        now: Counter[str] = Counter()
+
+        def note(name: str, *_: Any) -> None:
+            now[name] += 1
+            most[name] = max(most.get(name, 0), now[name])
+
         for name in names:
             module = context.model.get_submodule(name)
-            hook = module.register_forward_hook(lambda *_, name=name: order.append(name))
-            hooks.callback(hook.remove)
+            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         with evaluating(context.model), torch.no_grad():
             for inputs in context.passes():
+                now.clear()
                 looked_into(context.model, inputs)
-    return list(dict.fromkeys(order))
+    return most
 
 
 def _calls(
-    context: RepairContext, model: nn.Module, name: str
-) -> Iterator[tuple[Inputs, Tensor] | None]:
-    """What a block reads and gives, of the first call in each pass; ``None``: it is not called."""
+    context: RepairContext, model: nn.Module, name: str, most: int
+) -> Iterator[list[tuple[Inputs, Tensor]]]:
+    """What a block reads and gives, in each call of each pass."""
     found: list[tuple[Inputs, Tensor]] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         found.append((map_tensors(Tensor.clone, (args, kwargs)), tensors_of(output)[0].clone()))
-        raise FarEnough
+        if len(found) == most:
+            raise FarEnough
 
     hook = model.get_submodule(name).register_forward_hook(note, with_kwargs=True)
     try:
@@ -151,7 +163,8 @@ def _calls(
             for inputs in context.passes():
                 with contextlib.suppress(FarEnough):
                     looked_into(model, inputs)
-                yield found.pop() if found else None
+                yield [*found]
+                found.clear()
     finally:
         hook.remove()
 
@@ -164,7 +177,15 @@ def _fit(
     rate: float,
 ) -> None:
     block = context.model.get_submodule(name)
-    own = {n: p for n, p in block.named_parameters(prefix=name) if p.is_floating_point()}
+    others = {
+        id(p)
+        for n, p in context.model.named_parameters(remove_duplicate=False)
+        if not n.startswith(f"{name}.")
+    }  # a tensor that two blocks share fits neither
+    own = {n: p for n, p in block.named_parameters(prefix=name)
+           if p.is_floating_point() and id(p) not in others}  # fmt: skip
+    if not own:
+        return
     masks = {n: context.masks[n].to(p.device) for n, p in own.items() if n in context.masks}
     size = sum(float(wanted.double().square().mean()) for _, wanted in pairs) / len(pairs)
 

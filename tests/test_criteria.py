@@ -69,11 +69,33 @@ def test_the_norm_is_of_what_each_weight_multiplies(
     features = twin.norm(twin.conv(images)).tanh().mean((2, 3))
     wanted = features.square().mean(0).sqrt().expand(3, 4)
     torch.testing.assert_close(found["head.weight"].double(), wanted.detach(), rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr("prunus._common.activations.CHUNK", 1)
+    monkeypatch.setattr("prunus._common.unfolding.CHUNK", 1)
     in_parts = input_norm(context(small, batches))
     torch.testing.assert_close(in_parts["conv.weight"], found["conv.weight"])
     assert not small.conv._forward_hooks
     assert small.training
+
+
+@pytest.mark.parametrize(("layer", "more"), [
+    (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, bias=False), 1),
+    (nn.ConvTranspose2d(4, 6, (2, 3), dilation=2, groups=2, bias=False), 0),
+])  # fmt: skip
+def test_the_norm_of_a_transposed_convolution_is_what_each_weight_alone_would_give(
+    layer: nn.ConvTranspose2d, more: int
+) -> None:
+    x = torch.randn(3, 4, 4, 4) * torch.tensor([0.1, 1.0, 2.0, 3.0]).view(4, 1, 1)
+    size = [n + more for n in layer(x).shape[2:]]
+    model = nn.ModuleDict({"up": layer})
+    given = context(model, [x], loss=lambda m, b: m["up"](b, output_size=size).sum())
+    found = input_norm(given)["up.weight"]
+    for place in [(0, 0, 0, 0), (1, 2, 1, 1), (2, 0, 0, 2), (3, 1, 1, 0)]:
+        alone = copy.deepcopy(layer)
+        with torch.no_grad():
+            alone.weight.zero_()
+            alone.weight[place] = 1.0
+            answer = alone(x, output_size=size)
+        mean = answer.square().sum() / (answer.numel() / 6)  # of the one channel that is not zero
+        torch.testing.assert_close(found[place], mean.sqrt(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_hessian_times_the_gradient_is_the_slope_of_half_its_square(

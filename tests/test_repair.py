@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 import prunus
 from prunus import InputError
-from prunus._common.activations import columns, places, rows, watch
+from prunus._common.activations import places, watch
+from prunus._common.unfolding import columns, of_weight_rows, rows, weight_rows
 from prunus.methods.catalog import names
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._descent import aside
@@ -138,6 +139,9 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9, 8)),
     (nn.Conv2d(4, 6, (3, 2), padding="same", padding_mode="circular", dilation=2), (2, 4, 9, 8)),
     (nn.Conv3d(2, 4, 2, bias=False), (2, 2, 4, 4, 4)),
+    (nn.ConvTranspose1d(4, 6, 5, stride=3, padding=1, dilation=2, output_padding=2), (2, 4, 5)),
+    (nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=(2, 3), groups=2), (4, 5, 6)),
+    (nn.ConvTranspose3d(2, 4, 2, stride=(1, 2, 3), bias=False), (2, 2, 3, 2, 2)),
 ]
 
 
@@ -146,10 +150,40 @@ def test_a_layer_is_the_product_of_its_columns(layer: Any, shape: tuple[int, ...
     x = torch.randn(shape)
     read = columns(layer, x)
     groups = len(read)
-    product = read @ layer.weight.flatten(1).view(groups, -1, read.shape[-1]).mT
+    matrix = weight_rows(layer, layer.weight)
+    assert torch.equal(of_weight_rows(layer, matrix), layer.weight)
+    product = read @ matrix.view(groups, -1, read.shape[-1]).mT
     if layer.bias is not None:
         product = product + layer.bias.view(groups, 1, -1)
     torch.testing.assert_close(product, rows(layer, layer(x)), rtol=1e-4, atol=1e-5)
+
+
+class Decoder(nn.Module):
+    """A convolution and a transposed one, which is told the size of what it gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.last = nn.Conv2d(3, 6, 3, stride=2), nn.Conv2d(4, 2, 1)
+        self.up = nn.ConvTranspose2d(6, 4, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(self.down(x).relu(), output_size=x.shape[2:])
+        return self.last(hidden.relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("structure", ["weight", "channel"])
+@pytest.mark.parametrize("repair", ["bias_correction", "least_squares"])
+def test_transposed_convolutions_are_repaired(structure: str, repair: str) -> None:
+    torch.manual_seed(0)
+    model, errors = Decoder(), []
+    x = torch.randn(8, 3, 8, 8)  # one more row and column than the decoder gives by itself
+    for one in (None, repair):
+        masked = copy.deepcopy(model)
+        prunus.prune(masked, {"target": 0.5, "structure": structure, "repair": one},
+                     example=x[:2], calibration=[x[:4], x[4:]],
+                     loss=lambda m, b: m(b).square().mean())  # fmt: skip
+        errors.append(float((masked(x) - model(x)).detach().square().mean()))
+    assert errors[1] < (0.8 if repair == "least_squares" else 1) * errors[0]
 
 
 def test_what_is_whole_is_fitted_to_itself(trained: nn.Module) -> None:
@@ -261,7 +295,7 @@ def test_parts_of_a_large_call_tell_what_the_whole_tells(
 ) -> None:
     found = []
     for chunk in (2**24, 1):
-        monkeypatch.setattr("prunus._common.activations.CHUNK", chunk)
+        monkeypatch.setattr("prunus._common.unfolding.CHUNK", chunk)
         model = copy.deepcopy(trained)
         recipe = {**CUTS["channels"], "repair": "least_squares"}
         prunus.prune(model, recipe, example=TEST[0][:2], calibration=CALIBRATION, loss=loss)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from prunus._common.as_written import looked_into
 from prunus._common.distributed import gather
@@ -180,68 +178,3 @@ def watch(
 
 class FarEnough(BaseException):
     """Ends a pass behind the layer; no ``except Exception`` of the model's code catches it."""
-
-
-def at_once(module: nn.Module, given: Tensor, output: Tensor) -> int:
-    """How many items of a call are unfolded at a time, so that memory stays bounded.
-
-    Args:
-        module: a linear layer or a convolution.
-        given: what it reads.
-        output: what it gives.
-    """
-    outputs, *kernel = module.get_parameter("weight").shape
-    numbers = output.numel() // outputs * math.prod(kernel) * getattr(module, "groups", 1)
-    batched = given.dim() > 1 + len(getattr(module, "kernel_size", ()))
-    return max(1, CHUNK * len(given) // max(1, numbers)) if batched else len(given)
-
-
-CHUNK = 2**24
-"""Numbers that are unfolded at a time."""
-
-
-def columns(module: nn.Module, given: Tensor, every: int = 1) -> Tensor:
-    """What each output of a layer is a weighted sum of.
-
-    Args:
-        module: a linear layer or a convolution.
-        given: what it reads.
-        every: of the positions, the first of so many.
-
-    Returns:
-        ``[groups, positions, columns]``, so that column j belongs to entry j of a row of
-        ``weight.flatten(1)``.
-
-    >>> columns(nn.Conv1d(1, 1, 2), torch.tensor([[[1.0, 2.0, 3.0]]]))
-    tensor([[[1., 2.],
-             [2., 3.]]])
-    """
-    if not isinstance(module, AnyConv):
-        return given.reshape(1, -1, given.shape[-1])[:, ::every]
-    dims = len(module.kernel_size)
-    given = given if given.dim() == dims + 2 else given[None]
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    around = [int(n) for n in module._reversed_padding_repeated_twice]
-    windows = functional.pad(given, around, mode=mode)
-    sizes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    for d, (size, stride, dilation) in enumerate(sizes):
-        windows = windows.unfold(2 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    windows = windows.movedim(1, 1 + dims)  # batch, places, channels, kernel
-    places = windows.shape[: 1 + dims]
-    if every > 1:
-        at = torch.arange(0, math.prod(places), every, device=given.device)
-        windows, places = windows[torch.unravel_index(at, places)], at.shape
-    grouped = windows.unflatten(len(places), (module.groups, -1)).movedim(len(places), 0)
-    found: Tensor = grouped.reshape(module.groups, math.prod(places), -1)
-    return found
-
-
-def rows(module: nn.Module, output: Tensor) -> Tensor:
-    """What a layer gives: ``[groups, positions, outputs of a group]``, as :func:`columns`."""
-    if not isinstance(module, AnyConv):
-        return output.reshape(1, -1, output.shape[-1])
-    dims = len(module.kernel_size)
-    output = output if output.dim() == dims + 2 else output[None]
-    batch, channels = output.shape[:2]
-    grouped = output.reshape(batch, module.groups, channels // module.groups, -1)
-    return grouped.permute(1, 0, 3, 2).flatten(1, 2)

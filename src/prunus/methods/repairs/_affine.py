@@ -11,12 +11,13 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import Place, at_once, columns, is_affine, places, rows, watch
+from prunus._common.activations import Place, is_affine, places, watch
 from prunus._common.distributed import total
 from prunus._common.lockstep import walking
 from prunus._common.modules import evaluating, held
 from prunus._common.names import module_names
 from prunus._common.torch_internals import AnyBatchNorm
+from prunus._common.unfolding import at_once, columns, rows, spatial, weight_rows
 from prunus.errors import InputError
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import averaging, norms_of
@@ -158,13 +159,12 @@ def _from_the_start(
 
 
 def _none(place: Place) -> Moments:
-    weight = place.module.get_parameter("weight")
+    rows = kernel_rows(place.module)
     groups = getattr(place.module, "groups", 1)
-    size = weight[0].numel() + (bias_of(place.module) is not None)
-    zeros = weight.new_zeros
+    size = rows.shape[1] + (bias_of(place.module) is not None)
     return Moments(
-        zeros((groups, size, size), dtype=torch.float64),
-        zeros((groups, size, len(weight) // groups), dtype=torch.float64),
+        rows.new_zeros((groups, size, size), dtype=torch.float64),
+        rows.new_zeros((groups, size, len(rows) // groups), dtype=torch.float64),
     )
 
 
@@ -183,7 +183,8 @@ def _add(found: Moments, module: nn.Module, x: Tensor, y: Tensor, wanted: Tensor
     size = at_once(module, x, wanted)
     parts = zip(x.split(size), wanted.split(size), strict=True) if size < len(x) else [(x, wanted)]
     for some, answers in parts:
-        read, given = columns(module, some, every), rows(module, answers)[:, ::every]
+        read = columns(module, some, every, places=spatial(module, answers))
+        given = rows(module, answers)[:, ::every]
         if read.dtype.itemsize < 4:
             read, given = read.float(), given.float()
         if bias_of(module) is not None:
@@ -196,7 +197,7 @@ def _add(found: Moments, module: nn.Module, x: Tensor, y: Tensor, wanted: Tensor
 
 def kernel_rows(module: nn.Module) -> Tensor:
     """A layer's weight, a row for each output."""
-    return module.get_parameter("weight").detach().flatten(1)
+    return weight_rows(module, module.get_parameter("weight").detach())
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
@@ -216,5 +217,5 @@ def kept_rows(context: RepairContext, place: Place) -> Tensor:
         mask = context.masks.get(names[id(parameter)])
         kept = torch.ones_like(parameter, dtype=torch.bool)
         kept = kept if mask is None else mask.to(kept.device).expand(kept.shape)
-        found.append(kept.flatten(1) if kept.dim() > 1 else kept[:, None])
+        found.append(weight_rows(place.module, kept) if kept.dim() > 1 else kept[:, None])
     return torch.cat(found, dim=1)

@@ -10,6 +10,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from prunus._common.activations import Place
+from prunus._common.unfolding import of_weight_rows
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._affine import Moments, bias_of, kept_rows, kernel_rows, layer_by_layer
 from prunus.methods.repairs.batch_norm import settle
@@ -128,6 +129,7 @@ def _with_bias(place: Place) -> Tensor:
 def _write(place: Place, fitted: Tensor) -> None:
     weight, bias = place.module.get_parameter("weight"), bias_of(place.module)
     with torch.no_grad():
-        weight.copy_(fitted[:, : weight[0].numel()].reshape(weight.shape))
+        matrix = fitted if bias is None else fitted[:, :-1]
+        weight.copy_(of_weight_rows(place.module, matrix))
         if bias is not None:
             bias.copy_(fitted[:, -1])

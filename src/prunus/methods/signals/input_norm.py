@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus._common.activations import at_once, columns, is_affine, layers_of, read_by
+from prunus._common.activations import is_affine, layers_of, read_by
 from prunus._common.calibrating import calibrating
 from prunus._common.distributed import gather, total
 from prunus._common.names import unwrapped
 from prunus._common.nested import own_containers
+from prunus._common.unfolding import at_once, columns, of_weight_rows, spatial, weight_rows
 from prunus.errors import InputError
 from prunus.methods.signals import SignalContext
 
@@ -53,7 +54,7 @@ def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
             ) -> None:
                 given = read_by(args, kwargs).detach()
                 for part in given.split(at_once(layer, given, output)):
-                    read = columns(layer, part).double()
+                    read = columns(layer, part, places=spatial(layer, output)).double()
                     sums[name] += read.square().sum(dim=1)
                     counts[name] += read.shape[1]
 
@@ -72,8 +73,8 @@ def input_norm(context: SignalContext) -> Mapping[str, Tensor]:
 
 
 def _zeros(module: nn.Module) -> Tensor:
-    weight = module.get_parameter("weight")
-    return weight.new_zeros((_groups(module), weight[0].numel()), dtype=torch.float64)
+    rows = weight_rows(module, module.get_parameter("weight"))
+    return rows.new_zeros((_groups(module), rows.shape[1]), dtype=torch.float64)
 
 
 def _groups(module: nn.Module) -> int:
@@ -83,9 +84,9 @@ def _groups(module: nn.Module) -> int:
 def _spread(module: nn.Module, norms: Tensor) -> Tensor:
     """A number for each column of each group, ``[groups, columns]``, at every weight of it."""
     weight = module.get_parameter("weight")
-    rows = norms[:, None].expand(len(norms), len(weight) // len(norms), -1)
+    rows = norms[:, None].expand(-1, len(weight_rows(module, weight)) // len(norms), -1)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    return rows.reshape(weight.shape).to(dtype)
+    return of_weight_rows(module, rows.flatten(0, 1)).to(dtype)
 
 
 def _refuse(names: set[str], why: str) -> None:

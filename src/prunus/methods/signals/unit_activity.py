@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -75,25 +75,29 @@ def unit_activity(context: SignalContext) -> Mapping[Group, Tensor]:
 
 
 def _reads(module: nn.Module) -> bool:
-    """Whether dimension 1 of a module's weight is that of its inputs."""
-    turned = isinstance(module, AnyTransposedConv)
-    grouped = isinstance(module, AnyConv) and module.groups > 1
-    return is_affine(module) and not turned and not grouped
+    """Whether one dimension of a module's weight is that of its inputs."""
+    return is_affine(module) and not (isinstance(module, AnyConv) and module.groups > 1)
+
+
+def _of_inputs(module: nn.Module) -> int:
+    """Which dimension."""
+    return 0 if isinstance(module, AnyTransposedConv) else 1
 
 
 def _zeros(module: nn.Module) -> Tensor:
     weight = module.get_parameter("weight")
-    return weight.new_zeros(weight.shape[1], dtype=torch.float64)
+    return weight.new_zeros(weight.shape[_of_inputs(module)], dtype=torch.float64)
 
 
-def _columns(group: Group, readers: Container[str]) -> dict[str, Tensor]:
+def _columns(group: Group, readers: Mapping[str, list[nn.Module]]) -> dict[str, Tensor]:
     """Of the layers that read a group: the unit of each of their inputs, −1 of others."""
     found = {}
     for member in group.members:
         number = numbers(member)
         if member.name not in readers or number is None or number.dim() < 2:
             continue
-        if number.shape[1] > 1 and number.shape[0] == 1:
+        inputs = _of_inputs(readers[member.name][0])
+        if number.shape[inputs] > 1 and number.shape[1 - inputs] == 1:
             found[member.name] = number.flatten()
     return found
 

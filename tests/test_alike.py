@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import helpers
 import prunus
 from prunus.compaction.case import Case
 from prunus.compaction.rewriting import alike as rewriting_alike
@@ -172,6 +173,8 @@ def test_a_class_whose_sizes_become_too_involved_is_not_tried_with_all_of_them_a
         x = torch.randn(2, 6, width)
         traced = traces.trace(module, ((x,), {}), dynamic=True, closed=[], training=False)
         assert traced.takes(((x[:1],), {})) or traced.takes(((torch.cat([x, x]),), {}))
+        if len(asked) > 1 and not traced.involved:
+            helpers.older_than("2.10", "torch.export refuses these sizes before they are involved")
         return list(asked)
 
     assert opened(Windows(4), 4) == [3, 1]

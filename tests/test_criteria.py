@@ -285,8 +285,9 @@ def test_zeros_are_counted_where_a_transposed_convolution_reads() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 5, 3))
     x = torch.randn(4, 3, 6, 6)
     active = (model[:2](x) > 0).float().mean((0, 2, 3))
-    masks = prunus.prune(model, {"target": 0.5, "criterion": "apoz", "structure": "channel"},
-                         calibration=[x], loss=lambda m, b: m(b).sum(), example=x).masks  # fmt: skip
+    recipe = {"target": 0.5, "criterion": "apoz", "structure": "channel"}
+    found = prunus.prune(model, recipe, calibration=[x], loss=lambda m, b: m(b).sum(), example=x)
+    masks = found.masks
     stays = masks["0.weight"].flatten(1).any(1)
     assert 0 < int(stays.sum()) < 8
     assert active[stays].min() > active[~stays].max()

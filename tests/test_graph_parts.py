@@ -159,3 +159,27 @@ def test_torch_func_goes_through_a_graph_as_through_the_model(small: Any) -> Non
     small(many[2]).square().sum().backward()
     assert torch.allclose(each["encoder.a.weight"][2], weight.grad, rtol=1e-4, atol=1e-5)
     weight.grad = None
+
+
+class Around(nn.Module):
+    """In train mode by itself, as every module is that is made anew; what it holds is not."""
+
+    def __init__(self, inner: Encoder) -> None:
+        super().__init__()
+        self.encoder, self.head = inner, nn.Linear(32, 3)
+        self.head.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.encoder.drop(self.encoder.norm(self.encoder.a(x)))
+        return self.head(hidden.view(x.shape[0], 32))  # type: ignore[no-any-return]
+
+
+def test_what_was_put_around_a_model_in_eval_mode_freezes_none_of_it() -> None:
+    model = Around(Encoder().eval())
+    small = prunus.prune(model, {**CHANNELS, "compact": "end"}, example=X).model
+    assert torch.equal(small(X), small(X))
+    small.train()
+    assert not torch.equal(small(X), small(X))
+    before = small.encoder.norm.running_mean.clone()
+    small(X)
+    assert not torch.equal(small.encoder.norm.running_mean, before)

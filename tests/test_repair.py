@@ -510,3 +510,18 @@ def test_a_block_learns_from_all_of_its_calls_and_not_what_it_shares(
     every = ["down.bias", "down.weight", "up.bias", "up.weight"]
     wanted = [n for n in every if not shared or "bias" in n]
     assert learned == {name: [f"{name}.{n}" for n in wanted] for name in ("one", "two")}
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, nn.DataParallel])
+@pytest.mark.parametrize("repair", ["batch_norm", "least_squares"])
+def test_a_model_in_eval_mode_is_repaired_within_whatever_is_put_around_it(
+    trained: nn.Module, around: Any, repair: str
+) -> None:
+    found = []
+    for wrap in (lambda model: model, around):
+        inner = copy.deepcopy(trained)
+        prunus.prune(wrap(inner), {"target": 0.8, "repair": repair}, calibration=CALIBRATION[:2],
+                     example=TEST[0][:2], loss=loss)  # fmt: skip
+        found.append(inner.state_dict())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name

@@ -57,6 +57,17 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def trains(model: nn.Module) -> bool:
+    """Whether a model is in train mode, and not just what was put around one in eval mode.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Dropout()).eval()
+    >>> nn.DataParallel(model).training, trains(nn.DataParallel(model))
+    (True, False)
+    """
+    innermost = (m for m in model.modules() if next(m.children(), None) is None)
+    return model.training and any(m.training for m in innermost)
+
+
 def take_mode(module: nn.Module, of: nn.Module) -> None:
     """Put a module into the mode of the one whose place it takes."""
     if module.training is not of.training:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus._common.modules import detached_copy
+from prunus._common.modules import detached_copy, trains
 from prunus.blocks.hidden import Narrow
 from prunus.blocks.sizes import Sizes
 from prunus.blocks.solving import Solving
@@ -74,7 +74,7 @@ def _filled(fresh: Any, model: nn.Module, sizes: Sizes, kept: Kept) -> nn.Module
         parameter.requires_grad_(learns[name])
     if getattr(model, "generation_config", None) is not None:
         fresh.generation_config = model.generation_config
-    return fresh.train(model.training)  # type: ignore[no-any-return]
+    return fresh.train(trains(model))  # type: ignore[no-any-return]
 
 
 def narrower(model: nn.Module, narrow: Narrow, state: Mapping[str, Tensor]) -> nn.Module:
@@ -98,7 +98,7 @@ def narrower(model: nn.Module, narrow: Narrow, state: Mapping[str, Tensor]) -> n
         parameter.requires_grad_(learns[name])
     if getattr(model, "generation_config", None) is not None:
         fresh.generation_config = model.generation_config
-    return fresh.train(model.training)  # type: ignore[no-any-return]
+    return fresh.train(trains(model))  # type: ignore[no-any-return]
 
 
 def _named(name: str, sizes: Sizes) -> str:

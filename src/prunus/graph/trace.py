@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common.inputs import Inputs, arguments, called, defaults_of, positional_names
-from prunus._common.modules import detached_copy, keeping_modes, shared_copy
+from prunus._common.modules import detached_copy, keeping_modes, shared_copy, trains
 from prunus._common.nested import in_form, leaves_of, map_tensors, plain, tensors_of
 from prunus._common.put_back import PutBack
 from prunus._common.rng import preserve_rng, seed
@@ -370,7 +370,7 @@ def analysis_mode(
             config.use_cache = False
         torch.backends.mha.set_fastpath_enabled(fast and enabled)
         with keeping_modes(model), warnings.catch_warnings():
-            frozen = [m for m in model.modules() if model.training and not m.training]
+            frozen = [m for m in model.modules() if not m.training] if trains(model) else []
             model.train(training)
             for module in frozen:
                 module.training = False

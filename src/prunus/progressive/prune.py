@@ -23,7 +23,7 @@ from prunus._common.given import (
 )
 from prunus._common.kinds import given_path
 from prunus._common.metrics import Metric, MetricEstimate
-from prunus._common.modules import detached_copy, keeping_modes
+from prunus._common.modules import detached_copy, keeping_modes, trains
 from prunus._common.steps import takes_steps
 from prunus.compaction.reopening import reopening
 from prunus.errors import InputError
@@ -316,7 +316,7 @@ def _undone_on_error(engine: PruningEngine, trial: Trial | None) -> Iterator[Non
             trial.done()
     finally:
         if engine.model is not model:
-            engine.model.train(model.training)
+            engine.model.train(trains(model))
         for parameter in model.parameters():
             parameter.grad = None
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus._common.former_module import StandIn, parts_of, put_part, told
-from prunus._common.modules import put_attribute
+from prunus._common.modules import put_attribute, trains
 from prunus._common.nested import in_form, tensors_of
 from prunus._common.torch_internals import call_of, copy_call, copy_hooks, pytree
 from prunus.compaction.rewriting.following import (
@@ -320,6 +320,7 @@ def take_mode_of_operators(graph: nn.Module, original: nn.Module) -> None:
 
     A batch norm that was frozen inside a network that trains stays frozen in its graph.
     """
+    training = trains(original)
     if isinstance(graph, CompactGraph):
         modules = dict(original.named_modules(remove_duplicate=False))
         within = {
@@ -331,9 +332,9 @@ def take_mode_of_operators(graph: nn.Module, original: nn.Module) -> None:
             path = module_path(node)
             earlier = next((within[p] for p in outwards(path) if p in within), None)
             inner = modules.get(path, original)
-            frozen = original.training and not inner.training
+            frozen = training and not inner.training
             node.meta[FROZEN] = frozen if earlier is None else next(earlier, False)
-    graph.train(original.training)
+    graph.train(training)
 
 
 def _flagged(module: fx.GraphModule) -> Flagged:

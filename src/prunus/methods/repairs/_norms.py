@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from prunus._common.modules import trains
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus.errors import InputError
 
@@ -19,7 +20,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def norms_of(model: nn.Module) -> list[AnyBatchNorm]:
     """The batch norms that are not frozen."""
     every: list[AnyBatchNorm] = [m for m in model.modules() if isinstance(m, _NORMS)]
-    return [m for m in every if m.track_running_stats and (m.training or not model.training)]
+    frozen = trains(model)
+    return [m for m in every if m.track_running_stats and (m.training or not frozen)]
 
 
 @contextmanager

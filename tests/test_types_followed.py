@@ -58,3 +58,27 @@ def test_types_that_the_code_takes_from_its_inputs_follow_them(
         assert found.dtype is wanted.dtype is dtype
         near = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
         assert (found - wanted).abs().max() <= near * wanted.abs().max()
+
+
+class Summed(nn.Module):
+    """Sums into a tensor of the type that its layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu().view(x.shape[0], 5, 16)  # 16 is written in the code
+        total = torch.zeros(x.shape[0], 2, 16, dtype=h.dtype)
+        return self.out(total.index_add(1, torch.tensor([0, 0, 1, 1, 0]), h))  # type: ignore[no-any-return]
+
+
+def test_types_that_autocast_alone_would_change_are_refused_with_a_way_out() -> None:
+    model = Summed().eval()
+    recipe = {"structure": "channel", "target": 0.5, "compact": "end"}
+    small = prunus.prune(copy.deepcopy(model), recipe, example=X).model
+    with torch.autocast("cpu", torch.bfloat16):
+        model(X)
+        with pytest.raises(prunus.InputError, match=r"not torch\.autocast .*model\.to\(torch"):
+            small(X)
+    assert small.to(torch.bfloat16)(X.bfloat16()).dtype is torch.bfloat16

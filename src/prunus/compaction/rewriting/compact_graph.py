@@ -27,7 +27,7 @@ from prunus.compaction.rewriting.following import (
     outwards,
     refuse_apart,
 )
-from prunus.errors import InputError
+from prunus.errors import InputError, first_line
 from prunus.graph.call import module_path
 from prunus.graph.decisions import DECIDED, decided
 from prunus.graph.guard import Guard
@@ -237,6 +237,7 @@ def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
             except RuntimeError as error:  # of a check: data decided otherwise in this pass
                 reason = str(error).partition(DECIDED)[2]
                 if not reason:
+                    _refuse_other_types(self, values, error)
                     raise
                 problem = problem or reason
                 for buffer, old in before.items():
@@ -249,6 +250,17 @@ def _guarded(generated: Callable[..., Any]) -> Callable[..., Any]:
 
     forward.generated = generated  # type: ignore[attr-defined]
     return forward
+
+
+def _refuse_other_types(module: CompactGraph, values: Any, error: RuntimeError) -> None:
+    """Say that a graph knows the types that its code took from its weights, not autocast's."""
+    devices = {t.device.type for t in tensors_of(values)}
+    if "type" in str(error) and any(map(torch.is_autocast_enabled, devices)):
+        raise InputError(
+            f"the compact {module.stands_for or 'model'} is a graph, whose types follow those of "
+            f"its weights and not torch.autocast ({first_line(error, kind=False)}): call it "
+            "outside of autocast, or convert it, as in model.to(torch.bfloat16)"
+        ) from error
 
 
 def _refuse_backward(module: CompactGraph, answers: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -510,3 +512,53 @@ def test_blocks_of_rows_are_recognized_and_computed_as_such(instructions: str) -
                 close(layer(x), weight, x)
     assert isinstance(layer.pattern, Pattern)
     assert Kernel(0, layer.layout, layer.values).least == 0
+
+
+def _like_its_weights(layer: SparseLinear) -> None:
+    x = torch.randn(3, layer.in_features)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), x @ layer.dense().T, rtol=1e-4, atol=1e-4)
+
+
+def _learned(layer: SparseLinear, steps: int) -> SparseLinear:
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    for _ in range(steps):
+        layer.train()(torch.randn(5, layer.in_features)).pow(2).mean().backward()
+        optimizer.step()
+    return layer.eval()
+
+
+def test_values_that_were_exchanged_or_copied_are_never_computed_as_they_were() -> None:
+    layer = _learned(SparseLinear(torch.randn(9, 7) * (torch.rand(9, 7) > 0.5)), 3)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    for copied in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
+        for steps in (0, 1, 1, 1, 1):  # a copy counts its changes from 0: at 3 it is as new again
+            _like_its_weights(_learned(copied, steps))
+    layer.values.data = torch.randn_like(layer.values)
+    _like_its_weights(layer)
+    layer.values = torch.nn.Parameter(torch.randn_like(layer.values))
+    _like_its_weights(layer)
+    layer.values.data.mul_(2)  # which torch does not count
+    _like_its_weights(layer.eval())
+
+
+def test_a_state_of_other_weights_is_refused_before_anything_is_loaded() -> None:
+    layer, other = SparseLinear(torch.eye(5)), SparseLinear(torch.ones(5, 5))
+    with pytest.raises(InputError, match="has 25 values, the layer 5: make the layer"):
+        layer.load_state_dict(other.state_dict())
+    _like_its_weights(layer)
+
+
+def test_a_layer_without_outputs_and_one_under_autocast_have_gradients() -> None:
+    layer = SparseLinear(torch.ones(0, 5), torch.ones(0))
+    layer(torch.ones(3, 5)).sum().backward()
+    assert layer.bias is not None
+    assert layer.bias.grad is not None
+    layer = SparseLinear(torch.eye(5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(torch.nn.Linear(5, 5)(torch.ones(2, 5)))
+    found.sum().backward()
+    assert found.dtype == torch.float32
+    assert layer.values.grad is not None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ class SparseLinear(nn.Module):
 
     While it trains, its values are a parameter, and gradients are computed at their places alone;
     in eval mode, without gradients, they lie packed for the kernels. What ``torch.compile`` and
-    ``torch.export`` make for inference reads them as they were at the last call of ``eval()``.
+    ``torch.export`` make for inference reads them as they were at the last call of ``eval()``; so
+    does a layer whose values were changed where torch does not count it (``values.data.mul_(2)``,
+    and tensors that were made in inference mode). Under autocast it computes in float32.
 
     Args:
         weight: ``[out, in]`` float32; what is zero is left out.
@@ -82,9 +84,10 @@ class SparseLinear(nn.Module):
         self.register_buffer("first", pattern.first)
         self.register_buffer("column", pattern.column)
         self.least: list[int] = []
-        self._packed_at = -1
+        self._packed: tuple[Tensor, int] | None = None
         self._lay_out()
-        self.register_load_state_dict_post_hook(lambda module, keys: module._lay_out())
+        self.register_load_state_dict_pre_hook(_refuse_others)
+        self.register_load_state_dict_post_hook(_lay_out_again)
 
     @property
     def pattern(self) -> Pattern:
@@ -107,7 +110,7 @@ class SparseLinear(nn.Module):
         for name, value in (("layout", forward.numbers), ("order", forward.order),
                             ("turned", back.numbers), ("turned_order", own)):  # fmt: skip
             self.register_buffer(name, value, persistent=False)
-        self._packed_at = -1
+        self._packed = None
 
     def pack(self) -> None:
         """Lay the values out for the kernels, after they changed; forward does so where it must."""
@@ -122,17 +125,31 @@ class SparseLinear(nn.Module):
         for i, kernel in enumerate(made):
             self.register_buffer(f"kernel_{i}", kernel.layout, persistent=False)
             self.register_buffer(f"packed_{i}", kernel.values, persistent=False)
-        self._packed_at = version_of(self.values)
+        # an alias keeps the memory, so that no other values can ever lie at this place
+        self._packed = self.values.detach(), version_of(self.values)
+
+    def _is_packed(self) -> bool:
+        """Whether what is packed are the values, and unchanged as far as torch counts changes."""
+        if self._packed is None:
+            return False
+        alias, version = self._packed
+        return alias.data_ptr() == self.values.data_ptr() and version == version_of(self.values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: a copy counts its changes anew."""
+        return self.__dict__ | {"_packed": None}
 
     def train(self, mode: bool = True) -> SparseLinear:
         """As torch's; in eval mode the values are packed at once."""
         super().train(mode)
-        if not mode and self._packed_at != version_of(self.values):
+        if not mode:
             self.pack()
         return self
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[…, in]`` to ``[…, out]``; the residual, of that shape, goes before the activation."""
+        if torch.is_autocast_enabled("cpu") and self.values.dtype == torch.float32:
+            x, residual = x.float(), None if residual is None else residual.float()
         given = (x, self.values, self.bias, residual)
         trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         # a graph that is compiled in training mode reads the values themselves, as they change
@@ -146,7 +163,7 @@ class SparseLinear(nn.Module):
         return found
 
     def _by_kernels(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        if not torch.compiler.is_compiling() and self._packed_at != version_of(self.values):
+        if not torch.compiler.is_compiling() and not self._is_packed():
             self.pack()
         numbers = range(len(self.least))
         found: Tensor = torch.ops.prunus.packed_linear(
@@ -162,3 +179,21 @@ class SparseLinear(nn.Module):
             f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, "
             f"density={self.pattern.density:.3g}, activation={self.activation}"
         )
+
+
+def _refuse_others(layer: SparseLinear, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    """Before anything is loaded: a state of another number of values, or a damaged one."""
+    first, column = (state.get(f"{prefix}{name}") for name in ("first", "column"))
+    if first is None or column is None:
+        return  # torch says what is missing
+    if column.numel() != layer.column.numel():
+        raise InputError(
+            f"the state of '{prefix.removesuffix('.')}' has {column.numel()} values, the layer "
+            f"{layer.column.numel()}: make the layer with the mask that the state was saved with"
+        )
+    Pattern(first, column, layer.out_features, layer.in_features).refuse()
+
+
+def _lay_out_again(layer: SparseLinear, *_: Any) -> None:
+    """After a state was loaded; a function with a name, which pickle can write."""
+    layer._lay_out()

@@ -100,7 +100,7 @@ def _backward(context: Any, dy: Tensor) -> tuple[Any, ...]:
     dx, own = backward(dy, x, values, *pattern, of_x, of_values)
     return (
         dx if of_x else None, own if of_values else None, None, None, None, None,
-        dy.reshape(-1, dy.shape[-1]).sum(0) if of_bias else None, dy if of_residual else None,
+        dy.sum_to_size(dy.shape[-1:]) if of_bias else None, dy if of_residual else None,
         None, None,
     )  # fmt: skip
 

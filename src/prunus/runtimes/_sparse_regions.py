@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus.kernels.conv_steps import Activation, Pair, Program, Step
-from prunus.runtimes._sparse_sites import LEAST, tensors_by_name
+from prunus.runtimes._sparse_sites import LEAST, tensors_by_name, writes
 
 aten = torch.ops.aten
 ACTIVATIONS: dict[Any, Activation] = {
@@ -118,6 +118,8 @@ class _Finder:
             handler = self._handler(node.target)
         if handler is not None and picture(node.all_input_nodes[0]) and handler(node):
             return
+        if writes(node):
+            self.close()  # what was read before must be computed before
         now = self.now
         if any(n in now.outside or n in now.values for n in node.all_input_nodes):
             now.outside.add(node)
@@ -186,7 +188,7 @@ class _Finder:
         hard = node.target in (aten.hardtanh.default, aten.hardtanh_.default)
         if hard and more != [0.0, 6.0]:
             return False
-        if node.kwargs.get("approximate", "none") != "none" or _changes(node, x):
+        if node.kwargs.get("approximate", "none") != "none" or self._changes(node, x):
             return False
         draft = self._fresh(x)
         if draft is not None and draft.open:
@@ -199,7 +201,12 @@ class _Finder:
 
     def _add(self, node: fx.Node) -> bool:
         one, other = _args(node)
-        if not isinstance(other, fx.Node) or node.kwargs or one is other or _changes(node, one):
+        if (
+            not isinstance(other, fx.Node)
+            or node.kwargs
+            or one is other
+            or self._changes(node, one)
+        ):
             return False
         if not picture(other) or shape_of(one) != shape_of(other):
             return False
@@ -264,6 +271,10 @@ class _Finder:
     def _place(self, node: fx.Node) -> int:
         value = self._internal(node)
         return value[1] if value is not None and value[0] == "step" else -1
+
+    def _changes(self, node: fx.Node, x: fx.Node) -> bool:
+        """Whether it changes in place what others read too, or what no step of the region made."""
+        return writes(node) and (len(x.users) > 1 or self._place(x) == -1)
 
     def _fresh(self, node: Any) -> Draft | None:
         """The step of a node that nothing else reads."""
@@ -365,11 +376,6 @@ def picture(node: Any) -> bool:
     if not isinstance(value, Tensor) or value.dim() != 4 or value.dtype != torch.float32:
         return False
     return all(isinstance(n, int) for n in value.shape[1:]) and value.device.type == "cpu"
-
-
-def _changes(node: fx.Node, x: Any) -> bool:
-    """Whether it changes in place what others read too."""
-    return node.target.__name__.split(".")[0].endswith("_") and len(x.users) > 1  # type: ignore[union-attr]
 
 
 def _pair(given: Any, default: int) -> Pair:

@@ -104,15 +104,35 @@ def _with_followers(node: fx.Node, weight: Tensor) -> Site:
     after = _only_user(last)
     if after is not None and after.target in (aten.add.Tensor, aten.add_.Tensor):
         other = after.args[1] if after.args[0] is last else after.args[0]
-        mine = not after.kwargs and other is not last
+        mine = not after.kwargs and other is not last and _at_once(node, after)
         if isinstance(other, fx.Node) and mine and _alike(other, last):
             last, residual, after = after, other, _only_user(after)
     activation = "none"
-    exact = after is not None and after.kwargs.get("approximate", "none") == "none"
-    if exact and after is not None and after.args == (last,) and after.target in _FOLLOW:
+    fits = after is not None and after.kwargs.get("approximate", "none") == "none"
+    fits = fits and after is not None and _at_once(node, after)
+    if fits and after is not None and after.args == (last,) and after.target in _FOLLOW:
         last, activation = after, _FOLLOW[after.target]
     assert bias is None or isinstance(bias, fx.Node)
     return Site(node, last, weight, bias, residual, activation)
+
+
+def _at_once(node: fx.Node, after: fx.Node) -> bool:
+    """Whether both can be computed where the later one is: what lies between writes to nothing,
+    and the later one at most to what the layer gave, which nobody else reads."""
+    if writes(after) and after.args[0] not in (node, node.next):
+        return False
+    between = node.next
+    while between is not after:
+        if writes(between) and between.args[0] is not node:
+            return False
+        between = between.next
+    return True
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether it changes a tensor in place."""
+    known = schema(node.target) if node.op == "call_function" else None
+    return known is not None and bool(known.is_mutable)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -141,7 +161,12 @@ class Layer(nn.Module):
 
 
 def put(module: fx.GraphModule, site: Site, kernels: Sequence[Kernel]) -> None:
-    """A prepared layer in the place of a linear one and of what follows it."""
+    """A prepared layer in the place of a linear one and of what follows it.
+
+    What follows is looked up again: a sum of two layers is the first one's alone, and a residual
+    may be an answer of a layer that was put in already.
+    """
+    site = _with_followers(site.node, site.weight)
     known = tensors_by_name(module)
     bias = None if site.bias is None else known[str(site.bias.target)]
     rows, cols = site.weight.shape

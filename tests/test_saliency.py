@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import prunus
 from prunus import InputError
 from prunus.errors import RunError
+from prunus.methods.criteria.ria import ria
 from prunus.methods.signals import collect
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.phase import Run
@@ -336,3 +337,8 @@ def test_a_layer_without_gradients_is_told_of_and_a_network_without_any_is_refus
             nn.Linear(4, 4), recipe, calibration=[torch.zeros(8, 4)],
             loss=lambda m, x: m(x).square().mean(),
         )  # fmt: skip
+
+
+def test_an_empty_row_in_half_precision_scores_zero() -> None:
+    weight = torch.tensor([[1.0, -1.0], [0.0, 0.0]]).half()
+    assert torch.equal(ria(weight, torch.ones(2, 2))[1], torch.zeros(2))

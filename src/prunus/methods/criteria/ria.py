@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from annotated_types import Interval
 from torch import Tensor
 
@@ -22,12 +23,12 @@ def ria(
 
     Source: Zhang, Bai, Lin et al. 2024, arXiv:2402.12187.
 
-    >>> import torch
     >>> ria(torch.tensor([[1.0, -1.0], [3.0, 1.0]]), torch.ones(2, 2))
     tensor([[0.7500, 1.0000],
             [1.5000, 0.7500]])
     """
     size = weight.detach().abs()
+    size = size.to(torch.promote_types(size.dtype, torch.float32))  # 1e-12 is 0 in float16
     rows = size.flatten(1)
     share = rows / rows.sum(1, keepdim=True).clamp(min=1e-12)
     share = share + rows / rows.sum(0, keepdim=True).clamp(min=1e-12)

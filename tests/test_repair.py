@@ -525,3 +525,18 @@ def test_a_model_in_eval_mode_is_repaired_within_whatever_is_put_around_it(
         found.append(inner.state_dict())
     for name, tensor in found[0].items():
         assert torch.equal(tensor, found[1][name]), name
+
+
+@pytest.mark.parametrize("repair", ["bias_correction", "least_squares"])
+def test_a_unit_of_which_nothing_is_left_gets_no_bias_again(repair: str) -> None:
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    masked = copy.deepcopy(whole)
+    with torch.no_grad():
+        masked[0].weight[:2] = 0
+        masked[0].bias[:2] = 0
+        masked[0].bias[5] = 0  # of a unit that stays
+    prunus.repair(masked, [torch.randn(16, 4)], repair=repair, reference=whole)
+    assert not masked[0].weight[:2].any()
+    assert not masked[0].bias[:2].any()
+    assert masked[0].bias[5] != 0

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prunus._common import rng as randomness
+from prunus._common.activations import is_affine
 from prunus._common.given import given_batches, given_hooks, given_model, not_taken
 from prunus._common.inputs import Inputs, called
 from prunus._common.kinds import given_number
@@ -19,6 +20,7 @@ from prunus._common.traces import without_trace
 from prunus.deployment.calibration import passes_of
 from prunus.errors import InputError
 from prunus.methods.repairs import RepairContext
+from prunus.methods.repairs._affine import bias_of, kernel_rows
 from prunus.methods.traits import trait
 from prunus.progressive.engine import PruningEngine
 from prunus.progressive.state import RunContext, RunState
@@ -50,7 +52,8 @@ def repair(
             moved along blocks of the Fisher matrix), or a mapping with settings.
             ``prunus list repairs`` shows all.
         reference: the model before the cut, which all but the first need.
-        masks: what must stay zero; by default every weight that is zero.
+        masks: what must stay zero; by default every weight that is zero, and the bias of units
+            of which nothing is left.
         loss: ``(model, batch) -> scalar``, which knows how to call the model, and which
             ``second_order`` needs; without it a batch is what the model is called with.
         seed: of noise in the model.
@@ -79,7 +82,7 @@ def repair(
     if calibration is None:
         raise InputError("repair passes batches through the model: give calibration, not None")
     if masks is None:
-        masks = {n: p.detach() != 0 for n, p in model.named_parameters() if p.dim() > 1}
+        masks = _zeros_of(model)
     else:
         masks = match_names(model, masks)
     before = copy_of(model)
@@ -95,6 +98,18 @@ def repair(
     except BaseException:
         put_back(model, before)
         raise
+
+
+def _zeros_of(model: nn.Module) -> Masks:
+    """What is zero by a cut: a bias alone is not, behind a row without a weight it is."""
+    masks = {n: p.detach() != 0 for n, p in model.named_parameters() if p.dim() > 1}
+    names = {id(p): n for n, p in model.named_parameters()}
+    for module in model.modules():
+        bias = bias_of(module) if is_affine(module) else None
+        if bias is not None:
+            name, left = names[id(bias)], kernel_rows(module).any(dim=1) | (bias.detach() != 0)
+            masks[name] = masks[name] | left if name in masks else left  # of all that share it
+    return masks
 
 
 def _refuse_batch(model: nn.Module, inputs: Inputs) -> None:

@@ -25,6 +25,7 @@ from prunus.kernels.linear import SparseLinear
 from prunus.kernels.native import SETS, VARIABLE, built, library, usable
 from prunus.kernels.pattern import Pattern
 from prunus.kernels.product import ACTIVATIONS, gradient, product
+from prunus.pruning.sparse_training import Layouts
 
 if not usable():
     pytest.skip(compiled.LACKING, allow_module_level=True)
@@ -562,3 +563,17 @@ def test_a_layer_without_outputs_and_one_under_autocast_have_gradients() -> None
     found.sum().backward()
     assert found.dtype == torch.float32
     assert layer.values.grad is not None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_mode_derivatives_are_refused_where_torch_would_call_them_zero(
+    training: bool,
+) -> None:
+    layer, x = SparseLinear(torch.eye(5)).train(training), torch.randn(3, 5)
+    with pytest.raises(InputError, match="no forward-mode derivatives"):
+        torch.func.jvp(layer, (x,), (x,))
+    pulled = torch.func.vjp(layer.train(), x)[1](x)
+    torch.testing.assert_close(pulled, (x,))
+    sparse = Layouts.of(torch.eye(5) > 0, 3)
+    with pytest.raises(InputError, match="no forward-mode derivatives"):
+        torch.func.jvp(lambda w: sparse(x, w, None), (torch.eye(5),), (torch.eye(5),))

@@ -13,6 +13,7 @@ from prunus.kernels.conv_native import calls
 from prunus.kernels.conv_steps import ACTIVATIONS, Activation, Pair, Program, Step
 from prunus.kernels.layouts import FULL, Cut, Layout, tiles
 from prunus.kernels.pattern import Pattern, described
+from prunus.kernels.tangents import refuse_tangents
 
 BAND = 6144
 """Floats of pictures, for one strip of pixels, that stay in the first cache."""
@@ -125,6 +126,7 @@ class SparseConv2d(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[batch, in, height, width]`` to ``[batch, out, …]``; the residual is of that shape."""
+        refuse_tangents(x, residual)
         step, inputs = self.step, [x]
         if residual is not None:
             step, inputs = replace(step, more=1), [x, residual]

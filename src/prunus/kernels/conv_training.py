@@ -21,6 +21,7 @@ from prunus.kernels.layouts import head_of, packed, placed, tiles, unpacked
 from prunus.kernels.native import NOT_FINITE, REFUSED, library
 from prunus.kernels.operator import LIBRARY
 from prunus.kernels.pattern import Pattern
+from prunus.kernels.tangents import refuse_tangents
 
 SIGNATURES = (
     "sparse_conv(Tensor x, Tensor weight, Tensor layout, Tensor order, Tensor turned, "
@@ -67,6 +68,7 @@ class ConvLayouts:
         padding: Pair = (0, 0), dilation: Pair = (1, 1),
     ) -> Tensor:  # fmt: skip
         """conv2d(x, weight ⊙ mask) + bias; the gradient of what the mask removes is zero."""
+        refuse_tangents(x, weight, bias)
         found: Tensor = torch.ops.prunus.sparse_conv(
             x, weight, self.layout, self.order, self.turned, self.turned_order, bias,
             stride, padding, dilation,

@@ -15,6 +15,7 @@ from prunus.kernels.choosing import Kernel, Values, cuts, kernels
 from prunus.kernels.layouts import FULL, packed, placed, tiles
 from prunus.kernels.pattern import Pattern, described
 from prunus.kernels.product import ACTIVATIONS
+from prunus.kernels.tangents import refuse_tangents
 
 
 class SparseLinear(nn.Module):
@@ -151,6 +152,7 @@ class SparseLinear(nn.Module):
         if torch.is_autocast_enabled("cpu") and self.values.dtype == torch.float32:
             x, residual = x.float(), None if residual is None else residual.float()
         given = (x, self.values, self.bias, residual)
+        refuse_tangents(*given)
         trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         # a graph that is compiled in training mode reads the values themselves, as they change
         if trains or (torch.compiler.is_compiling() and (self.training or not self.least)):

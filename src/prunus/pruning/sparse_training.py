@@ -23,6 +23,7 @@ from prunus.kernels.conv_steps import Pair
 from prunus.kernels.conv_training import ConvLayouts
 from prunus.kernels.layouts import placed, tiles
 from prunus.kernels.pattern import Pattern
+from prunus.kernels.tangents import refuse_tangents
 from prunus.pruning.enforce import Enforcer
 from prunus.types import Masks
 
@@ -60,6 +61,7 @@ class Layouts:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x · (weight ⊙ mask)ᵀ + bias; the gradient of what the mask removes is zero."""
+        refuse_tangents(x, weight, bias)
         found: Tensor = torch.ops.prunus.sparse_linear(
             x, weight.reshape(-1), self.layout, self.order, self.turned, self.turned_order, bias,
             None, self.rows, "none",

@@ -565,6 +565,7 @@ def test_a_layer_without_outputs_and_one_under_autocast_have_gradients() -> None
     assert layer.values.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, of jvp
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_mode_derivatives_are_refused_where_torch_would_call_them_zero(
     training: bool,
@@ -572,8 +573,6 @@ def test_forward_mode_derivatives_are_refused_where_torch_would_call_them_zero(
     layer, x = SparseLinear(torch.eye(5)).train(training), torch.randn(3, 5)
     with pytest.raises(InputError, match="no forward-mode derivatives"):
         torch.func.jvp(layer, (x,), (x,))
-    pulled = torch.func.vjp(layer.train(), x)[1](x)
-    torch.testing.assert_close(pulled, (x,))
     sparse = Layouts.of(torch.eye(5) > 0, 3)
     with pytest.raises(InputError, match="no forward-mode derivatives"):
         torch.func.jvp(lambda w: sparse(x, w, None), (torch.eye(5),), (torch.eye(5),))

@@ -62,7 +62,7 @@ def transformers() -> Any:
     found = pytest.importorskip("transformers", reason="transformers is not installed")
     try:
         importlib.import_module("transformers.models.llama.modeling_llama")
-    except Exception as error:  # of torchao, which may ask for another torch
+    except (ImportError, AttributeError, RuntimeError) as error:  # torchao asks for another torch
         pytest.skip(f"transformers does not import its models here: {error}")
     return found
 

@@ -540,3 +540,33 @@ def test_a_unit_of_which_nothing_is_left_gets_no_bias_again(repair: str) -> None
     assert not masked[0].weight[:2].any()
     assert not masked[0].bias[:2].any()
     assert masked[0].bias[5] != 0
+
+
+class Listed(nn.Module):
+    """A block that runs three times, from a list that has it once or under three names."""
+
+    def __init__(self, *, names: int) -> None:
+        super().__init__()
+        self.norm, self.last, self.out = nn.BatchNorm1d(6), Residual(), nn.Linear(6, 2)
+        self.blocks = nn.ModuleList([Residual()] * names)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        for place in range(3):
+            x = self.blocks[place % len(self.blocks)](x)
+        return self.out(self.last(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("repair", ["bias_correction", "least_squares", "reconstruct"])
+def test_a_module_of_several_names_is_one_module_and_shares_nothing(repair: str) -> None:
+    batches = [(torch.randn(8, 6), torch.zeros(8, dtype=torch.long)) for _ in range(4)]
+    found = []
+    for number in (1, 3):
+        torch.manual_seed(0)
+        model = Listed(names=number)
+        prunus.prune(model, {"target": 0.5, "repair": repair}, calibration=batches,
+                     loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]))  # fmt: skip
+        found.append(dict(model.named_parameters()))
+    assert found[0].keys() == found[1].keys()
+    for name, parameter in found[0].items():
+        torch.testing.assert_close(found[1][name], parameter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +66,21 @@ def trains(model: nn.Module) -> bool:
     """
     innermost = (m for m in model.modules() if next(m.children(), None) is None)
     return model.training and any(m.training for m in innermost)
+
+
+def holders(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter, by its identity: one more than one is shared.
+
+    A module that has several names is one.
+
+    >>> layer, other = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    >>> holders(nn.Sequential(layer, layer))[id(layer.weight)]
+    1
+    >>> other.weight = layer.weight
+    >>> holders(nn.Sequential(layer, other))[id(layer.weight)]
+    2
+    """
+    return Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
 
 
 def take_mode(module: nn.Module, of: nn.Module) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunus._common.modules import holders
 from prunus.compaction.slicing.attributes import Attribute
 from prunus.compaction.slicing.norms import Wide, Widening, WideRMSNorm
 from prunus.compaction.verifying.verify import TOLERANCE, Double, difference
@@ -36,7 +36,7 @@ def rescale(model: nn.Module) -> list[Attribute]:
     >>> model[0], model[0].weight[0].item(), torch.allclose(model(torch.ones(1, 2)), before)
     (RMSNorm((2,), eps=4.0, elementwise_affine=True), 2.0, True)
     """
-    users = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    users = holders(model)
     found: list[Attribute] = []
     for path, module in model.named_modules():
         if not isinstance(module, Wide) or isinstance(module, nn.LayerNorm):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from prunus._common.activations import Place, is_affine, places, watch
 from prunus._common.distributed import total
 from prunus._common.lockstep import walking
-from prunus._common.modules import evaluating, held
+from prunus._common.modules import evaluating, held, holders
 from prunus._common.names import module_names
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus._common.unfolding import at_once, columns, rows, spatial, weight_rows
@@ -87,7 +86,7 @@ def layer_by_layer(
     passes = [*context.passes()]
     if not passes:
         raise InputError("calibration contains no batch (an exhausted iterator? pass a list)")
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    owners = holders(model)
     chosen = []
     for place in order or places(model, passes):
         twin, weight = twins.get(plain[place.name]), place.module.get_parameter("weight")

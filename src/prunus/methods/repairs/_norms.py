@@ -20,8 +20,8 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def norms_of(model: nn.Module) -> list[AnyBatchNorm]:
     """The batch norms that are not frozen."""
     every: list[AnyBatchNorm] = [m for m in model.modules() if isinstance(m, _NORMS)]
-    frozen = trains(model)
-    return [m for m in every if m.track_running_stats and (m.training or not frozen)]
+    training = trains(model)
+    return [m for m in every if m.track_running_stats and (m.training or not training)]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from prunus._common.activations import read_by
 from prunus._common.as_written import looked_into
 from prunus._common.distributed import mean
-from prunus._common.modules import evaluating, held
+from prunus._common.modules import evaluating, held, holders
 from prunus._common.torch_internals import AnyBatchNorm
 from prunus.methods.repairs import RepairContext
 from prunus.methods.repairs._norms import ALONE, averaging, kept_on_error, norms_of
@@ -77,7 +76,7 @@ def settle(context: RepairContext) -> None:
 
 def _own(model: nn.Module) -> list[AnyBatchNorm]:
     """The norms whose γ and β are parameters, of no other module and not computed."""
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    owners = holders(model)
     found = []
     for norm in norms_of(model):
         pair = [held(norm._parameters, key) for key in ("weight", "bias")]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunus._common.activations import FarEnough, is_affine, places
 from prunus._common.as_written import looked_into
 from prunus._common.inputs import Inputs
-from prunus._common.modules import evaluating
+from prunus._common.modules import evaluating, holders
 from prunus._common.names import each_meant, module_names, module_paths
 from prunus._common.nested import map_tensors, tensors_of
 from prunus.errors import InputError, RunError
@@ -177,13 +177,9 @@ def _fit(
     rate: float,
 ) -> None:
     block = context.model.get_submodule(name)
-    others = {
-        id(p)
-        for n, p in context.model.named_parameters(remove_duplicate=False)
-        if not n.startswith(f"{name}.")
-    }  # a tensor that two blocks share fits neither
+    others = holders(context.model) - holders(block)  # a tensor that two blocks share fits neither
     own = {n: p for n, p in block.named_parameters(prefix=name)
-           if p.is_floating_point() and id(p) not in others}  # fmt: skip
+           if p.is_floating_point() and not others[id(p)]}  # fmt: skip
     if not own:
         return
     masks = {n: context.masks[n].to(p.device) for n, p in own.items() if n in context.masks}
